@@ -1,0 +1,105 @@
+"""Trained network <-> the folder that carries it: weights, classes, preprocessing, calibration; no pickle.
+
+    bundle/  model.safetensors   the weights under the network's own names
+             model.onnx          the same network with preprocessing and calibration inside (fieldmark.export)
+             bundle.json         everything else, also inside model.onnx
+
+Reading needs no torch; `network` and `write_weights` do.
+"""
+
+import json
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fieldmark.errors import FieldmarkError
+
+if TYPE_CHECKING:
+    from fieldmark.network import Network
+
+FORMAT = 1
+"""Raised when an older Fieldmark could no longer read what a newer one writes."""
+
+Info = dict[str, Any]
+
+
+def describe(
+    network: "Network", classes: list[str], preprocessing: Info, temperature: float, threshold: float, fingerprint: str
+) -> Info:
+    """What `bundle.json` holds."""
+    packages = ("fieldmark", "torch", "pillow", "numpy", "onnxruntime")
+    return {
+        "format": FORMAT,
+        "classes": classes,
+        "preprocessing": preprocessing,
+        "temperature": temperature,
+        "threshold": threshold,
+        "network": network.spec,
+        "fingerprint": fingerprint,
+        "versions": {package: version(package) for package in packages},
+    }
+
+
+def write(folder: Path, info: Info, network: "Network") -> None:
+    """`model.safetensors` and `bundle.json` into the folder."""
+    from fieldmark import checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(folder / "model.safetensors", network.state_dict(), {})
+    (folder / "bundle.json").write_text(json.dumps(info, ensure_ascii=False, indent=1), encoding="utf-8")
+
+
+def find(path: str | Path) -> Path:
+    """RUN, bundle folder or exported file -> the .onnx file that answers.
+
+    Raises:
+        FieldmarkError: nothing of ours is there, or the run has not finished.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".onnx":
+        return path
+    for folder in (path / "bundle", path):
+        if (folder / "model.onnx").is_file():
+            return folder / "model.onnx"
+    if (path / "recipe.yaml").is_file():
+        raise FieldmarkError(f"the run {path} has not finished; go on with: fieldmark train ... --out {path} --resume")
+    raise FieldmarkError(
+        f"{path} is no run, bundle or exported model" + ("" if path.exists() else ": it does not exist")
+    )
+
+
+def check(info: Info, where: object) -> Info:
+    """The info itself, when this version can read it."""
+    if not isinstance(info, dict) or not isinstance(info.get("format"), int):
+        raise FieldmarkError(f"{where} was not made by Fieldmark")
+    if info["format"] > FORMAT:
+        raise FieldmarkError(
+            f"{where} was made by a later version (format {info['format']}, this one reads up to {FORMAT}): "
+            "pip install --upgrade fieldmark"
+        )
+    return info
+
+
+def read(folder: str | Path) -> Info:
+    """What the `bundle.json` of a run or bundle says.
+
+    Raises:
+        FieldmarkError: there is none, it is damaged, or a later version wrote it.
+    """
+    file = find(folder).with_name("bundle.json")
+    try:
+        return check(json.loads(file.read_text(encoding="utf-8")), file)
+    except (OSError, ValueError) as error:
+        raise FieldmarkError(f"cannot read {file}: {error}") from None
+
+
+def network(folder: str | Path) -> "Network":
+    """The trained network as a torch module in eval mode: uint8 or float photos normalised -> logits."""
+    from safetensors.torch import load_file
+
+    from fieldmark.network import rebuild
+
+    info = read(folder)
+    rebuilt = rebuild(info["network"])
+    rebuilt.load_state_dict(load_file(find(folder).with_name("model.safetensors")))
+    return rebuilt.eval()

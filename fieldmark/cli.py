@@ -1,0 +1,316 @@
+"""Command line -> one plain function per verb; JSON on stdout, everything for people on stderr, exit codes 0, 1, 2."""
+
+import dataclasses
+import functools
+import inspect
+import json
+import os
+import shlex
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+from fieldmark import machine
+from fieldmark import recipe as recipes
+from fieldmark.errors import FieldmarkError
+from fieldmark.recipe import Recipe
+
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="From a folder of labelled photos to a classifier you can trust, and can read.",
+)
+
+Photos = Annotated[
+    str,
+    typer.Argument(
+        metavar="PHOTOS", help="Folder with a folder of photos per class, or with train/, val/ and test/ of them."
+    ),
+]
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, its bundle, or an exported .onnx file.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
+
+
+@app.command()
+def check(photos: Photos, as_json: Json = False) -> None:
+    """Audit a folder of photos; changes nothing. Exit code 1 when there is something to see to."""
+    from fieldmark.photos.audit import audit
+    from fieldmark.photos.catalog import read
+    from fieldmark.progress import Reporter
+
+    catalog, reporter = read(photos), Reporter()
+    with reporter.bar("reading", "photos") as advance:
+        found = audit(catalog, progress=advance)
+    findings = found.to_json(catalog)
+    if as_json:
+        _print(findings)
+    else:
+        for name, n in findings["classes"].items():
+            print(f"{n:8,}  {_plain(name)}")
+        print(f"{findings['photos']:8,}  photos")
+        for warning in findings["warnings"]:
+            reporter.warn(warning)
+        if not findings["warnings"]:
+            print("Nothing to see to.")
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def _train(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: bool) -> None:
+    from fieldmark.run import train
+
+    run = train(
+        photos,
+        recipe,
+        out=out,
+        resume=resume,
+        started=machine.STARTED,
+        command=shlex.join(["fieldmark", *sys.argv[1:]]),
+    )
+    if as_json:
+        _print(run.metrics)
+        return
+    test = run.metrics["test"] or run.metrics["validation"]
+    if test:
+        low, high = test["ci95"]
+        what = "test" if run.metrics["test"] else "validation"
+        print(
+            f"Right on {test['accuracy']:.1%} of {test['n']:,} {what} photos it never trained on "
+            f"(95 % interval {low:.1%} to {high:.1%}), after {sum(run.metrics['seconds'].values()):.0f} s."
+        )
+    print(f"Read:  {run.folder / 'report.html'}\nUse:   fieldmark predict {shlex.quote(str(run.folder))} PHOTO")
+
+
+def train(
+    photos: Photos,
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for everything that the run leaves.")],
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="FILE", help="Settings from a YAML file; options win.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a classifier on a folder of photos: audit, split, two phases, test, report."""
+    asked = {name: value for name, value in settings.items() if value is not None}
+    chosen = dataclasses.replace(recipes.read(recipe), **asked) if recipe else Recipe(**asked)
+    _train(photos, out, resume, chosen, as_json)
+
+
+def _with_settings(verb: Callable[..., None]) -> Callable[..., None]:
+    """The verb with an option for every field of Recipe in place of `**settings`."""
+    own = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
+    types, texts, parameters = get_type_hints(Recipe), recipes.documented(), []
+    for field in dataclasses.fields(Recipe):
+        text = texts[field.name] + ("" if field.default is None else f" [default: {field.default}]")
+        flag = typer.Option(recipes.option(field.name), help=text, show_default=False)
+        kind = Annotated[types[field.name] | None, flag]
+        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
+
+    @functools.wraps(verb)
+    def with_settings(*args: Any, **kwargs: Any) -> None:
+        verb(*args, **kwargs)
+
+    signature = inspect.Signature([*own, *parameters])
+    with_settings.__signature__ = signature  # type: ignore[attr-defined]
+    with_settings.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+    return with_settings
+
+
+app.command()(_with_settings(train))
+
+
+@app.command()
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    photos: Annotated[
+        str | None, typer.Argument(metavar="[PHOTOS]", help="Another folder; without it, the run's test photos.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Figures on the test photos of a run, or on another folder (classes aligned by name)."""
+    from fieldmark.evaluate import evaluate as judge
+    from fieldmark.progress import Reporter
+
+    reporter = Reporter()
+    found = judge(run, photos, reporter)
+    if as_json:
+        _print(found)
+    else:
+        low, high = found["ci95"]
+        print(f"accuracy           {found['accuracy']:.4f}  ({low:.4f} to {high:.4f}, n = {found['n']:,})")
+        for name in (
+            "top5",
+            "balanced_accuracy",
+            "macro_f1",
+            "ece",
+            "coverage",
+            "roc_auc",
+            "sensitivity",
+            "specificity",
+        ):
+            if name in found:
+                print(f"{name:18} {found[name]:.4f}")
+        for warning in found["warnings"]:
+            reporter.warn(warning)
+    raise typer.Exit(1 if found["warnings"] else 0)
+
+
+@app.command()
+def predict(
+    model: Model,
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO...", help="Files, folders, globs, or - for a list on stdin.")
+    ],
+    csv: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the answers as CSV.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="So many of the likeliest classes.")] = 5,
+    as_json: Json = False,
+) -> None:
+    """Say what is on photos. Exit code 1 when one could not be read."""
+    from fieldmark.predict import Classifier, write_csv
+
+    answers, failed = Classifier(model).stream(photos, top), False
+    listed = []
+    if csv:
+        answers = write_csv(answers, Path(csv))
+    for answer in answers:
+        failed |= "error" in answer
+        if as_json:
+            listed.append(answer)
+        elif "error" in answer:
+            print(f"{_plain(answer['path'])}: {answer['error']}", file=sys.stderr)
+        elif not csv:
+            doubt = "" if answer["known"] else "   (perhaps none of these)"
+            print(f"{_plain(answer['path'])}: {_plain(answer['label'])} {answer['confidence']:.1%}{doubt}")
+    if as_json:
+        _print(listed)
+    raise typer.Exit(1 if failed else 0)
+
+
+@app.command()
+def zoo(
+    network: Annotated[
+        str | None,
+        typer.Argument(metavar="[NETWORK]", help="A network, as resnet50 or efficientnet_lite0+after=-1:mask."),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """List every network, or the layers of one."""
+    from fieldmark.network import inspect as networks
+
+    _rows(networks.layers(network) if network else networks.rows(), as_json)
+
+
+@app.command()
+def bench(
+    network: Annotated[str, typer.Argument(metavar="NETWORK")],
+    batch: Annotated[int, typer.Option("--batch", min=1, help="Photos in a batch.")] = 1,
+    image_size: Annotated[
+        int | None, typer.Option("--image-size", min=1, help="Pixels; without it, the network's own.")
+    ] = None,
+    training: Annotated[bool, typer.Option("--train", help="Time forward and backward, not forward alone.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Time a network: 10 runs to warm up, 100 timed; mean and standard deviation."""
+    from fieldmark.bench import bench as measure
+
+    found = measure(network, batch, image_size, training, lambda text: print(text, file=sys.stderr))
+    if as_json:
+        _print(found)
+    else:
+        print(f"{found['mean_s']:.4f} +/- {found['sd_s']:.4f} s a batch, {found['images_per_s']:.1f} images/s")
+
+
+@app.command()
+def demo(
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for the run.")] = "runs/demo",
+    budget: Annotated[str, typer.Option("--budget", help="Time for all of it.")] = "3m",
+    as_json: Json = False,
+) -> None:
+    """The main job on real photos that a pip install brings: 2,624 solar cells, functional or defective."""
+    from fieldmark.demo import solar_cells
+
+    if (Path(out) / "report.html").exists():
+        print(f"{out} is finished already; this is what it found.", file=sys.stderr)
+    photos = solar_cells(Path(out).with_name(Path(out).name + "-photos"))
+    _train(str(photos), out, Path(out).exists(), Recipe(budget=budget), as_json)
+
+
+# ---- printing
+
+
+def _print(found: Any) -> None:
+    print(json.dumps(_finite(found), ensure_ascii=False, indent=1))
+
+
+def _finite(found: Any) -> Any:
+    """JSON knows no NaN."""
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and found != found else found
+
+
+def _plain(name: str) -> str:
+    """A name without line breaks and other control characters, which could play tricks on a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name)
+
+
+def _rows(rows: list[dict[str, Any]], as_json: bool) -> None:
+    if as_json:
+        _print(rows)
+        return
+    cells = [[_cell(value) for value in row.values()] for row in rows]
+    table = [list(rows[0]) if rows else [], *cells]
+    widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
+    for line in table:
+        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def main() -> None:
+    """Entry point: errors that people can mend are one line and exit code 2, never a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        app()
+    except FieldmarkError as error:
+        problem = str(error)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.startswith("fieldmark"):
+            raise
+        problem = f"this needs {error.name}: pip install 'fieldmark[train]'"
+    except KeyboardInterrupt:
+        problem = "stopped; a training goes on with --resume"
+    except BrokenPipeError:  # `fieldmark zoo | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        problem = (
+            f"{where}{error.strerror or error}; when there is room and access again, a training goes on with --resume"
+        )
+    except Exception as error:
+        if os.environ.get("FIELDMARK_DEBUG"):
+            traceback.print_exc()
+        problem = f"a fault of Fieldmark: {type(error).__name__}: {error} (FIELDMARK_DEBUG=1 shows where)"
+    else:
+        return
+    print("fieldmark: " + " ".join(problem.split()), file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

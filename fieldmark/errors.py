@@ -1,0 +1,5 @@
+"""The one error that people are meant to read."""
+
+
+class FieldmarkError(Exception):
+    """Something the user can mend: one line that says what is wrong and what to do about it (exit code 2)."""

@@ -1,0 +1,162 @@
+"""Predictions -> figures with intervals; temperature and threshold from the validation photos."""
+
+import csv
+import json
+import math
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax, softmax
+from scipy.stats import binomtest
+from sklearn import metrics
+
+from fieldmark.errors import FieldmarkError
+from fieldmark.photos.catalog import count, listing, printable, read
+from fieldmark.photos.decode import Unreadable, prepare
+from fieldmark.predict import Classifier, ahead
+from fieldmark.progress import Reporter
+
+Figures = dict[str, Any]
+
+FEW = 20
+"""With fewer validation photos than this nothing is calibrated."""
+COVERAGE = 0.95
+"""Share of the validation photos that the threshold lets through as known."""
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T for which softmax(logits / T) fits the labels best.
+
+    Guo et al. 2017, "On calibration of modern neural networks". logits (n, classes), labels (n,) -> T between 0.05 and 20; 1 where there are too few photos to tell.
+    """
+    if len(labels) < FEW:
+        return 1.0
+
+    def loss(log_t: float) -> float:
+        return float(-log_softmax(logits / math.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean())
+
+    return math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
+
+
+def threshold(logits: np.ndarray, t: float) -> float:
+    """The confidence below which a photo is "none of these": 95 % of the validation photos lie above it."""
+    if len(logits) < FEW:
+        return 0.0
+    return float(np.quantile(softmax(logits / t, axis=1).max(axis=1), 1 - COVERAGE))
+
+
+def figures(probabilities: np.ndarray, labels: np.ndarray, classes: list[str], least: float) -> Figures | None:
+    """Every figure of one set of photos; None where there are no photos.
+
+    Args:
+        probabilities: (n, classes).
+        labels: (n,) true class numbers.
+        least: the threshold of `known`.
+    """
+    n = len(labels)
+    if n == 0:
+        return None
+    numbers = list(range(len(classes)))
+    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
+    right = predicted == labels
+    interval = binomtest(int(right.sum()), n).proportion_ci(method="wilson")
+    precision, recall, f1, support = metrics.precision_recall_fscore_support(
+        labels, predicted, labels=numbers, zero_division=0.0
+    )
+    seen = np.asarray(support) > 0
+    known = confidence >= least
+    top5 = (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == labels[:, None]).any(1)
+    found: Figures = {
+        "accuracy": float(right.mean()),
+        "top5": float(top5.mean()),
+        "n": n,
+        "ci95": [float(interval.low), float(interval.high)],
+        "balanced_accuracy": float(np.asarray(recall)[seen].mean()),
+        "macro_f1": float(np.asarray(f1)[seen].mean()),
+        "ece": calibration_error(confidence, right),
+        "loss": float(-np.log(np.maximum(probabilities[np.arange(n), labels], 1e-12)).mean()),
+        "per_class": {
+            name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(s)}
+            for name, p, r, f, s in zip(classes, precision, recall, f1, support, strict=True)  # type: ignore[arg-type]
+        },
+        "confusion": metrics.confusion_matrix(labels, predicted, labels=numbers).tolist(),
+        "threshold": least,
+        "coverage": float(known.mean()),
+        "accuracy_known": float(right[known].mean()) if known.any() else None,
+    }
+    if len(classes) == 2 and seen.all():
+        positive = int(np.argmin(support))  # the rarer class is what one looks for
+        found |= {
+            "roc_auc": float(metrics.roc_auc_score(labels == positive, probabilities[:, positive])),
+            "sensitivity": float(np.asarray(recall)[positive]),
+            "specificity": float(np.asarray(recall)[1 - positive]),
+            "positive": classes[positive],
+        }
+    return found
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy over equal bins (Naeini et al. 2015)."""
+    place = np.minimum((confidence * bins).astype(int), bins - 1)
+    sums = np.bincount(place, confidence - right, bins)
+    return float(np.abs(sums).sum() / len(right))
+
+
+def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> Figures:
+    """Figures of a run's classifier on its test photos, or on the class folders of another folder.
+
+    Classes are aligned by name: photos of classes that the classifier does not know are left out and named in
+    `warnings`, as are its classes of which there is no photo.
+
+    Raises:
+        FieldmarkError: no finished run, no photos, or none of its classes.
+    """
+    classifier = Classifier(run)
+    number = {printable(name): k for k, name in enumerate(classifier.classes)}
+    if photos is None:
+        root, labelled = _test_photos(Path(run))
+    else:
+        catalog = read(photos)
+        root, labelled = catalog.root, [(photo.path, photo.label) for photo in catalog.photos]
+    present = {printable(label) for _, label in labelled}
+    unknown = sorted(present - set(number))
+    labelled = [(path, number[printable(label)]) for path, label in labelled if printable(label) in number]
+    if not labelled:
+        raise FieldmarkError(f"no photo in {root} is of a class that {run} knows: {listing(list(number))}")
+    probabilities, labels, unreadable = [], [], []
+    source = ((path, str(root / path)) for path, _ in labelled)
+    with reporter.bar("judging", "photos") as advance:
+        prepared = ahead(source, partial(prepare, preprocessing=classifier.info["preprocessing"]))
+        for k, ((path, label), (_, photo)) in enumerate(zip(labelled, prepared, strict=True)):
+            if isinstance(photo, Unreadable):
+                unreadable.append(path)
+            else:
+                probabilities.append(classifier.judge(photo)["probabilities"])
+                labels.append(label)
+            advance(k + 1, len(labelled))
+    if not labels:
+        raise FieldmarkError(f"no photo in {root} can be read; `fieldmark check` says why")
+    warnings = [
+        unknown and f"photos of classes that the classifier does not know left out: {listing(unknown)}",
+        (gone := sorted(set(number) - present)) and f"no photos of {listing(gone)}",
+        unreadable and f"{count(len(unreadable), 'photo')} could not be read: {listing(unreadable)}",
+    ]
+    found = figures(np.stack(probabilities), np.array(labels), classifier.classes, classifier.info["threshold"])
+    assert found is not None
+    return found | {"warnings": [text for text in warnings if text]}
+
+
+def _test_photos(run: Path) -> tuple[Path, list[tuple[str, str]]]:
+    """The folder of a run's photos, and path and label of its test photos."""
+    try:
+        folder = Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"])
+        with (run / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = [(row["path"], row["label"]) for row in csv.DictReader(file) if row["split"] == "test"]
+    except (OSError, ValueError, KeyError) as error:
+        raise FieldmarkError(f"{run} is no whole run ({error}): give the photos to evaluate on as well") from None
+    if not rows:
+        raise FieldmarkError(f"{run} has no test photos: give another folder to evaluate on")
+    return folder, rows

@@ -1,0 +1,79 @@
+"""Network -> one ONNX file with normalisation, temperature and evidence inside, checked against the original."""
+
+import json
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fieldmark.dataset import Normalise
+from fieldmark.network import Network
+from fieldmark.predict import Classifier
+
+
+class Answering(nn.Module):
+    """uint8 photos (n, size, size, 3) -> probabilities and logits (n, classes), evidence (n, h, w), known_score (n,).
+
+    The evidence is that of the top class. `known_score` is the confidence of the top class.
+    """
+
+    def __init__(self, network: Network, normalise: Normalise, temperature: float) -> None:
+        super().__init__()
+        self.network, self.normalise, self.temperature = network, normalise, temperature
+
+    def forward(self, photos: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        features = self.network.features(self.normalise(photos.permute(0, 3, 1, 2)))
+        logits = self.network.head(features)
+        probabilities = (logits / self.temperature).softmax(1)
+        known_score, top = probabilities.max(1)
+        return probabilities, logits, self.network.head.evidence(features, top), known_score
+
+
+def export(network: Network, info: dict[str, Any], file: Path) -> None:
+    """Write the network as ONNX; `info` (what bundle.json holds) goes along as metadata, so that one file is enough."""
+    import onnx
+
+    look = info["preprocessing"]
+    answering = Answering(network, Normalise(look["mean"], look["std"]), info["temperature"]).cpu().eval()
+    photos = torch.zeros(2, look["size"], look["size"], 3, dtype=torch.uint8)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the exporter's own deprecations
+        logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+        program = torch.onnx.export(
+            answering,
+            (photos,),
+            dynamo=True,
+            verbose=False,
+            external_data=False,
+            input_names=["photos"],
+            output_names=["probabilities", "logits", "evidence", "known_score"],
+            dynamic_shapes=({0: torch.export.Dim("n")},),
+        )
+    assert program is not None
+    model = program.model_proto
+    model.metadata_props.append(
+        onnx.StringStringEntryProto(key="fieldmark", value=json.dumps(info, ensure_ascii=False))
+    )
+    onnx.save(model, str(file))
+
+
+def verify(network: Network, info: dict[str, Any], classifier: Classifier, photos: list[np.ndarray]) -> dict[str, Any]:
+    """Largest difference of a probability, and share of equal labels, between torch and the export on real photos."""
+    look = info["preprocessing"]
+    answering = Answering(network, Normalise(look["mean"], look["std"]), info["temperature"]).cpu().eval()
+    differences, agreed = [0.0], 0
+    with torch.inference_mode():
+        for photo in photos:
+            ours = answering(torch.from_numpy(photo)[None])[0][0].numpy()
+            theirs = classifier.judge(photo)["probabilities"]
+            differences.append(float(np.abs(ours - theirs).max()))
+            agreed += int(ours.argmax() == theirs.argmax())
+    return {
+        "max_difference": max(differences),
+        "label_agreement": agreed / len(photos) if photos else None,
+        "photos": len(photos),
+    }

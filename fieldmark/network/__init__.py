@@ -1,0 +1,142 @@
+"""Words or constructors -> a Network: backbone x attention x head, with published weights where asked."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fieldmark.errors import FieldmarkError
+from fieldmark.network import spec
+from fieldmark.network import weights as published
+from fieldmark.network.attention import SE, Attention, Gate, Mask
+from fieldmark.network.backbone import Backbone, Network, Preprocessing
+from fieldmark.network.heads import Bilinear, Head, Linear
+from fieldmark.network.zoo import VARIANTS
+
+__all__ = [
+    "SE",
+    "VARIANTS",
+    "Attention",
+    "Backbone",
+    "Bilinear",
+    "Gate",
+    "Head",
+    "Linear",
+    "Mask",
+    "Network",
+    "Preprocessing",
+    "build",
+    "rebuild",
+]
+
+MakeAttention = Callable[..., Attention]
+MakeHead = Callable[[int, int], Head]
+
+
+def build(
+    backbone: str,
+    *,
+    attention: str | MakeAttention | None = None,
+    after: str | Mapping[int, str | MakeAttention] | None = None,
+    head: str | MakeHead | None = None,
+    classes: int = 1000,
+    weights: str | Path | None = None,
+    channels: int = 3,
+) -> Network:
+    """Build a network of the zoo, in training mode as torch does.
+
+    `attention` is the gate inside every block and `after` those after stages (-1 the last): words such as
+    `se(ratio=8)` and `-1:mask,-2:se`, or constructors. None is the paper's own, "none" no attention. `head=None` is the
+    published head. `weights` is None (random), "imagenet", or a .safetensors or .pth file under the published names;
+    attention that they do not bring starts as the identity. `channels` is the input's (3: RGB). The backbone's word may
+    carry the others: `resnet50+after=-1:mask+head=bilinear(reduced=64)`.
+
+    Raises FieldmarkError for unknown words, for weights that do not fit, and where weights cannot be had.
+
+    >>> build("efficientnet_lite0", after="-1:se(ratio=8)", classes=6).head
+    Linear(
+      (hidden): Sequential()
+      (fc): Linear(in_features=1280, out_features=6, bias=True)
+      (dropout): Dropout(p=0.2, inplace=False)
+    )
+    """
+    words = spec.parse_network(backbone)
+    backbone = words.pop("backbone")
+    arguments: dict[str, Any] = {"attention": attention, "after": after, "head": head}
+    for key, word in words.items():
+        if arguments[key] is not None:
+            raise FieldmarkError(f"{key} is given twice: in the network's words and beside them")
+        arguments[key] = word
+    variant = spec.known(backbone, VARIANTS, "network")
+    for name, number in (("classes", classes), ("channels", channels)):
+        if number < 1:
+            raise FieldmarkError(f"{name}={number}: a network has at least one")
+
+    attention, head = arguments["attention"], arguments["head"]
+    make_attention = spec.parse_attention(attention) if isinstance(attention, str) else attention
+    make_head = spec.parse_head(head) if isinstance(head, str) else head
+    slots = _slots(arguments["after"])
+    inside = {} if make_attention is None else {"attention": make_attention}
+    layers = variant.make(channels=channels, **inside)
+    width = list(layers.stages.values())[-1]
+    layers.insert(slots)
+    network = Network(
+        layers,
+        (make_head or variant.head)(width, classes),
+        _preprocessing(backbone, channels),
+        variant.frozen,
+        {
+            "backbone": backbone,
+            "attention": spec.spell(make_attention) if make_attention else None,
+            "after": spec.spell_after(slots) if slots else None,
+            "head": spec.spell(make_head) if make_head else None,
+            "classes": classes,
+            "channels": channels,
+            "inserted": False,
+        },
+    )
+    if weights is not None:
+        network.spec["inserted"] = published.load(
+            network,
+            _fetch(backbone, weights),
+            classifier=variant.classifier,
+            published_head=make_head is None,
+            source=str(weights),
+        )
+    return network
+
+
+def rebuild(words: Mapping[str, Any]) -> Network:
+    """The architecture of a network's `spec`, its gates in the same form, with no weights loaded."""
+    arguments = {key: word for key, word in words.items() if key != "inserted"}
+    network = build(**arguments)
+    if words["inserted"]:
+        for slot in network.slots.values():
+            slot.start_as_identity()
+        network.spec["inserted"] = True
+    return network
+
+
+def _slots(after: str | Mapping[int, str | MakeAttention] | None) -> dict[int, MakeAttention]:
+    if isinstance(after, str):
+        return spec.parse_after(after)
+    makers = (after or {}).items()
+    return {stage: spec.parse_attention(make) if isinstance(make, str) else make for stage, make in makers}
+
+
+def _preprocessing(backbone: str, channels: int) -> Preprocessing:
+    row = published.PUBLISHED.get(backbone)
+    preprocessing = row.preprocessing if row else published.IMAGENET
+    if channels == len(preprocessing.mean):
+        return preprocessing
+    # Without a colour to tell which channel is which, each gets the mean of the three.
+    mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
+    return replace(preprocessing, mean=(mean,) * channels, std=(std,) * channels)
+
+
+def _fetch(backbone: str, weights: str | Path) -> dict[str, Any]:
+    if weights != "imagenet":
+        return published.read(Path(weights))
+    if backbone not in published.PUBLISHED:
+        raise FieldmarkError(f"no published weights of {backbone} are known: give a file by --weights FILE, or none")
+    return published.PUBLISHED[backbone].fetch()

@@ -1,0 +1,147 @@
+"""Photos (n, channels, h, w) -> features (n, c, h', w') -> logits (n, classes): Backbone, Network, Preprocessing."""
+
+from collections import OrderedDict
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fieldmark.errors import FieldmarkError
+from fieldmark.network.attention import Attention
+from fieldmark.network.heads import Head
+
+
+def ends_stage(layer: nn.Module, channels: int) -> nn.Module:
+    """Mark the layer as the end of a stage whose map has so many channels, and give it back."""
+    layer.stage_channels = channels  # type: ignore[assignment]  # an int, which nn.Module stores as it is
+    return layer
+
+
+class Backbone(nn.Sequential):
+    """An ordered sequence of named layers under their published names; a slice of it is a Backbone too.
+
+    The layers that end a stage are marked by `ends_stage`, also inside nested nn.Sequentials.
+    """
+
+    @property
+    def stages(self) -> dict[str, int]:
+        """Dotted name of the layer that ends each stage -> channels of its map, in order."""
+        return dict(_stages(self, ""))
+
+    def split(self, name: str) -> tuple["Backbone", "Backbone"]:
+        """Cut right after the layer of that dotted name: two backbones that share this one's modules.
+
+        `split("blocks.3")` cuts before a slot that stands after the layer, `split("blocks.after_3")` behind it.
+        """
+        first, rest = _split(self, name.split("."), name)
+        return first, rest  # type: ignore[return-value]  # parts of a Backbone are Backbones
+
+    def insert(self, after: Mapping[int, Callable[..., Attention]]) -> None:
+        """Put attention slots after stages: stage number (as in a list, -1 the last) -> `(channels) -> module`.
+
+        The slot after `blocks.3` is called `blocks.after_3`.
+        """
+        stages = list(self.stages.items())
+        places = [number % len(stages) if -len(stages) <= number < len(stages) else None for number in after]
+        if None in places or len(set(places)) < len(places):
+            numbers = ", ".join(map(str, after))
+            count = len(stages)
+            raise FieldmarkError(f"after={numbers}: name each stage once, 0 to {count - 1} (or -{count} to -1)")
+        for number, make in after.items():
+            name, channels = stages[number]
+            parent, _, child = name.rpartition(".")
+            _insert(self.get_submodule(parent), child, f"after_{child}", make(channels))
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """How a photo becomes the network's input: the short side is resized to size / crop, the centre size x size taken.
+
+    `size` in pixels; `mean` and `std` per channel in pixel units (0..255), input = (pixel - mean) / std;
+    `interpolation` is "bicubic" or "bilinear".
+    """
+
+    size: int
+    crop: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    interpolation: str
+
+
+class Network(nn.Module):
+    """A backbone with a head.
+
+    `frozen` is the dotted name of the backbone's layer up to which fine-tuning keeps it frozen; `spec` are the words
+    that `rebuild` makes the same architecture from.
+    """
+
+    def __init__(
+        self, backbone: Backbone, head: Head, preprocessing: Preprocessing, frozen: str, spec: dict[str, Any]
+    ) -> None:
+        super().__init__()
+        self.backbone = backbone
+        self.head = head
+        self.preprocessing = preprocessing
+        self.frozen = frozen
+        self.spec = spec
+
+    @property
+    def slots(self) -> dict[str, Attention]:
+        """The attention modules that were added to the published network, by dotted name."""
+        return {
+            name: module
+            for name, module in self.named_modules()
+            if isinstance(module, Attention) and type(module) is not Attention
+        }
+
+    def features(self, x: Tensor) -> Tensor:
+        """Photos (n, channels, h, w) -> the last map (n, c, h', w')."""
+        return self.backbone(x)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.features(x))
+
+
+def _stages(layers: nn.Sequential, prefix: str) -> Iterator[tuple[str, int]]:
+    for name, layer in layers.named_children():
+        if isinstance(layer, nn.Sequential):
+            yield from _stages(layer, f"{prefix}{name}.")
+        if hasattr(layer, "stage_channels"):
+            yield prefix + name, layer.stage_channels  # type: ignore[misc]
+
+
+def _split(layers: nn.Sequential, path: list[str], name: str) -> tuple[nn.Sequential, nn.Sequential]:
+    children = list(layers.named_children())
+    names = [child for child, _ in children]
+    if path[0] not in names:
+        raise FieldmarkError(f"no layer {name!r} to split after: there are {', '.join(names)}")
+    k = names.index(path[0]) + 1
+    head, tail = children[:k], children[k:]
+    if len(path) > 1:
+        nested = children[k - 1][1]
+        if not isinstance(nested, nn.Sequential):
+            raise FieldmarkError(f"no layer {name!r} to split after: {path[0]} is one layer")
+        first, rest = _split(nested, path[1:], name)
+        head = [*children[: k - 1], (path[0], first)]
+        tail = [(path[0], rest), *tail] if len(rest) else tail
+        if hasattr(nested, "stage_channels"):
+            ends_stage(rest if len(rest) else first, nested.stage_channels)  # type: ignore[arg-type]
+    # Parts keep the mode: a new container would say that it trains, whatever its layers do.
+    made = (type(layers)(OrderedDict(part)) for part in (head, tail))
+    first, rest = (_with_mode(part, layers.training) for part in made)
+    return first, rest
+
+
+def _with_mode(layers: nn.Sequential, training: bool) -> nn.Sequential:
+    layers.training = training
+    return layers
+
+
+def _insert(parent: nn.Module, child: str, name: str, module: nn.Module) -> None:
+    children = list(parent.named_children())
+    tail = children[[n for n, _ in children].index(child) + 1 :]
+    for after, _ in tail:
+        delattr(parent, after)
+    for after, layer in [(name, module), *tail]:
+        parent.add_module(after, layer)

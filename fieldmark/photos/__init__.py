@@ -1,0 +1,1 @@
+"""folder of photos -> catalog, findings, split; file -> RGB. No torch here."""

@@ -1,0 +1,225 @@
+"""catalog -> findings: what cannot be read, what lies there twice, under two classes or on both sides of a split."""
+
+import hashlib
+import os
+from collections import Counter, defaultdict, deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+
+from fieldmark.errors import FieldmarkError
+from fieldmark.photos import alike
+from fieldmark.photos.catalog import Catalog, count, learnable, listing, printable
+from fieldmark.photos.decode import Unreadable, contents, decode
+
+T = TypeVar("T")
+Groups = tuple[tuple[str, ...], ...]
+IMBALANCE = 5  # the largest class has this many times the photos of the smallest: worth a warning
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Findings about a catalog; paths as in the catalog, the tuples `hashes` and `groups` photo by photo.
+
+    `duplicates` are equal to the byte; `near_duplicates` are clusters of photos that show the same and are not all
+    equal; `conflicts` and `leaks` are those duplicates that lie under several classes or given splits, `near_leaks`
+    those near-duplicates that lie in several splits. `groups` names the cluster of either kind, for the split.
+    `hashes` are SHA-256 of the files, empty where the system would not give the file.
+    """
+
+    unreadable: tuple[tuple[str, str], ...]
+    duplicates: Groups
+    near_duplicates: Groups
+    conflicts: Groups
+    leaks: Groups
+    near_leaks: Groups
+    groups: tuple[int, ...]
+    hashes: tuple[str, ...]
+    warnings: tuple[str, ...]
+
+    @property
+    def problems(self) -> bool:
+        """Whether somebody should see to these photos (imbalance alone is no fault in them)."""
+        return bool(self.unreadable or self.duplicates or self.conflicts or self.leaks)
+
+    def to_json(self, catalog: Catalog) -> dict[str, Any]:
+        """What `fieldmark check --json` prints. `label_errors` is null: this version does not look for them."""
+        return {
+            "classes": dict(sorted(Counter(photo.label for photo in catalog.photos).items())),
+            "photos": len(catalog.photos),
+            "unreadable": [{"path": path, "reason": reason} for path, reason in self.unreadable],
+            "duplicates": [list(paths) for paths in self.duplicates],
+            "near_duplicates": [list(paths) for paths in self.near_duplicates],
+            "conflicts": [list(paths) for paths in self.conflicts],
+            "leaks": [list(paths) for paths in self.leaks],
+            "near_leaks": [list(paths) for paths in self.near_leaks],
+            "label_errors": None,
+            "warnings": [*catalog.warnings, *self.warnings],
+        }
+
+
+class Usable(NamedTuple):
+    """What is left to train on; `rows` are the photos' places in the audited catalog."""
+
+    catalog: Catalog
+    groups: tuple[int, ...]
+    rows: tuple[int, ...]
+
+
+class _Unseen(NamedTuple):
+    sha256: str  # empty where not even the bytes could be read
+    reason: str
+
+
+class _Look(NamedTuple):
+    sha256: str
+    pixels: np.ndarray  # uint8 (h, w, 3)
+    dhash: tuple[int, int]
+    thumbnail: np.ndarray
+
+
+def audit(
+    catalog: Catalog,
+    *,
+    shorter: int = 256,
+    keep: Callable[[int, np.ndarray], object] | None = None,
+    workers: int | None = None,
+    progress: Callable[[int, int], object] | None = None,
+) -> Audit:
+    """Look at every photo once: read, hash, decode with `shorter`, compare. Changes nothing.
+
+    `keep(i, pixels)` gets photo i of the catalog as uint8 (h, w, 3), in the catalog's order and in this thread, so
+    that nobody need decode it again; only a few photos are held at a time. `progress(done, total)` follows.
+    """
+    total = len(catalog.photos)
+    reasons: dict[int, str] = {}
+    hashes: list[str] = []
+    dhashes = np.zeros((total, 2), np.uint64)
+    thumbnails = np.zeros((total, alike.SIDE, alike.SIDE, 3), np.uint8)
+    files = (catalog.root / photo.path for photo in catalog.photos)
+    for i, look in enumerate(_in_order(lambda path: _look(path, shorter), files, workers or os.cpu_count() or 1)):
+        hashes.append(look.sha256)
+        if isinstance(look, _Unseen):
+            reasons[i] = look.reason
+        else:
+            dhashes[i], thumbnails[i] = look.dhash, look.thumbnail
+            if keep:
+                keep(i, look.pixels)
+        if progress:
+            progress(i + 1, total)
+
+    first: dict[str, int] = {}
+    same = np.array([i if i in reasons else first.setdefault(sha, i) for i, sha in enumerate(hashes)], dtype=int)
+    return _findings(catalog, reasons, tuple(hashes), same, alike.clusters(same, dhashes, thumbnails))
+
+
+def fingerprint(catalog: Catalog, audit: Audit) -> str:
+    """SHA-256 over what was trained on: every photo's path, label and bytes, in whatever order they were found."""
+    rows = sorted((photo.path, photo.label, sha) for photo, sha in zip(catalog.photos, audit.hashes, strict=True))
+    return hashlib.sha256(repr(rows).encode()).hexdigest()
+
+
+def usable(catalog: Catalog, audit: Audit) -> Usable:
+    """The readable photos of the classes that still have some; `FieldmarkError` where fewer than two classes do."""
+    unreadable = {path for path, _ in audit.unreadable}
+    known = learnable(photo for photo in catalog.photos if photo.path not in unreadable)
+    if len(known) < 2:
+        lost = count(len(unreadable), "unreadable photo")
+        raise FieldmarkError(
+            f"{printable(str(catalog.root))}: without its {lost} fewer than two classes are left;"
+            " see `fieldmark check` for the reasons and replace them"
+        )
+    rows = [i for i, photo in enumerate(catalog.photos) if photo.label in known and photo.path not in unreadable]
+    lost = sorted(set(catalog.classes) - known)
+    warnings = (f"classes without readable photos to train on left out: {listing(lost)}",) if lost else ()
+    left = replace(
+        catalog,
+        photos=tuple(catalog.photos[i] for i in rows),
+        classes=tuple(sorted(known)),
+        warnings=catalog.warnings + warnings,
+    )
+    return Usable(left, tuple(audit.groups[i] for i in rows), tuple(rows))
+
+
+def _look(path: Path, shorter: int) -> _Look | _Unseen:
+    sha256 = ""
+    try:
+        content = contents(path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        image = decode(content, shorter=shorter)
+    except Unreadable as error:
+        return _Unseen(sha256, str(error))
+    return _Look(sha256, np.asarray(image), alike.dhash(image), alike.thumbnail(image))
+
+
+def _in_order(look: Callable[[Path], T], files: Iterable[Path], workers: int) -> Iterator[T]:
+    """`map` over threads (Pillow lets go of the GIL) that never runs further ahead than its caller can follow."""
+    with ThreadPoolExecutor(workers) as pool:
+        ahead: deque[Future[T]] = deque()
+        for path in files:
+            ahead.append(pool.submit(look, path))
+            if len(ahead) > 2 * workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def _findings(
+    catalog: Catalog, reasons: dict[int, str], hashes: tuple[str, ...], same: np.ndarray, groups: np.ndarray
+) -> Audit:
+    photos = catalog.photos
+
+    def several(clusters: np.ndarray, of: Callable[[int], object]) -> list[list[int]]:
+        """The clusters whose photos are of several kinds."""
+        members: dict[int, list[int]] = defaultdict(list)
+        for i, cluster in enumerate(clusters.tolist()):
+            members[cluster].append(i)
+        return [rows for rows in members.values() if len({of(i) for i in rows}) > 1]
+
+    def paths(rows: list[list[int]]) -> Groups:
+        return tuple(tuple(photos[i].path for i in row) for row in rows)
+
+    near = several(groups, lambda i: same[i])
+    found = Audit(
+        unreadable=tuple((photos[i].path, reason) for i, reason in reasons.items()),
+        duplicates=paths(several(same, lambda i: i)),
+        near_duplicates=paths(near),
+        conflicts=paths(several(same, lambda i: photos[i].label)),
+        leaks=paths(several(same, lambda i: photos[i].split)),
+        near_leaks=paths([rows for rows in near if len({photos[i].split for i in rows}) > 1]),
+        groups=tuple(groups.tolist()),
+        hashes=hashes,
+        warnings=(),
+    )
+    readable = Counter(photo.label for i, photo in enumerate(photos) if i not in reasons)
+    return replace(found, warnings=tuple(_warnings(catalog, found, readable)))
+
+
+def _warnings(catalog: Catalog, found: Audit, readable: Counter[str]) -> Iterator[str]:
+    def sets(noun: str, groups: Groups) -> str:
+        return f"{count(len(groups), noun)} ({listing([' = '.join(paths) for paths in groups], 3)})"
+
+    if found.unreadable:
+        named = listing([f"{path}: {reason}" for path, reason in found.unreadable], 3)
+        yield f"{count(len(found.unreadable), 'unreadable photo')} ({named})"
+    if found.duplicates:
+        yield f"{sets('set', found.duplicates)} of files equal to the byte"
+    if found.near_duplicates:
+        yield f"{sets('set', found.near_duplicates)} of photos that look the same; a split keeps each on one side"
+    if found.conflicts:
+        yield f"{sets('photo', found.conflicts)} under several classes: keep the right one"
+    if found.leaks:
+        yield f"{sets('photo', found.leaks)} in several splits: the test would not be fair"
+    if found.near_leaks:
+        yield f"{sets('set', found.near_leaks)} of photos that look the same in several splits"
+    if readable:
+        (most, n_most), (least, n_least) = readable.most_common(1)[0], min(readable.items(), key=lambda item: item[1])
+        if n_most >= IMBALANCE * n_least:
+            yield f"the classes are uneven: {printable(most)} has {n_most:,} photos, {printable(least)} has {n_least:,}"
+    alone = sorted(label for label, n in readable.items() if n == 1)
+    if alone and not any(photo.split for photo in catalog.photos):
+        yield f"a class with one photo trains but is not tested: {listing(alone)}"

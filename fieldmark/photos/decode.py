@@ -1,0 +1,161 @@
+"""file or bytes -> upright RGB photo: the one way in for training's evaluation, predict and serve.
+
+Whatever Pillow can read becomes the same kind of image: 8-bit RGB, turned as the camera was held, on white where it is
+transparent, the first frame where it moves. Whatever it cannot read ends as `Unreadable`, with a reason for people.
+"""
+
+import contextlib
+import io
+import re
+import stat
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+MAX_BYTES = 256 * 2**20
+# Tried in this order. EPS is left out on purpose (Pillow runs Ghostscript for it); formats without a signature
+# (TGA, ...) too, since they take any file for a photo.
+FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
+# First bytes of what cannot be read (pattern) -> the reason.
+_OTHERS = (
+    (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM", "truncated or damaged in its first bytes"),
+    (rb"....ftyp(hei|hev|mif|msf)", "a HEIC photo, which cannot be read here: save it as JPEG"),
+    (rb"....ftypavif", "an AVIF photo, which this Pillow was built without: save it as JPEG"),
+    (rb"....ftypcrx |FUJIFILM", "a camera's raw file, which cannot be read here: save it as JPEG"),
+    (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", "not a photo (video?)"),
+    (rb"%PDF|%!PS", "not a photo (PDF or PostScript?)"),
+    (rb"PK\x03\x04", "not a photo (zip?)"),
+    (rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z", "not a photo (text?)"),
+)
+
+
+class Unreadable(Exception):
+    """A photo that cannot be used; its text is the reason, as a person would put it ("truncated", "empty file")."""
+
+
+def decode(source: str | Path | bytes, shorter: int | None = None) -> Image.Image:
+    """An RGB image from a path or a file's bytes; raises nothing but `Unreadable`.
+
+    With `shorter` the shorter side has exactly that many pixels (bicubic), and a photo longer than 2:1 keeps only its
+    middle, so that memory is bounded. A JPEG is then decoded at the smallest of 1/8, 1/4, 1/2, 1 that loses nothing.
+    The same bytes give the same pixels, to the bit, for one version of Pillow.
+    """
+    content = source if isinstance(source, bytes) else contents(Path(source))
+    if not content:
+        raise Unreadable("empty file")
+    _hush_remarks()
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_size(image.width, image.height)
+            if shorter is not None:
+                image.draft(None, (shorter, shorter))
+            image.load()
+            with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse good pixels
+                ImageOps.exif_transpose(image, in_place=True)
+            rgb = _to_rgb(image)
+        return rgb if shorter is None else _resize(rgb, shorter)
+    except Exception as error:  # damaged files make Pillow raise nearly everything there is
+        raise _reason(error, content) from error
+
+
+def contents(path: Path) -> bytes:
+    """A file's bytes, or `Unreadable` with what the system says about it."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):  # a named pipe would block for ever
+            raise Unreadable("not a file")
+        if status.st_size > MAX_BYTES:
+            raise Unreadable(f"{status.st_size / 2**20:,.0f} MiB, more than the limit of {MAX_BYTES >> 20} MiB")
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise Unreadable("no such file") from None
+    except PermissionError:
+        raise Unreadable("may not be read: permission denied") from None
+    except (OSError, ValueError) as error:
+        raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+
+
+def centre(image: Image.Image, size: int) -> np.ndarray:
+    """The central `size` x `size` pixels, uint8 (size, size, 3); the image must be at least that large."""
+    if min(image.size) < size:
+        raise ValueError(f"an image of {image.width} x {image.height} pixels has no centre of {size} x {size}")
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def prepare(source: str | Path | bytes, preprocessing: Mapping[str, Any]) -> np.ndarray:
+    """What a network sees of a photo, before it is normalised: uint8 (size, size, 3).
+
+    `preprocessing` holds `size` (pixels) and `crop` (the share of the shorter side that is kept, 0.875 for most
+    published weights). Raises `Unreadable`.
+    """
+    size = preprocessing["size"]
+    return centre(decode(source, shorter=round(size / preprocessing["crop"])), size)
+
+
+def _hush_remarks() -> None:
+    """Pillow warns about odd metadata; under -W error that would decide what is readable, so it must not be heard.
+
+    `warnings.catch_warnings` is not safe in threads, hence one lasting filter, for Pillow's own remarks only.
+    """
+    remarks = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
+    if remarks not in warnings.filters:
+        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+
+
+def _check_size(width: int, height: int) -> None:
+    limit = Image.MAX_IMAGE_PIXELS
+    if limit is not None and width * height > limit:
+        raise Unreadable(f"{width} x {height} pixels, more than the limit of {limit:,}")
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I") or image.mode == "F":
+        image = Image.fromarray(_to_bytes(np.asarray(image), image.mode))
+    elif image.has_transparency_data:
+        rgba = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
+    return image if image.mode == "RGB" else image.convert("RGB")
+
+
+def _to_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
+    """Deep grey (h, w) -> uint8 (h, w). Pillow's own convert would clip: 16-bit photos turn white."""
+    low, high = grey.min(), grey.max()
+    if mode == "F":
+        if not (low >= 0 and high <= 255):  # so written, NaN is refused too
+            raise Unreadable(f"floating-point values from {low:g} to {high:g}: only 0..1 and 0..255 have a known scale")
+        return np.rint(grey * 255 if high <= 1 else grey).astype(np.uint8)
+    if low < 0 or high > 65535:
+        raise Unreadable(f"32-bit values from {low} to {high}: only 0..65535 has a known scale")
+    return np.rint(grey / 257).astype(np.uint8)
+
+
+def _resize(image: Image.Image, shorter: int) -> Image.Image:
+    side = min(image.size)
+    width, height = min(image.width, 2 * side), min(image.height, 2 * side)
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    size = (round(width * shorter / side), round(height * shorter / side))
+    return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+
+
+def _reason(error: Exception, content: bytes) -> Unreadable:
+    """Pillow's error in words that a person understands."""
+    if isinstance(error, Unreadable):
+        return error
+    if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
+        pixels = re.search(r"\d+", str(error))
+        number = f"{int(pixels[0]):,}" if pixels else "too many"
+        return Unreadable(f"{number} pixels, more than the limit of {Image.MAX_IMAGE_PIXELS:,}")
+    if isinstance(error, UnidentifiedImageError):
+        return Unreadable(
+            next((name for first, name in _OTHERS if re.match(first, content[:512], re.DOTALL)), "not a photo")
+        )
+    if isinstance(error, EOFError) or "truncated" in str(error).lower():
+        return Unreadable("truncated")
+    if isinstance(error, MemoryError):
+        return Unreadable("not enough memory to decode it")
+    return Unreadable(f"damaged: {error or type(error).__name__}")

@@ -1,0 +1,103 @@
+"""table + groups -> train / val / test, a side for every photo."""
+
+import csv
+import hashlib
+from collections import Counter, defaultdict
+from collections.abc import Sequence
+from pathlib import Path
+
+from fieldmark.errors import FieldmarkError
+from fieldmark.photos.catalog import Catalog, Photo, count, printable
+
+_SIDES = ("train", "val", "test")
+_COLUMNS = ["path", "label", "split"]
+
+
+def split(
+    catalog: Catalog,
+    groups: Sequence[int],
+    *,
+    seed: int = 0,
+    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
+    leaks: Sequence[Sequence[str]] = (),
+    allow_leaks: bool = False,
+) -> tuple[str, ...]:
+    """A side for every photo (train, val or test): stratified by class, the photos of one group together.
+
+    A given split keeps its test and validation photos; what is missing is taken from its training photos, by the same
+    `fractions` (train, val, test). A class of three groups or more is on every side, of two in train and test, of one
+    in train alone; only groups that span classes can stand against that. Paths, groups and seed decide, never the
+    order. `leaks` (`Audit.leaks`) raise `FieldmarkError`, as does a split without training photos.
+    """
+    if leaks and not allow_leaks:
+        pair = " = ".join(map(printable, leaks[0][:2]))
+        raise FieldmarkError(
+            f"{count(len(leaks), 'photo')} in more than one of the given splits ({pair}): the test would not be fair;"
+            " remove them there, or accept it with --allow-leaks"
+        )
+    assigned = [photo.split or "train" for photo in catalog.photos]
+    missing = {side: fractions[_SIDES.index(side)] for side in ("test", "val") if side not in assigned}
+    members: dict[int, list[int]] = defaultdict(list)
+    for i, side in enumerate(assigned):
+        if side == "train":
+            members[groups[i]].append(i)
+    if not members:
+        raise FieldmarkError(f"{printable(str(catalog.root))} holds no photos to train on: add a folder train/")
+    for group, side in _place(catalog, members, missing, seed).items():
+        for i in members[group]:
+            assigned[i] = side
+    return tuple(assigned)
+
+
+def write_split(path: Path, catalog: Catalog, assigned: Sequence[str]) -> None:
+    """The split as CSV, `path,label,split`; names keep their bytes, whatever they are."""
+    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+        rows = csv.writer(file)
+        rows.writerow(_COLUMNS)
+        rows.writerows((photo.path, photo.label, side) for photo, side in zip(catalog.photos, assigned, strict=True))
+
+
+def read_split(path: Path) -> tuple[Photo, ...]:
+    """The rows of a split file; further columns are passed over. Raises `FieldmarkError` where it is none."""
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            rows = list(csv.DictReader(file))
+    except (OSError, csv.Error) as error:
+        raise FieldmarkError(f"{printable(str(path))} cannot be read as a split file ({error})") from error
+    photos = tuple(Photo(*(row.get(column) or "" for column in _COLUMNS)) for row in rows)
+    wrong = next((line for line, photo in enumerate(photos, 2) if not photo.path or photo.split not in _SIDES), None)
+    if wrong or not photos:
+        raise FieldmarkError(
+            f"{printable(str(path))}, row {wrong or 1}: expected path,label,split with train, val or test as the split"
+        )
+    return photos
+
+
+def _place(catalog: Catalog, members: dict[int, list[int]], missing: dict[str, float], seed: int) -> dict[int, str]:
+    """Group -> side, for the groups that leave train; `missing` is side -> share of each class's photos."""
+    inside = {group: Counter(catalog.photos[i].label for i in rows) for group, rows in members.items()}
+    photos = sum(inside.values(), Counter[str]())
+    left = Counter(label for labels in inside.values() for label in labels)  # each class's groups still in train
+    gets = {label: list(missing)[: n - 1] for label, n in left.items()}  # so that one group is left for train
+    order = sorted(members, key=lambda group: _lot(seed, min(catalog.photos[i].path for i in members[group])))
+    placed: dict[int, str] = {}
+    for rank, (side, share) in enumerate(missing.items(), 1):
+        wanted = {label: max(1, round(share * n)) for label, n in photos.items() if side in gets[label] and share}
+        have: Counter[str] = Counter()
+        # First whatever brings a class nearer to its share; then, for a class of large groups only, its smallest.
+        smallest = sorted(order, key=lambda group: inside[group].total())
+        for group, only_needed in [(group, False) for group in order] + [(group, True) for group in smallest]:
+            labels = inside[group]
+            spare = all(label in wanted and left[label] > len(gets[label][rank:]) + 1 for label in labels)
+            nearer = all(n <= 2 * (wanted.get(label, 0) - have[label]) for label, n in labels.items())
+            needed = any(not have[label] for label in labels)
+            if group not in placed and spare and (needed if only_needed else nearer):
+                placed[group] = side
+                have.update(labels)
+                left.subtract(labels.keys())
+    return placed
+
+
+def _lot(seed: int, path: str) -> bytes:
+    """A place in the lottery that depends on nothing else, so that a photo more does not shuffle all others."""
+    return hashlib.sha256(f"{seed}\0{path}".encode("utf-8", "surrogateescape")).digest()

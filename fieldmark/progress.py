@@ -1,0 +1,57 @@
+"""What happens -> a bar with the time left on stderr, and lines in a log; stdout stays free for JSON."""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+Advance = Callable[[int, int], None]
+"""Takes (done, total)."""
+
+
+class Reporter:
+    """Says to people what a run does, and keeps the seconds that each part took."""
+
+    def __init__(self, log: Path | None = None, started: float | None = None) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.log = log
+        self.started = time.monotonic() if started is None else started
+        self.seconds: dict[str, float] = {}
+
+    def elapsed(self) -> float:
+        """Seconds since the start of the run."""
+        return time.monotonic() - self.started
+
+    def say(self, text: str, style: str | None = None) -> None:
+        """One line on stderr and in the log."""
+        self.console.print(text, style=style, markup=False)
+        if self.log is not None:
+            with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+
+    def warn(self, text: str) -> None:
+        self.say(f"warning: {text}", style="yellow")
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Adds the time spent inside to `seconds[name]`."""
+        began = time.monotonic()
+        try:
+            yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+
+    @contextmanager
+    def bar(self, what: str, unit: str = "") -> Iterator[Advance]:
+        """A progress bar; on anything but a terminal nothing is drawn."""
+        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
+        left = (TimeRemainingColumn(), TextColumn("left"))
+        with Progress(
+            *columns, *left, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as drawn:
+            task = drawn.add_task(what, total=None)
+            yield lambda done, total: drawn.update(task, completed=done, total=total)

@@ -1,0 +1,155 @@
+"""Command line or YAML -> every setting of a run, in one frozen dataclass.
+
+The text under a field is its help on the command line; its value is what `recipe.yaml` in a run records.
+"""
+
+import ast
+import dataclasses
+import difflib
+import inspect
+import re
+import typing
+from dataclasses import dataclass
+from functools import cache
+from itertools import pairwise
+from pathlib import Path
+
+from fieldmark.errors import FieldmarkError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The settings of one training; the defaults suit a folder of a few thousand photos and a laptop."""
+
+    backbone: str = "efficientnet_lite0"
+    """The network that looks at the photo; `fieldmark zoo` lists them."""
+    attention: str | None = None
+    """Attention inside every block: a name as `se`, or `none`; without it, as in the network's paper."""
+    after: str | None = None
+    """Attention after stages, as `-1:mask` or `-2:se(ratio=8),-1:mask`."""
+    head: str | None = None
+    """What turns the last map into classes, as `bilinear(reduced=64)`; without it, the published head."""
+    weights: str = "imagenet"
+    """Where the training starts: `imagenet`, `none` (from scratch) or a .safetensors / .pth file."""
+    image_size: int | None = None
+    """Pixels of a photo when it is judged; without it, what the weights were made for."""
+    train_size: int | None = None
+    """Pixels of a photo while training; without it, 6/7 of the image size: faster, and no worse when judged larger."""
+    augment: str = "standard"
+    """How training photos vary: `standard` (random crop, flip), `strong` (colour and TrivialAugment too) or `none`."""
+    batch: int = 32
+    """Photos in one step."""
+    frozen_epochs: int = 30
+    """Epochs of phase 1: the head alone, on features of the frozen backbone that are computed once."""
+    frozen_lr: float = 1e-3
+    """Learning rate of phase 1 (AdamW)."""
+    epochs: int = 10
+    """Epochs of phase 2: the backbone's later stages train too. 0 leaves phase 2 out; `budget` overrides it."""
+    unfreeze: str = "late"
+    """What phase 2 trains of the backbone: its `late` stages, or `all` of it."""
+    lr: float = 0.02
+    """Learning rate of the head and of everything inserted in phase 2 (SGD, Nesterov momentum 0.9)."""
+    backbone_lr: float = 0.01
+    """Learning rate of the backbone in phase 2; from scratch, `lr` holds for all."""
+    schedule: str = "cosine"
+    """The rate of phase 2 over time: `cosine` with a warm-up, or `plateau` (times 0.2 after 4 epochs without gain)."""
+    weight_decay: float = 1e-4
+    """L2 decay of the weights of convolutions and linear layers in phase 2."""
+    label_smoothing: float = 0.1
+    """How far the target of a photo is spread over the other classes."""
+    monitor: str = "accuracy"
+    """Which figure of the validation photos picks the best epoch: `accuracy` or `loss`."""
+    patience: int = 5
+    """Phase 2 stops after so many epochs without a better one; the best epoch's weights are kept."""
+    budget: str | None = None
+    """Time for the whole run, as `90s`, `5m` or `1h`; epochs and steps are planned once from the measured speed."""
+    steps_per_epoch: int | None = None
+    """Steps in an epoch of phase 2; without it, one pass over the training photos. The plan of a budget sets it."""
+    allow_leaks: bool = False
+    """Train although the same photo lies in several of the given splits; the report will say so."""
+    seed: int = 0
+    """Fixes the split and every random draw."""
+
+    def __post_init__(self) -> None:
+        for name, allowed in CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise FieldmarkError(f"{option(name)} is {getattr(self, name)!r}, but can be {' or '.join(allowed)}")
+        for name, least in LEAST.items():
+            if (value := getattr(self, name)) is not None and not value >= least:
+                raise FieldmarkError(f"{option(name)} is {value}, but must be at least {least}")
+        if self.budget is not None:
+            seconds(self.budget)
+
+
+CHOICES = {
+    "augment": ("none", "standard", "strong"),
+    "unfreeze": ("late", "all"),
+    "schedule": ("cosine", "plateau"),
+    "monitor": ("accuracy", "loss"),
+}
+LEAST = {
+    "image_size": 28, "train_size": 28, "batch": 1, "frozen_epochs": 0, "frozen_lr": 0, "epochs": 0, "lr": 0,
+    "backbone_lr": 0, "weight_decay": 0, "label_smoothing": 0, "patience": 1, "steps_per_epoch": 1, "seed": 0,
+}  # fmt: skip
+
+
+def option(field: str) -> str:
+    """`image_size` -> `--image-size`."""
+    return "--" + field.replace("_", "-")
+
+
+def seconds(budget: str) -> float:
+    """`90s`, `5m`, `1.5h` or a bare number of seconds -> seconds."""
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", budget)
+    if not match or float(match[1]) == 0:
+        raise FieldmarkError(f"--budget is {budget!r}, but is written as 90s, 5m or 1h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600}[match[2]]
+
+
+@cache
+def documented() -> dict[str, str]:
+    """Field -> the text under it."""
+    body = ast.parse(inspect.getsource(Recipe)).body[0].body  # type: ignore[attr-defined]
+    return {
+        field.target.id: " ".join(text.value.value.split())
+        for field, text in pairwise(body)
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
+    }
+
+
+def read(file: str | Path) -> Recipe:
+    """A recipe from YAML; unknown keys and wrong types are refused.
+
+    Raises:
+        FieldmarkError: no such file, no YAML, a key or a value that no recipe has.
+    """
+    import yaml
+
+    try:
+        values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise FieldmarkError(f"cannot read the recipe {file}: {' '.join(str(error).split())}") from None
+    if not isinstance(values, dict):
+        raise FieldmarkError(f"the recipe {file} holds no `key: value` lines")
+    types = typing.get_type_hints(Recipe)
+    for key, value in values.items():
+        if key not in types:
+            near = difflib.get_close_matches(str(key), types, 1)
+            raise FieldmarkError(
+                f"the recipe {file} has {key!r}, which is no setting" + (f"; {near[0]}?" if near else "")
+            )
+        if types[key] is float and type(value) is int:
+            values[key] = float(value)
+        elif not isinstance(value, types[key]) or (isinstance(value, bool) and types[key] is not bool):
+            raise FieldmarkError(f"the recipe {file} has {key}: {value!r}, which is not of the right kind")
+    return Recipe(**values)
+
+
+def write(recipe: Recipe, file: Path) -> None:
+    """The recipe as YAML, each setting under its help text."""
+    import yaml
+
+    lines = []
+    for name, value in dataclasses.asdict(recipe).items():
+        lines.append(f"# {documented()[name]}\n" + yaml.safe_dump({name: value}, allow_unicode=True))
+    file.write_text("".join(lines), encoding="utf-8")

@@ -1,0 +1,301 @@
+"""Photos + recipe -> RUN: the whole way of a training, from the audit to the report.
+
+What a run leaves: bundle/, recipe.yaml, split.csv, quarantine.csv, audit.json, history.csv, log.txt, metrics.json,
+predictions.csv, curves.svg, card.md, report.html, and resume/ with the checkpoint. A run that has its report is finished.
+"""
+
+import csv
+import dataclasses
+import json
+import shlex
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fieldmark import bundle, evaluate, machine
+from fieldmark import recipe as recipes
+from fieldmark.dataset import Data, Judged, Pack, Packer
+from fieldmark.errors import FieldmarkError
+from fieldmark.export import export, verify
+from fieldmark.finetune import MOST_EPOCHS, Trainer
+from fieldmark.network import Network, build
+from fieldmark.photos.audit import audit, fingerprint, usable
+from fieldmark.photos.catalog import Catalog, read
+from fieldmark.photos.split import read_split, split, write_split
+from fieldmark.predict import Classifier
+from fieldmark.progress import Reporter
+from fieldmark.recipe import Recipe
+from fieldmark.report import write_report
+
+CLOSING = 8.0
+"""Seconds that a budget keeps for the export and the report, beside the test photos: measured, docs/performance.md."""
+PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
+VERIFIED = 32
+"""Photos on which the export is compared with the original."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished training: its folder and its figures."""
+
+    folder: Path
+    metrics: dict[str, Any]
+
+    def classifier(self) -> Classifier:
+        return Classifier(self.folder)
+
+
+def train(
+    photos: str | Path,
+    recipe: Recipe | None = None,
+    *,
+    out: str | Path,
+    resume: bool = False,
+    started: float | None = None,
+    command: str | None = None,
+) -> Run:
+    """Train a classifier on a folder of photos and leave everything in the new folder `out`.
+
+    Args:
+        photos: class folders, or train/, val/, test/ with class folders inside; never changed.
+        recipe: the settings; `Recipe()` by default. With `resume`, the run's own.
+        out: must not exist, unless `resume`.
+        resume: go on where an interrupted run stopped; without a checkpoint it starts anew.
+        started: `time.monotonic()` of the start, from which a budget counts.
+        command: what the report says repeats the run.
+
+    Raises:
+        FieldmarkError: whatever the user can mend.
+    """
+    out = Path(out)
+    if out.exists() and not resume:
+        raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
+    if resume and (out / "report.html").exists():
+        return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
+    if resume and (out / "recipe.yaml").exists():
+        recipe = _same(recipes.read(out / "recipe.yaml"), recipe, out)
+    recipe = recipe or Recipe()
+    with torch.device("meta"):  # wrong words are refused before anything is read or written
+        look = _build(recipe, 2, weights=False).preprocessing
+    preprocessing = dataclasses.asdict(look) | ({"size": recipe.image_size} if recipe.image_size else {})
+    catalog = read(photos)
+    out.mkdir(parents=True, exist_ok=True)
+    (out / "resume").mkdir(exist_ok=True)
+    _record(recipe, out)
+    reporter = Reporter(out / "log.txt", started)
+    machine.prepare()
+
+    with reporter.part("decode"):
+        table = _prepare(catalog, preprocessing, recipe, out, reporter)
+    torch.manual_seed(recipe.seed)
+    network = _build(recipe, len(table.classes))
+    trainer = Trainer(network, table.data, recipe, out / "resume", reporter)
+    plan = _planner(out, reporter, table) if recipe.budget and not recipe.steps_per_epoch else None
+    history = trainer.train(plan)
+    _table(out / "history.csv", history, list(history[0]) if history else ["epoch"])
+
+    with reporter.part("evaluate"):
+        figures = _judge(trainer, table, preprocessing, out, reporter)
+    metrics = figures | {
+        "bundle": str(out / "bundle"),
+        "warnings": table.audit["warnings"],
+        "classes": table.classes,
+        "network": network.spec,
+        "parameters": sum(p.numel() for p in network.parameters()),
+        "best_epoch": trainer.best_epoch(),
+        "fingerprint": table.audit["fingerprint"],
+        "seed": recipe.seed,
+        "environment": machine.describe(),
+        "command": command or f"fieldmark train {shlex.quote(str(photos))} --out {shlex.quote(str(out))}",
+    }
+    with reporter.part("report"):
+        _json(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
+        write_report(out, catalog.root)
+    for heavy in ("photos.u8", "index.npy", "features.npy", "val_maps.npy"):
+        (out / "resume" / heavy).unlink(missing_ok=True)
+    metrics["seconds"] = _seconds(reporter)
+    _json(out / "metrics.json", metrics)
+    return Run(out, metrics)
+
+
+# ---- before the training
+
+
+def _build(recipe: Recipe, classes: int, weights: bool = True) -> Network:
+    named = {"none": None}.get(recipe.weights, recipe.weights) if weights else None
+    return build(
+        recipe.backbone,
+        attention=recipe.attention,
+        after=recipe.after,
+        head=recipe.head,
+        classes=classes,
+        weights=named,
+    )
+
+
+def _same(begun: Recipe, asked: Recipe | None, out: Path) -> Recipe:
+    """The recipe that the run was begun with; settings that were asked for now and differ are refused."""
+    plain, begun_, asked_ = (dataclasses.asdict(r) for r in (Recipe(), begun, asked or Recipe()))
+    differ = [name for name, value in asked_.items() if value != plain[name] and value != begun_[name]]
+    if differ:
+        name = differ[0]
+        raise FieldmarkError(
+            f"{out} was begun with {recipes.option(name)} {begun_[name]}, not {asked_[name]}: "
+            "resume it without that option, or train into another --out"
+        )
+    return begun
+
+
+@dataclass(frozen=True)
+class Table:
+    """The photos of a run, ready to train on."""
+
+    classes: list[str]
+    data: Data
+    test: list[str]  # paths of the test photos
+    audit: dict[str, Any]
+
+
+def _prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> Table:
+    """Audit, packed pixels and split; taken up from the run's folder where they are complete."""
+    cache, split_file = out / "resume", out / "split.csv"
+    if not (split_file.exists() and Pack.exists(cache)):
+        _audit(catalog, round(preprocessing["size"] / preprocessing["crop"]), recipe, out, reporter)
+    rows, findings = read_split(split_file), json.loads((out / "audit.json").read_text(encoding="utf-8"))
+    packed = {path: i for i, path in enumerate(json.loads((cache / "packed.json").read_text(encoding="utf-8")))}
+    now, then = {photo.path for photo in catalog.photos}, set(packed) | {u["path"] for u in findings["unreadable"]}
+    if now != then:
+        raise FieldmarkError(
+            f"the photos in {catalog.root} have changed since {out} was begun "
+            f"({len(now - then)} new, {len(then - now)} gone): train into another --out"
+        )
+    number = {name: k for k, name in enumerate(findings["trained"])}
+    which = {side: [row.path for row in rows if row.split == side] for side in ("train", "val", "test")}
+    labels = np.zeros(len(packed), np.int64)
+    for row in rows:
+        labels[packed[row.path]] = number[row.label]
+    train, val, test = (np.array([packed[path] for path in paths], np.int64) for paths in which.values())
+    sides = f"{len(train)} to train on, {len(val)} to choose by, {len(test)} to test"
+    reporter.say(f"{len(rows)} photos of {len(number)} classes: {sides}")
+    return Table(list(number), Data(Pack(cache), labels, train, val, test), which["test"], findings)
+
+
+def _audit(catalog: Catalog, shorter: int, recipe: Recipe, out: Path, reporter: Reporter) -> None:
+    """One pass over the files: findings, split and packed pixels into the run's folder."""
+    packer, packed = Packer(out / "resume"), []
+
+    def keep(i: int, photo: np.ndarray) -> None:
+        packer.add(photo)
+        packed.append(catalog.photos[i].path)
+
+    with reporter.bar("reading", "photos") as advance:
+        found = audit(catalog, shorter=shorter, keep=keep, progress=advance)
+    kept, groups, _ = usable(catalog, found)
+    sides = split(kept, groups, seed=recipe.seed, leaks=found.leaks, allow_leaks=recipe.allow_leaks)
+    findings = found.to_json(catalog)
+    for warning in findings["warnings"]:
+        reporter.warn(warning)
+    findings |= {"folder": str(catalog.root.resolve()), "fingerprint": fingerprint(catalog, found)}
+    findings["trained"] = list(kept.classes)
+    _json(out / "audit.json", findings)
+    _json(out / "resume" / "packed.json", packed)
+    _table(out / "quarantine.csv", [dict(u) for u in findings["unreadable"]], ["path", "reason"])
+    packer.finish()
+    write_split(out / "split.csv", kept, sides)
+
+
+# ---- between the phases
+
+
+def _planner(out: Path, reporter: Reporter, table: Table):
+    """-> the function that turns what is left of the budget into epochs and steps, once, and records it."""
+
+    def plan(trainer: Trainer) -> Recipe:
+        recipe = trainer.recipe
+        step, look = trainer.epoch_costs()
+        photos_s = (len(table.data.train) + len(table.data.val)) / max(reporter.seconds["features"], 0.1)
+        closing = CLOSING + len(table.test) / photos_s
+        left = recipes.seconds(recipe.budget or "") - reporter.elapsed() - closing
+        full = max(1, len(table.data.train) // recipe.batch)
+        epochs = min(MOST_EPOCHS, max(1, round(left / (full * step + look))))
+        steps = min(int((left / epochs - look) / step), full if epochs == MOST_EPOCHS else 2 * full)
+        planned = dataclasses.replace(recipe, epochs=epochs if steps > 0 else 0, steps_per_epoch=max(1, steps))
+        _record(planned, out)
+        reporter.say(
+            f"plan: {left:.0f} s are left for phase 2: {planned.epochs} epochs of {steps} steps at {step:.2f} s"
+            if steps > 0
+            else f"plan: the budget is spent; phase 2 is left out ({left:.0f} s left)"
+        )
+        return planned
+
+    return plan
+
+
+# ---- after the training
+
+
+def _judge(
+    trainer: Trainer, table: Table, preprocessing: dict[str, Any], out: Path, reporter: Reporter
+) -> dict[str, Any]:
+    """Calibrate on the validation photos, write the bundle, and test the file that people will use."""
+    data, network = table.data, trainer.network.cpu()
+    val, test = data.labels[data.val], data.labels[data.test]
+    logits = trainer.validation_logits() if len(val) else np.zeros((0, len(table.classes)))
+    t = evaluate.temperature(logits, val)
+    least = evaluate.threshold(logits, t)
+    info = bundle.describe(network, table.classes, preprocessing, t, least, table.audit["fingerprint"])
+    bundle.write(out / "bundle", info, network)
+    export(network, info, out / "bundle" / "model.onnx")
+    classifier = Classifier(out)
+    judged = Judged(data.pack, data.val if len(val) else data.train, preprocessing["size"])
+    checked = verify(network, info, classifier, [judged.photo(k) for k in range(min(VERIFIED, len(judged)))])
+    photos = Judged(data.pack, data.test, preprocessing["size"])
+    probabilities = np.zeros((len(photos), len(table.classes)), np.float32)
+    with reporter.bar("testing", "photos") as advance:
+        for k in range(len(photos)):
+            probabilities[k] = classifier.judge(photos.photo(k))["probabilities"]
+            advance(k + 1, len(photos))
+    confidence = probabilities.max(1)
+    columns = {
+        "path": table.test,
+        "label": [table.classes[k] for k in test],
+        "predicted": [table.classes[k] for k in probabilities.argmax(1)],
+        "confidence": confidence.tolist(),
+        "known": (confidence >= least).tolist(),
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    _table(out / "predictions.csv", rows, list(columns))
+    return {
+        "test": evaluate.figures(probabilities, test, table.classes, least),
+        "validation": evaluate.figures(evaluate.softmax(logits / t, axis=1), val, table.classes, least),
+        "temperature": t,
+        "export": checked,
+    }
+
+
+def _seconds(reporter: Reporter) -> dict[str, float]:
+    parts = {name: reporter.seconds.get(name, 0.0) for name in PARTS}
+    return parts | {"other": reporter.elapsed() - sum(parts.values())}
+
+
+def _record(recipe: Recipe, out: Path) -> None:
+    recipes.write(recipe, out / "recipe.half")
+    (out / "recipe.half").replace(out / "recipe.yaml")
+
+
+def _json(file: Path, content: Any) -> None:
+    half = file.with_suffix(".half")
+    half.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8", errors="surrogateescape")
+    half.replace(file)
+
+
+def _table(file: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
+    half = file.with_suffix(".half")
+    with half.open("w", encoding="utf-8", errors="surrogateescape", newline="") as written:
+        writer = csv.DictWriter(written, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    half.replace(file)

