@@ -6,6 +6,7 @@
 'glass'
 """
 
+import os as _os
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,11 @@ if TYPE_CHECKING:
     from fieldmark.predict import Classifier as load
     from fieldmark.recipe import Recipe as Recipe
     from fieldmark.run import train as train
+
+# Before anything imports torch: threads that wait must sleep. Spinning ones take the cores from the threads they wait
+# for as soon as anything else runs on the machine, and a training step takes up to ten times as long
+# (docs/performance.md). A setting of the user's own wins.
+_os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = ["Recipe", "build", "load", "train"]
 

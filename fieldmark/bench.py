@@ -24,7 +24,7 @@ def bench(
     from fieldmark.network import build
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = build(network).to(device, memory_format=torch.channels_last).train(training)
+    net = build(network).to(device).to(memory_format=torch.channels_last).train(training)
     size = image_size or net.preprocessing.size
     photos = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.long, device=device)

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import inspect
+import io
 import json
 import os
 import shlex
@@ -203,7 +204,16 @@ def zoo(
     """List every network, or the layers of one."""
     from fieldmark.network import inspect as networks
 
-    _rows(networks.layers(network) if network else networks.rows(), as_json)
+    if network is None:
+        _rows(networks.rows(), as_json)
+        return
+    import torch
+
+    from fieldmark.network import build
+
+    with torch.device("meta"):
+        built = build(network)
+    _rows(networks.layers(built, built.preprocessing.size), as_json)
 
 
 @app.command()
@@ -282,7 +292,7 @@ def _cell(value: Any) -> str:
 def main() -> None:
     """Entry point: errors that people can mend are one line and exit code 2, never a traceback."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         app()

@@ -30,7 +30,8 @@ COVERAGE = 0.95
 def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
     """The T for which softmax(logits / T) fits the labels best.
 
-    Guo et al. 2017, "On calibration of modern neural networks". logits (n, classes), labels (n,) -> T between 0.05 and 20; 1 where there are too few photos to tell.
+    logits (n, classes), labels (n,) -> T between 0.05 and 20; 1 where there are too few photos to tell.
+    Guo et al. 2017, "On calibration of modern neural networks".
     """
     if len(labels) < FEW:
         return 1.0
@@ -63,10 +64,9 @@ def figures(probabilities: np.ndarray, labels: np.ndarray, classes: list[str], l
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     right = predicted == labels
     interval = binomtest(int(right.sum()), n).proportion_ci(method="wilson")
-    precision, recall, f1, support = metrics.precision_recall_fscore_support(
-        labels, predicted, labels=numbers, zero_division=0.0
-    )
-    seen = np.asarray(support) > 0
+    scores = metrics.precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # type: ignore
+    precision, recall, f1, support = map(np.asarray, scores)
+    seen = support > 0
     known = confidence >= least
     top5 = (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == labels[:, None]).any(1)
     found: Figures = {
@@ -74,13 +74,13 @@ def figures(probabilities: np.ndarray, labels: np.ndarray, classes: list[str], l
         "top5": float(top5.mean()),
         "n": n,
         "ci95": [float(interval.low), float(interval.high)],
-        "balanced_accuracy": float(np.asarray(recall)[seen].mean()),
-        "macro_f1": float(np.asarray(f1)[seen].mean()),
+        "balanced_accuracy": float(recall[seen].mean()),
+        "macro_f1": float(f1[seen].mean()),
         "ece": calibration_error(confidence, right),
         "loss": float(-np.log(np.maximum(probabilities[np.arange(n), labels], 1e-12)).mean()),
         "per_class": {
             name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(s)}
-            for name, p, r, f, s in zip(classes, precision, recall, f1, support, strict=True)  # type: ignore[arg-type]
+            for name, p, r, f, s in zip(classes, precision, recall, f1, support, strict=True)
         },
         "confusion": metrics.confusion_matrix(labels, predicted, labels=numbers).tolist(),
         "threshold": least,
@@ -91,8 +91,8 @@ def figures(probabilities: np.ndarray, labels: np.ndarray, classes: list[str], l
         positive = int(np.argmin(support))  # the rarer class is what one looks for
         found |= {
             "roc_auc": float(metrics.roc_auc_score(labels == positive, probabilities[:, positive])),
-            "sensitivity": float(np.asarray(recall)[positive]),
-            "specificity": float(np.asarray(recall)[1 - positive]),
+            "sensitivity": float(recall[positive]),
+            "specificity": float(recall[1 - positive]),
             "positive": classes[positive],
         }
     return found

@@ -50,7 +50,7 @@ class Classifier:
         self.classes: list[str] = self.info["classes"]
 
     def judge(self, photo: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8 (h, w, 3) as `prepare` gives it -> probabilities, logits (classes,), evidence (h', w'), known_score ()."""
+        """uint8 (h, w, 3) from `prepare` -> probabilities and logits (classes,), evidence (h', w'), known_score ()."""
         names = [output.name for output in self.session.get_outputs()]
         values = self.session.run(names, {"photos": photo[None]})
         return {name: np.asarray(value)[0] for name, value in zip(names, values, strict=True)}
@@ -79,7 +79,7 @@ class Classifier:
 
 def write_csv(answers: Iterable[Answer], file: Path) -> Iterator[Answer]:
     """Hands the answers on, writing each as a row `path,label,confidence,known,error`."""
-    columns = ("path", "label", "confidence", "known", "error")
+    columns = ["path", "label", "confidence", "known", "error"]
     with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
         writer = csv.DictWriter(opened, columns, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()

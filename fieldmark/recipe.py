@@ -109,12 +109,13 @@ def seconds(budget: str) -> float:
 @cache
 def documented() -> dict[str, str]:
     """Field -> the text under it."""
-    body = ast.parse(inspect.getsource(Recipe)).body[0].body  # type: ignore[attr-defined]
-    return {
-        field.target.id: " ".join(text.value.value.split())
-        for field, text in pairwise(body)
-        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr)
-    }
+    (described,) = ast.parse(inspect.getsource(Recipe)).body
+    texts = {}
+    for field, text in pairwise(getattr(described, "body", ())):
+        match field, text:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
+                texts[name] = " ".join(words.split())
+    return texts
 
 
 def read(file: str | Path) -> Recipe:

@@ -1,7 +1,7 @@
 """Photos + recipe -> RUN: the whole way of a training, from the audit to the report.
 
 What a run leaves: bundle/, recipe.yaml, split.csv, quarantine.csv, audit.json, history.csv, log.txt, metrics.json,
-predictions.csv, curves.svg, card.md, report.html, and resume/ with the checkpoint. A run that has its report is finished.
+predictions.csv, curves.svg, card.md, report.html, and resume/ with the checkpoint. What has its report is finished.
 """
 
 import csv

@@ -88,6 +88,8 @@ def test_any_words_are_read_or_refused(words: str):
         ({"backbone": "resnet18", "head": "se"}, "no head 'se': .*there are linear, bilinear"),
         ({"backbone": "resnet18", "after": "se"}, "should read STAGE:ATTENTION"),
         ({"backbone": "resnet18", "after": "9:se"}, "0 to 3"),
+        ({"backbone": "resnet18", "after": "-1:mask,-1:se"}, "each once"),
+        ({"backbone": "resnet18", "after": "1.0:se"}, "stages are numbers"),
         ({"backbone": "resnet18+heads=linear"}, "may come attention, after, head"),
         ({"backbone": "resnet18+head=linear", "head": "linear"}, "given twice"),
         ({"backbone": "resnet18", "classes": 0}, "classes=0"),

@@ -95,17 +95,28 @@ def test_counters_of_batches_may_be_missing(tmp_path: Path, state: dict[str, tor
     build(NETWORK, classes=10, weights=tmp_path / "old.pth")
 
 
+class Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
 @pytest.mark.parametrize("name", ["garbage.pth", "garbage.safetensors", "empty.pth", "code.pth", "list.pth"])
 def test_files_that_are_no_weights(tmp_path: Path, name: str):
     path = tmp_path / name
     if name == "code.pth":
-        torch.save({"conv1.weight": SimpleNamespace()}, path)  # would be unpickled into an object
+        torch.save({"conv1.weight": Touch(tmp_path / "touched")}, path)
     elif name == "list.pth":
         torch.save([torch.zeros(2)], path)
     else:
         path.write_bytes(b"" if name.startswith("empty") else bytes(range(256)) * 9)
     with pytest.raises(FieldmarkError, match=name) as caught:
         build(NETWORK, weights=path)
+    assert not (tmp_path / "touched").exists()
     assert "\n" not in str(caught.value)
 
 
