@@ -11,7 +11,6 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -20,8 +19,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fieldmark import checkpoint
-from fieldmark.dataset import Data, Normalise, Varied, draw, judged, varied
+from fieldmark.dataset import Data, Varied, draw, varied
+from fieldmark.features import Frozen
 from fieldmark.network import Attention, Network
+from fieldmark.phases import Phase, Row, best_epoch, frozen_until, learning_mode, line, parameter_groups, rate_factor
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 
@@ -29,9 +30,6 @@ SAVE_EVERY = 20.0
 """Seconds between checkpoints inside an epoch."""
 MOST_EPOCHS = 30
 """More epochs than this a budget does not buy: the write-ups' routine stops there too."""
-
-Row = dict[str, Any]
-Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass
@@ -46,20 +44,6 @@ class State:
     history: list[Row] = field(default_factory=list)
 
 
-@dataclass(frozen=True)
-class Phase:
-    """What one phase trains, on which batches, and how fast."""
-
-    number: int
-    module: nn.Module
-    optimizer: torch.optim.Optimizer
-    batches: Batches  # (first step, last step) -> (input of the module, labels)
-    maps: Callable[[], Iterator[Tensor]]  # the validation photos as inputs of the module
-    epochs: int
-    steps: int  # in an epoch
-    schedule: str
-
-
 class Trainer:
     """Fine-tunes `network` on `data`; `folder` keeps the checkpoint and the cached features.
 
@@ -69,15 +53,10 @@ class Trainer:
     def __init__(self, network: Network, data: Data, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
         self.network, self.data, self.recipe, self.folder, self.reporter = network, data, recipe, folder, reporter
         self.fabric = Fabric(accelerator="auto", devices=1)
-        look = network.preprocessing
-        self.size = recipe.image_size or look.size
-        self.normalise = Normalise(look.mean, look.std)
-        name = frozen_until(network, recipe)
-        self.frozen, self.rest = network.backbone.split(name) if name else (nn.Sequential(), network.backbone)
-        self.trained = nn.Sequential(self.rest, network.head)
-        for module in (self.normalise, self.frozen, self.trained):
-            self.fabric.to_device(module.to(memory_format=torch.channels_last))
-        self.frozen.eval().requires_grad_(False)
+        self.size = recipe.image_size or network.preprocessing.size
+        network.to(self.fabric.device).to(memory_format=torch.channels_last)
+        self.frozen = Frozen(network, frozen_until(network, recipe), data, self.size, folder, self.fabric)
+        self.trained = nn.Sequential(self.frozen.rest, network.head)
         self.labels = torch.from_numpy(data.labels)
         self.best: dict[str, Tensor] = {}
         self.state = State()
@@ -88,9 +67,9 @@ class Trainer:
     def train(self, plan: Callable[["Trainer"], Recipe] | None = None) -> list[Row]:
         """Both phases; leaves the best epoch's weights in the network. -> history, a row an epoch."""
         loaded = self._resume()
-        pretrained = self.recipe.weights != "none"
         with self.reporter.part("features"):
-            features = self._features() if pretrained else None
+            first = self.state.phase == 1 and self.recipe.weights != "none"
+            features = self.frozen.features(self.reporter) if first else None
         if self.state.phase == 1:
             with self.reporter.part("phase1"):
                 if features is not None and self.recipe.frozen_epochs:
@@ -117,7 +96,7 @@ class Trainer:
 
     def _phase1(self, features: np.ndarray) -> Phase:
         """The head, and attention behind the last stage, on cached features of the training photos."""
-        _, tail = self.rest.split(list(self.network.backbone.stages)[-1])
+        _, tail = self.frozen.rest.split(list(self.network.backbone.stages)[-1])
         module = nn.Sequential(tail, self.network.head)
         self.trained.requires_grad_(False)
         fresh = [m for m in tail.modules() if isinstance(m, Attention)] + [self.network.head]
@@ -155,15 +134,13 @@ class Trainer:
         photos = Varied(data.pack, data.train, data.labels[data.train], size, recipe.augment, recipe.seed)
 
         def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-            for photos_, labels in varied(photos, recipe.batch, first, last):
-                with torch.no_grad():
-                    maps = self.frozen(self.normalise(self.fabric.to_device(photos_)))
-                yield maps, labels
+            for some, labels in varied(photos, recipe.batch, first, last):
+                yield self.frozen.maps(some), labels
 
         steps = recipe.steps_per_epoch or max(1, len(data.train) // recipe.batch)
-        groups = parameter_groups(self.network, self.rest, recipe)
+        groups = parameter_groups(self.network, self.frozen.rest, recipe)
         optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
-        return Phase(2, self.trained, optimizer, batches, self._validation, recipe.epochs, steps, recipe.schedule)
+        return Phase(2, self.trained, optimizer, batches, self.frozen.validation, recipe.epochs, steps, recipe.schedule)
 
     # ---- the loop
 
@@ -237,53 +214,7 @@ class Trainer:
 
     def validation_logits(self) -> np.ndarray:
         """(validation photos, classes), by the weights as they are now."""
-        return self.logits(self.trained, self._validation()).numpy()
-
-    # ---- what is computed once
-
-    def _features(self) -> np.ndarray:
-        """Reduced features of the training photos, then of the validation photos: (photos, c, h', w').
-
-        On the way the validation photos' maps at the cut are kept, so that phase 2 judges them from there.
-        """
-        folder, last = self.folder, list(self.network.backbone.stages)[-1]
-        found = folder / "features.npy"
-        if found.exists():
-            return np.load(found, mmap_mode="r", allow_pickle=False)
-        middle, tail = self.rest.split(last)
-        middle.eval()
-        which = np.concatenate([self.data.train, self.data.val])
-        train, done = len(self.data.train), 0
-        features = maps = None
-        with torch.inference_mode(), self.reporter.bar("features", "photos") as advance:
-            for photos in judged(self.data.pack, which, self.size):
-                cut = self.frozen(self.normalise(self.fabric.to_device(photos)))
-                x = middle(cut)
-                x = self.network.head.reduce(x) if not len(tail) else x
-                if features is None or maps is None:
-                    features = ArrayFile(folder / "features.half", (len(which), *x.shape[1:]))
-                    maps = ArrayFile(folder / "val_maps.npy", (len(which) - train, *cut.shape[1:]))
-                features.append(x)
-                maps.append(cut[max(0, train - done) :])
-                done += len(x)
-                advance(done, len(which))
-        for written in (features, maps):
-            if written is not None:
-                written.close()
-        (folder / "features.half").replace(found)
-        return np.load(found, mmap_mode="r", allow_pickle=False)
-
-    def _validation(self) -> Iterator[Tensor]:
-        """The validation photos as inputs of the trained part."""
-        kept = self.folder / "val_maps.npy"
-        if len(self.frozen) and kept.exists():
-            maps = np.load(kept, mmap_mode="r", allow_pickle=False)
-            for first in range(0, len(maps), 32):
-                yield torch.from_numpy(maps[first : first + 32].copy()).to(memory_format=torch.channels_last)
-        else:
-            for photos in judged(self.data.pack, self.data.val, self.size):
-                with torch.no_grad():
-                    yield self.frozen(self.normalise(self.fabric.to_device(photos)))
+        return self.logits(self.trained, self.frozen.validation()).numpy()
 
     # ---- survival
 
@@ -335,93 +266,3 @@ class Trainer:
         photos = sum(map(len, few))
         look = (time.monotonic() - began) * len(self.data.val) / photos if photos else 0.0
         return float(np.mean(times[2:])), look
-
-
-def frozen_until(network: Network, recipe: Recipe) -> str | None:
-    """The last layer that stays frozen in phase 2, or None when everything trains: no attention may lie before it."""
-    if recipe.weights == "none" or recipe.unfreeze == "all":
-        return None
-    found = None
-    for name in network.backbone.stages:
-        if any(
-            isinstance(m, Attention) and type(m) is not Attention for m in network.backbone.split(name)[0].modules()
-        ):
-            return found
-        found = name
-        if name == network.frozen:
-            return found
-    return found
-
-
-def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """SGD's groups: backbone and new parts, each with and without decay (biases and norms have none)."""
-    slots = {id(p) for m in rest.modules() if isinstance(m, Attention) for p in m.parameters()}
-    old = [p for p in rest.parameters() if id(p) not in slots]
-    new = [p for p in rest.parameters() if id(p) in slots] + list(network.head.parameters())
-    backbone_lr = recipe.lr if recipe.weights == "none" else recipe.backbone_lr
-    groups = []
-    for parameters, lr in ((old, backbone_lr), (new, recipe.lr)):
-        for decayed in (False, True):
-            some = [p for p in parameters if (p.ndim > 1) == decayed]
-            if some:
-                groups.append({"params": some, "lr": lr, "weight_decay": recipe.weight_decay if decayed else 0.0})
-    return groups
-
-
-def learning_mode(module: nn.Module) -> None:
-    """Train mode for what trains; what is frozen, batch norms with their running statistics included, stays in eval."""
-    module.train()
-    for part in module.modules():
-        parameters = list(part.parameters(recurse=False))
-        if parameters and not any(p.requires_grad for p in parameters):
-            part.eval()
-
-
-def rate_factor(phase: Phase, step: int, total: int, history: list[Row]) -> float:
-    """What the learning rate is multiplied with: a pure function of the step and, for `plateau`, of the history."""
-    if phase.schedule == "plateau":
-        drops = wait = 0
-        best = -math.inf
-        for row in history:
-            if row["val_accuracy"] > best:
-                best, wait = row["val_accuracy"], 0
-            else:
-                wait += 1
-            if wait == 4:
-                drops, wait = drops + 1, 0
-        return 0.2**drops
-    warm = max(1, total // 10)
-    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, total - warm))))
-
-
-def best_epoch(history: list[Row], monitor: str) -> int:
-    """Number of the best epoch: by accuracy (ties: lower loss), or by loss; the last where nothing was validated."""
-
-    def score(row: Row) -> tuple[float, ...]:
-        if math.isnan(row["val_loss"]):
-            return (row["epoch"],)
-        return (row["val_accuracy"], -row["val_loss"]) if monitor == "accuracy" else (-row["val_loss"],)
-
-    return max(history, key=score)["epoch"]
-
-
-def line(row: Row, epochs: int) -> str:
-    """An epoch as a line of the text log."""
-    return (
-        f"epoch: {row['epoch']}/{epochs}, train_loss: {row['train_loss']:.4f}, train_acc: {row['train_accuracy']:.4f}, "
-        f"val_loss: {row['val_loss']:.4f}, val_acc: {row['val_accuracy']:.4f} ({row['seconds']:.1f} s)"
-    )
-
-
-class ArrayFile:
-    """A float32 .npy file written row by row: on a full disk it raises, where a memory map would kill the process."""
-
-    def __init__(self, file: Path, shape: tuple[int, ...]) -> None:
-        self.file = file.open("wb")
-        np.lib.format.write_array_header_1_0(self.file, {"descr": "<f4", "fortran_order": False, "shape": shape})
-
-    def append(self, rows: Tensor) -> None:
-        self.file.write(rows.cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
-
-    def close(self) -> None:
-        self.file.close()

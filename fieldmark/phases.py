@@ -1,0 +1,106 @@
+"""Network + recipe -> what stays frozen, what trains and how fast; all of it pure functions."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fieldmark.network import Attention, Network
+from fieldmark.recipe import Recipe
+
+Row = dict[str, Any]
+"""An epoch in the history."""
+Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+
+
+@dataclass(frozen=True)
+class Phase:
+    """What one phase trains, on which batches, and how fast."""
+
+    number: int
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    batches: Batches  # (first step, last step) -> (input of the module, labels)
+    maps: Callable[[], Iterator[Tensor]]  # the validation photos as inputs of the module
+    epochs: int
+    steps: int  # in an epoch
+    schedule: str
+
+
+def frozen_until(network: Network, recipe: Recipe) -> str | None:
+    """The last layer that stays frozen in phase 2, or None when everything trains: no attention may lie before it."""
+    if recipe.weights == "none" or recipe.unfreeze == "all":
+        return None
+    found = None
+    for name in network.backbone.stages:
+        if any(
+            isinstance(m, Attention) and type(m) is not Attention for m in network.backbone.split(name)[0].modules()
+        ):
+            return found
+        found = name
+        if name == network.frozen:
+            return found
+    return found
+
+
+def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """SGD's groups: backbone and new parts, each with and without decay (biases and norms have none)."""
+    slots = {id(p) for m in rest.modules() if isinstance(m, Attention) for p in m.parameters()}
+    old = [p for p in rest.parameters() if id(p) not in slots]
+    new = [p for p in rest.parameters() if id(p) in slots] + list(network.head.parameters())
+    backbone_lr = recipe.lr if recipe.weights == "none" else recipe.backbone_lr
+    groups = []
+    for parameters, lr in ((old, backbone_lr), (new, recipe.lr)):
+        for decayed in (False, True):
+            some = [p for p in parameters if (p.ndim > 1) == decayed]
+            if some:
+                groups.append({"params": some, "lr": lr, "weight_decay": recipe.weight_decay if decayed else 0.0})
+    return groups
+
+
+def learning_mode(module: nn.Module) -> None:
+    """Train mode for what trains; what is frozen, batch norms with their running statistics included, stays in eval."""
+    module.train()
+    for part in module.modules():
+        parameters = list(part.parameters(recurse=False))
+        if parameters and not any(p.requires_grad for p in parameters):
+            part.eval()
+
+
+def rate_factor(phase: Phase, step: int, total: int, history: list[Row]) -> float:
+    """What the learning rate is multiplied with: a pure function of the step and, for `plateau`, of the history."""
+    if phase.schedule == "plateau":
+        drops = wait = 0
+        best = -math.inf
+        for row in history:
+            if row["val_accuracy"] > best:
+                best, wait = row["val_accuracy"], 0
+            else:
+                wait += 1
+            if wait == 4:
+                drops, wait = drops + 1, 0
+        return 0.2**drops
+    warm = max(1, total // 10)
+    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, total - warm))))
+
+
+def best_epoch(history: list[Row], monitor: str) -> int:
+    """Number of the best epoch: by accuracy (ties: lower loss), or by loss; the last where nothing was validated."""
+
+    def score(row: Row) -> tuple[float, ...]:
+        if math.isnan(row["val_loss"]):
+            return (row["epoch"],)
+        return (row["val_accuracy"], -row["val_loss"]) if monitor == "accuracy" else (-row["val_loss"],)
+
+    return max(history, key=score)["epoch"]
+
+
+def line(row: Row, epochs: int) -> str:
+    """An epoch as a line of the text log."""
+    return (
+        f"epoch: {row['epoch']}/{epochs}, train_loss: {row['train_loss']:.4f}, train_acc: {row['train_accuracy']:.4f}, "
+        f"val_loss: {row['val_loss']:.4f}, val_acc: {row['val_accuracy']:.4f} ({row['seconds']:.1f} s)"
+    )
