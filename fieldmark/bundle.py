@@ -12,6 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from fieldmark import jsons
 from fieldmark.errors import FieldmarkError
 
 if TYPE_CHECKING:
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 """Raised when an older Fieldmark could no longer read what a newer one writes."""
+
+NEEDED = {"classes": list, "preprocessing": dict, "temperature": float, "threshold": float, "network": dict}
 
 Info = dict[str, Any]
 
@@ -46,7 +49,7 @@ def write(folder: Path, info: Info, network: "Network") -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / "model.safetensors", network.state_dict(), {})
-    (folder / "bundle.json").write_text(json.dumps(info, ensure_ascii=False, indent=1), encoding="utf-8")
+    jsons.write(folder / "bundle.json", info)
 
 
 def find(path: str | Path) -> Path:
@@ -77,6 +80,8 @@ def check(info: Info, where: object) -> Info:
             f"{where} was made by a later version (format {info['format']}, this one reads up to {FORMAT}): "
             "pip install --upgrade fieldmark"
         )
+    if wrong := [key for key, kind in NEEDED.items() if not isinstance(info.get(key), kind)]:
+        raise FieldmarkError(f"{where} is damaged: it has no {' and no '.join(wrong)}")
     return info
 
 
@@ -94,12 +99,20 @@ def read(folder: str | Path) -> Info:
 
 
 def network(folder: str | Path) -> "Network":
-    """The trained network as a torch module in eval mode: uint8 or float photos normalised -> logits."""
+    """The trained network as a torch module in eval mode: normalised photos (n, 3, h, w) -> logits (n, classes).
+
+    Raises:
+        FieldmarkError: as `read`, or the weights are missing, damaged or of another network.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     from fieldmark.network import rebuild
 
-    info = read(folder)
-    rebuilt = rebuild(info["network"])
-    rebuilt.load_state_dict(load_file(find(folder).with_name("model.safetensors")))
+    info, file = read(folder), find(folder).with_name("model.safetensors")
+    try:
+        rebuilt = rebuild(info["network"])
+        rebuilt.load_state_dict(load_file(file))
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise FieldmarkError(f"{file} is damaged or of another network: {' '.join(str(error).split())[:200]}") from None
     return rebuilt.eval()

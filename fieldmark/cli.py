@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import inspect
 import io
-import json
 import os
 import shlex
 import sys
@@ -15,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from fieldmark import machine
+from fieldmark import jsons, machine
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import Recipe
@@ -27,6 +26,9 @@ app = typer.Typer(
     rich_markup_mode=None,
     help="From a folder of labelled photos to a classifier you can trust, and can read.",
 )
+
+USAGE_ERROR: Any = typer.BadParameter.__base__
+INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 Photos = Annotated[
     str,
@@ -255,16 +257,7 @@ def demo(
 
 
 def _print(found: Any) -> None:
-    print(json.dumps(_finite(found), ensure_ascii=False, indent=1))
-
-
-def _finite(found: Any) -> Any:
-    """JSON knows no NaN."""
-    if isinstance(found, dict):
-        return {key: _finite(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_finite(value) for value in found]
-    return None if isinstance(found, float) and found != found else found
+    print(jsons.text(found))
 
 
 def _plain(name: str) -> str:
@@ -294,8 +287,16 @@ def main() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
+    if "--json" in sys.argv and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal's language
     try:
-        app()
+        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        sys.stdout.flush()
+        if code == INTERRUPTED:
+            raise KeyboardInterrupt
+        sys.exit(code)
+    except USAGE_ERROR as error:
+        problem = f"{error.format_message()} (`fieldmark --help`, `fieldmark VERB --help` list what there is)"
     except FieldmarkError as error:
         problem = str(error)
     except ModuleNotFoundError as error:
@@ -309,15 +310,11 @@ def main() -> None:
         sys.exit(0)
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        problem = (
-            f"{where}{error.strerror or error}; when there is room and access again, a training goes on with --resume"
-        )
+        problem = f"{where}{error.strerror or error}; give it room or access, and go on (a training by --resume)"
     except Exception as error:
         if os.environ.get("FIELDMARK_DEBUG"):
             traceback.print_exc()
         problem = f"a fault of Fieldmark: {type(error).__name__}: {error} (FIELDMARK_DEBUG=1 shows where)"
-    else:
-        return
     print("fieldmark: " + " ".join(problem.split()), file=sys.stderr)
     sys.exit(2)
 

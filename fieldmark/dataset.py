@@ -45,6 +45,7 @@ class Packer:
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
+        (folder / "index.npy").unlink(missing_ok=True)
         self.folder, self.shapes = folder, []
         self.file = (folder / "photos.u8").open("wb")
 

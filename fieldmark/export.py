@@ -1,6 +1,5 @@
 """Network -> one ONNX file with normalisation, temperature and evidence inside, checked against the original."""
 
-import json
 import logging
 import warnings
 from pathlib import Path
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fieldmark import jsons
 from fieldmark.dataset import Normalise
 from fieldmark.network import Network
 from fieldmark.predict import Classifier
@@ -55,10 +55,10 @@ def export(network: Network, info: dict[str, Any], file: Path) -> None:
         )
     assert program is not None
     model = program.model_proto
-    model.metadata_props.append(
-        onnx.StringStringEntryProto(key="fieldmark", value=json.dumps(info, ensure_ascii=False))
-    )
-    onnx.save(model, str(file))
+    model.metadata_props.append(onnx.StringStringEntryProto(key="fieldmark", value=jsons.text(info)))
+    half = file.with_suffix(".half")
+    half.write_bytes(model.SerializeToString())
+    half.replace(file)
 
 
 def verify(network: Network, info: dict[str, Any], classifier: Classifier, photos: list[np.ndarray]) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -145,58 +146,64 @@ class Trainer:
     # ---- the loop
 
     def _run(self, phase: Phase, loaded: dict[str, Tensor]) -> None:
+        """The epochs of a phase, from where its state stands."""
+        checkpoint.restore_optimizer(phase.optimizer, checkpoint.part(loaded, "optimizer"))
         module, optimizer = self.fabric.setup(phase.module, phase.optimizer)
-        checkpoint.restore_optimizer(optimizer.optimizer, checkpoint.part(loaded, "optimizer"))
-        rates = [group["lr"] for group in optimizer.param_groups]
-        state, total = self.state, phase.epochs * phase.steps
-        before = sum(row["phase"] < phase.number for row in state.history)
+        before = sum(row["phase"] < phase.number for row in self.state.history)
         with self.reporter.bar(f"phase {phase.number}", "steps") as advance:
-            for epoch in range(state.step // phase.steps, phase.epochs):
+            for epoch in range(self.state.step // phase.steps, phase.epochs):
                 if self._stops(phase):
                     break
                 began, last = time.monotonic(), (epoch + 1) * phase.steps
                 learning_mode(phase.module)
-                rate = 0.0
-                for inputs, labels in phase.batches(state.step, last):
-                    inputs, labels = self.fabric.to_device(inputs), self.fabric.to_device(labels)
-                    factor = rate_factor(
-                        phase, state.step, total, [r for r in state.history if r["phase"] == phase.number]
-                    )
-                    for group, base in zip(optimizer.param_groups, rates, strict=True):
-                        group["lr"] = base * factor
-                    rate = optimizer.param_groups[-1]["lr"]
-                    draw(self.recipe.seed, 3, phase.number, state.step)  # dropout and its like
-                    logits = module(inputs)
-                    loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-                    optimizer.zero_grad()
-                    self.fabric.backward(loss)
-                    optimizer.step()
-                    state.step += 1
-                    state.loss += loss.item() * len(labels)
-                    state.right += int((logits.argmax(1) == labels).sum())
-                    state.seen += len(labels)
-                    advance(state.step, total)
-                    if state.step < last and time.monotonic() - self.saved > SAVE_EVERY:
+                for inputs, labels in phase.batches(self.state.step, last):
+                    self._step(phase, module, optimizer, inputs, labels)
+                    advance(self.state.step, phase.epochs * phase.steps)
+                    if self.state.step < last and time.monotonic() - self.saved > SAVE_EVERY:
                         self._save(phase.optimizer)
-                val_loss, val_accuracy = self._validate(phase)
-                row = {
-                    "epoch": before + epoch + 1, "phase": phase.number, "lr": rate,
-                    "train_loss": state.loss / state.seen, "train_accuracy": state.right / state.seen,
-                    "val_loss": val_loss, "val_accuracy": val_accuracy, "seconds": time.monotonic() - began,
-                }  # fmt: skip
-                state.history.append(row)
-                state.loss, state.right, state.seen = 0.0, 0, 0
-                if best_epoch(state.history, self.recipe.monitor) == row["epoch"]:
-                    self.best = checkpoint.snapshot(self.trained)
-                if phase.number == 2 or time.monotonic() - self.saved > SAVE_EVERY:
-                    self._save(phase.optimizer)
-                self.reporter.say(line(row, before + phase.epochs))
+                self._close_epoch(phase, before + epoch + 1, began)
+                self.reporter.say(line(self.state.history[-1], before + phase.epochs))
+
+    def _step(self, phase: Phase, module: nn.Module, optimizer: Any, inputs: Tensor, labels: Tensor) -> None:
+        """One batch: rate, forward, backward, update; the state counts it."""
+        state = self.state
+        inputs, labels = self.fabric.to_device(inputs), self.fabric.to_device(labels)
+        factor = rate_factor(phase, state.step, [row for row in state.history if row["phase"] == phase.number])
+        for group in phase.optimizer.param_groups:
+            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        draw(self.recipe.seed, 3, phase.number, state.step)  # dropout and its like
+        logits = module(inputs)
+        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        optimizer.zero_grad()
+        self.fabric.backward(loss)
+        optimizer.step()
+        state.step += 1
+        state.loss += loss.item() * len(labels)
+        state.right += int((logits.argmax(1) == labels).sum())
+        state.seen += len(labels)
+
+    def _close_epoch(self, phase: Phase, epoch: int, began: float) -> None:
+        """Judge the validation photos, write the row, keep the weights if they are the best, save."""
+        state = self.state
+        val_loss, val_accuracy = self._validate(phase)
+        row = {
+            "epoch": epoch, "phase": phase.number, "lr": phase.optimizer.param_groups[-1]["lr"],
+            "train_loss": state.loss / state.seen, "train_accuracy": state.right / state.seen,
+            "val_loss": val_loss, "val_accuracy": val_accuracy, "seconds": time.monotonic() - began,
+        }  # fmt: skip
+        state.history.append(row)
+        state.loss, state.right, state.seen = 0.0, 0, 0
+        if self.best_epoch() == epoch:
+            self.best = checkpoint.snapshot(self.trained)
+        if phase.number == 2 or time.monotonic() - self.saved > SAVE_EVERY:
+            self._save(phase.optimizer)
 
     def _stops(self, phase: Phase) -> bool:
         """Early stopping, in phase 2 only: phase 1 costs next to nothing."""
-        mine = sum(row["phase"] == phase.number for row in self.state.history)
-        since = len(self.state.history) - self.best_epoch()
-        return phase.number == 2 and min(mine, since) >= self.recipe.patience
+        mine = [row for row in self.state.history if row["phase"] == 2]
+        if phase.number == 1 or not mine:
+            return False
+        return mine[-1]["epoch"] - best_epoch(mine, self.recipe.monitor) >= self.recipe.patience
 
     def _validate(self, phase: Phase) -> tuple[float, float]:
         """Mean loss and accuracy on the validation photos; not a number where there are none."""

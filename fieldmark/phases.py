@@ -70,7 +70,7 @@ def learning_mode(module: nn.Module) -> None:
             part.eval()
 
 
-def rate_factor(phase: Phase, step: int, total: int, history: list[Row]) -> float:
+def rate_factor(phase: Phase, step: int, history: list[Row]) -> float:
     """What the learning rate is multiplied with: a pure function of the step and, for `plateau`, of the history."""
     if phase.schedule == "plateau":
         drops = wait = 0
@@ -83,19 +83,24 @@ def rate_factor(phase: Phase, step: int, total: int, history: list[Row]) -> floa
             if wait == 4:
                 drops, wait = drops + 1, 0
         return 0.2**drops
+    total = phase.epochs * phase.steps
     warm = max(1, total // 10)
     return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, total - warm))))
 
 
 def best_epoch(history: list[Row], monitor: str) -> int:
-    """Number of the best epoch: by accuracy (ties: lower loss), or by loss; the last where nothing was validated."""
+    """Number of the best epoch: by accuracy (ties: lower loss), or by loss; the last where nothing was validated.
+
+    Phase 1 stands with its last epoch: it settles smoothly, so that the best of its many is only the luckiest.
+    """
 
     def score(row: Row) -> tuple[float, ...]:
         if math.isnan(row["val_loss"]):
             return (row["epoch"],)
         return (row["val_accuracy"], -row["val_loss"]) if monitor == "accuracy" else (-row["val_loss"],)
 
-    return max(history, key=score)["epoch"]
+    frozen = [row for row in history if row["phase"] == 1]
+    return max([*frozen[-1:], *history[len(frozen) :]], key=score)["epoch"]
 
 
 def line(row: Row, epochs: int) -> str:

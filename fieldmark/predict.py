@@ -81,7 +81,7 @@ def write_csv(answers: Iterable[Answer], file: Path) -> Iterator[Answer]:
     """Hands the answers on, writing each as a row `path,label,confidence,known,error`."""
     columns = ["path", "label", "confidence", "known", "error"]
     with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
-        writer = csv.DictWriter(opened, columns, extrasaction="ignore", lineterminator="\n")
+        writer = csv.DictWriter(opened, columns, extrasaction="ignore")
         writer.writeheader()
         for answer in answers:
             writer.writerow(answer)
@@ -94,14 +94,23 @@ def each(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, str | byte
         if isinstance(source, bytes):
             yield "", source
         elif str(source) == "-":
-            yield from each(line.rstrip("\n") for line in sys.stdin if line.strip())
+            yield from each(_listed())
         elif os.path.isdir(source):
             yield from ((file, file) for file in _walk(str(source)))
         elif not os.path.lexists(source) and glob.has_magic(str(source)):
             matches = sorted(glob.glob(str(source), recursive=True))
+            if "**" in str(source):  # stands for the folders and for all that is in them
+                matches = [match for match in matches if not os.path.isdir(match)]
             yield from each(matches) if matches else [(str(source), str(source))]
         else:
             yield str(source), str(source)
+
+
+def _listed() -> Iterator[str]:
+    """The lines of stdin, whatever bytes the names hold."""
+    for line in sys.stdin.buffer:
+        if name := line.rstrip(b"\r\n"):
+            yield os.fsdecode(name)
 
 
 def _walk(folder: str) -> Iterator[str]:

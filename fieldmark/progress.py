@@ -17,7 +17,7 @@ class Reporter:
     """Says to people what a run does, and keeps the seconds that each part took."""
 
     def __init__(self, log: Path | None = None, started: float | None = None) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True)
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
         self.log = log
         self.started = time.monotonic() if started is None else started
         self.seconds: dict[str, float] = {}
@@ -27,10 +27,11 @@ class Reporter:
         return time.monotonic() - self.started
 
     def say(self, text: str, style: str | None = None) -> None:
-        """One line on stderr and in the log."""
+        """One line on stderr and in the log, whatever control characters a file name may hold."""
+        text = "".join(c if c.isprintable() else "\ufffd" for c in text)
         self.console.print(text, style=style, markup=False)
         if self.log is not None:
-            with self.log.open("a", encoding="utf-8", errors="backslashreplace") as file:
+            with self.log.open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
     def warn(self, text: str) -> None:

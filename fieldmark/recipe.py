@@ -59,7 +59,7 @@ class Recipe:
     """How far the target of a photo is spread over the other classes."""
     monitor: str = "accuracy"
     """Which figure of the validation photos picks the best epoch: `accuracy` or `loss`."""
-    patience: int = 5
+    patience: int = 10
     """Phase 2 stops after so many epochs without a better one; the best epoch's weights are kept."""
     budget: str | None = None
     """Time for the whole run, as `90s`, `5m` or `1h`; epochs and steps are planned once from the measured speed."""
@@ -128,7 +128,7 @@ def read(file: str | Path) -> Recipe:
 
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+    except Exception as error:  # on odd numbers and dates PyYAML raises nearly everything there is
         raise FieldmarkError(f"cannot read the recipe {file}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise FieldmarkError(f"the recipe {file} holds no `key: value` lines")
@@ -139,11 +139,21 @@ def read(file: str | Path) -> Recipe:
             raise FieldmarkError(
                 f"the recipe {file} has {key!r}, which is no setting" + (f"; {near[0]}?" if near else "")
             )
-        if types[key] is float and type(value) is int:
-            values[key] = float(value)
+        if types[key] is float and type(value) in (int, str) and (number := _number(value)) is not None:
+            values[key] = number
+        elif key == "budget" and type(value) in (int, float):
+            values[key] = str(value)
         elif not isinstance(value, types[key]) or (isinstance(value, bool) and types[key] is not bool):
             raise FieldmarkError(f"the recipe {file} has {key}: {value!r}, which is not of the right kind")
     return Recipe(**values)
+
+
+def _number(value: int | str) -> float | None:
+    """YAML 1.1 takes `1e-3` for a text."""
+    try:
+        return float(value)
+    except (ValueError, OverflowError):
+        return None
 
 
 def write(recipe: Recipe, file: Path) -> None:

@@ -1,13 +1,15 @@
 """Photos + recipe -> RUN: the whole way of a training, from the audit to the report.
 
 What a run leaves: bundle/, recipe.yaml, split.csv, quarantine.csv, audit.json, history.csv, log.txt, metrics.json,
-predictions.csv, curves.svg, card.md, report.html, and resume/ with the checkpoint. What has its report is finished.
+predictions.csv, curves.svg, card.md, report.html, and resume/ with the checkpoint and, until all else is there, the
+packed photos.
 """
 
 import csv
 import dataclasses
 import json
 import shlex
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +17,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from fieldmark import bundle, evaluate, machine
+from fieldmark import bundle, evaluate, jsons, machine
 from fieldmark import recipe as recipes
 from fieldmark.dataset import Data, Judged, Pack, Packer
 from fieldmark.errors import FieldmarkError
@@ -73,23 +75,32 @@ def train(
     out = Path(out)
     if out.exists() and not resume:
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
-    if resume and (out / "report.html").exists():
-        return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
     if resume and (out / "recipe.yaml").exists():
-        recipe = _same(recipes.read(out / "recipe.yaml"), recipe, out)
+        recipe = _same(_begun(out), recipe, out)
+    if resume and finished(out):
+        return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
     recipe = recipe or Recipe()
     with torch.device("meta"):  # wrong words are refused before anything is read or written
         look = _build(recipe, 2, weights=False).preprocessing
     preprocessing = dataclasses.asdict(look) | ({"size": recipe.image_size} if recipe.image_size else {})
     catalog = read(photos)
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "resume").mkdir(exist_ok=True)
+    _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
+    fresh = not out.exists()
+    try:
+        (out / "resume").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FieldmarkError(f"{out} cannot be made ({error.strerror}): give another --out") from None
     _record(recipe, out)
     reporter = Reporter(out / "log.txt", started)
     machine.prepare()
 
-    with reporter.part("decode"):
-        table = _prepare(catalog, preprocessing, recipe, out, reporter)
+    try:
+        with reporter.part("decode"):
+            table = _prepare(catalog, preprocessing, recipe, out, reporter)
+    except FieldmarkError:
+        if fresh:  # nothing is lost, and the same command works once the photos are in order
+            shutil.rmtree(out)
+        raise
     torch.manual_seed(recipe.seed)
     network = _build(recipe, len(table.classes))
     trainer = Trainer(network, table.data, recipe, out / "resume", reporter)
@@ -112,13 +123,18 @@ def train(
         "command": command or f"fieldmark train {shlex.quote(str(photos))} --out {shlex.quote(str(out))}",
     }
     with reporter.part("report"):
-        _json(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
+        jsons.write(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
         write_report(out, catalog.root)
-    for heavy in ("photos.u8", "index.npy", "features.npy", "val_maps.npy"):
-        (out / "resume" / heavy).unlink(missing_ok=True)
     metrics["seconds"] = _seconds(reporter)
-    _json(out / "metrics.json", metrics)
-    return Run(out, metrics)
+    jsons.write(out / "metrics.json", metrics)
+    for heavy in ("features.npy", "val_maps.npy", "index.npy", "photos.u8"):
+        (out / "resume" / heavy).unlink(missing_ok=True)
+    return Run(out, json.loads(jsons.text(metrics)))
+
+
+def finished(out: Path) -> bool:
+    """Whether the run has its report and figures; the packed photos go last of all."""
+    return (out / "metrics.json").exists() and not (out / "resume" / "photos.u8").exists()
 
 
 # ---- before the training
@@ -136,10 +152,20 @@ def _build(recipe: Recipe, classes: int, weights: bool = True) -> Network:
     )
 
 
+def _begun(out: Path) -> Recipe:
+    try:
+        return recipes.read(out / "recipe.yaml")
+    except FieldmarkError as error:
+        raise FieldmarkError(
+            f"{error}: if a later version began this run, pip install --upgrade fieldmark; or train into another --out"
+        ) from None
+
+
 def _same(begun: Recipe, asked: Recipe | None, out: Path) -> Recipe:
     """The recipe that the run was begun with; settings that were asked for now and differ are refused."""
     plain, begun_, asked_ = (dataclasses.asdict(r) for r in (Recipe(), begun, asked or Recipe()))
-    differ = [name for name, value in asked_.items() if value != plain[name] and value != begun_[name]]
+    planned = ("epochs", "steps_per_epoch") if begun.budget else ()
+    differ = [n for n, value in asked_.items() if value not in (plain[n], begun_[n]) and n not in planned]
     if differ:
         name = differ[0]
         raise FieldmarkError(
@@ -191,20 +217,28 @@ def _audit(catalog: Catalog, shorter: int, recipe: Recipe, out: Path, reporter: 
         packer.add(photo)
         packed.append(catalog.photos[i].path)
 
-    with reporter.bar("reading", "photos") as advance:
+    with packer.file, reporter.bar("reading", "photos") as advance:
         found = audit(catalog, shorter=shorter, keep=keep, progress=advance)
     kept, groups, _ = usable(catalog, found)
     sides = split(kept, groups, seed=recipe.seed, leaks=found.leaks, allow_leaks=recipe.allow_leaks)
     findings = found.to_json(catalog)
+    findings["warnings"] = [*kept.warnings, *_testless(catalog), *found.warnings]
     for warning in findings["warnings"]:
         reporter.warn(warning)
     findings |= {"folder": str(catalog.root.resolve()), "fingerprint": fingerprint(catalog, found)}
     findings["trained"] = list(kept.classes)
-    _json(out / "audit.json", findings)
-    _json(out / "resume" / "packed.json", packed)
+    jsons.write(out / "audit.json", findings)
+    jsons.write(out / "resume" / "packed.json", packed)
     _table(out / "quarantine.csv", [dict(u) for u in findings["unreadable"]], ["path", "reason"])
     packer.finish()
-    write_split(out / "split.csv", kept, sides)
+    write_split(out / "split.half", kept, sides)
+    (out / "split.half").replace(out / "split.csv")
+
+
+def _testless(catalog: Catalog) -> list[str]:
+    """A warning where the folders give a split, but no test."""
+    given = {photo.split for photo in catalog.photos} - {None}
+    return ["no test/ is given: 15 % of the photos in train/ become the test"] if given and "test" not in given else []
 
 
 # ---- between the phases
@@ -284,12 +318,6 @@ def _seconds(reporter: Reporter) -> dict[str, float]:
 def _record(recipe: Recipe, out: Path) -> None:
     recipes.write(recipe, out / "recipe.half")
     (out / "recipe.half").replace(out / "recipe.yaml")
-
-
-def _json(file: Path, content: Any) -> None:
-    half = file.with_suffix(".half")
-    half.write_text(json.dumps(content, ensure_ascii=False, indent=1), encoding="utf-8", errors="surrogateescape")
-    half.replace(file)
 
 
 def _table(file: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:

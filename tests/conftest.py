@@ -1,10 +1,24 @@
 """Fixtures that several test modules share."""
 
+import json
+import os
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, settings
 from PIL import Image, ImageDraw
+
+# No example is timed, since the machine may be busy; examples of one test may share its folder.
+CHECKS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
+settings.register_profile("fieldmark", deadline=None, suppress_health_check=CHECKS)
+settings.load_profile("fieldmark")
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
@@ -68,3 +82,88 @@ def small_run(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 
     recipe = fieldmark.Recipe(image_size=64, train_size=64, frozen_epochs=3, epochs=1, batch=8)
     return fieldmark.train(small_photos, recipe, out=tmp_path_factory.mktemp("run") / "run").folder
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        """What stdout holds: one JSON document and nothing else."""
+        return json.loads(self.out)
+
+    @property
+    def refusal(self) -> str:
+        """The one line on stderr of a command that could not do its work."""
+        assert (self.code, self.out) == (2, ""), self
+        assert self.err.startswith("fieldmark: ") and self.err.count("\n") == 1, self.err
+        return self.err.removeprefix("fieldmark: ").strip()
+
+
+@pytest.fixture(scope="session")
+def command() -> Callable[..., Done]:
+    """Runs `fieldmark ARGUMENTS` as a process of its own, in which Python's warnings are heard."""
+
+    def run(*arguments: object, stdin: bytes = b"", **environment: str) -> Done:
+        heard = os.environ | {"PYTHONWARNINGS": "default"} | environment
+        program = [sys.executable, "-m", "fieldmark.cli", *map(str, arguments)]
+        done = subprocess.run(program, input=stdin, capture_output=True, env=heard, timeout=300)
+        assert b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+    return run
+
+
+@pytest.fixture
+def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Done]:
+    """Runs `fieldmark ARGUMENTS` in this process: saves the seconds in which torch is imported."""
+
+    def run(*arguments: object) -> Done:
+        from fieldmark import cli
+
+        monkeypatch.setattr(sys, "argv", ["fieldmark", *map(str, arguments)])
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+        out, err = capfd.readouterr()
+        return Done(int(ended.value.code or 0), out, err)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def small_options() -> list[str]:
+    """The settings of `small_run` as words on the command line."""
+    return shlex.split("--image-size 64 --train-size 64 --frozen-epochs 3 --epochs 1 --batch 8")
+
+
+@pytest.fixture(scope="session")
+def tiny_options() -> list[str]:
+    """The quickest training there is: from scratch, on 32 x 32 pixels; what it learns is worth nothing."""
+    return shlex.split("--backbone resnet18 --weights none --image-size 32 --train-size 32 --epochs 1 --batch 8")
+
+
+@pytest.fixture(scope="session")
+def trained(
+    small_photos: Path,
+    small_options: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    command: Callable[..., Done],
+) -> tuple[Path, Done]:
+    """What `small_run` is, made on the command line: its folder and how the command ended; never write into it.
+
+    The folder is there, but without a checkpoint: --resume then starts anew.
+    """
+    out = tmp_path_factory.mktemp("trained")
+    return out, command("train", small_photos, "--out", out, "--resume", "--json", *small_options)
+
+
+@pytest.fixture(scope="session")
+def drawing() -> Callable[[int, int], Image.Image]:
+    """`synthetic`, for photos beside those of `small_photos`: numbers from 100 on."""
+    return synthetic

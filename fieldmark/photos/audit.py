@@ -200,22 +200,22 @@ def _findings(
 
 
 def _warnings(catalog: Catalog, found: Audit, readable: Counter[str]) -> Iterator[str]:
-    def sets(noun: str, groups: Groups) -> str:
-        return f"{count(len(groups), noun)} ({listing([' = '.join(paths) for paths in groups], 3)})"
+    def told(noun: str, what: str, groups: Groups) -> str:
+        return f"{count(len(groups), noun)} {what}: {listing([' = '.join(paths) for paths in groups], 3)}"
 
     if found.unreadable:
-        named = listing([f"{path}: {reason}" for path, reason in found.unreadable], 3)
-        yield f"{count(len(found.unreadable), 'unreadable photo')} ({named})"
+        named = listing([f"{path} ({reason})" for path, reason in found.unreadable], 3)
+        yield f"{count(len(found.unreadable), 'unreadable photo')}: {named}"
     if found.duplicates:
-        yield f"{sets('set', found.duplicates)} of files equal to the byte"
+        yield told("set", "of identical files", found.duplicates)
     if found.near_duplicates:
-        yield f"{sets('set', found.near_duplicates)} of photos that look the same; a split keeps each on one side"
+        yield told("set", "of photos that look the same (a split keeps each set on one side)", found.near_duplicates)
     if found.conflicts:
-        yield f"{sets('photo', found.conflicts)} under several classes: keep the right one"
+        yield told("photo", "under several classes (keep the right one)", found.conflicts)
     if found.leaks:
-        yield f"{sets('photo', found.leaks)} in several splits: the test would not be fair"
+        yield told("photo", "in several splits (the test would not be fair)", found.leaks)
     if found.near_leaks:
-        yield f"{sets('set', found.near_leaks)} of photos that look the same in several splits"
+        yield told("set", "of photos that look the same in several splits", found.near_leaks)
     if readable:
         (most, n_most), (least, n_least) = readable.most_common(1)[0], min(readable.items(), key=lambda item: item[1])
         if n_most >= IMBALANCE * n_least:

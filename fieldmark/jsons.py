@@ -1,0 +1,35 @@
+"""Findings <-> JSON text: one form for stdout and for the files of a run.
+
+Readable UTF-8; a file name's undecodable bytes, which Python holds as lone surrogates, stand as `\\udcXX`, so that
+`json.loads` gives back the name that opens the file.
+"""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+
+def text(found: Any) -> str:
+    """The JSON of plain Python values; what is not a number becomes null, since JSON knows no NaN.
+
+    >>> text({"caf\\udce9": float("nan")})
+    '{\\n "caf\\\\udce9": null\\n}'
+    """
+    plain = json.dumps(_finite(found), ensure_ascii=False, indent=1)
+    return plain.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def write(file: Path, found: Any) -> None:
+    """The JSON as a file, whole or not at all."""
+    half = file.with_suffix(".half")
+    half.write_text(text(found), encoding="utf-8")
+    half.replace(file)
+
+
+def _finite(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found

@@ -1,0 +1,174 @@
+"""The exported file is the network: same answers, evidence that sums to the logit, nothing else needed."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pytest
+import torch
+
+from fieldmark import bundle
+from fieldmark.dataset import Normalise
+from fieldmark.export import Answering, export, verify
+from fieldmark.network import Bilinear, Network, build
+from fieldmark.photos.decode import prepare
+from fieldmark.predict import Classifier
+
+CLASSES = ["cross, blue", "disc", "方 \udce9", "nothing"]
+NETWORKS = {
+    "linear": ("efficientnet_lite0+head=linear(hidden=9,dropout=0.3)", 64),
+    "bilinear": ("resnet18+head=bilinear(reduced=8)", 48),
+    "mask": ("efficientnet_lite0+after=-1:mask(norm=True)", 64),
+    "se": ("resnet18+after=-1:se(ratio=4),-2:mask+head=bilinear(reduced=5,hidden=7)", 72),
+}
+
+
+class Exported(NamedTuple):
+    network: Network
+    info: dict[str, Any]
+    classifier: Classifier
+    photos: np.ndarray  # (n, size, size, 3)
+
+    def answering(self) -> Answering:
+        look = self.info["preprocessing"]
+        return Answering(self.network, Normalise(look["mean"], look["std"]), self.info["temperature"]).eval()
+
+    def run(self, photos: np.ndarray) -> dict[str, np.ndarray]:
+        names = [output.name for output in self.classifier.session.get_outputs()]
+        values = self.classifier.session.run(names, {"photos": photos})
+        return dict(zip(names, map(np.asarray, values), strict=True))
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def exported(request: pytest.FixtureRequest, small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    words, size = NETWORKS[request.param]
+    torch.manual_seed(0)
+    network = build(words, classes=len(CLASSES))
+    for slot in network.slots.values():
+        slot.start_as_identity()  # then no longer the identity, so that its form counts
+        for parameter in slot.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    look: dict[str, Any] = asdict(network.preprocessing) | {"size": size}
+    photos = np.stack([prepare(file, look) for file in sorted(small_photos.glob("*/0[0-3].jpg"))])
+    x = Normalise(look["mean"], look["std"])(torch.from_numpy(photos).permute(0, 3, 1, 2))
+    with torch.no_grad():  # norms take the photos' statistics, as in a trained network
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        network.train()(x)
+    info = bundle.describe(network.eval(), CLASSES, look, 1.7, 0.3, "none")
+    file = tmp_path_factory.mktemp("export") / "model.onnx"
+    export(network, info, file)
+    return Exported(network, info, Classifier(file), photos)
+
+
+def test_it_equals_torch(exported: Exported):
+    answered = exported.run(exported.photos)
+    with torch.inference_mode():
+        expected = exported.answering()(torch.from_numpy(exported.photos))
+    assert list(answered) == ["probabilities", "logits", "evidence", "known_score"]
+    for (name, got), wanted in zip(answered.items(), expected, strict=True):
+        # A bilinear head's root is infinitely steep at zero: what single positions said is less exact than their sum.
+        steep = name == "evidence" and isinstance(exported.network.head, Bilinear)
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=1e-2 if steep else 1e-5)
+    assert len(np.unique(answered["logits"].round(3), axis=0)) == len(exported.photos), "photos must differ"
+    n = len(exported.photos)
+    assert answered["probabilities"].shape == answered["logits"].shape == (n, len(CLASSES))
+    assert answered["known_score"].shape == (n,)
+    assert answered["evidence"].shape[0] == n and answered["evidence"].ndim == 3
+
+
+def test_its_input_is_pixels(exported: Exported):
+    """uint8 n x H x W x 3 with any n; what is normalised inside is what a person would write outside."""
+    (photos,) = exported.classifier.session.get_inputs()
+    size, n = exported.info["preprocessing"]["size"], photos.shape[0]
+    assert (photos.name, photos.type, photos.shape[1:]) == ("photos", "tensor(uint8)", [size, size, 3])
+    assert isinstance(n, str)
+    look = exported.info["preprocessing"]
+    pixels = (exported.photos - np.array(look["mean"])) / np.array(look["std"])
+    with torch.inference_mode():
+        logits = exported.network(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()).numpy()
+    np.testing.assert_allclose(exported.run(exported.photos)["logits"], logits, rtol=0, atol=1e-4)
+
+
+def test_a_batch_equals_single_photos(exported: Exported):
+    together = exported.run(exported.photos)
+    for n in (1, 2, 5):
+        for name, value in exported.run(exported.photos[:n]).items():
+            np.testing.assert_allclose(value, together[name][:n], rtol=0, atol=1e-2 if name == "evidence" else 1e-5)
+    single = exported.classifier.judge(exported.photos[3])
+    np.testing.assert_allclose(single["probabilities"], together["probabilities"][3], rtol=0, atol=1e-5)
+
+
+def test_temperature_and_known_score(exported: Exported):
+    answered = exported.run(exported.photos)
+    weights = np.exp(answered["logits"] / 1.7 - (answered["logits"] / 1.7).max(1, keepdims=True))
+    probabilities = weights / weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(answered["probabilities"], probabilities, atol=1e-6)
+    np.testing.assert_array_equal(answered["known_score"], answered["probabilities"].max(1))
+
+
+def test_evidence_and_bias_sum_to_the_top_logit(exported: Exported):
+    answered, look = exported.run(exported.photos), exported.info["preprocessing"]
+    photos = torch.from_numpy(exported.photos).permute(0, 3, 1, 2)
+    top = torch.from_numpy(answered["logits"].argmax(1))
+    with torch.inference_mode():
+        features = exported.network.features(Normalise(look["mean"], look["std"])(photos))
+        bias = exported.network.head.bias(features, top).numpy()
+    assert answered["evidence"].shape[1:] == features.shape[2:]
+    logits = answered["logits"].max(1)
+    np.testing.assert_allclose(answered["evidence"].sum((1, 2)) + bias, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_one_file_is_all_it_takes(exported: Exported, small_photos: Path, tmp_path: Path):
+    assert [file.name for file in exported.classifier.file.parent.iterdir()] == ["model.onnx"]
+    elsewhere = shutil.copy(exported.classifier.file, tmp_path / "其他 name.onnx")
+    classifier, photo = Classifier(elsewhere), next(small_photos.glob("disc/*.jpg"))
+    assert classifier.info == bundle.check(exported.info | {"preprocessing": classifier.info["preprocessing"]}, "")
+    assert classifier.classes == CLASSES
+    assert classifier.predict(photo) == exported.classifier.predict(photo)
+
+
+def test_verify_finds_no_difference(exported: Exported):
+    found = verify(exported.network, exported.info, exported.classifier, list(exported.photos))
+    assert found["max_difference"] <= 1e-5
+    assert found["label_agreement"] == 1.0
+    assert found["photos"] == len(exported.photos)
+
+
+@torch.no_grad()
+def test_verify_finds_a_difference(exported: Exported):
+    last = exported.network.head.last
+    kept = last.weight.clone(), last.bias.clone()
+    for parameter in (last.weight, last.bias):
+        parameter.copy_(parameter.roll(1, dims=0))  # every class takes its neighbour's place
+    found = verify(exported.network, exported.info, exported.classifier, list(exported.photos))
+    last.weight.copy_(kept[0])
+    last.bias.copy_(kept[1])
+    assert found["max_difference"] > 1e-2
+    assert found["label_agreement"] == 0
+
+
+def test_slots_are_in_the_graph(exported: Exported):
+    """The export of a network with its gates taken out answers otherwise: the gates above did count."""
+    gates = list(exported.network.slots.values())
+    if not gates:
+        return  # two of the networks have none
+    x = torch.from_numpy(exported.photos[:2])
+    answering = exported.answering()
+    with torch.inference_mode():
+        with_gates = answering(x)[1]
+        hooks = [gate.register_forward_hook(lambda module, inputs, output: inputs[0]) for gate in gates]
+        without = answering(x)[1]
+    for hook in hooks:
+        hook.remove()
+    assert (with_gates - without).abs().max() > 1e-3
+
+
+def test_nothing_to_verify_on(small_run: Path):
+    network, info = bundle.network(small_run), bundle.read(small_run)
+    assert verify(network, info, Classifier(small_run), []) == {
+        "max_difference": 0.0, "label_agreement": None, "photos": 0,
+    }  # fmt: skip

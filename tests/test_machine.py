@@ -1,0 +1,78 @@
+"""What a machine is made to do before torch works, and what a report says of it."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from fieldmark import machine
+
+# A process of its own: threads and allocator are set once in one.
+PREPARED = """
+import json, os, sys
+import fieldmark
+assert "torch" not in sys.modules and "numpy" not in sys.modules
+from fieldmark import machine
+assert "torch" not in sys.modules
+machine.prepare()
+import torch
+wait = os.environ.get("OMP_WAIT_POLICY")
+print(json.dumps({"threads": torch.get_num_threads(), "kept": machine.keep_freed_memory(), "wait": wait}))
+"""
+
+
+def prepared(**environment: str) -> dict:
+    mine = ("OMP_NUM_THREADS", "OMP_WAIT_POLICY", "FIELDMARK_MALLOC")
+    clean = {name: value for name, value in os.environ.items() if name not in mine}
+    done = subprocess.run([sys.executable, "-c", PREPARED], capture_output=True, text=True, env=clean | environment)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    return json.loads(done.stdout)
+
+
+def test_prepare():
+    linux = sys.platform.startswith("linux")
+    assert prepared() == {"threads": machine.cores(), "kept": linux, "wait": "passive"}
+
+
+def test_what_the_user_set_wins():
+    asked = prepared(OMP_NUM_THREADS="1", OMP_WAIT_POLICY="active", FIELDMARK_MALLOC="default")
+    assert asked == {"threads": 1, "kept": False, "wait": "active"}
+
+
+def test_cores_are_those_that_may_be_used():
+    assert 1 <= machine.cores() <= (os.cpu_count() or 1)
+    if hasattr(os, "sched_setaffinity"):
+        command = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
+        command += "from fieldmark import machine; print(machine.cores())"
+        done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
+        assert done.stdout == "1\n"
+
+
+def test_describe_goes_into_json():
+    found = machine.describe()
+    assert json.loads(json.dumps(found)) == found
+    assert found.keys() >= {
+        "python",
+        "fieldmark",
+        "torch",
+        "numpy",
+        "pillow",
+        "onnxruntime",
+        "machine",
+        "cpu",
+        "threads",
+    }
+    assert all(value not in ("", None) for value in found.values())
+
+
+def test_describe_goes_on_without_what_is_not_installed(monkeypatch: pytest.MonkeyPatch):
+    def missing(package: str) -> str:
+        if package == "torch":
+            raise machine.PackageNotFoundError
+        return "1.0"
+
+    monkeypatch.setattr(machine, "version", missing)
+    assert "torch" not in machine.describe()
