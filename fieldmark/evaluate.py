@@ -49,13 +49,16 @@ def threshold(logits: np.ndarray, t: float) -> float:
     return float(np.quantile(softmax(logits / t, axis=1).max(axis=1), 1 - COVERAGE))
 
 
-def figures(probabilities: np.ndarray, labels: np.ndarray, classes: list[str], least: float) -> Figures | None:
+def figures(
+    probabilities: np.ndarray, labels: np.ndarray, classes: list[str], least: float, positive: str | None = None
+) -> Figures | None:
     """Every figure of one set of photos; None where there are no photos.
 
     Args:
         probabilities: (n, classes).
         labels: (n,) true class numbers.
         least: the threshold of `known`.
+        positive: of two classes the one that is looked for; without it, the rarer of these photos.
     """
     n = len(labels)
     if n == 0:
@@ -88,12 +91,12 @@ def figures(probabilities: np.ndarray, labels: np.ndarray, classes: list[str], l
         "accuracy_known": float(right[known].mean()) if known.any() else None,
     }
     if len(classes) == 2 and seen.all():
-        positive = int(np.argmin(support))  # the rarer class is what one looks for
+        one = classes.index(positive) if positive else int(np.argmin(support))
         found |= {
-            "roc_auc": float(metrics.roc_auc_score(labels == positive, probabilities[:, positive])),
-            "sensitivity": float(recall[positive]),
-            "specificity": float(recall[1 - positive]),
-            "positive": classes[positive],
+            "roc_auc": float(metrics.roc_auc_score(labels == one, probabilities[:, one])),
+            "sensitivity": float(recall[one]),
+            "specificity": float(recall[1 - one]),
+            "positive": classes[one],
         }
     return found
 
@@ -144,7 +147,8 @@ def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> 
         (gone := sorted(set(number) - present)) and f"no photos of {listing(gone)}",
         unreadable and f"{count(len(unreadable), 'photo')} could not be read: {listing(unreadable)}",
     ]
-    found = figures(np.stack(probabilities), np.array(labels), classifier.classes, classifier.info["threshold"])
+    least, positive = classifier.info["threshold"], classifier.info.get("positive")
+    found = figures(np.stack(probabilities), np.array(labels), classifier.classes, least, positive)
     assert found is not None
     return found | {"warnings": [text for text in warnings if text]}
 

@@ -21,6 +21,7 @@ from torch.nn import functional as F
 
 from fieldmark import checkpoint
 from fieldmark.dataset import Data, Varied, draw, varied
+from fieldmark.errors import FieldmarkError
 from fieldmark.features import Frozen
 from fieldmark.network import Attention, Network
 from fieldmark.phases import Phase, Row, best_epoch, frozen_until, learning_mode, line, parameter_groups, rate_factor
@@ -174,6 +175,11 @@ class Trainer:
         draw(self.recipe.seed, 3, phase.number, state.step)  # dropout and its like
         logits = module(inputs)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        if not math.isfinite(loss.item()):
+            raise FieldmarkError(
+                f"the loss is not a number any more (phase {phase.number}, step {state.step}): train into another --out "
+                "with a lower --lr and --backbone-lr"
+            )
         optimizer.zero_grad()
         self.fabric.backward(loss)
         optimizer.step()

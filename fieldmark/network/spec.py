@@ -22,6 +22,8 @@ ATTENTIONS: dict[str, Callable[..., Any]] = {"none": Attention, "se": SE, "mask"
 HEADS: dict[str, Callable[..., Any]] = {"linear": Linear, "bilinear": Bilinear}
 EXTRAS = ("attention", "after", "head")
 
+YAML_WORDS = {"true": True, "false": False, "null": None}
+
 
 def parse_attention(word: str) -> Callable[..., Attention]:
     """`se(ratio=8)` -> the constructor `(channels, reference=None) -> Attention`."""
@@ -90,6 +92,8 @@ def _tree(words: str) -> ast.expr:
 
 
 def _literal(node: ast.expr | None, words: str) -> Any:
+    if isinstance(node, ast.Name) and node.id in YAML_WORDS:
+        return YAML_WORDS[node.id]
     try:
         return ast.literal_eval(node)  # type: ignore[arg-type]  # None (from {**x}) raises ValueError as well
     except (ValueError, TypeError, RecursionError, MemoryError) as error:
