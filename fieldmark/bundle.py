@@ -12,7 +12,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fieldmark import jsons
+from fieldmark import records
 from fieldmark.errors import FieldmarkError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def write(folder: Path, info: Info, network: "Network") -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / "model.safetensors", network.state_dict(), {})
-    jsons.write(folder / "bundle.json", info)
+    records.write(folder / "bundle.json", info)
 
 
 def find(path: str | Path) -> Path:

@@ -14,7 +14,7 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from fieldmark import jsons, machine
+from fieldmark import machine, records
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import Recipe
@@ -52,7 +52,7 @@ def check(photos: Photos, as_json: Json = False) -> None:
         found = audit(catalog, progress=advance)
     findings = found.to_json(catalog)
     if as_json:
-        _print(findings)
+        print(records.text(findings))
     else:
         for name, n in findings["classes"].items():
             print(f"{n:8,}  {_plain(name)}")
@@ -65,6 +65,7 @@ def check(photos: Photos, as_json: Json = False) -> None:
 
 
 def _train(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: bool) -> None:
+    from fieldmark import wording
     from fieldmark.run import train
 
     run = train(
@@ -76,17 +77,10 @@ def _train(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: 
         command=shlex.join(["fieldmark", *sys.argv[1:]]),
     )
     if as_json:
-        _print(run.metrics)
+        print(records.text(run.metrics))
         return
-    test = run.metrics["test"] or run.metrics["validation"]
-    if test:
-        low, high = test["ci95"]
-        what = "test" if run.metrics["test"] else "validation"
-        print(
-            f"Right on {test['accuracy']:.1%} of {test['n']:,} {what} photos it never trained on "
-            f"(95 % interval {low:.1%} to {high:.1%}), after {sum(run.metrics['seconds'].values()):.0f} s."
-        )
     print(f"Read:  {run.folder / 'report.html'}\nUse:   fieldmark predict {shlex.quote(str(run.folder))} PHOTO")
+    print(wording.summary(run.metrics))
 
 
 def train(
@@ -143,7 +137,7 @@ def evaluate(
     reporter = Reporter()
     found = judge(run, photos, reporter)
     if as_json:
-        _print(found)
+        print(records.text(found))
     else:
         low, high = found["ci95"]
         print(f"accuracy           {found['accuracy']:.4f}  ({low:.4f} to {high:.4f}, n = {found['n']:,})")
@@ -177,11 +171,12 @@ def predict(
     """Say what is on photos. Exit code 1 when one could not be read."""
     from fieldmark.predict import Classifier, write_csv
 
-    answers, failed = Classifier(model).stream(photos, top), False
+    answers, failed, n = Classifier(model).stream(photos, top), False, 0
     listed = []
     if csv:
         answers = write_csv(answers, Path(csv))
     for answer in answers:
+        n += 1
         failed |= "error" in answer
         if as_json:
             listed.append(answer)
@@ -190,8 +185,10 @@ def predict(
         elif not csv:
             doubt = "" if answer["known"] else "   (perhaps none of these)"
             print(f"{_plain(answer['path'])}: {_plain(answer['label'])} {answer['confidence']:.1%}{doubt}")
+    if not n:
+        raise FieldmarkError(f"no photo found in {' '.join(photos)}: give files, or folders that hold photos")
     if as_json:
-        _print(listed)
+        print(records.text(listed))
     raise typer.Exit(1 if failed else 0)
 
 
@@ -207,15 +204,16 @@ def zoo(
     from fieldmark.network import inspect as networks
 
     if network is None:
-        _rows(networks.rows(), as_json)
-        return
-    import torch
+        rows = networks.rows()
+    else:
+        import torch
 
-    from fieldmark.network import build
+        from fieldmark.network import build
 
-    with torch.device("meta"):
-        built = build(network)
-    _rows(networks.layers(built, built.preprocessing.size), as_json)
+        with torch.device("meta"):
+            built = build(network)
+        rows = networks.layers(built, built.preprocessing.size)
+    print(records.text(rows) if as_json else records.aligned(rows))
 
 
 @app.command()
@@ -233,7 +231,7 @@ def bench(
 
     found = measure(network, batch, image_size, training, lambda text: print(text, file=sys.stderr))
     if as_json:
-        _print(found)
+        print(records.text(found))
     else:
         print(f"{found['mean_s']:.4f} +/- {found['sd_s']:.4f} s a batch, {found['images_per_s']:.1f} images/s")
 
@@ -247,8 +245,8 @@ def demo(
     """The main job on real photos that a pip install brings: 2,624 solar cells, functional or defective."""
     from fieldmark.demo import solar_cells
 
-    if (Path(out) / "report.html").exists():
-        print(f"{out} is finished already; this is what it found.", file=sys.stderr)
+    if Path(out).exists():
+        print(f"{out} is there already: going on with it", file=sys.stderr)
     photos = solar_cells(Path(out).with_name(Path(out).name + "-photos"))
     _train(str(photos), out, Path(out).exists(), Recipe(budget=budget), as_json)
 
@@ -256,30 +254,9 @@ def demo(
 # ---- printing
 
 
-def _print(found: Any) -> None:
-    print(jsons.text(found))
-
-
 def _plain(name: str) -> str:
     """A name without line breaks and other control characters, which could play tricks on a terminal."""
     return "".join(c if c.isprintable() else "\ufffd" for c in name)
-
-
-def _rows(rows: list[dict[str, Any]], as_json: bool) -> None:
-    if as_json:
-        _print(rows)
-        return
-    cells = [[_cell(value) for value in row.values()] for row in rows]
-    table = [list(rows[0]) if rows else [], *cells]
-    widths = [max(len(line[k]) for line in table) for k in range(len(table[0]))]
-    for line in table:
-        print("  ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)).rstrip())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def main() -> None:

@@ -123,7 +123,7 @@ def transform(augment: str, size: int):
 
     if augment == "none":
         return v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
-    steps: list = [v2.RandomResizedCrop(size, scale=(0.35, 1.0), antialias=True), v2.RandomHorizontalFlip()]
+    steps: list = [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip()]
     if augment == "strong":
         steps += [v2.ColorJitter(0.2, 0.2, 0.2), v2.TrivialAugmentWide()]
     return v2.Compose(steps)

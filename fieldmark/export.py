@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fieldmark import jsons
+from fieldmark import records
 from fieldmark.dataset import Normalise
 from fieldmark.network import Network
 from fieldmark.predict import Classifier
@@ -55,7 +55,7 @@ def export(network: Network, info: dict[str, Any], file: Path) -> None:
         )
     assert program is not None
     model = program.model_proto
-    model.metadata_props.append(onnx.StringStringEntryProto(key="fieldmark", value=jsons.text(info)))
+    model.metadata_props.append(onnx.StringStringEntryProto(key="fieldmark", value=records.text(info)))
     half = file.with_suffix(".half")
     half.write_bytes(model.SerializeToString())
     half.replace(file)

@@ -156,7 +156,7 @@ class Trainer:
                 if self._stops(phase):
                     break
                 began, last = time.monotonic(), (epoch + 1) * phase.steps
-                learning_mode(phase.module)
+                learning_mode(phase.module, keep_norms=self.recipe.weights != "none")
                 for inputs, labels in phase.batches(self.state.step, last):
                     self._step(phase, module, optimizer, inputs, labels)
                     advance(self.state.step, phase.epochs * phase.steps)
@@ -177,8 +177,8 @@ class Trainer:
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
         if not math.isfinite(loss.item()):
             raise FieldmarkError(
-                f"the loss is not a number any more (phase {phase.number}, step {state.step}): train into another --out "
-                "with a lower --lr and --backbone-lr"
+                f"the loss is not a number any more (phase {phase.number}, step {state.step}): "
+                "train into another --out with a lower --lr and --backbone-lr"
             )
         optimizer.zero_grad()
         self.fabric.backward(loss)
@@ -260,7 +260,7 @@ class Trainer:
         """Seconds of a training step and of a look at the validation photos in phase 2, measured on a copy."""
         kept = checkpoint.snapshot(self.trained)
         phase = self._phase2()
-        learning_mode(phase.module)
+        learning_mode(phase.module, keep_norms=self.recipe.weights != "none")
         times = []
         began = time.monotonic()
         for inputs, labels in phase.batches(0, 6):

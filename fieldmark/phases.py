@@ -61,12 +61,18 @@ def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[
     return groups
 
 
-def learning_mode(module: nn.Module) -> None:
-    """Train mode for what trains; what is frozen, batch norms with their running statistics included, stays in eval."""
+def learning_mode(module: nn.Module, keep_norms: bool) -> None:
+    """Train mode for what trains; what is frozen stays in eval, batch norms with their running statistics included.
+
+    With `keep_norms` the published batch norms keep their statistics too, although their scale and shift train: those
+    of a few crops are worse (docs/performance.md). Norms in added attention always learn theirs.
+    """
     module.train()
+    added = {id(norm) for slot in module.modules() if isinstance(slot, Attention) for norm in slot.modules()}
     for part in module.modules():
         parameters = list(part.parameters(recurse=False))
-        if parameters and not any(p.requires_grad for p in parameters):
+        frozen = parameters and not any(p.requires_grad for p in parameters)
+        if frozen or (keep_norms and isinstance(part, nn.modules.batchnorm._BatchNorm) and id(part) not in added):
             part.eval()
 
 

@@ -47,9 +47,9 @@ class Recipe:
     """Epochs of phase 2: the backbone's later stages train too. 0 leaves phase 2 out; `budget` overrides it."""
     unfreeze: str = "late"
     """What phase 2 trains of the backbone: its `late` stages, or `all` of it."""
-    lr: float = 0.02
+    lr: float = 0.01
     """Learning rate of the head and of everything inserted in phase 2 (SGD, Nesterov momentum 0.9)."""
-    backbone_lr: float = 0.01
+    backbone_lr: float = 0.005
     """Learning rate of the backbone in phase 2; from scratch, `lr` holds for all."""
     schedule: str = "cosine"
     """The rate of phase 2 over time: `cosine` with a warm-up, or `plateau` (times 0.2 after 4 epochs without gain)."""

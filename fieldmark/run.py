@@ -5,7 +5,6 @@ predictions.csv, curves.svg, card.md, report.html, and resume/ with the checkpoi
 packed photos.
 """
 
-import csv
 import dataclasses
 import json
 import shlex
@@ -16,18 +15,18 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.special import softmax
 
-from fieldmark import bundle, evaluate, jsons, machine
+from fieldmark import bundle, evaluate, machine, records
 from fieldmark import recipe as recipes
-from fieldmark.dataset import Data, Judged, Pack, Packer
+from fieldmark.dataset import Judged
 from fieldmark.errors import FieldmarkError
 from fieldmark.export import export, verify
 from fieldmark.finetune import MOST_EPOCHS, Trainer
 from fieldmark.network import Network, build
-from fieldmark.photos.audit import audit, fingerprint, usable
-from fieldmark.photos.catalog import Catalog, read
-from fieldmark.photos.split import read_split, split, write_split
+from fieldmark.photos.catalog import read
 from fieldmark.predict import Classifier
+from fieldmark.prepare import Table, prepare
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.report import write_report
@@ -96,7 +95,7 @@ def train(
 
     try:
         with reporter.part("decode"):
-            table = _prepare(catalog, preprocessing, recipe, out, reporter)
+            table = prepare(catalog, preprocessing, recipe, out, reporter)
     except FieldmarkError:
         if fresh:  # nothing is lost, and the same command works once the photos are in order
             shutil.rmtree(out)
@@ -106,7 +105,7 @@ def train(
     trainer = Trainer(network, table.data, recipe, out / "resume", reporter)
     plan = _planner(out, reporter, table) if recipe.budget and not recipe.steps_per_epoch else None
     history = trainer.train(plan)
-    _table(out / "history.csv", history, list(history[0]) if history else ["epoch"])
+    records.table(out / "history.csv", history, list(history[0]) if history else ["epoch"])
 
     with reporter.part("evaluate"):
         figures = _judge(trainer, table, preprocessing, out, reporter)
@@ -123,13 +122,13 @@ def train(
         "command": command or f"fieldmark train {shlex.quote(str(photos))} --out {shlex.quote(str(out))}",
     }
     with reporter.part("report"):
-        jsons.write(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
+        records.write(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
         write_report(out, catalog.root)
     metrics["seconds"] = _seconds(reporter)
-    jsons.write(out / "metrics.json", metrics)
+    records.write(out / "metrics.json", metrics)
     for heavy in ("features.npy", "val_maps.npy", "index.npy", "photos.u8"):
         (out / "resume" / heavy).unlink(missing_ok=True)
-    return Run(out, json.loads(jsons.text(metrics)))
+    return Run(out, json.loads(records.text(metrics)))
 
 
 def finished(out: Path) -> bool:
@@ -175,72 +174,6 @@ def _same(begun: Recipe, asked: Recipe | None, out: Path) -> Recipe:
     return begun
 
 
-@dataclass(frozen=True)
-class Table:
-    """The photos of a run, ready to train on."""
-
-    classes: list[str]
-    data: Data
-    test: list[str]  # paths of the test photos
-    audit: dict[str, Any]
-
-
-def _prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> Table:
-    """Audit, packed pixels and split; taken up from the run's folder where they are complete."""
-    cache, split_file = out / "resume", out / "split.csv"
-    if not (split_file.exists() and Pack.exists(cache)):
-        _audit(catalog, round(preprocessing["size"] / preprocessing["crop"]), recipe, out, reporter)
-    rows, findings = read_split(split_file), json.loads((out / "audit.json").read_text(encoding="utf-8"))
-    packed = {path: i for i, path in enumerate(json.loads((cache / "packed.json").read_text(encoding="utf-8")))}
-    now, then = {photo.path for photo in catalog.photos}, set(packed) | {u["path"] for u in findings["unreadable"]}
-    if now != then:
-        raise FieldmarkError(
-            f"the photos in {catalog.root} have changed since {out} was begun "
-            f"({len(now - then)} new, {len(then - now)} gone): train into another --out"
-        )
-    number = {name: k for k, name in enumerate(findings["trained"])}
-    which = {side: [row.path for row in rows if row.split == side] for side in ("train", "val", "test")}
-    labels = np.zeros(len(packed), np.int64)
-    for row in rows:
-        labels[packed[row.path]] = number[row.label]
-    train, val, test = (np.array([packed[path] for path in paths], np.int64) for paths in which.values())
-    sides = f"{len(train)} to train on, {len(val)} to choose by, {len(test)} to test"
-    reporter.say(f"{len(rows)} photos of {len(number)} classes: {sides}")
-    return Table(list(number), Data(Pack(cache), labels, train, val, test), which["test"], findings)
-
-
-def _audit(catalog: Catalog, shorter: int, recipe: Recipe, out: Path, reporter: Reporter) -> None:
-    """One pass over the files: findings, split and packed pixels into the run's folder."""
-    packer, packed = Packer(out / "resume"), []
-
-    def keep(i: int, photo: np.ndarray) -> None:
-        packer.add(photo)
-        packed.append(catalog.photos[i].path)
-
-    with packer.file, reporter.bar("reading", "photos") as advance:
-        found = audit(catalog, shorter=shorter, keep=keep, progress=advance)
-    kept, groups, _ = usable(catalog, found)
-    sides = split(kept, groups, seed=recipe.seed, leaks=found.leaks, allow_leaks=recipe.allow_leaks)
-    findings = found.to_json(catalog)
-    findings["warnings"] = [*kept.warnings, *_testless(catalog), *found.warnings]
-    for warning in findings["warnings"]:
-        reporter.warn(warning)
-    findings |= {"folder": str(catalog.root.resolve()), "fingerprint": fingerprint(catalog, found)}
-    findings["trained"] = list(kept.classes)
-    jsons.write(out / "audit.json", findings)
-    jsons.write(out / "resume" / "packed.json", packed)
-    _table(out / "quarantine.csv", [dict(u) for u in findings["unreadable"]], ["path", "reason"])
-    packer.finish()
-    write_split(out / "split.half", kept, sides)
-    (out / "split.half").replace(out / "split.csv")
-
-
-def _testless(catalog: Catalog) -> list[str]:
-    """A warning where the folders give a split, but no test."""
-    given = {photo.split for photo in catalog.photos} - {None}
-    return ["no test/ is given: 15 % of the photos in train/ become the test"] if given and "test" not in given else []
-
-
 # ---- between the phases
 
 
@@ -275,12 +208,15 @@ def _judge(
     trainer: Trainer, table: Table, preprocessing: dict[str, Any], out: Path, reporter: Reporter
 ) -> dict[str, Any]:
     """Calibrate on the validation photos, write the bundle, and test the file that people will use."""
-    data, network = table.data, trainer.network.cpu()
+    data = table.data
     val, test = data.labels[data.val], data.labels[data.test]
     logits = trainer.validation_logits() if len(val) else np.zeros((0, len(table.classes)))
+    network = trainer.network.cpu()
     t = evaluate.temperature(logits, val)
     least = evaluate.threshold(logits, t)
     info = bundle.describe(network, table.classes, preprocessing, t, least, table.audit["fingerprint"])
+    if len(table.classes) == 2:  # what one looks for is the rarer class
+        info["positive"] = table.classes[int(np.bincount(data.labels, minlength=2).argmin())]
     bundle.write(out / "bundle", info, network)
     export(network, info, out / "bundle" / "model.onnx")
     classifier = Classifier(out)
@@ -301,10 +237,10 @@ def _judge(
         "known": (confidence >= least).tolist(),
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    _table(out / "predictions.csv", rows, list(columns))
+    records.table(out / "predictions.csv", rows, list(columns))
     return {
-        "test": evaluate.figures(probabilities, test, table.classes, least),
-        "validation": evaluate.figures(evaluate.softmax(logits / t, axis=1), val, table.classes, least),
+        "test": evaluate.figures(probabilities, test, table.classes, least, info.get("positive")),
+        "validation": evaluate.figures(softmax(logits / t, axis=1), val, table.classes, least, info.get("positive")),
         "temperature": t,
         "export": checked,
     }
@@ -318,12 +254,3 @@ def _seconds(reporter: Reporter) -> dict[str, float]:
 def _record(recipe: Recipe, out: Path) -> None:
     recipes.write(recipe, out / "recipe.half")
     (out / "recipe.half").replace(out / "recipe.yaml")
-
-
-def _table(file: Path, rows: list[dict[str, Any]], columns: list[str]) -> None:
-    half = file.with_suffix(".half")
-    with half.open("w", encoding="utf-8", errors="surrogateescape", newline="") as written:
-        writer = csv.DictWriter(written, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-    half.replace(file)

@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldmark import bundle, jsons
+from fieldmark import bundle, records
 from fieldmark.dataset import Normalise
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.decode import prepare
@@ -70,7 +70,7 @@ def test_the_json_says_what_the_onnx_says(small_run: Path):
 def test_any_class_name_comes_back(name: str, small_run: Path, tmp_path: Path):
     shutil.copy(small_run / "bundle" / "model.onnx", tmp_path)
     info = bundle.read(small_run) | {"classes": [name, "other"]}
-    jsons.write(tmp_path / "bundle.json", info)
+    records.write(tmp_path / "bundle.json", info)
     assert bundle.read(tmp_path) == info
 
 
@@ -141,9 +141,9 @@ def test_weights_of_another_network(copy: Path):
     whole = (copy / "bundle.json").read_bytes()
     info = json.loads(whole)
     for words in ({"backbone": "resnet18"}, {"backbone": "none of these"}, {"surplus": 1}, {"classes": 9}):
-        jsons.write(copy / "bundle.json", info | {"network": info["network"] | words})
+        records.write(copy / "bundle.json", info | {"network": info["network"] | words})
         refused(copy, bundle.network)
-    jsons.write(copy / "bundle.json", info | {"network": {}})
+    records.write(copy / "bundle.json", info | {"network": {}})
     refused(copy, bundle.network)
     (copy / "bundle.json").write_bytes(whole)
     weights = copy / "model.safetensors"

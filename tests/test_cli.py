@@ -267,7 +267,9 @@ def test_demo(here, small_photos, tmp_path, monkeypatch):
     assert [done.code for done in again] == [0, 0], again[0].err
     assert again[0].json == again[1].json and again[0].json["classes"] == ["defective", "functional"]
     assert len(list((tmp_path / "run-photos" / "defective").iterdir())) == 8
-    assert "Right on " in here("demo", "--out", tmp_path / "run", "--budget", "1s").out  # a line a person understands
+    assert (
+        "names the right one of 2 classes" in here("demo", "--out", tmp_path / "run", "--budget", "1s").out
+    )  # a line a person understands
     assert again[1].err.strip() == f"{tmp_path / 'run'} is finished already; this is what it found."
 
 

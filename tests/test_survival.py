@@ -11,7 +11,20 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-OPTIONS = "--image-size 64 --train-size 64 --batch 8 --frozen-epochs 4 --epochs 2 --backbone-lr 0.01".split()
+OPTIONS = [
+    "--image-size",
+    "64",
+    "--train-size",
+    "64",
+    "--batch",
+    "8",
+    "--frozen-epochs",
+    "4",
+    "--epochs",
+    "2",
+    "--backbone-lr",
+    "0.01",
+]
 
 # Runs the real command, but stops (touches a file and sleeps) at a given place, so that the kill hits there and nowhere
 # else: {when} is true there.
@@ -40,12 +53,12 @@ cli.main()
 
 # Name -> where it stops, and the phase and step that the checkpoint then stands at (None: there is none yet).
 PLACES = {
-    "while photos are read": (dict(home="Packer", name="add", when="len(args[0].shapes) == 9"), None),
-    "in phase 1": (dict(home="finetune", name="draw", when="args[1:] == (3, 1, 14)"), (1, 14)),
-    "between the phases": (dict(home="finetune.Trainer", name="_next_phase", when="True"), (2, 0)),
-    "in an epoch of phase 2": (dict(home="finetune", name="draw", when="args[1:] == (3, 2, 6)"), (2, 6)),
+    "while photos are read": ({"home": "Packer", "name": "add", "when": "len(args[0].shapes) == 9"}, None),
+    "in phase 1": ({"home": "finetune", "name": "draw", "when": "args[1:] == (3, 1, 14)"}, (1, 14)),
+    "between the phases": ({"home": "finetune.Trainer", "name": "_next_phase", "when": "True"}, (2, 0)),
+    "in an epoch of phase 2": ({"home": "finetune", "name": "draw", "when": "args[1:] == (3, 2, 6)"}, (2, 6)),
     "in an epoch, long after a checkpoint": (
-        dict(home="finetune", name="draw", when="args[1:] == (3, 2, 7)", save_every="1e9"),
+        {"home": "finetune", "name": "draw", "when": "args[1:] == (3, 2, 7)", "save_every": "1e9"},
         (2, 6),
     ),
 }
@@ -89,7 +102,9 @@ def history(out: Path) -> list[dict[str, str]]:
 @pytest.fixture(scope="module")
 def undisturbed(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run([sys.executable, "-m", "fieldmark.cli", *command(small_photos, out)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "fieldmark.cli", *command(small_photos, out)], check=True, capture_output=True
+    )
     return out
 
 
@@ -101,7 +116,9 @@ def test_a_run_killed_everywhere_ends_like_an_undisturbed_one(
         killed_at(place, small_photos, out, tmp_path / "marker")
         assert standing(out) == expected, place
         assert not (out / "report.html").exists()
-    subprocess.run([sys.executable, "-m", "fieldmark.cli", *command(small_photos, out)], check=True, capture_output=True)
+    subprocess.run(
+        [sys.executable, "-m", "fieldmark.cli", *command(small_photos, out)], check=True, capture_output=True
+    )
     assert history(out) == history(undisturbed)
     assert len(history(out)) == 6 and {row["phase"] for row in history(out)} == {"1", "2"}
     weights = [(folder / "bundle" / "model.safetensors").read_bytes() for folder in (out, undisturbed)]

@@ -1,0 +1,61 @@
+"""Findings <-> files and text: one form of JSON and CSV for stdout and for the files of a run.
+
+Readable UTF-8; a file name's undecodable bytes, which Python holds as lone surrogates, stand as `\\udcXX` in JSON, so
+that `json.loads` gives back the name that opens the file; in CSV they are those bytes. A file appears whole, or not.
+"""
+
+import csv
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+
+def text(found: Any) -> str:
+    """The JSON of plain Python values; what is not a number becomes null, since JSON knows no NaN.
+
+    >>> text({"caf\\udce9": float("nan")})
+    '{\\n "caf\\\\udce9": null\\n}'
+    """
+    plain = json.dumps(_finite(found), ensure_ascii=False, indent=1)
+    return plain.encode("utf-8", "backslashreplace").decode("utf-8")
+
+
+def write(file: Path, found: Any) -> None:
+    """The JSON as a file."""
+    half = file.with_suffix(".half")
+    half.write_text(text(found), encoding="utf-8")
+    half.replace(file)
+
+
+def table(file: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
+    """The rows as CSV."""
+    half = file.with_suffix(".half")
+    with half.open("w", encoding="utf-8", errors="surrogateescape", newline="") as written:
+        writer = csv.DictWriter(written, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+    half.replace(file)
+
+
+def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The rows as text in columns, under the names of the first row's keys."""
+    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    padded = (zip(line, widths, strict=True) for line in lines)
+    return "\n".join("  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in padded)
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "-"
+    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
+
+
+def _finite(found: Any) -> Any:
+    if isinstance(found, dict):
+        return {key: _finite(value) for key, value in found.items()}
+    if isinstance(found, list | tuple):
+        return [_finite(value) for value in found]
+    return None if isinstance(found, float) and not math.isfinite(found) else found
