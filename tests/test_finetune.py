@@ -1,0 +1,123 @@
+"""The trainer: what is frozen stays, features are what the network says, the best weights come back."""
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fieldmark import finetune
+from fieldmark.dataset import Data, Judged, Packer
+from fieldmark.errors import FieldmarkError
+from fieldmark.features import ArrayFile
+from fieldmark.finetune import Trainer
+from fieldmark.network import build
+from fieldmark.progress import Reporter
+from fieldmark.recipe import Recipe
+
+SIZE = 64
+
+
+@pytest.fixture(scope="module")
+def data(drawing, tmp_path_factory: pytest.TempPathFactory) -> Data:
+    """Three classes of ten photos: 18 to train on, 6 to choose by, 6 to test."""
+    packer = Packer(tmp_path_factory.mktemp("pack"))
+    for number in range(30):
+        packer.add(np.asarray(drawing(number % 3, 200 + number).resize((SIZE + 9, SIZE + 9))))
+    labels = np.arange(30) % 3
+    return Data(packer.finish(), labels, np.arange(18), np.arange(18, 24), np.arange(24, 30))
+
+
+def trainer(data: Data, folder: Path, words: str = "", **settings) -> Trainer:
+    folder.mkdir(exist_ok=True)
+    recipe = Recipe(**{"image_size": SIZE, "train_size": SIZE, "batch": 6, "frozen_epochs": 2, "epochs": 1} | settings)
+    weights = None if recipe.weights == "none" else recipe.weights
+    torch.manual_seed(0)
+    network = build(f"{recipe.backbone}{words}", classes=3, weights=weights)
+    return Trainer(network, data, recipe, folder, Reporter())
+
+
+def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def test_the_frozen_part_stays_to_the_bit_and_the_rest_moves(data: Data, tmp_path: Path):
+    training = trainer(data, tmp_path)
+    frozen, rest = state(training.frozen.prefix), state(training.frozen.rest)
+    training.train()
+    assert all(torch.equal(frozen[name], value) for name, value in training.frozen.prefix.state_dict().items())
+    moved = {name for name, value in training.frozen.rest.state_dict().items() if not torch.equal(rest[name], value)}
+    assert moved == {name for name, _ in training.frozen.rest.named_parameters()}  # no running statistic is among them
+
+
+@pytest.mark.parametrize("words", ["", "+head=bilinear(reduced=4)", "+after=-1:mask(norm=True)"])
+def test_features_are_what_the_network_says(words: str, data: Data, tmp_path: Path):
+    training = trainer(data, tmp_path, words)
+    features = torch.from_numpy(training.frozen.features(training.reporter).copy())
+    photos = torch.stack([Judged(data.pack, np.arange(24), SIZE)[k] for k in range(24)])
+    network = training.network.eval()
+    with torch.inference_mode():
+        logits = network(training.frozen.normalise(photos))
+        _, tail = network.backbone.split(list(network.backbone.stages)[-1])
+        torch.testing.assert_close(network.head(tail(features)), logits, rtol=1e-4, atol=1e-4)
+        kept = torch.cat(list(training.frozen.validation()))
+        torch.testing.assert_close(kept, training.frozen.maps(photos[18:]), rtol=1e-5, atol=1e-5)
+
+
+def test_the_best_weights_come_back(data: Data, tmp_path: Path):
+    training = trainer(data, tmp_path, epochs=3, backbone_lr=0.0)
+    history = training.train()
+    best = history[training.best_epoch() - 1]
+    logits = torch.from_numpy(training.validation_logits())
+    labels = torch.from_numpy(data.labels[data.val])
+    assert (logits.argmax(1) == labels).float().mean().item() == best["val_accuracy"]
+    assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(best["val_loss"], abs=1e-6)
+
+
+def test_it_stops_when_nothing_gets_better(data: Data, tmp_path: Path):
+    history = trainer(data, tmp_path, frozen_epochs=0, epochs=9, patience=2, lr=0.0, backbone_lr=0.0).train()
+    assert [row["phase"] for row in history] == [2, 2, 2]  # the first is the best, two more bring nothing
+
+
+def test_it_learns(data: Data, tmp_path: Path):
+    history = trainer(data, tmp_path, frozen_epochs=20, epochs=0).train()
+    assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"] and history[-1]["val_accuracy"] >= 0.5
+
+
+def test_a_loss_that_is_no_number_ends_in_one_line(data: Data, tmp_path: Path):
+    with pytest.raises(FieldmarkError, match="lower --lr"):
+        trainer(data, tmp_path, epochs=20, lr=1e30, backbone_lr=1e30).train()
+
+
+def test_measuring_the_speed_leaves_no_trace(data: Data, tmp_path: Path):
+    training = trainer(data, tmp_path, weights="none", backbone="resnet18", frozen_epochs=0)
+    before = state(training.network)
+    step, look = training.epoch_costs()
+    assert step > 0 and look > 0
+    assert all(torch.equal(before[name], value) for name, value in training.network.state_dict().items())
+
+
+def test_the_plan_is_asked_once_between_the_phases(data: Data, tmp_path: Path):
+    asked = []
+
+    def plan(training: Trainer) -> Recipe:
+        asked.append(len(training.state.history))
+        return finetune.dataclasses.replace(training.recipe, epochs=2, steps_per_epoch=1)
+
+    history = trainer(data, tmp_path, frozen_epochs=3).train(plan)
+    assert asked == [3] and [row["phase"] for row in history] == [1, 1, 1, 2, 2]
+
+
+def test_without_validation_photos_the_last_epoch_counts(data: Data, tmp_path: Path):
+    bare = Data(data.pack, data.labels, data.train, data.val[:0], data.test)
+    training = trainer(bare, tmp_path, frozen_epochs=1, epochs=2)
+    history = training.train()
+    assert training.best_epoch() == 3 and all(math.isnan(row["val_loss"]) for row in history)
+
+
+def test_an_array_file_is_a_npy_file(tmp_path: Path):
+    with ArrayFile(tmp_path / "a.npy", 5) as file:
+        file.append(torch.arange(6.0).view(3, 2))
+        file.append(torch.arange(6.0, 10.0).view(2, 2))
+    assert np.array_equal(np.load(tmp_path / "a.npy", allow_pickle=False), np.arange(10.0).reshape(5, 2))
