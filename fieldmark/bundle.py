@@ -8,11 +8,10 @@ Reading needs no torch; `network` and `write_weights` do.
 """
 
 import json
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from fieldmark import records
+from fieldmark import machine, records
 from fieldmark.errors import FieldmarkError
 
 if TYPE_CHECKING:
@@ -31,6 +30,7 @@ def describe(
 ) -> Info:
     """What `bundle.json` holds."""
     packages = ("fieldmark", "torch", "pillow", "numpy", "onnxruntime")
+    versions = machine.describe()
     return {
         "format": FORMAT,
         "classes": classes,
@@ -39,7 +39,7 @@ def describe(
         "threshold": threshold,
         "network": network.spec,
         "fingerprint": fingerprint,
-        "versions": {package: version(package) for package in packages},
+        "versions": {package: versions[package] for package in packages if package in versions},
     }
 
 

@@ -245,10 +245,9 @@ def demo(
     """The main job on real photos that a pip install brings: 2,624 solar cells, functional or defective."""
     from fieldmark.demo import solar_cells
 
-    if Path(out).exists():
-        print(f"{out} is there already: going on with it", file=sys.stderr)
-    photos = solar_cells(Path(out).with_name(Path(out).name + "-photos"))
-    _train(str(photos), out, Path(out).exists(), Recipe(budget=budget), as_json)
+    folder = Path(out).resolve()
+    photos = solar_cells(folder.with_name(folder.name + "-photos"))
+    _train(str(photos), out, folder.exists(), Recipe(budget=budget), as_json)
 
 
 # ---- printing

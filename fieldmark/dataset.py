@@ -4,6 +4,7 @@ Every random draw is a function of (seed, pass, photo) or (seed, step), never of
 interrupted training go on to the same bits.
 """
 
+import multiprocessing
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -62,7 +63,7 @@ class Packer:
 
 
 class Normalise(nn.Module):
-    """uint8 or float (n, 3, h, w) in 0..255 -> (x - mean) / std, channels last."""
+    """uint8 or float (n, 3, h, w) in 0..255 -> (x - mean) / std."""
 
     mean: Tensor
     std: Tensor
@@ -165,7 +166,12 @@ def varied(photos: Varied, batch: int, first: int, last: int) -> DataLoader:
 
 
 def _workers() -> int:
-    """Two cores are two threads in all: there a loader of its own would only take from the network."""
+    """Two cores are two threads in all: there a loader of its own would only take from the network.
+
+    Workers share the pack's pages only where processes are forked; elsewhere each would get a copy of all photos.
+    """
+    if multiprocessing.get_start_method() != "fork":
+        return 0
     return 0 if (free := machine.cores() - 2) <= 0 or torch.get_num_threads() == 1 else min(free, 8)
 
 

@@ -1,6 +1,5 @@
 """Predictions -> figures with intervals; temperature and threshold from the validation photos."""
 
-import csv
 import json
 import math
 from functools import partial
@@ -16,6 +15,7 @@ from sklearn import metrics
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.catalog import count, listing, printable, read
 from fieldmark.photos.decode import Unreadable, prepare
+from fieldmark.photos.split import read_split
 from fieldmark.predict import Classifier, ahead
 from fieldmark.progress import Reporter
 
@@ -109,10 +109,10 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15)
 
 
 def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> Figures:
-    """Figures of a run's classifier on its test photos, or on the class folders of another folder.
+    """Figures of a run's classifier on its test photos, or on another folder: its test/ if it has one, else all of it.
 
     Classes are aligned by name: photos of classes that the classifier does not know are left out and named in
-    `warnings`, as are its classes of which there is no photo.
+    `warnings`, as are its classes of which there is no photo, and photos on which the run was trained.
 
     Raises:
         FieldmarkError: no finished run, no photos, or none of its classes.
@@ -122,8 +122,11 @@ def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> 
     if photos is None:
         root, labelled = _test_photos(Path(run))
     else:
-        catalog = read(photos)
-        root, labelled = catalog.root, [(photo.path, photo.label) for photo in catalog.photos]
+        catalog = read(photos, least=1)
+        for warning in catalog.warnings:
+            reporter.warn(warning)
+        root, judged = catalog.root, [photo for photo in catalog.photos if photo.split == "test"] or catalog.photos
+        labelled = [(photo.path, photo.label) for photo in judged]
     present = {printable(label) for _, label in labelled}
     unknown = sorted(present - set(number))
     labelled = [(path, number[printable(label)]) for path, label in labelled if printable(label) in number]
@@ -142,7 +145,9 @@ def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> 
             advance(k + 1, len(labelled))
     if not labels:
         raise FieldmarkError(f"no photo in {root} can be read; `fieldmark check` says why")
+    used = _trained_on(Path(run), root) & {path for path, _ in labelled}
     warnings = [
+        used and f"{count(len(used), 'photo')} of these it was trained with: the figures flatter it",
         unknown and f"photos of classes that the classifier does not know left out: {listing(unknown)}",
         (gone := sorted(set(number) - present)) and f"no photos of {listing(gone)}",
         unreadable and f"{count(len(unreadable), 'photo')} could not be read: {listing(unreadable)}",
@@ -153,12 +158,21 @@ def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> 
     return found | {"warnings": [text for text in warnings if text]}
 
 
+def _trained_on(run: Path, root: Path) -> set[str]:
+    """The photos below `root` that the run trained on or chose by, where it is the run's own folder."""
+    try:
+        if Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"]) != root.resolve():
+            return set()
+        return {photo.path for photo in read_split(run / "split.csv") if photo.split != "test"}
+    except (OSError, ValueError, KeyError, FieldmarkError):  # a bundle alone does not know
+        return set()
+
+
 def _test_photos(run: Path) -> tuple[Path, list[tuple[str, str]]]:
     """The folder of a run's photos, and path and label of its test photos."""
     try:
         folder = Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"])
-        with (run / "split.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            rows = [(row["path"], row["label"]) for row in csv.DictReader(file) if row["split"] == "test"]
+        rows = [(photo.path, photo.label) for photo in read_split(run / "split.csv") if photo.split == "test"]
     except (OSError, ValueError, KeyError) as error:
         raise FieldmarkError(f"{run} is no whole run ({error}): give the photos to evaluate on as well") from None
     if not rows:

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fieldmark import checkpoint
-from fieldmark.dataset import Data, Varied, draw, varied
+from fieldmark.dataset import Data, Varied, draw, judged, varied
 from fieldmark.errors import FieldmarkError
 from fieldmark.features import Frozen
 from fieldmark.network import Attention, Network
@@ -69,6 +69,8 @@ class Trainer:
     def train(self, plan: Callable[["Trainer"], Recipe] | None = None) -> list[Row]:
         """Both phases; leaves the best epoch's weights in the network. -> history, a row an epoch."""
         loaded = self._resume()
+        if not loaded and self.recipe.weights != "none":
+            self._measure_slots()
         with self.reporter.part("features"):
             first = self.state.phase == 1 and self.recipe.weights != "none"
             features = self.frozen.features(self.reporter) if first else None
@@ -88,6 +90,23 @@ class Trainer:
         self.network.eval()
         return self.state.history
 
+    def _measure_slots(self) -> None:
+        """Norms in added attention start from the statistics of what they will see: of a few training photos."""
+
+        def measure(slot: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            assert isinstance(slot, Attention)
+            slot.measure(inputs[0])
+
+        hooks = [slot.register_forward_pre_hook(measure) for slot in self.network.slots.values()]
+        if hooks:
+            self.network.eval()
+            few = self.data.train[:: max(1, len(self.data.train) // 64)][:64]  # they lie class by class
+            (photos,) = judged(self.data.pack, few, self.size, batch=64)
+            with torch.no_grad():
+                self.network(self.frozen.normalise(self.fabric.to_device(photos)))
+        for hook in hooks:
+            hook.remove()
+
     def _next_phase(self) -> None:
         if self.best:
             self.trained.load_state_dict(self.best)
@@ -104,11 +123,6 @@ class Trainer:
         fresh = [m for m in tail.modules() if isinstance(m, Attention)] + [self.network.head]
         for part in fresh:
             part.requires_grad_(True)
-        if self.state.step == 0:
-            measured = torch.from_numpy(features[: min(len(self.data.train), 512)].copy())
-            for part in fresh:
-                if isinstance(part, Attention):
-                    part.measure(self.fabric.to_device(measured))
         train = len(self.data.train)
         labels = self.labels[torch.from_numpy(self.data.train)]
 
@@ -245,8 +259,13 @@ class Trainer:
         if not file.exists():
             return {}
         tensors, counters = checkpoint.load(file)
-        self.state, self.best = State(**counters), checkpoint.part(tensors, "best")
-        self.trained.load_state_dict(checkpoint.part(tensors, "now"))
+        try:
+            self.state, self.best = State(**counters), checkpoint.part(tensors, "best")
+            self.trained.load_state_dict(checkpoint.part(tensors, "now"))
+        except (TypeError, RuntimeError):
+            raise FieldmarkError(
+                f"{file} does not fit the recipe beside it, or a later version wrote it: train into another --out"
+            ) from None
         self.reporter.say(f"resumed in phase {self.state.phase} at step {self.state.step}")
         return tensors
 

@@ -44,6 +44,7 @@ def prepare() -> None:
 
     if "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(cores())
+    torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True  # the same bits every time
     for module in ("lightning_fabric", "torch", "onnxscript", "onnx_ir"):
         warnings.filterwarnings("ignore", module=module)
 

@@ -31,19 +31,8 @@ class Phase:
 
 
 def frozen_until(network: Network, recipe: Recipe) -> str | None:
-    """The last layer that stays frozen in phase 2, or None when everything trains: no attention may lie before it."""
-    if recipe.weights == "none" or recipe.unfreeze == "all":
-        return None
-    found = None
-    for name in network.backbone.stages:
-        if any(
-            isinstance(m, Attention) and type(m) is not Attention for m in network.backbone.split(name)[0].modules()
-        ):
-            return found
-        found = name
-        if name == network.frozen:
-            return found
-    return found
+    """The last layer that stays frozen in phase 2, or None when everything trains."""
+    return None if recipe.weights == "none" or recipe.unfreeze == "all" else network.cut
 
 
 def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
@@ -82,6 +71,8 @@ def rate_factor(phase: Phase, step: int, history: list[Row]) -> float:
         drops = wait = 0
         best = -math.inf
         for row in history:
+            if math.isnan(row["val_accuracy"]):
+                continue
             if row["val_accuracy"] > best:
                 best, wait = row["val_accuracy"], 0
             else:

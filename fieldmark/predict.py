@@ -78,9 +78,11 @@ class Classifier:
 
 
 def write_csv(answers: Iterable[Answer], file: Path) -> Iterator[Answer]:
-    """Hands the answers on, writing each as a row `path,label,confidence,known,error`."""
+    """Hands the answers on, writing each as a row `path,label,confidence,known,error` of a new file."""
     columns = ["path", "label", "confidence", "known", "error"]
-    with file.open("w", encoding="utf-8", errors="surrogateescape", newline="") as opened:
+    if os.path.lexists(file):  # a slip in the order of words must not cost a photo
+        raise FieldmarkError(f"{file} exists: give the CSV another name")
+    with file.open("x", encoding="utf-8", errors="surrogateescape", newline="") as opened:
         writer = csv.DictWriter(opened, columns, extrasaction="ignore")
         writer.writeheader()
         for answer in answers:

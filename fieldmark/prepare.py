@@ -31,7 +31,7 @@ def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out
     """Audit, packed pixels and split; taken up from the run's folder where they are complete."""
     cache, split_file = out / "resume", out / "split.csv"
     if not (split_file.exists() and Pack.exists(cache)):
-        _audit(catalog, round(preprocessing["size"] / preprocessing["crop"]), recipe, out, reporter)
+        _audit(catalog, preprocessing, recipe, out, reporter)
     rows, findings = read_split(split_file), json.loads((out / "audit.json").read_text(encoding="utf-8"))
     packed = {path: i for i, path in enumerate(json.loads((cache / "packed.json").read_text(encoding="utf-8")))}
     now, then = {photo.path for photo in catalog.photos}, set(packed) | {u["path"] for u in findings["unreadable"]}
@@ -51,7 +51,7 @@ def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out
     return Table(list(number), Data(Pack(cache), labels, train, val, test), which["test"], findings)
 
 
-def _audit(catalog: Catalog, shorter: int, recipe: Recipe, out: Path, reporter: Reporter) -> None:
+def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> None:
     """One pass over the files: findings, split and packed pixels into the run's folder."""
     packer, packed = Packer(out / "resume"), []
 
@@ -60,7 +60,10 @@ def _audit(catalog: Catalog, shorter: int, recipe: Recipe, out: Path, reporter: 
         packed.append(catalog.photos[i].path)
 
     with packer.file, reporter.bar("reading", "photos") as advance:
-        found = audit(catalog, shorter=shorter, keep=keep, progress=advance)
+        shorter = round(preprocessing["size"] / preprocessing["crop"])
+        found = audit(
+            catalog, shorter=shorter, interpolation=preprocessing["interpolation"], keep=keep, progress=advance
+        )
     kept, groups, _ = usable(catalog, found)
     sides = split(kept, groups, seed=recipe.seed, leaks=found.leaks, allow_leaks=recipe.allow_leaks)
     findings = found.to_json(catalog)

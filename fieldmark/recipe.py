@@ -77,6 +77,9 @@ class Recipe:
         for name, least in LEAST.items():
             if (value := getattr(self, name)) is not None and not value >= least:
                 raise FieldmarkError(f"{option(name)} is {value}, but must be at least {least}")
+        for name, most in MOST.items():
+            if getattr(self, name) > most:
+                raise FieldmarkError(f"{option(name)} is {getattr(self, name)}, but must be at most {most}")
         if self.budget is not None:
             seconds(self.budget)
 
@@ -91,6 +94,8 @@ LEAST = {
     "image_size": 28, "train_size": 28, "batch": 1, "frozen_epochs": 0, "frozen_lr": 0, "epochs": 0, "lr": 0,
     "backbone_lr": 0, "weight_decay": 0, "label_smoothing": 0, "patience": 1, "steps_per_epoch": 1, "seed": 0,
 }  # fmt: skip
+
+MOST = {"label_smoothing": 0.99, "seed": 2**32 - 1}
 
 
 def option(field: str) -> str:

@@ -6,6 +6,7 @@ packed photos.
 """
 
 import dataclasses
+import itertools
 import json
 import shlex
 import shutil
@@ -21,7 +22,7 @@ from fieldmark import bundle, evaluate, machine, records
 from fieldmark import recipe as recipes
 from fieldmark.dataset import Judged
 from fieldmark.errors import FieldmarkError
-from fieldmark.export import export, verify
+from fieldmark.export import export, judging_time, verify
 from fieldmark.finetune import MOST_EPOCHS, Trainer
 from fieldmark.network import Network, build
 from fieldmark.photos.catalog import read
@@ -34,6 +35,8 @@ from fieldmark.report import write_report
 CLOSING = 8.0
 """Seconds that a budget keeps for the export and the report, beside the test photos: measured, docs/performance.md."""
 PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
+TOLERANCE = 1e-5
+"""Largest difference of a probability between the network and its export that is called equal."""
 VERIFIED = 32
 """Photos on which the export is compared with the original."""
 
@@ -53,7 +56,7 @@ def train(
     photos: str | Path,
     recipe: Recipe | None = None,
     *,
-    out: str | Path,
+    out: str | Path | None = None,
     resume: bool = False,
     started: float | None = None,
     command: str | None = None,
@@ -63,7 +66,7 @@ def train(
     Args:
         photos: class folders, or train/, val/, test/ with class folders inside; never changed.
         recipe: the settings; `Recipe()` by default. With `resume`, the run's own.
-        out: must not exist, unless `resume`.
+        out: must not exist, unless `resume`; without it, a new folder in `runs/` under the name of the photos' folder.
         resume: go on where an interrupted run stopped; without a checkpoint it starts anew.
         started: `time.monotonic()` of the start, from which a budget counts.
         command: what the report says repeats the run.
@@ -71,14 +74,19 @@ def train(
     Raises:
         FieldmarkError: whatever the user can mend.
     """
-    out = Path(out)
+    out = Path(out) if out is not None else _new_folder(Path(photos))
     if out.exists() and not resume:
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
-    if resume and (out / "recipe.yaml").exists():
+    begun = resume and (out / "recipe.yaml").exists()
+    if begun:
         recipe = _same(_begun(out), recipe, out)
+    elif out.is_dir() and {entry.name for entry in out.iterdir()} - {"resume", "recipe.half"}:
+        raise FieldmarkError(f"{out} holds other things than a run: give another --out")
     if resume and finished(out):
         return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
     recipe = recipe or Recipe()
+    if recipe.budget and not begun:  # a plan that another run has left in its recipe does not hold for this one
+        recipe = dataclasses.replace(recipe, steps_per_epoch=None)
     with torch.device("meta"):  # wrong words are refused before anything is read or written
         look = _build(recipe, 2, weights=False).preprocessing
     preprocessing = dataclasses.asdict(look) | ({"size": recipe.image_size} if recipe.image_size else {})
@@ -111,7 +119,7 @@ def train(
         figures = _judge(trainer, table, preprocessing, out, reporter)
     metrics = figures | {
         "bundle": str(out / "bundle"),
-        "warnings": table.audit["warnings"],
+        "warnings": [*table.audit["warnings"], *_disagreement(figures["export"])],
         "classes": table.classes,
         "network": network.spec,
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -129,6 +137,13 @@ def train(
     for heavy in ("features.npy", "val_maps.npy", "index.npy", "photos.u8"):
         (out / "resume" / heavy).unlink(missing_ok=True)
     return Run(out, json.loads(records.text(metrics)))
+
+
+def _new_folder(photos: Path) -> Path:
+    """The first free name in `runs/` for a run on these photos."""
+    name = photos.resolve().name
+    names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
+    return next(folder for folder in (Path("runs") / name for name in names) if not folder.exists())
 
 
 def finished(out: Path) -> bool:
@@ -183,8 +198,7 @@ def _planner(out: Path, reporter: Reporter, table: Table):
     def plan(trainer: Trainer) -> Recipe:
         recipe = trainer.recipe
         step, look = trainer.epoch_costs()
-        photos_s = (len(table.data.train) + len(table.data.val)) / max(reporter.seconds["features"], 0.1)
-        closing = CLOSING + len(table.test) / photos_s
+        closing = CLOSING + len(table.test) * judging_time(trainer.network, trainer.size) + look
         left = recipes.seconds(recipe.budget or "") - reporter.elapsed() - closing
         full = max(1, len(table.data.train) // recipe.batch)
         epochs = min(MOST_EPOCHS, max(1, round(left / (full * step + look))))
@@ -216,7 +230,8 @@ def _judge(
     least = evaluate.threshold(logits, t)
     info = bundle.describe(network, table.classes, preprocessing, t, least, table.audit["fingerprint"])
     if len(table.classes) == 2:  # what one looks for is the rarer class
-        info["positive"] = table.classes[int(np.bincount(data.labels, minlength=2).argmin())]
+        used = data.labels[np.concatenate([data.train, data.val, data.test])]
+        info["positive"] = table.classes[int(np.bincount(used, minlength=2).argmin())]
     bundle.write(out / "bundle", info, network)
     export(network, info, out / "bundle" / "model.onnx")
     classifier = Classifier(out)
@@ -244,6 +259,16 @@ def _judge(
         "temperature": t,
         "export": checked,
     }
+
+
+def _disagreement(checked: dict[str, Any]) -> list[str]:
+    """A warning where the exported file does not say what the network says."""
+    if checked["max_difference"] <= TOLERANCE and checked["label_agreement"] in (1.0, None):
+        return []
+    return [
+        f"model.onnx differs from the network by up to {checked['max_difference']:.1e} in a probability, "
+        f"labels agree on {checked['label_agreement']:.1%} of {checked['photos']} photos"
+    ]
 
 
 def _seconds(reporter: Reporter) -> dict[str, float]:

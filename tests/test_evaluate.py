@@ -208,3 +208,20 @@ def test_what_cannot_be_evaluated(small_run: Path, small_photos: Path, tmp_path:
             evaluate.evaluate(small_run, tmp_path / photos, Reporter())
     with pytest.raises(FieldmarkError, match="give the photos to evaluate on"):
         evaluate.evaluate(small_run / "bundle", None, Reporter())
+
+
+def test_photos_it_was_trained_with_are_pointed_out(small_run: Path, small_photos: Path, tmp_path: Path):
+    (warning,) = evaluate.evaluate(small_run, small_photos, Reporter())["warnings"]
+    assert warning.endswith("it was trained with: the figures flatter it")
+    shutil.copytree(small_photos, tmp_path / "elsewhere" / "test")
+    (tmp_path / "elsewhere" / "train" / "disc").mkdir(parents=True)
+    shutil.copy(small_photos / "disc" / "00.jpg", tmp_path / "elsewhere" / "train" / "disc")
+    shutil.copytree(small_photos / "square", tmp_path / "elsewhere" / "train" / "square")
+    shutil.copytree(small_photos / "cross, blue", tmp_path / "elsewhere" / "train" / "cross, blue")
+    assert evaluate.evaluate(small_run, tmp_path / "elsewhere", Reporter())["n"] == 48  # its test/ alone
+
+
+def test_a_folder_of_one_class_can_be_evaluated(small_run: Path, small_photos: Path, tmp_path: Path):
+    shutil.copytree(small_photos / "disc", tmp_path / "disc")
+    found = evaluate.evaluate(small_run, tmp_path, Reporter())
+    assert found["n"] == 16 and found["warnings"] == ["no photos of cross, blue, square"]

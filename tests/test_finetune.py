@@ -2,6 +2,7 @@
 
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -31,7 +32,8 @@ def data(drawing, tmp_path_factory: pytest.TempPathFactory) -> Data:
 
 def trainer(data: Data, folder: Path, words: str = "", **settings) -> Trainer:
     folder.mkdir(exist_ok=True)
-    recipe = Recipe(**{"image_size": SIZE, "train_size": SIZE, "batch": 6, "frozen_epochs": 2, "epochs": 1} | settings)
+    usual: dict[str, Any] = {"image_size": SIZE, "train_size": SIZE, "batch": 6, "frozen_epochs": 2, "epochs": 1}
+    recipe = Recipe(**usual | settings)
     weights = None if recipe.weights == "none" else recipe.weights
     torch.manual_seed(0)
     network = build(f"{recipe.backbone}{words}", classes=3, weights=weights)
@@ -63,6 +65,21 @@ def test_features_are_what_the_network_says(words: str, data: Data, tmp_path: Pa
         torch.testing.assert_close(network.head(tail(features)), logits, rtol=1e-4, atol=1e-4)
         kept = torch.cat(list(training.frozen.validation()))
         torch.testing.assert_close(kept, training.frozen.maps(photos[18:]), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("frozen_epochs", [0, 2])
+def test_norms_in_added_attention_start_from_what_they_will_see(frozen_epochs: int, data: Data, tmp_path: Path):
+    training = trainer(data, tmp_path, "+after=-2:se(norm=True),-1:mask(norm=True)", frozen_epochs=frozen_epochs)
+    photos = torch.stack([Judged(data.pack, data.val, SIZE)[k] for k in range(6)])
+    with torch.inference_mode():
+        before = training.network.eval()(training.frozen.normalise(photos))
+        training._measure_slots()
+        after = training.network.eval()(training.frozen.normalise(photos))
+    torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)  # still the identity
+    for slot in training.network.slots.values():
+        norm = next(m for m in slot.modules() if isinstance(m, torch.nn.BatchNorm2d))
+        assert norm.running_mean is not None and norm.running_mean.abs().max() > 0.01
+    assert len(training.train()) == frozen_epochs + 1
 
 
 def test_the_best_weights_come_back(data: Data, tmp_path: Path):

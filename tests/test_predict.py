@@ -164,6 +164,13 @@ def test_csv_round_trip(labels: list[str], known: bool, tmp_path_factory: pytest
         assert "error" in answer or float(row["confidence"]) == answer["confidence"]
 
 
+def test_csv_never_replaces_a_file(tmp_path: Path):
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    with pytest.raises(FieldmarkError, match="exists"):
+        next(write_csv([{"path": "a"}], tmp_path / "photo.jpg"))
+    assert (tmp_path / "photo.jpg").read_bytes() == b"mine"
+
+
 def test_csv_of_a_class_with_a_comma(classifier: Classifier, small_photos: Path, tmp_path: Path):
     answers = list(write_csv(classifier.stream([small_photos / "cross, blue"]), tmp_path / "answers.csv"))
     with (tmp_path / "answers.csv").open(newline="") as opened:

@@ -14,7 +14,7 @@ from fieldmark.prepare import Table, prepare
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 
-LOOK = {"size": 56, "crop": 0.875}
+LOOK = {"size": 56, "crop": 0.875, "interpolation": "bilinear"}
 
 
 @pytest.fixture

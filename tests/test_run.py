@@ -11,6 +11,7 @@ import yaml
 from PIL import Image, ImageOps
 
 import fieldmark
+from fieldmark import run as run_module
 from fieldmark.errors import FieldmarkError
 from fieldmark.evaluate import evaluate
 from fieldmark.progress import Reporter
@@ -181,3 +182,18 @@ def test_without_test_photos_and_without_training(drawing, tmp_path):
     assert "no labelled photo was left to test it on" in (run.folder / "report.html").read_text()
     with pytest.raises(FieldmarkError, match="has no test photos"):
         evaluate(run.folder, None, Reporter())
+
+
+def test_nothing_is_written_into_a_folder_that_is_no_run(small_photos, tmp_path):
+    (tmp_path / "metrics.json").write_text("mine")
+    with pytest.raises(FieldmarkError, match="other things than a run"):
+        fieldmark.train(small_photos, out=tmp_path, resume=True)
+    assert [file.name for file in tmp_path.iterdir()] == ["metrics.json"]
+    assert (tmp_path / "metrics.json").read_text() == "mine"
+
+
+def test_a_run_without_a_name_gets_one(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert run_module._new_folder(Path("some/photos")) == Path("runs/photos")
+    (tmp_path / "runs" / "photos").mkdir(parents=True)
+    assert run_module._new_folder(Path("some/photos")) == Path("runs/photos-2")

@@ -95,6 +95,22 @@ class Network(nn.Module):
             if isinstance(module, Attention) and type(module) is not Attention
         }
 
+    @property
+    def cut(self) -> str | None:
+        """The last stage end up to which fine-tuning can keep the backbone frozen; None where nothing can be.
+
+        That is `frozen`, or the last one before the first added attention: what is added must train.
+        """
+        found = None
+        for name in self.backbone.stages:
+            before, _ = self.backbone.split(name)
+            if any(isinstance(m, Attention) and type(m) is not Attention for m in before.modules()):
+                return found
+            found = name
+            if name == self.frozen:
+                return found
+        return found
+
     def features(self, x: Tensor) -> Tensor:
         """Photos (n, channels, h, w) -> the last map (n, c, h', w')."""
         return self.backbone(x)

@@ -48,7 +48,7 @@ def layers(network: Network, size: int) -> list[dict[str, Any]]:
     `frozen` says whether fine-tuning keeps the layer as it is.
     """
     network, x = _on_meta(network, size)
-    kept = {id(layer) for _, layer in _walk(network.backbone.split(network.frozen)[0])}
+    kept = {id(layer) for _, layer in _walk(network.backbone.split(network.cut)[0])} if network.cut else set()
     table = []
     for name, layer in [*_walk(network.backbone), ("head", network.head)]:
         x = layer(x)

@@ -86,6 +86,7 @@ def audit(
     catalog: Catalog,
     *,
     shorter: int = 256,
+    interpolation: str = "bicubic",
     keep: Callable[[int, np.ndarray], object] | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
@@ -101,7 +102,8 @@ def audit(
     dhashes = np.zeros((total, 2), np.uint64)
     thumbnails = np.zeros((total, alike.SIDE, alike.SIDE, 3), np.uint8)
     files = (catalog.root / photo.path for photo in catalog.photos)
-    for i, look in enumerate(_in_order(lambda path: _look(path, shorter), files, workers or os.cpu_count() or 1)):
+    looks = _in_order(lambda path: _look(path, shorter, interpolation), files, workers or os.cpu_count() or 1)
+    for i, look in enumerate(looks):
         hashes.append(look.sha256)
         if isinstance(look, _Unseen):
             reasons[i] = look.reason
@@ -145,12 +147,12 @@ def usable(catalog: Catalog, audit: Audit) -> Usable:
     return Usable(left, tuple(audit.groups[i] for i in rows), tuple(rows))
 
 
-def _look(path: Path, shorter: int) -> _Look | _Unseen:
+def _look(path: Path, shorter: int, interpolation: str) -> _Look | _Unseen:
     sha256 = ""
     try:
         content = contents(path)
         sha256 = hashlib.sha256(content).hexdigest()
-        image = decode(content, shorter=shorter)
+        image = decode(content, shorter, interpolation)
     except Unreadable as error:
         return _Unseen(sha256, str(error))
     return _Look(sha256, np.asarray(image), alike.dhash(image), alike.thumbnail(image))

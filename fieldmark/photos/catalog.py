@@ -48,12 +48,12 @@ class Catalog:
     warnings: tuple[str, ...] = ()
 
 
-def read(folder: str | Path) -> Catalog:
+def read(folder: str | Path, least: int = 2) -> Catalog:
     """The photos of class folders, or of train/, val/ (valid/) and test/ folders that hold class folders.
 
     Decodes nothing and changes nothing. A class is a folder with photos in it, however deep they lie; hidden files
-    and the litter of operating systems are passed over in silence. Raises `FieldmarkError` where no two classes with
-    photos can be found.
+    and the litter of operating systems are passed over in silence. Raises `FieldmarkError` where fewer
+    than `least` classes with photos can be found: two to learn, one to be evaluated.
     """
     root = Path(folder)
     folders, files = _entries(root)
@@ -77,7 +77,7 @@ def read(folder: str | Path) -> Catalog:
 
     labels = {photo.label for photo in photos}
     known = learnable(photos)
-    if len(known) < 2:
+    if len(known) < least:
         raise FieldmarkError(_too_few(root, known))
     astray = sum(map(_is_photo, loose))
     others = sorted(path.name for path in loose if not _is_photo(path))

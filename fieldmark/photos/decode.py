@@ -37,11 +37,12 @@ class Unreadable(Exception):
     """A photo that cannot be used; its text is the reason, as a person would put it ("truncated", "empty file")."""
 
 
-def decode(source: str | Path | bytes, shorter: int | None = None) -> Image.Image:
+def decode(source: str | Path | bytes, shorter: int | None = None, interpolation: str = "bicubic") -> Image.Image:
     """An RGB image from a path or a file's bytes; raises nothing but `Unreadable`.
 
-    With `shorter` the shorter side has exactly that many pixels (bicubic), and a photo longer than 2:1 keeps only its
-    middle, so that memory is bounded. A JPEG is then decoded at the smallest of 1/8, 1/4, 1/2, 1 that loses nothing.
+    With `shorter` the shorter side has exactly that many pixels (`interpolation`: bicubic or bilinear), and a photo
+    longer than 2:1 keeps only its middle, so that memory is bounded. A JPEG is then decoded at the smallest of 1/8,
+    1/4, 1/2, 1 that loses nothing.
     The same bytes give the same pixels, to the bit, for one version of Pillow.
     """
     content = source if isinstance(source, bytes) else contents(Path(source))
@@ -57,7 +58,7 @@ def decode(source: str | Path | bytes, shorter: int | None = None) -> Image.Imag
             with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse good pixels
                 ImageOps.exif_transpose(image, in_place=True)
             rgb = _to_rgb(image)
-        return rgb if shorter is None else _resize(rgb, shorter)
+        return rgb if shorter is None else _resize(rgb, shorter, interpolation)
     except Exception as error:  # damaged files make Pillow raise nearly everything there is
         raise _reason(error, content) from error
 
@@ -90,11 +91,11 @@ def centre(image: Image.Image, size: int) -> np.ndarray:
 def prepare(source: str | Path | bytes, preprocessing: Mapping[str, Any]) -> np.ndarray:
     """What a network sees of a photo, before it is normalised: uint8 (size, size, 3).
 
-    `preprocessing` holds `size` (pixels) and `crop` (the share of the shorter side that is kept, 0.875 for most
-    published weights). Raises `Unreadable`.
+    `preprocessing` holds `size` (pixels), `crop` (the share of the shorter side that is kept, 0.875 for most published
+    weights) and `interpolation`. Raises `Unreadable`.
     """
-    size = preprocessing["size"]
-    return centre(decode(source, shorter=round(size / preprocessing["crop"])), size)
+    size, interpolation = preprocessing["size"], preprocessing.get("interpolation", "bicubic")
+    return centre(decode(source, round(size / preprocessing["crop"]), interpolation), size)
 
 
 def _hush_remarks() -> None:
@@ -134,12 +135,12 @@ def _to_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
     return np.rint(grey / 257).astype(np.uint8)
 
 
-def _resize(image: Image.Image, shorter: int) -> Image.Image:
+def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image:
     side = min(image.size)
     width, height = min(image.width, 2 * side), min(image.height, 2 * side)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     size = (round(width * shorter / side), round(height * shorter / side))
-    return image.resize(size, Image.Resampling.BICUBIC, box=(left, top, left + width, top + height))
+    return image.resize(size, Image.Resampling[interpolation.upper()], box=(left, top, left + width, top + height))
 
 
 def _reason(error: Exception, content: bytes) -> Unreadable:

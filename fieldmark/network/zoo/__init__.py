@@ -17,8 +17,7 @@ class Variant:
     """A network of the zoo.
 
     `make(*, channels, attention)` is the backbone, `head(channels, classes)` the published head, `classifier` the
-    published name of its class layer. Fine-tuning keeps the backbone frozen up to the layer `frozen`. `size` is the
-    side of the square input in pixels.
+    published name of its class layer. Fine-tuning keeps the backbone frozen up to the layer `frozen`.
     """
 
     make: Callable[..., Backbone]
@@ -26,7 +25,6 @@ class Variant:
     classifier: str
     frozen: str
     paper: str
-    size: int = 224
 
 
 _EFFICIENTNET = (
@@ -41,12 +39,8 @@ _resnext = partial(_resnet, paper=_RESNEXT)
 
 VARIANTS: dict[str, Variant] = {
     "efficientnet_lite0": _lite(partial(efficientnet_lite, width=1.0, depth=1.0), partial(Linear, dropout=0.2)),
-    "efficientnet_lite1": _lite(
-        partial(efficientnet_lite, width=1.0, depth=1.1), partial(Linear, dropout=0.2), size=240
-    ),
-    "efficientnet_lite2": _lite(
-        partial(efficientnet_lite, width=1.1, depth=1.2), partial(Linear, dropout=0.3), size=260
-    ),
+    "efficientnet_lite1": _lite(partial(efficientnet_lite, width=1.0, depth=1.1), partial(Linear, dropout=0.2)),
+    "efficientnet_lite2": _lite(partial(efficientnet_lite, width=1.1, depth=1.2), partial(Linear, dropout=0.3)),
     "resnet18": _resnet(partial(resnet, BasicBlock, (2, 2, 2, 2))),
     "resnet34": _resnet(partial(resnet, BasicBlock, (3, 4, 6, 3))),
     "resnet50": _resnet(partial(resnet, Bottleneck, (3, 4, 6, 3))),
