@@ -45,7 +45,7 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def test_the_frozen_part_stays_to_the_bit_and_the_rest_moves(data: Data, tmp_path: Path):
-    training = trainer(data, tmp_path)
+    training = trainer(data, tmp_path, frozen_epochs=0)
     frozen, rest = state(training.frozen.prefix), state(training.frozen.rest)
     training.train()
     assert all(torch.equal(frozen[name], value) for name, value in training.frozen.prefix.state_dict().items())

@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -83,12 +84,11 @@ def test_full_in_the_bundle(command, disk, small_photos, small_options, trained)
     assert equal(run, trained[0])
 
 
-@pytest.mark.parametrize("victim", ["write_split", "write_report"])
-def test_full_in_the_middle_of_a_file(here, small_photos, tiny_options, tmp_path, monkeypatch, victim):
+@pytest.mark.parametrize(("home", "victim"), [("prepare", "write_split"), ("run", "write_report")])
+def test_full_in_the_middle_of_a_file(here, small_photos, tiny_options, tmp_path, monkeypatch, home, victim):
     """Half a split is no split, and half a report no finished run."""
-    from fieldmark import run
-
-    whole = getattr(run, victim)
+    module = import_module(f"fieldmark.{home}")
+    whole = getattr(module, victim)
 
     def half(place, *others):
         whole(place, *others)
@@ -98,7 +98,7 @@ def test_full_in_the_middle_of_a_file(here, small_photos, tiny_options, tmp_path
 
     words = ["train", small_photos, "--out", tmp_path / "run", "--resume", "--json", *tiny_options]
     with monkeypatch.context() as patch:
-        patch.setattr(run, victim, half)
+        patch.setattr(module, victim, half)
         assert ends_in_one_line(here(*words))
     done = here(*words)
     assert done.code == 0 and done.json["seconds"]["report"] > 0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
-from fieldmark.recipe import CHOICES, LEAST, Recipe
+from fieldmark.recipe import CHOICES, LEAST, MOST, Recipe
 
 FIELDS = typing.get_type_hints(Recipe)
 TEXT = st.text(st.characters(blacklist_categories=()), max_size=40)  # surrogates too: a weights file may be so named
@@ -22,8 +22,8 @@ def values(name: str) -> st.SearchStrategy:
     kinds = {
         str: TEXT,
         bool: st.booleans(),
-        int: st.integers(LEAST.get(name, 0), 10**9),
-        float: st.floats(LEAST.get(name, 0), 1e9),
+        int: st.integers(LEAST.get(name, 0), int(MOST.get(name, 10**9))),
+        float: st.floats(LEAST.get(name, 0), MOST.get(name, 1e9)),
         type(None): st.none(),
     }
     if name in CHOICES:
@@ -131,6 +131,13 @@ def test_less_than_the_least_is_refused(name: str):
     with pytest.raises(FieldmarkError, match=recipes.option(name)):
         made({name: LEAST[name] - 1})
     assert getattr(made({name: LEAST[name]}), name) == LEAST[name]
+
+
+@pytest.mark.parametrize("name", MOST)
+def test_more_than_the_most_is_refused(name: str):
+    with pytest.raises(FieldmarkError, match=recipes.option(name)):
+        made({name: MOST[name] + 1})
+    assert getattr(made({name: MOST[name]}), name) == MOST[name]
 
 
 @pytest.mark.parametrize("name", CHOICES)

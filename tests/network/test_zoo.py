@@ -142,7 +142,7 @@ def test_rows_of_the_zoo():
 
 
 def test_layers_account_for_every_parameter_and_for_what_is_frozen():
-    network = build("efficientnet_lite0", attention="se", after="3:mask,-1:se", classes=5)
+    network = build("efficientnet_lite0", after="3:mask,-1:se", classes=5)
     table = layers(network, 64)
     assert sum(row["params"] for row in table) == sum(p.numel() for p in network.parameters())
     frozen = [row["name"] for row in table if row["frozen"]]
@@ -150,6 +150,8 @@ def test_layers_account_for_every_parameter_and_for_what_is_frozen():
     assert frozen[-1] == "blocks.3.2"
     assert {row["name"]: row["shape"] for row in table}["blocks.after_3"] == (80, 4, 4)
     assert table[-1] == {"name": "head", "shape": (5,), "params": 1280 * 5 + 5, "frozen": False}
+    gated = layers(build("efficientnet_lite0", attention="se"), 64)  # what is added must train, from the first block on
+    assert not any(row["frozen"] for row in gated)
 
 
 def test_macs_grow_by_what_attention_costs():

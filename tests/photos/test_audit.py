@@ -94,7 +94,7 @@ def test_json_keeps_the_contract(messy):
     assert told["label_errors"] is None
     text = " | ".join(told["warnings"])
     for part in (
-        "4 unreadable photos (",
+        "4 unreadable photos: train/a/empty.jpg (empty file)",
         "under several classes",
         "in several splits",
         "train/a/1.png = train/b/conflict.png",
