@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from fieldmark.run import train as train
 
 # Before anything imports torch: threads that wait must sleep. Spinning ones take the cores from the threads they wait
-# for as soon as anything else runs on the machine, and a training step takes up to ten times as long
-# (docs/performance.md). A setting of the user's own wins.
+# for as soon as anything else runs on the machine: a training step then takes half as long again, or far longer
+# (docs/performance.md; it costs 8 % on an idle machine). A setting of the user's own wins.
 _os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = ["Recipe", "build", "load", "train"]
