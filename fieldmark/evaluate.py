@@ -67,7 +67,8 @@ def figures(
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     right = predicted == labels
     interval = binomtest(int(right.sum()), n).proportion_ci(method="wilson")
-    scores = metrics.precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # type: ignore
+    # scikit-learn documents the number; its annotation knows the words only.
+    scores = metrics.precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # type: ignore[arg-type]
     precision, recall, f1, support = map(np.asarray, scores)
     seen = support > 0
     known = confidence >= least

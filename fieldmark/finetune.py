@@ -189,7 +189,8 @@ class Trainer:
         draw(self.recipe.seed, 3, phase.number, state.step)  # dropout and its like
         logits = module(inputs)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        if not math.isfinite(loss.item()):
+        value = loss.item()
+        if not math.isfinite(value):
             raise FieldmarkError(
                 f"the loss is not a number any more (phase {phase.number}, step {state.step}): "
                 "train into another --out with a lower --lr and --backbone-lr"
@@ -198,7 +199,7 @@ class Trainer:
         self.fabric.backward(loss)
         optimizer.step()
         state.step += 1
-        state.loss += loss.item() * len(labels)
+        state.loss += value * len(labels)
         state.right += int((logits.argmax(1) == labels).sum())
         state.seen += len(labels)
 
