@@ -189,8 +189,7 @@ class Trainer:
         draw(self.recipe.seed, 3, phase.number, state.step)  # dropout and its like
         logits = module(inputs)
         loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
-        value = loss.item()
-        if not math.isfinite(value):
+        if not math.isfinite(value := loss.item()):
             raise FieldmarkError(
                 f"the loss is not a number any more (phase {phase.number}, step {state.step}): "
                 "train into another --out with a lower --lr and --backbone-lr"
