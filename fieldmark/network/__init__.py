@@ -5,18 +5,21 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from fieldmark.errors import FieldmarkError
 from fieldmark.network import spec
 from fieldmark.network import weights as published
-from fieldmark.network.attention import SE, Attention, Gate, Mask
-from fieldmark.network.backbone import Backbone, Network, Preprocessing
+from fieldmark.network.attention import SE, Attention, Gate, Mask, Replace, brought
+from fieldmark.network.backbone import Auxiliary, Backbone, Network, Preprocessing
 from fieldmark.network.heads import Bilinear, Head, Linear
-from fieldmark.network.zoo import VARIANTS
+from fieldmark.network.zoo import VARIANTS, Variant
 
 __all__ = [
     "SE",
     "VARIANTS",
     "Attention",
+    "Auxiliary",
     "Backbone",
     "Bilinear",
     "Gate",
@@ -25,11 +28,12 @@ __all__ = [
     "Mask",
     "Network",
     "Preprocessing",
+    "Replace",
     "build",
     "rebuild",
 ]
 
-MakeAttention = Callable[..., Attention]
+MakeAttention = Callable[..., Attention] | Replace
 MakeHead = Callable[[int, int], Head]
 
 
@@ -37,19 +41,21 @@ def build(
     backbone: str,
     *,
     attention: str | MakeAttention | None = None,
-    after: str | Mapping[int, str | MakeAttention] | None = None,
+    after: str | Mapping[int, str | Callable[..., Attention]] | None = None,
     head: str | MakeHead | None = None,
     classes: int = 1000,
     weights: str | Path | None = None,
     channels: int = 3,
+    aux: bool = False,
 ) -> Network:
     """Build a network of the zoo, in training mode as torch does.
 
     `attention` is the gate inside every block and `after` those after stages (-1 the last): words such as
-    `se(ratio=8)` and `-1:mask,-2:se`, or constructors. None is the paper's own, "none" no attention. `head=None` is the
-    published head. `weights` is None (random), "imagenet", or a .safetensors or .pth file under the published names;
-    attention that they do not bring starts as the identity. `channels` is the input's (3: RGB). The backbone's word may
-    carry the others: `resnet50+after=-1:mask+head=bilinear(reduced=64)`.
+    `se(ratio=8)` and `-1:mask,-2:se`, or constructors. None is the paper's own, "none" no attention; a name adds its
+    gate behind the paper's, `replace(se)` takes their place. `head=None` is the published head. `weights` is None
+    (random), "imagenet", or a .safetensors or .pth file under the published names; attention that they do not bring
+    starts as the identity. `channels` is the input's (3: RGB). `aux` builds the auxiliary heads of the paper. The
+    backbone's word may carry the others: `resnet50+after=-1:mask+head=bilinear(reduced=64)`.
 
     Raises FieldmarkError for unknown words, for weights that do not fit, and where weights cannot be had.
 
@@ -76,14 +82,17 @@ def build(
     make_attention = spec.parse_attention(attention) if isinstance(attention, str) else attention
     make_head = spec.parse_head(head) if isinstance(head, str) else head
     slots = _slots(arguments["after"])
-    inside = {} if make_attention is None else {"attention": make_attention}
-    layers = variant.make(channels=channels, **inside)
+    layers = variant.make(channels=channels, **_inside(backbone, variant, make_attention))
     width = list(layers.stages.values())[-1]
+    if aux and not variant.auxiliary:
+        raise FieldmarkError(f"{backbone} has no auxiliary heads in its paper: leave aux out")
+    for layer, (name, make) in variant.auxiliary.items() if aux else ():
+        layers.tap(layer, name, make(classes))
     layers.insert(slots)
     network = Network(
         layers,
         (make_head or variant.head)(width, classes),
-        _preprocessing(backbone, channels),
+        _preprocessing(backbone, variant, channels),
         variant.frozen,
         {
             "backbone": backbone,
@@ -92,16 +101,13 @@ def build(
             "head": spec.spell(make_head) if make_head else None,
             "classes": classes,
             "channels": channels,
+            "aux": aux,
             "inserted": False,
         },
     )
     if weights is not None:
         network.spec["inserted"] = published.load(
-            network,
-            _fetch(backbone, weights),
-            classifier=variant.classifier,
-            published_head=make_head is None,
-            source=str(weights),
+            network, _fetch(backbone, weights), variant, published_head=make_head is None, source=str(weights)
         )
     return network
 
@@ -117,16 +123,29 @@ def rebuild(words: Mapping[str, Any]) -> Network:
     return network
 
 
-def _slots(after: str | Mapping[int, str | MakeAttention] | None) -> dict[int, MakeAttention]:
+def _inside(name: str, variant: Variant, make: MakeAttention | None) -> dict[str, Callable[..., Attention]]:
+    """Which constructors the family gets for the gates inside its blocks: the paper's `gate`, the added `attention`."""
+    if variant.gate is None:
+        if isinstance(make, Replace):
+            raise FieldmarkError(f"{name} has no attention of its own to replace: write the attention's name alone")
+        return {} if make is None else {"attention": make}
+    if isinstance(make, Replace):
+        return {"gate": make.make}
+    if make is Attention:
+        return {"gate": Attention}
+    return {"gate": brought(variant.gate)} | ({} if make is None else {"attention": make})
+
+
+def _slots(after: str | Mapping[int, str | Callable[..., Attention]] | None) -> dict[int, Callable[..., Attention]]:
     if isinstance(after, str):
         return spec.parse_after(after)
     makers = (after or {}).items()
-    return {stage: spec.parse_attention(make) if isinstance(make, str) else make for stage, make in makers}
+    return {stage: spec.parse_gate(make) if isinstance(make, str) else make for stage, make in makers}
 
 
-def _preprocessing(backbone: str, channels: int) -> Preprocessing:
+def _preprocessing(backbone: str, variant: Variant, channels: int) -> Preprocessing:
     row = published.PUBLISHED.get(backbone)
-    preprocessing = row.preprocessing if row else published.IMAGENET
+    preprocessing = row.preprocessing if row else replace(published.IMAGENET, size=variant.size)
     if channels == len(preprocessing.mean):
         return preprocessing
     # Without a colour to tell which channel is which, each gets the mean of the three.
@@ -134,9 +153,10 @@ def _preprocessing(backbone: str, channels: int) -> Preprocessing:
     return replace(preprocessing, mean=(mean,) * channels, std=(std,) * channels)
 
 
-def _fetch(backbone: str, weights: str | Path) -> dict[str, Any]:
+def _fetch(backbone: str, weights: str | Path) -> dict[str, Tensor]:
+    row = published.PUBLISHED.get(backbone)
     if weights != "imagenet":
-        return published.read(Path(weights))
-    if backbone not in published.PUBLISHED:
+        return published.rename(published.read(Path(weights)), row.renames if row else ())
+    if row is None:
         raise FieldmarkError(f"no published weights of {backbone} are known: give a file by --weights FILE, or none")
-    return published.PUBLISHED[backbone].fetch()
+    return published.rename(row.fetch(), row.renames)

@@ -5,6 +5,8 @@ a sigmoid. Inserted into loaded weights it is 2 * sigmoid with a zeroed last lay
 pretrained features stay the same to the bit until training moves the gate.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
@@ -15,7 +17,10 @@ class Attention(nn.Module):
     """Lets everything through; the base of every attention module.
 
     `channels` is the width of the map, `reference` the width a block names for the squeeze (None: the map's own).
+    `brought` says that the published network has it and its weights bring it; all others were added.
     """
+
+    brought = False
 
     def __init__(self, channels: int, reference: int | None = None) -> None:
         super().__init__()
@@ -28,6 +33,27 @@ class Attention(nn.Module):
 
     def measure(self, features: Tensor) -> None:
         """Take the statistics of the module's norm, if it has one, from features (n, c, h, w) that it will see."""
+
+
+def brought(make: Callable[..., Attention]) -> Callable[..., Attention]:
+    """The constructor, marking what it makes as part of the published network."""
+
+    def marked(channels: int, reference: int | None = None) -> Attention:
+        gate = make(channels, reference)
+        gate.brought = True
+        return gate
+
+    return marked
+
+
+@dataclass(frozen=True)
+class Replace:
+    """`attention=Replace(X)`: X in the place of the gates that the network's paper puts into its blocks.
+
+    `X` alone adds its gate behind those.
+    """
+
+    make: Callable[..., Attention]
 
 
 class Gate(Attention):

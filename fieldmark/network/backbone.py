@@ -3,7 +3,7 @@
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeGuard
 
 from torch import Tensor, nn
 
@@ -37,6 +37,11 @@ class Backbone(nn.Sequential):
         first, rest = _split(self, name.split("."), name)
         return first, rest  # type: ignore[return-value]  # parts of a Backbone are Backbones
 
+    def tap(self, layer: str, name: str, auxiliary: "Auxiliary") -> None:
+        """Hang an auxiliary head on the map behind a layer, under its published name."""
+        parent, _, child = layer.rpartition(".")
+        _insert(self.get_submodule(parent), child, name, auxiliary)
+
     def insert(self, after: Mapping[int, Callable[..., Attention]]) -> None:
         """Put attention slots after stages: stage number (as in a list, -1 the last) -> `(channels) -> module`.
 
@@ -52,6 +57,31 @@ class Backbone(nn.Sequential):
             name, channels = stages[number]
             parent, _, child = name.rpartition(".")
             _insert(self.get_submodule(parent), child, f"after_{child}", make(channels))
+
+
+class Auxiliary(nn.Module):
+    """A head on a map in the middle, which helps to train what lies before it; it lets the map through unchanged.
+
+    In training `logits` (n, classes) are those of the last batch, and the loss grows by `weight` times theirs; in eval
+    mode nothing is computed. A network's own writes `classify`, and names its class layer `last`.
+    """
+
+    weight = 0.3
+    logits: Tensor
+
+    @property
+    def last(self) -> nn.Linear:
+        """The class layer."""
+        raise NotImplementedError
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Features (n, c, h, w) -> logits (n, classes)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.logits = self.classify(x)
+        return x
 
 
 @dataclass(frozen=True)
@@ -72,12 +102,12 @@ class Preprocessing:
 class Network(nn.Module):
     """A backbone with a head.
 
-    `frozen` is the dotted name of the backbone's layer up to which fine-tuning keeps it frozen; `spec` are the words
-    that `rebuild` makes the same architecture from.
+    `frozen` is the dotted name of the backbone's layer up to which fine-tuning keeps it frozen (None: it trains all);
+    `spec` are the words that `rebuild` makes the same architecture from.
     """
 
     def __init__(
-        self, backbone: Backbone, head: Head, preprocessing: Preprocessing, frozen: str, spec: dict[str, Any]
+        self, backbone: Backbone, head: Head, preprocessing: Preprocessing, frozen: str | None, spec: dict[str, Any]
     ) -> None:
         super().__init__()
         self.backbone = backbone
@@ -89,11 +119,7 @@ class Network(nn.Module):
     @property
     def slots(self) -> dict[str, Attention]:
         """The attention modules that were added to the published network, by dotted name."""
-        return {
-            name: module
-            for name, module in self.named_modules()
-            if isinstance(module, Attention) and type(module) is not Attention
-        }
+        return {name: module for name, module in self.named_modules() if _is_added(module)}
 
     @property
     def cut(self) -> str | None:
@@ -102,9 +128,9 @@ class Network(nn.Module):
         That is `frozen`, or the last one before the first added attention: what is added must train.
         """
         found = None
-        for name in self.backbone.stages:
+        for name in self.backbone.stages if self.frozen else ():
             before, _ = self.backbone.split(name)
-            if any(isinstance(m, Attention) and type(m) is not Attention for m in before.modules()):
+            if any(map(_is_added, before.modules())):
                 return found
             found = name
             if name == self.frozen:
@@ -117,6 +143,10 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.features(x))
+
+
+def _is_added(module: nn.Module) -> TypeGuard[Attention]:
+    return isinstance(module, Attention) and type(module) is not Attention and not module.brought
 
 
 def _stages(layers: nn.Sequential, prefix: str) -> Iterator[tuple[str, int]]:

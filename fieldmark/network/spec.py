@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.network.attention import SE, Attention, Mask
+from fieldmark.network.attention import SE, Attention, Mask, Replace
 from fieldmark.network.heads import Bilinear, Linear
 
 ATTENTIONS: dict[str, Callable[..., Any]] = {"none": Attention, "se": SE, "mask": Mask}
@@ -25,7 +25,16 @@ EXTRAS = ("attention", "after", "head")
 YAML_WORDS = {"true": True, "false": False, "null": None}
 
 
-def parse_attention(word: str) -> Callable[..., Attention]:
+def parse_attention(word: str) -> Callable[..., Attention] | Replace:
+    """`se(ratio=8)` -> the constructor `(channels, reference=None) -> Attention`, `replace(se)` -> Replace of it."""
+    match _tree(word):
+        case ast.Call(func=ast.Name(id="replace"), args=[made], keywords=[]):
+            return Replace(_constructor(made, word, ATTENTIONS, "attention"))
+        case tree:
+            return _constructor(tree, word, ATTENTIONS, "attention")
+
+
+def parse_gate(word: str) -> Callable[..., Attention]:
     """`se(ratio=8)` -> the constructor `(channels, reference=None) -> Attention`."""
     return _constructor(_tree(word), word, ATTENTIONS, "attention")
 
@@ -59,8 +68,10 @@ def parse_network(words: str) -> dict[str, str]:
     return {"backbone": backbone, **dict(zip(names, values, strict=True))}
 
 
-def spell(constructor: Callable[..., Any]) -> str:
+def spell(constructor: Callable[..., Any] | Replace) -> str:
     """A constructor -> its words; one that is not ours gets its own name, which cannot be read back."""
+    if isinstance(constructor, Replace):
+        return f"replace({spell(constructor.make)})"
     if isinstance(constructor, partial):
         values = ",".join(f"{key}={value!r}" for key, value in constructor.keywords.items())
         return f"{spell(constructor.func)}({values})" if values else spell(constructor.func)

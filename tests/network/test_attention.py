@@ -5,7 +5,7 @@ from functools import partial
 import pytest
 import torch
 
-from fieldmark.network import SE, Attention, Mask, build
+from fieldmark.network import SE, VARIANTS, Attention, Mask, build
 from fieldmark.network.weights import load
 
 PLACES = {"blocks": ("{}", None), "first": (None, "0:{}"), "last": (None, "-1:{}"), "all": ("{}", "0:{},-2:{},-1:{}")}
@@ -21,12 +21,11 @@ def test_inserted_attention_changes_no_bit(name: str, place: str, word: str):
     gated = build(name, attention=inside, after=after, classes=4).eval()
     x = torch.randn(1, 3, 64, 48)
     before = plain(x)
-    classifier = "classifier" if name.startswith("efficientnet") else "fc"
     state = {
-        key.removeprefix("backbone.").replace("head.fc", classifier): tensor
+        key.removeprefix("backbone.").replace("head.fc", VARIANTS[name].names["fc"]): tensor
         for key, tensor in plain.state_dict().items()
     }
-    assert load(gated, state, classifier=classifier, published_head=True, source="memory")
+    assert load(gated, state, VARIANTS[name], published_head=True, source="memory")
     assert len(gated.slots) > 0
     assert torch.equal(gated.features(x), plain.features(x))
     assert torch.equal(gated(x), before)

@@ -87,7 +87,14 @@ def test_what_does_not_fit_is_listed(tmp_path: Path, state: dict[str, torch.Tens
         build("resnet50", classes=10, weights=tmp_path / "other.pth")
     assert len(str(caught.value)) < 1500 and "\n" not in str(caught.value)
     with pytest.raises(FieldmarkError, match=r"~conv1\.weight"):
-        build(NETWORK, classes=10, channels=1, weights=tmp_path / "other.pth")
+        build(NETWORK, classes=10, channels=4, weights=tmp_path / "other.pth")
+
+
+@torch.no_grad()
+def test_colour_weights_fit_a_grey_network(files: dict[str, Path]):
+    grey, colour = (build(NETWORK, classes=10, channels=c, weights=files[".pth"]).eval() for c in (1, 3))
+    x = torch.randn(2, 1, 50, 50)
+    torch.testing.assert_close(grey(x), colour(x.expand(-1, 3, -1, -1)), rtol=1e-4, atol=1e-4)
 
 
 def test_counters_of_batches_may_be_missing(tmp_path: Path, state: dict[str, torch.Tensor]):

@@ -1,96 +1,11 @@
-"""The families against the published implementations: names, shapes and counts of all, outputs of some."""
+"""What holds for every network of the zoo beside parity: sizes, seeds, rows, layers, costs."""
 
 import pytest
-import timm
 import torch
-import torchvision
 from torch import nn
 
-from fieldmark.network import VARIANTS, Network, build
+from fieldmark.network import VARIANTS, build
 from fieldmark.network.inspect import layers, macs, rows
-
-PARAMETERS = {
-    "efficientnet_lite0": 4_652_008,
-    "efficientnet_lite1": 5_416_680,
-    "efficientnet_lite2": 6_092_072,
-    "resnet18": 11_689_512,
-    "resnet34": 21_797_672,
-    "resnet50": 25_557_032,
-    "resnet101": 44_549_160,
-    "resnet152": 60_192_808,
-    "resnext50_32x4d": 25_028_904,
-    "resnext101_32x4d": 44_177_704,
-    "resnext101_32x8d": 88_791_336,
-    "resnext101_64x4d": 83_455_272,
-}
-
-
-def reference(name: str) -> nn.Module:
-    """The published implementation, in eval mode; timm's has torchvision's names for the one that torchvision lacks."""
-    if name.startswith("efficientnet"):
-        return timm.create_model(f"tf_{name}").eval()
-    if name == "resnext101_32x4d":
-        return timm.create_model(name).eval()
-    return torchvision.models.get_model(name).eval()
-
-
-def published(network: Network) -> dict[str, torch.Tensor]:
-    """The network's own tensors under the published names."""
-    classifier = VARIANTS[network.spec["backbone"]].classifier
-    return {
-        key.removeprefix("backbone.").replace("head.fc", classifier): tensor
-        for key, tensor in network.state_dict().items()
-    }
-
-
-def shake(module: nn.Module) -> None:
-    """Random norms: as they start, swapped or ignored norms would not show."""
-    for norm in module.modules():
-        if isinstance(norm, nn.BatchNorm2d):
-            assert norm.running_mean is not None and norm.running_var is not None
-            nn.init.uniform_(norm.weight, 0.5, 1.5)
-            nn.init.normal_(norm.bias, 0, 0.1)
-            norm.running_mean.normal_(0, 0.1)
-            norm.running_var.uniform_(0.5, 1.5)
-
-
-def test_the_table_is_covered():
-    assert set(VARIANTS) == set(PARAMETERS)
-
-
-@pytest.mark.parametrize("name", VARIANTS)
-def test_names_shapes_and_counts_are_the_published(name: str):
-    with torch.device("meta"):
-        ours, theirs = build(name), reference(name)
-    assert sum(p.numel() for p in ours.parameters()) == PARAMETERS[name]
-    shapes = {key: tensor.shape for key, tensor in published(ours).items()}
-    assert shapes == {key: tensor.shape for key, tensor in theirs.state_dict().items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "size"),
-    [
-        ("efficientnet_lite0", (77, 96)),  # odd and even: "same" padding differs
-        ("efficientnet_lite1", (64, 65)),
-        ("efficientnet_lite2", (50, 33)),
-        ("resnet18", (97, 64)),
-        ("resnet50", (64, 63)),
-        ("resnext50_32x4d", (64, 63)),
-    ],
-)
-@torch.no_grad()
-def test_outputs_equal_the_published_implementation_bit_for_bit(name: str, size: tuple[int, int]):
-    torch.manual_seed(0)
-    ours, theirs = build(name).eval(), reference(name)
-    shake(ours)
-    theirs.load_state_dict(published(ours))
-    x = torch.randn(2, 3, *size)
-    if name.startswith("efficientnet"):
-        features = theirs.forward_features(x)  # type: ignore[operator]
-    else:
-        features = nn.Sequential(*list(theirs.children())[:-2])(x)
-    assert torch.equal(ours.features(x), features)
-    assert torch.equal(ours(x), theirs(x))
 
 
 @pytest.mark.parametrize("name", ["efficientnet_lite0", "resnet18"])
@@ -134,7 +49,8 @@ def test_drop_connect_acts_in_training_only():
 
 def test_rows_of_the_zoo():
     by_name = {row["name"]: row for row in rows()}
-    assert {name: row["params"] for name, row in by_name.items()} == PARAMETERS
+    assert list(by_name) == list(VARIANTS)
+    assert by_name["resnet50"]["params"] == 25_557_032
     assert by_name["resnet50"]["macs"] == 4_089_184_256  # v1.5; v1 has 3.86 G
     assert by_name["efficientnet_lite2"]["input_size"] == 260
     assert all(row["paper"] for row in by_name.values())

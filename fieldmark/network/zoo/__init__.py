@@ -1,10 +1,11 @@
 """Network name -> Variant: the one table of networks, a row each with its paper (weights: weights.py)."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from functools import partial
 
-from fieldmark.network.backbone import Backbone
+from fieldmark.network.attention import Attention
+from fieldmark.network.backbone import Auxiliary, Backbone
 from fieldmark.network.heads import Head, Linear
 from fieldmark.network.zoo.efficientnet import efficientnet_lite
 from fieldmark.network.zoo.resnet import BasicBlock, Bottleneck, resnet
@@ -16,15 +17,24 @@ __all__ = ["VARIANTS", "Variant"]
 class Variant:
     """A network of the zoo.
 
-    `make(*, channels, attention)` is the backbone, `head(channels, classes)` the published head, `classifier` the
-    published name of its class layer. Fine-tuning keeps the backbone frozen up to the layer `frozen`.
+    make: `make(*, channels, attention)` is the backbone; where the row has a `gate`, `gate=` takes its constructor too.
+    head: `(channels, classes)` is the published head.
+    paper: where the network is described.
+    frozen: the layer up to which fine-tuning keeps the backbone frozen.
+    names: the head's layers -> their published names.
+    gate: the attention that the paper itself puts into the blocks.
+    auxiliary: layer -> published name and constructor `(classes)` of the auxiliary head on its map.
+    size: pixels of the paper's input, where no published weights say it.
     """
 
     make: Callable[..., Backbone]
     head: Callable[[int, int], Head]
-    classifier: str
-    frozen: str
     paper: str
+    frozen: str | None
+    names: Mapping[str, str]
+    gate: Callable[..., Attention] | None = None
+    auxiliary: Mapping[str, tuple[str, Callable[[int], Auxiliary]]] = field(default_factory=dict)
+    size: int = 224
 
 
 _EFFICIENTNET = (
@@ -33,8 +43,8 @@ _EFFICIENTNET = (
 _RESNET = "He et al. 2016, Deep Residual Learning for Image Recognition"
 _RESNEXT = "Xie et al. 2017, Aggregated Residual Transformations for Deep Neural Networks"
 
-_lite = partial(Variant, classifier="classifier", frozen="blocks.3", paper=_EFFICIENTNET)
-_resnet = partial(Variant, head=Linear, classifier="fc", frozen="layer2", paper=_RESNET)
+_lite = partial(Variant, names={"fc": "classifier"}, frozen="blocks.3", paper=_EFFICIENTNET)
+_resnet = partial(Variant, head=Linear, names={"fc": "fc"}, frozen="layer2", paper=_RESNET)
 _resnext = partial(_resnet, paper=_RESNEXT)
 
 VARIANTS: dict[str, Variant] = {
