@@ -29,6 +29,7 @@ app = typer.Typer(
 
 USAGE_ERROR: Any = typer.BadParameter.__base__
 INTERRUPTED = 130  # what typer makes of Ctrl-C
+FIGURES = ["top5", "balanced_accuracy", "macro_f1", "ece", "coverage", "roc_auc", "sensitivity", "specificity"]
 
 Photos = Annotated[
     str,
@@ -99,11 +100,13 @@ def train(
     _train(photos, out, resume, chosen, as_json)
 
 
-def _with_settings(verb: Callable[..., None]) -> Callable[..., None]:
-    """The verb with an option for every field of Recipe in place of `**settings`."""
+def _with_settings(verb: Callable[..., None], *names: str) -> Callable[..., None]:
+    """The verb with an option for each of these fields of Recipe (without names, for all) in place of `**settings`."""
     own = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
     types, texts, parameters = get_type_hints(Recipe), recipes.documented(), []
     for field in dataclasses.fields(Recipe):
+        if names and field.name not in names:
+            continue
         text = texts[field.name] + ("" if field.default is None else f" [default: {field.default}]")
         flag = typer.Option(recipes.option(field.name), help=text, show_default=False)
         kind = Annotated[types[field.name] | None, flag]
@@ -141,16 +144,7 @@ def evaluate(
     else:
         low, high = found["ci95"]
         print(f"accuracy           {found['accuracy']:.4f}  ({low:.4f} to {high:.4f}, n = {found['n']:,})")
-        for name in (
-            "top5",
-            "balanced_accuracy",
-            "macro_f1",
-            "ece",
-            "coverage",
-            "roc_auc",
-            "sensitivity",
-            "specificity",
-        ):
+        for name in FIGURES:
             if name in found:
                 print(f"{name:18} {found[name]:.4f}")
         for warning in found["warnings"]:
@@ -192,28 +186,30 @@ def predict(
     raise typer.Exit(1 if failed else 0)
 
 
-@app.command()
 def zoo(
     network: Annotated[
         str | None,
         typer.Argument(metavar="[NETWORK]", help="A network, as resnet50 or efficientnet_lite0+after=-1:mask."),
     ] = None,
+    like: Annotated[str, typer.Option("--like", metavar="WORD", help="Networks with this in their name alone.")] = "",
+    speed: Annotated[bool, typer.Option("--speed", help="Time each network too: photos a second, one by one.")] = False,
+    classes: Annotated[int, typer.Option("--classes", min=1, help="Classes of the one network.")] = 1000,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
-    """List every network, or the layers of one."""
-    from fieldmark.network import inspect as networks
+    """List every network; or the layers of one, what fine-tuning trains of them, and what its attention adds."""
+    from fieldmark import showcase
 
-    if network is None:
-        rows = networks.rows()
-    else:
-        import torch
+    asked = {name: value for name, value in settings.items() if value is not None}
+    if network is None and (asked or classes != 1000):
+        raise FieldmarkError("these options describe one network: name it, as in fieldmark zoo resnet50 --after -1:se")
+    if network is not None and (like or speed):
+        raise FieldmarkError(f"--like and --speed are for the list: fieldmark bench {network} times one network")
+    rows, text = showcase.network(network, classes=classes, **asked) if network else showcase.networks(like, speed)
+    print(records.text(rows) if as_json else text)
 
-        from fieldmark.network import build
 
-        with torch.device("meta"):
-            built = build(network)
-        rows = networks.layers(built, built.preprocessing.size)
-    print(records.text(rows) if as_json else records.aligned(rows))
+app.command()(_with_settings(zoo, "attention", "after", "head", "aux", "image_size", "channels"))
 
 
 @app.command()

@@ -63,7 +63,10 @@ class Packer:
 
 
 class Normalise(nn.Module):
-    """uint8 or float (n, 3, h, w) in 0..255 -> (x - mean) / std."""
+    """uint8 or float (n, 3, h, w) in 0..255 -> (x - mean) / std, with as many channels as there are means.
+
+    One channel is the luma of the three: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
+    """
 
     mean: Tensor
     std: Tensor
@@ -74,7 +77,11 @@ class Normalise(nn.Module):
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
     def forward(self, photos: Tensor) -> Tensor:
-        return (photos.float() - self.mean) / self.std
+        photos = photos.float()
+        if self.mean.shape[1] == 1:
+            red, green, blue = photos.split(1, dim=1)
+            photos = 0.299 * red + 0.587 * green + 0.114 * blue
+        return (photos - self.mean) / self.std
 
 
 def draw(*numbers: int) -> None:

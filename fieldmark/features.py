@@ -9,7 +9,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from fieldmark.dataset import Data, Normalise, judged
-from fieldmark.network import Backbone, Network
+from fieldmark.network import Backbone, Network, is_added
 from fieldmark.progress import Reporter
 
 
@@ -31,15 +31,20 @@ class Frozen:
         with torch.no_grad():
             return self.prefix(self.normalise(self.fabric.to_device(photos)))
 
+    def end(self) -> tuple[Backbone, Backbone]:
+        """`rest`, cut at the end of the last stage where attention was added behind it, and else behind everything."""
+        middle, tail = self.rest.split(list(self.network.backbone.stages)[-1])
+        return (middle, tail) if any(map(is_added, tail.modules())) else (self.rest, Backbone())
+
     def features(self, reporter: Reporter) -> np.ndarray:
         """Features of the training photos, then of the validation photos, by the weights as they are now.
 
-        -> (photos, c, h', w') at the end of the last stage, reduced as far as the head allows. On the way the
+        -> (photos, c, h', w') where `end` cuts, reduced as far as the head allows. On the way the
         validation photos' maps at the cut are kept, so that phase 2 judges them from there.
         """
         found = self.folder / "features.npy"
         if not found.exists():
-            middle, tail = self.rest.split(list(self.network.backbone.stages)[-1])
+            middle, tail = self.end()
             middle.eval()
             which = np.concatenate([self.data.train, self.data.val])
             train, done = len(self.data.train), 0

@@ -23,8 +23,20 @@ from fieldmark import checkpoint
 from fieldmark.dataset import Data, Varied, draw, judged, varied
 from fieldmark.errors import FieldmarkError
 from fieldmark.features import Frozen
-from fieldmark.network import Attention, Network
-from fieldmark.phases import Phase, Row, best_epoch, frozen_until, learning_mode, line, parameter_groups, rate_factor
+from fieldmark.network import Network, is_added
+from fieldmark.phases import (
+    Phase,
+    Row,
+    best_epoch,
+    frozen_until,
+    learning_mode,
+    line,
+    measure_slots,
+    parameter_groups,
+    rate_factor,
+    training_loss,
+    training_size,
+)
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 
@@ -91,21 +103,10 @@ class Trainer:
         return self.state.history
 
     def _measure_slots(self) -> None:
-        """Norms in added attention start from the statistics of what they will see: of a few training photos."""
-
-        def measure(slot: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            assert isinstance(slot, Attention)
-            slot.measure(inputs[0])
-
-        hooks = [slot.register_forward_pre_hook(measure) for slot in self.network.slots.values()]
-        if hooks:
-            self.network.eval()
+        if self.network.slots:
             few = self.data.train[:: max(1, len(self.data.train) // 64)][:64]  # they lie class by class
             (photos,) = judged(self.data.pack, few, self.size, batch=64)
-            with torch.no_grad():
-                self.network(self.frozen.normalise(self.fabric.to_device(photos)))
-        for hook in hooks:
-            hook.remove()
+            measure_slots(self.network, self.frozen.normalise(self.fabric.to_device(photos)))
 
     def _next_phase(self) -> None:
         if self.best:
@@ -117,10 +118,10 @@ class Trainer:
 
     def _phase1(self, features: np.ndarray) -> Phase:
         """The head, and attention behind the last stage, on cached features of the training photos."""
-        _, tail = self.frozen.rest.split(list(self.network.backbone.stages)[-1])
+        _, tail = self.frozen.end()
         module = nn.Sequential(tail, self.network.head)
         self.trained.requires_grad_(False)
-        fresh = [m for m in tail.modules() if isinstance(m, Attention)] + [self.network.head]
+        fresh = [*filter(is_added, tail.modules()), self.network.head]
         for part in fresh:
             part.requires_grad_(True)
         train = len(self.data.train)
@@ -146,8 +147,8 @@ class Trainer:
         """Everything behind the frozen prefix, on fresh crops of the training photos."""
         recipe, data = self.recipe, self.data
         self.trained.requires_grad_(True)
-        size = recipe.train_size or max(28, round(self.size * 6 / 7 / 32) * 32)
-        photos = Varied(data.pack, data.train, data.labels[data.train], size, recipe.augment, recipe.seed)
+        size, labels = training_size(recipe, self.size), data.labels[data.train]
+        photos = Varied(data.pack, data.train, labels, size, recipe.augment, recipe.seed)
 
         def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
             for some, labels in varied(photos, recipe.batch, first, last):
@@ -187,8 +188,7 @@ class Trainer:
         for group in phase.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
         draw(self.recipe.seed, 3, phase.number, state.step)  # dropout and its like
-        logits = module(inputs)
-        loss = F.cross_entropy(logits, labels, label_smoothing=self.recipe.label_smoothing)
+        loss, logits = training_loss(module, inputs, labels, self.recipe.label_smoothing)
         if not math.isfinite(value := loss.item()):
             raise FieldmarkError(
                 f"the loss is not a number any more (phase {phase.number}, step {state.step}): "
@@ -283,7 +283,7 @@ class Trainer:
         times = []
         began = time.monotonic()
         for inputs, labels in phase.batches(0, 8):
-            loss = F.cross_entropy(phase.module(inputs), self.fabric.to_device(labels))
+            loss, _ = training_loss(phase.module, inputs, self.fabric.to_device(labels), 0.0)
             phase.optimizer.zero_grad()
             loss.backward()
             phase.optimizer.step()

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from fieldmark.network import Attention, Network
+from fieldmark.network import Auxiliary, Network, is_added
 from fieldmark.recipe import Recipe
 
 Row = dict[str, Any]
@@ -37,9 +38,9 @@ def frozen_until(network: Network, recipe: Recipe) -> str | None:
 
 def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
     """SGD's groups: backbone and new parts, each with and without decay (biases and norms have none)."""
-    slots = {id(p) for m in rest.modules() if isinstance(m, Attention) for p in m.parameters()}
-    old = [p for p in rest.parameters() if id(p) not in slots]
-    new = [p for p in rest.parameters() if id(p) in slots] + list(network.head.parameters())
+    fresh = {id(p) for m in rest.modules() if is_added(m) or isinstance(m, Auxiliary) for p in m.parameters()}
+    old = [p for p in rest.parameters() if id(p) not in fresh]
+    new = [p for p in rest.parameters() if id(p) in fresh] + list(network.head.parameters())
     backbone_lr = recipe.lr if recipe.weights == "none" else recipe.backbone_lr
     groups = []
     for parameters, lr in ((old, backbone_lr), (new, recipe.lr)):
@@ -57,12 +58,43 @@ def learning_mode(module: nn.Module, keep_norms: bool) -> None:
     of a few crops are worse (docs/performance.md). Norms in added attention always learn theirs.
     """
     module.train()
-    added = {id(norm) for slot in module.modules() if isinstance(slot, Attention) for norm in slot.modules()}
+    added = {id(norm) for slot in module.modules() if is_added(slot) for norm in slot.modules()}
     for part in module.modules():
         parameters = list(part.parameters(recurse=False))
         frozen = parameters and not any(p.requires_grad for p in parameters)
         if frozen or (keep_norms and isinstance(part, nn.modules.batchnorm._BatchNorm) and id(part) not in added):
             part.eval()
+
+
+def training_loss(module: nn.Module, inputs: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
+    """A batch through a module in training mode -> its loss, auxiliary heads by their weight included, and logits."""
+    logits = module(inputs)
+    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    for auxiliary in module.modules():
+        if isinstance(auxiliary, Auxiliary) and auxiliary.training:
+            loss = loss + auxiliary.weight * F.cross_entropy(auxiliary.logits, labels, label_smoothing=smoothing)
+            del auxiliary.logits  # with its graph: nothing may copy the module while it is there
+    return loss, logits
+
+
+def training_size(recipe: Recipe, size: int) -> int:
+    """Pixels of a training crop for photos that are judged at `size`: 6/7 of it in steps of 32, unless it is small."""
+    return recipe.train_size or (size if size < 96 else round(size * 6 / 7 / 32) * 32)
+
+
+def measure_slots(network: Network, photos: Tensor) -> None:
+    """Norms in added attention start from the statistics of what they will see: of these photos, normalised."""
+
+    def measure(slot: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert is_added(slot)
+        slot.measure(inputs[0])
+
+    hooks = [slot.register_forward_pre_hook(measure) for slot in network.slots.values()]
+    network.eval()
+    with torch.no_grad():
+        network(photos)
+    for hook in hooks:
+        hook.remove()
 
 
 def rate_factor(phase: Phase, step: int, history: list[Row]) -> float:

@@ -29,12 +29,16 @@ class Recipe:
     """Attention after stages, as `-1:mask` or `-2:se(ratio=8),-1:mask`."""
     head: str | None = None
     """What turns the last map into classes, as `bilinear(reduced=64)`; without it, the published head."""
+    aux: bool = False
+    """Train the auxiliary heads of GoogLeNet and Inception-v3 too; the loss counts them as the papers do."""
     weights: str = "imagenet"
     """Where the training starts: `imagenet`, `none` (from scratch) or a .safetensors / .pth file."""
     image_size: int | None = None
     """Pixels of a photo when it is judged; without it, what the weights were made for."""
     train_size: int | None = None
     """Pixels of a photo while training; without it, 6/7 of the image size: faster, and no worse when judged larger."""
+    channels: int = 3
+    """What the network sees of a photo: 3 for its colours, 1 for grey alone."""
     augment: str = "standard"
     """How training photos vary: `standard` (random crop, flip), `strong` (colour and TrivialAugment too) or `none`."""
     batch: int = 32
@@ -73,7 +77,9 @@ class Recipe:
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
-                raise FieldmarkError(f"{option(name)} is {getattr(self, name)!r}, but can be {' or '.join(allowed)}")
+                raise FieldmarkError(
+                    f"{option(name)} is {getattr(self, name)!r}, but can be {' or '.join(map(str, allowed))}"
+                )
         for name, least in LEAST.items():
             if (value := getattr(self, name)) is not None and not value >= least:
                 raise FieldmarkError(f"{option(name)} is {value}, but must be at least {least}")
@@ -85,6 +91,7 @@ class Recipe:
 
 
 CHOICES = {
+    "channels": (1, 3),
     "augment": ("none", "standard", "strong"),
     "unfreeze": ("late", "all"),
     "schedule": ("cosine", "plateau"),

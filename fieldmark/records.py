@@ -7,7 +7,7 @@ that `json.loads` gives back the name that opens the file; in CSV they are those
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -37,20 +37,6 @@ def table(file: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> 
         writer.writeheader()
         writer.writerows(rows)
     half.replace(file)
-
-
-def aligned(rows: Sequence[Mapping[str, Any]]) -> str:
-    """The rows as text in columns, under the names of the first row's keys."""
-    lines = [list(rows[0]), *([_cell(value) for value in row.values()] for row in rows)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    padded = (zip(line, widths, strict=True) for line in lines)
-    return "\n".join("  ".join(cell.ljust(width) for cell, width in line).rstrip() for line in padded)
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "-"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
 def _finite(found: Any) -> Any:

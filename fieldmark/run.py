@@ -25,6 +25,8 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.export import export, judging_time, verify
 from fieldmark.finetune import MOST_EPOCHS, Trainer
 from fieldmark.network import Network, build
+from fieldmark.network.inspect import require_size
+from fieldmark.phases import training_size
 from fieldmark.photos.catalog import read
 from fieldmark.predict import Classifier
 from fieldmark.prepare import Table, prepare
@@ -88,8 +90,11 @@ def train(
     if recipe.budget and not begun:  # a plan that another run has left in its recipe does not hold for this one
         recipe = dataclasses.replace(recipe, steps_per_epoch=None)
     with torch.device("meta"):  # wrong words are refused before anything is read or written
-        look = _build(recipe, 2, weights=False).preprocessing
-    preprocessing = dataclasses.asdict(look) | ({"size": recipe.image_size} if recipe.image_size else {})
+        network = _build(recipe, 2, weights=False)
+    size = recipe.image_size or network.preprocessing.size
+    for pixels in (size, training_size(recipe, size)):
+        require_size(network, pixels)
+    preprocessing = dataclasses.asdict(network.preprocessing) | {"size": size}
     catalog = read(photos)
     _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
     fresh = not out.exists()
@@ -163,6 +168,8 @@ def _build(recipe: Recipe, classes: int, weights: bool = True) -> Network:
         head=recipe.head,
         classes=classes,
         weights=named,
+        channels=recipe.channels,
+        aux=recipe.aux,
     )
 
 

@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fieldmark"
 # The way of a photo: a part imports only what stands before it. A new module needs a place here.
 WAY = (
     *("errors", "machine", "records", "recipe", "progress", "checkpoint", "demo", "charts", "wording"),
-    *("network", "bench", "photos", "dataset", "features", "phases", "finetune", "bundle", "predict"),
+    *("network", "bench", "showcase", "photos", "dataset", "features", "phases", "finetune", "bundle", "predict"),
     *("evaluate", "explain", "export", "report", "serve", "prepare", "run", "cli"),
 )
 NO_TORCH = ("photos.decode", "predict", "serve")

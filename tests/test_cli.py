@@ -223,23 +223,7 @@ def test_predict_from_what_is_no_model(here, small_photos, tmp_path):
     assert "no run, bundle" in here("predict", small_photos, photo).refusal
 
 
-# ---- zoo, bench, demo
-
-
-def test_zoo(command, here):
-    done = command("zoo", "--json")
-    assert (done.code, done.err) == (0, "")
-    assert all(
-        row.keys() >= {"name", "params", "macs", "input_size", "weights", "licence", "paper"} for row in done.json
-    )
-    assert {"efficientnet_lite0", "resnet50", "resnext101_64x4d"} <= {row["name"] for row in done.json}
-    layers = here("zoo", "resnet18+after=-1:mask", "--json").json
-    assert all(row.keys() >= {"name", "shape", "params", "frozen"} for row in layers)
-    assert layers[-1]["shape"] == [1000] and layers[0]["frozen"] and not layers[-1]["frozen"]
-    table = here("zoo", "resnet18").out.splitlines()
-    assert table[0].split() == ["name", "shape", "params", "frozen"]
-    assert "did you mean resnet18" in here("zoo", "resnet81").refusal
-    assert "did you mean resnet18" in here("bench", "resnet81").refusal
+# ---- bench, demo
 
 
 def test_bench(command):

@@ -39,8 +39,3 @@ def test_a_table_keeps_every_name(tmp_path: Path):
     records.table(tmp_path / "t.csv", [{"path": name, "n": k} for k, name in enumerate(names)], ["path", "n"])
     with (tmp_path / "t.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
         assert [row["path"] for row in csv.DictReader(file)] == names
-
-
-def test_aligned_rows():
-    rows = [{"name": "a", "params": 1234}, {"name": "long name", "params": None}]
-    assert records.aligned(rows) == "name       params\na          1,234\nlong name  -"

@@ -8,28 +8,40 @@ from typing import Any
 from torch import Tensor
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.network import spec
-from fieldmark.network import weights as published
-from fieldmark.network.attention import SE, Attention, Gate, Mask, Replace, brought
-from fieldmark.network.backbone import Auxiliary, Backbone, Network, Preprocessing
-from fieldmark.network.heads import Bilinear, Head, Linear
-from fieldmark.network.zoo import VARIANTS, Variant
+from fieldmark.network import published, sources, spec
+from fieldmark.network.attention import Attention, Gate, Replace, brought
+from fieldmark.network.backbone import Auxiliary, Backbone, Network, Preprocessing, is_added
+from fieldmark.network.bilinear import Bilinear, SelfProduct
+from fieldmark.network.gates import CBAM, ECA, ELA, GCT, SE, Coordinate, Mask
+from fieldmark.network.heads import AttentionPool, Classic, GeM, Head, Linear
+from fieldmark.network.weights import load, rename
+from fieldmark.network.zoo import VARIANTS, Variant, by_timm
 
 __all__ = [
+    "CBAM",
+    "ECA",
+    "ELA",
+    "GCT",
     "SE",
     "VARIANTS",
     "Attention",
+    "AttentionPool",
     "Auxiliary",
     "Backbone",
     "Bilinear",
+    "Classic",
+    "Coordinate",
     "Gate",
+    "GeM",
     "Head",
     "Linear",
     "Mask",
     "Network",
     "Preprocessing",
     "Replace",
+    "SelfProduct",
     "build",
+    "is_added",
     "rebuild",
 ]
 
@@ -61,9 +73,9 @@ def build(
 
     >>> build("efficientnet_lite0", after="-1:se(ratio=8)", classes=6).head
     Linear(
+      (dropout): Dropout(p=0.2, inplace=False)
       (hidden): Sequential()
       (fc): Linear(in_features=1280, out_features=6, bias=True)
-      (dropout): Dropout(p=0.2, inplace=False)
     )
     """
     words = spec.parse_network(backbone)
@@ -73,7 +85,8 @@ def build(
         if arguments[key] is not None:
             raise FieldmarkError(f"{key} is given twice: in the network's words and beside them")
         arguments[key] = word
-    variant = spec.known(backbone, VARIANTS, "network")
+    timms = by_timm.is_one(backbone)
+    variant = by_timm.variant(backbone) if timms else spec.known(backbone, VARIANTS, "network")
     for name, number in (("classes", classes), ("channels", channels)):
         if number < 1:
             raise FieldmarkError(f"{name}={number}: a network has at least one")
@@ -106,7 +119,7 @@ def build(
         },
     )
     if weights is not None:
-        network.spec["inserted"] = published.load(
+        network.spec["inserted"] = load(
             network, _fetch(backbone, weights), variant, published_head=make_head is None, source=str(weights)
         )
     return network
@@ -144,7 +157,7 @@ def _slots(after: str | Mapping[int, str | Callable[..., Attention]] | None) -> 
 
 
 def _preprocessing(backbone: str, variant: Variant, channels: int) -> Preprocessing:
-    row = published.PUBLISHED.get(backbone)
+    row = published.find(backbone)
     preprocessing = row.preprocessing if row else replace(published.IMAGENET, size=variant.size)
     if channels == len(preprocessing.mean):
         return preprocessing
@@ -154,9 +167,9 @@ def _preprocessing(backbone: str, variant: Variant, channels: int) -> Preprocess
 
 
 def _fetch(backbone: str, weights: str | Path) -> dict[str, Tensor]:
-    row = published.PUBLISHED.get(backbone)
+    row = published.find(backbone)
     if weights != "imagenet":
-        return published.rename(published.read(Path(weights)), row.renames if row else ())
+        return rename(sources.read(Path(weights)), row.renames if row else ())
     if row is None:
         raise FieldmarkError(f"no published weights of {backbone} are known: give a file by --weights FILE, or none")
-    return published.rename(row.fetch(), row.renames)
+    return rename(row.fetch(), row.renames)

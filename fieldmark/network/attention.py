@@ -2,12 +2,11 @@
 
 Every slot of a network holds an `Attention`; the plain one lets everything through. A gate's own form is the paper's,
 a sigmoid. Inserted into loaded weights it is 2 * sigmoid with a zeroed last layer: 2 * sigmoid(0) is exactly 1, so the
-pretrained features stay the same to the bit until training moves the gate.
+pretrained features stay the same to the bit until training moves the gate. The gates themselves are in gates.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -57,31 +56,38 @@ class Replace:
 
 
 class Gate(Attention):
-    """x -> x * sigmoid(score(x)), after a BN where `norm` asks for one. `last` is the score's last layer."""
+    """x -> x times one gate or several, each `open(score)`, after a BN where `norm` asks for one.
 
-    def __init__(self, channels: int, *, norm: bool) -> None:
+    A new gate writes `gated`, and names in `lasts` the children or parameters that its scores end with: zeroed, they
+    make every score 0. `hard` takes the hard sigmoid, relu6(score + 3) / 6, which is a half at 0 as well.
+    """
+
+    lasts: tuple[str, ...]
+
+    def __init__(self, channels: int, *, norm: bool, hard: bool = False) -> None:
         super().__init__(channels)
         self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
+        self.sigmoid = nn.Hardsigmoid() if hard else nn.Sigmoid()
         self.peak = 1.0
 
-    @property
-    def last(self) -> nn.Conv2d:
-        raise NotImplementedError
+    def open(self, score: Tensor) -> Tensor:
+        """A score of any shape -> the gate, between 0 and 1; up to 2 where it started as the identity."""
+        return self.peak * self.sigmoid(score)
 
-    def score(self, x: Tensor) -> Tensor:
-        """Features (n, c, h, w) -> the gate before its sigmoid, of a shape that spreads over the features."""
+    def gated(self, x: Tensor) -> Tensor:
+        """Features (n, c, h, w), after the norm -> the same times the gates."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self.norm(x)
-        return x * (self.peak * torch.sigmoid(self.score(x)))
+        return self.gated(self.norm(x))
 
     @torch.no_grad()
     def start_as_identity(self) -> None:
-        """The gate gives exactly 1; a norm, in eval mode, gives its input back to rounding."""
+        """The gates give exactly 1; a norm, in eval mode, gives its input back to rounding."""
         self.peak = 2.0
-        for parameter in self.last.parameters():
-            nn.init.zeros_(parameter)
+        for name, parameter in self.named_parameters():
+            if name.partition(".")[0] in self.lasts:
+                nn.init.zeros_(parameter)
         if isinstance(self.norm, nn.BatchNorm2d):
             self._undo_norm(self.norm)
 
@@ -98,66 +104,3 @@ class Gate(Attention):
         assert norm.running_mean is not None and norm.running_var is not None
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(norm.running_mean)
-
-
-class SE(Gate):
-    """Squeeze-and-excitation: global average -> FC -> ReLU -> FC -> sigmoid, one gate (n, c, 1, 1) per channel.
-
-    Hu et al. 2018, "Squeeze-and-Excitation Networks". The bottleneck has `squeezed` units, or, without it,
-    `reference` (the map's channels where the block names none) divided by `ratio`, at least one.
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        reference: int | None = None,
-        *,
-        ratio: int = 16,
-        squeezed: int | None = None,
-        norm: bool = False,
-    ) -> None:
-        super().__init__(channels, norm=norm)
-        if ratio < 1:
-            raise ValueError(f"ratio={ratio}: a squeeze divides by at least 1")
-        width = max(1, (reference or channels) // ratio) if squeezed is None else squeezed
-        self.fc1 = nn.Conv2d(channels, width, 1)
-        self.relu = nn.ReLU(inplace=True)
-        self.fc2 = nn.Conv2d(width, channels, 1)
-
-    @property
-    def last(self) -> nn.Conv2d:
-        return self.fc2
-
-    def score(self, x: Tensor) -> Tensor:
-        squeezed = x.mean((2, 3), keepdim=True)  # (n, c, 1, 1)
-        return self.fc2(self.relu(self.fc1(squeezed)))
-
-
-class Mask(Gate):
-    """A position mask: dropout, 1x1 convolutions with ReLU, one more to a single map, sigmoid: a gate (n, 1, h, w).
-
-    The gate of a position is spread over all channels (SYSTEMS row 3, the bird networks' attention).
-    """
-
-    def __init__(
-        self,
-        channels: int,
-        reference: int | None = None,
-        *,
-        norm: bool = False,
-        dropout: float = 0.5,
-        widths: tuple[int, ...] = (64, 16, 8),
-    ) -> None:
-        super().__init__(channels, norm=norm)
-        layers: list[nn.Module] = [nn.Dropout(dropout)]
-        for inputs, outputs in pairwise((channels, *widths)):
-            layers += [nn.Conv2d(inputs, outputs, 1), nn.ReLU(inplace=True)]
-        self.layers = nn.Sequential(*layers)
-        self.gate = nn.Conv2d((channels, *widths)[-1], 1, 1)
-
-    @property
-    def last(self) -> nn.Conv2d:
-        return self.gate
-
-    def score(self, x: Tensor) -> Tensor:
-        return self.gate(self.layers(x))

@@ -32,7 +32,8 @@ class Backbone(nn.Sequential):
     def split(self, name: str) -> tuple["Backbone", "Backbone"]:
         """Cut right after the layer of that dotted name: two backbones that share this one's modules.
 
-        `split("blocks.3")` cuts before a slot that stands after the layer, `split("blocks.after_3")` behind it.
+        `split("blocks.3")` cuts before a slot that stands after the layer, `split("blocks.after_3")` behind it. What is
+        cut behind a stage or a slot leaves its input as it is; elsewhere a layer may write into it.
         """
         first, rest = _split(self, name.split("."), name)
         return first, rest  # type: ignore[return-value]  # parts of a Backbone are Backbones
@@ -119,7 +120,7 @@ class Network(nn.Module):
     @property
     def slots(self) -> dict[str, Attention]:
         """The attention modules that were added to the published network, by dotted name."""
-        return {name: module for name, module in self.named_modules() if _is_added(module)}
+        return {name: module for name, module in self.named_modules() if is_added(module)}
 
     @property
     def cut(self) -> str | None:
@@ -130,7 +131,7 @@ class Network(nn.Module):
         found = None
         for name in self.backbone.stages if self.frozen else ():
             before, _ = self.backbone.split(name)
-            if any(map(_is_added, before.modules())):
+            if any(map(is_added, before.modules())):
                 return found
             found = name
             if name == self.frozen:
@@ -145,7 +146,8 @@ class Network(nn.Module):
         return self.head(self.features(x))
 
 
-def _is_added(module: nn.Module) -> TypeGuard[Attention]:
+def is_added(module: nn.Module) -> TypeGuard[Attention]:
+    """Whether the module is attention that the published network does not have."""
     return isinstance(module, Attention) and type(module) is not Attention and not module.brought
 
 

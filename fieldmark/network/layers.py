@@ -4,6 +4,19 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "relu6": nn.ReLU6,
+    "silu": nn.SiLU,
+    "hardswish": nn.Hardswish,
+}
+
+
+def round_channels(width: float, divisor: int = 8) -> int:
+    """To the nearest multiple of `divisor` that is not more than a tenth below, as the MobileNets' papers round."""
+    rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
+    return rounded if rounded >= 0.9 * width else rounded + divisor
+
 
 class SameConv2d(nn.Conv2d):
     """A convolution padded as TensorFlow's "SAME": the output is ceil(input / stride) wide, an odd pixel goes last.

@@ -15,11 +15,29 @@ from typing import Any
 import torch
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.network.attention import SE, Attention, Mask, Replace
-from fieldmark.network.heads import Bilinear, Linear
+from fieldmark.network.attention import Attention, Replace
+from fieldmark.network.bilinear import Bilinear, SelfProduct
+from fieldmark.network.gates import CBAM, ECA, ELA, GCT, SE, Coordinate, Mask
+from fieldmark.network.heads import AttentionPool, Classic, GeM, Linear
 
-ATTENTIONS: dict[str, Callable[..., Any]] = {"none": Attention, "se": SE, "mask": Mask}
-HEADS: dict[str, Callable[..., Any]] = {"linear": Linear, "bilinear": Bilinear}
+ATTENTIONS: dict[str, Callable[..., Any]] = {
+    "none": Attention,
+    "se": SE,
+    "cbam": CBAM,
+    "eca": ECA,
+    "coordinate": Coordinate,
+    "ela": ELA,
+    "gct": GCT,
+    "mask": Mask,
+}
+HEADS: dict[str, Callable[..., Any]] = {
+    "linear": Linear,
+    "classic": Classic,
+    "gem": GeM,
+    "attention_pool": AttentionPool,
+    "bilinear": Bilinear,
+    "self_product": SelfProduct,
+}
 EXTRAS = ("attention", "after", "head")
 
 YAML_WORDS = {"true": True, "false": False, "null": None}

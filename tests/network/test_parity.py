@@ -12,7 +12,7 @@ import torchvision
 from torch import Tensor, nn
 
 from fieldmark.network import VARIANTS, Network, build
-from fieldmark.network.weights import PUBLISHED
+from fieldmark.network.published import PUBLISHED
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,41 @@ def of_torchvision(name: str, **settings: Any) -> Callable[[], nn.Module]:
     return lambda: torchvision.models.get_model(name, **settings)
 
 
+NO_AUXILIARY = {"aux_logits": False, "transform_input": False, "init_weights": False}
+
 # Parameters with 1000 classes and without auxiliary heads; those of DESIGN.md to the unit.
 REFERENCES = {
+    "alexnet": Reference(61_100_840, of_torchvision("alexnet"), (95, 130)),
+    "alexnet_2012": Reference(62_378_344),
+    "bn_inception": Reference(11_295_240),
+    "efficientnet_b0": Reference(5_288_548, of_timm("tf_efficientnet_b0"), (77, 96)),
+    "efficientnet_b1": Reference(7_794_184, of_timm("tf_efficientnet_b1"), (64, 65)),
+    "efficientnet_b2": Reference(9_109_994, of_timm("tf_efficientnet_b2"), (50, 65)),
+    "efficientnet_b3": Reference(12_233_232, of_timm("tf_efficientnet_b3")),
+    "efficientnet_b4": Reference(19_341_616, of_timm("tf_efficientnet_b4")),
+    "efficientnet_b5": Reference(30_389_784, of_timm("tf_efficientnet_b5"), (63, 64)),
+    "efficientnet_b6": Reference(43_040_704, of_timm("tf_efficientnet_b6"), (50, 63)),
+    "efficientnet_b7": Reference(66_347_960, of_timm("tf_efficientnet_b7"), (63, 50)),
     "efficientnet_lite0": Reference(4_652_008, of_timm("tf_efficientnet_lite0"), (77, 96)),
     "efficientnet_lite1": Reference(5_416_680, of_timm("tf_efficientnet_lite1"), (64, 65)),
     "efficientnet_lite2": Reference(6_092_072, of_timm("tf_efficientnet_lite2"), (50, 33)),
+    "efficientnet_lite3": Reference(8_197_096, of_timm("tf_efficientnet_lite3"), (50, 33)),
+    "efficientnet_lite4": Reference(13_006_568, of_timm("tf_efficientnet_lite4"), (33, 50)),
+    "densenet121": Reference(7_978_856, of_torchvision("densenet121"), (95, 64)),
+    "densenet161": Reference(28_681_000, of_torchvision("densenet161"), (64, 64)),
+    "densenet169": Reference(14_149_480, of_torchvision("densenet169"), (64, 64)),
+    "densenet201": Reference(20_013_928, of_torchvision("densenet201"), (64, 64)),
+    "googlenet": Reference(6_624_904, of_torchvision("googlenet", **NO_AUXILIARY)),
+    "inception_resnet_v2": Reference(55_843_464, of_timm("inception_resnet_v2"), (107, 110)),
+    "inception_resnet_v2_paper": Reference(32_473_176),
+    "inception_v3": Reference(23_834_568, of_torchvision("inception_v3", **NO_AUXILIARY), (107, 110)),
+    "inception_v4": Reference(42_679_816, of_timm("inception_v4"), (107, 110)),
+    "se_inception_resnet_v2": Reference(53_965_416),
+    "mobilenet_v2": Reference(3_504_872, of_torchvision("mobilenet_v2"), (77, 64)),
+    "mobilenet_v3_large": Reference(5_483_032, of_torchvision("mobilenet_v3_large"), (77, 64)),
+    "mobilenet_v3_small": Reference(2_542_856, of_torchvision("mobilenet_v3_small"), (77, 64)),
     "resnet18": Reference(11_689_512, of_torchvision("resnet18"), (97, 64)),
+    "resnet18_small": Reference(11_684_840, size=(32, 32)),
     "resnet34": Reference(21_797_672, of_torchvision("resnet34")),
     "resnet50": Reference(25_557_032, of_torchvision("resnet50")),
     "resnet101": Reference(44_549_160, of_torchvision("resnet101")),
@@ -46,6 +75,23 @@ REFERENCES = {
     "resnext101_32x4d": Reference(44_177_704, of_timm("resnext101_32x4d")),
     "resnext101_32x8d": Reference(88_791_336, of_torchvision("resnext101_32x8d")),
     "resnext101_64x4d": Reference(83_455_272, of_torchvision("resnext101_64x4d")),
+    "seresnet50": Reference(28_088_024, of_timm("legacy_seresnet50"), (75, 64)),
+    "seresnet101": Reference(49_326_872, of_timm("legacy_seresnet101")),
+    "seresnet152": Reference(66_821_848, of_timm("legacy_seresnet152")),
+    "seresnext50_32x4d": Reference(27_559_896, of_timm("legacy_seresnext50_32x4d"), (75, 64)),
+    "seresnext101_32x4d": Reference(48_955_416, of_timm("legacy_seresnext101_32x4d")),
+    "senet154": Reference(115_088_984, of_timm("legacy_senet154")),
+    "vgg11": Reference(132_863_336, of_torchvision("vgg11"), (64, 67)),
+    "vgg11_bn": Reference(132_868_840, of_torchvision("vgg11_bn"), (64, 67)),
+    "vgg11_mnist": Reference(17_246_248),
+    "vgg13": Reference(133_047_848, of_torchvision("vgg13"), (64, 67)),
+    "vgg13_bn": Reference(133_053_736, of_torchvision("vgg13_bn"), (64, 67)),
+    "vgg16": Reference(138_357_544, of_torchvision("vgg16"), (64, 67)),
+    "vgg16_bn": Reference(138_365_992, of_torchvision("vgg16_bn"), (64, 67)),
+    "vgg16_c": Reference(133_638_952),
+    "vgg19": Reference(143_667_240, of_torchvision("vgg19"), (64, 67)),
+    "vgg19_bn": Reference(143_678_248, of_torchvision("vgg19_bn"), (64, 67)),
+    "xception": Reference(22_855_952, of_timm("legacy_xception"), (75, 64)),
 }
 
 

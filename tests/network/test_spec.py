@@ -9,7 +9,25 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.network import SE, Attention, Bilinear, Linear, Mask, build, rebuild
+from fieldmark.network import (
+    CBAM,
+    ECA,
+    ELA,
+    GCT,
+    SE,
+    Attention,
+    AttentionPool,
+    Bilinear,
+    Classic,
+    Coordinate,
+    GeM,
+    Linear,
+    Mask,
+    SelfProduct,
+    build,
+    rebuild,
+)
+from fieldmark.network.layers import ACTIVATIONS
 from fieldmark.network.spec import parse_after, parse_attention, parse_head, parse_network, spell, spell_after
 
 
@@ -19,15 +37,40 @@ def configured(constructor: type, **settings: st.SearchStrategy) -> st.SearchStr
     return given.map(lambda keywords: partial(constructor, **keywords) if keywords else constructor)
 
 
-COUNT, RATE = st.integers(1, 64), st.floats(0, 1)
+COUNT, RATE, ODD = st.integers(1, 64), st.floats(0, 1), st.integers(0, 7).map(lambda half: 2 * half + 1)
 ATTENTION = st.one_of(
     st.just(Attention),
     configured(SE, ratio=COUNT, squeezed=st.none() | COUNT, norm=st.booleans()),
-    configured(Mask, norm=st.booleans(), dropout=RATE, widths=st.lists(COUNT, max_size=3).map(tuple)),
+    configured(CBAM, ratio=COUNT, kernel=ODD, norm=st.booleans()),
+    configured(ECA, kernel=st.none() | ODD, norm=st.booleans()),
+    configured(Coordinate, ratio=COUNT, norm=st.booleans()),
+    configured(ELA, kernel=ODD, groups=COUNT, norm=st.booleans()),
+    configured(GCT, norm=st.booleans()),
+    configured(
+        Mask,
+        norm=st.booleans(),
+        dropout=RATE,
+        widths=st.lists(COUNT, max_size=3).map(tuple),
+        rescale=st.booleans(),
+        spread=st.booleans(),
+    ),
 )
+TAIL = {
+    "hidden": st.none() | COUNT,
+    "dropout": RATE,
+    "hidden_dropout": st.none() | RATE,
+    "activation": st.sampled_from(list(ACTIVATIONS)),
+}
 HEAD = st.one_of(
-    configured(Linear, hidden=st.none() | COUNT, dropout=RATE),
-    configured(Bilinear, reduced=st.none() | COUNT, hidden=st.none() | COUNT, dropout=RATE),
+    *(configured(head, **TAIL) for head in (Linear, GeM, AttentionPool, SelfProduct)),
+    configured(Bilinear, reduced=st.none() | COUNT, compact=st.none() | COUNT, **TAIL),
+    configured(
+        Classic,
+        pool=st.integers(1, 8),
+        hidden=st.lists(COUNT, max_size=3).map(tuple),
+        dropout=RATE,
+        dropout_first=st.booleans(),
+    ),
 )
 
 
@@ -75,7 +118,7 @@ def test_any_words_are_read_or_refused(words: str):
     ("words", "says"),
     [
         ({"backbone": "resnet5"}, "no network 'resnet5': did you mean resnet50"),
-        ({"backbone": "efficientnet_lite0", "attention": "es"}, "there are none, se, mask"),
+        ({"backbone": "efficientnet_lite0", "attention": "es"}, "there are none, se, .*, mask"),
         ({"backbone": "resnet18", "attention": "se(rato=8)"}, "no setting of attention se 'rato': did you mean ratio"),
         ({"backbone": "resnet18", "attention": "se(ratio=0)"}, "ratio=0"),
         ({"backbone": "resnet18", "attention": "se(squeezed=0)"}, "cannot be made"),
@@ -85,7 +128,7 @@ def test_any_words_are_read_or_refused(words: str):
         ({"backbone": "resnet18", "head": "bilinear(reduced=-3)"}, "cannot be made"),
         ({"backbone": "resnet18", "head": "linear(hidden=0)"}, "cannot be made"),
         ({"backbone": "resnet18", "head": "linear(dropout=2)"}, "cannot be made"),
-        ({"backbone": "resnet18", "head": "se"}, "no head 'se': .*there are linear, bilinear"),
+        ({"backbone": "resnet18", "head": "se"}, "no head 'se': .*there are linear, classic"),
         ({"backbone": "resnet18", "after": "se"}, "should read STAGE:ATTENTION"),
         ({"backbone": "resnet18", "after": "9:se"}, "0 to 3"),
         ({"backbone": "resnet18", "after": "-1:mask,-1:se"}, "each once"),

@@ -15,22 +15,39 @@ from fieldmark.network.attention import Attention
 from fieldmark.network.backbone import Backbone, ends_stage
 
 
+def imagenet_stem(channels: int) -> list[tuple[str, nn.Module]]:
+    """The paper's first layers."""
+    return [
+        ("conv1", nn.Conv2d(channels, 64, 7, 2, 3, bias=False)),  # (n, 64, h/2, w/2)
+        ("bn1", nn.BatchNorm2d(64)),
+        ("relu", nn.ReLU(inplace=True)),
+        ("maxpool", nn.MaxPool2d(3, 2, 1)),  # (n, 64, h/4, w/4)
+    ]
+
+
+def small_stem(channels: int) -> list[tuple[str, nn.Module]]:
+    """First layers for photos of about 32 pixels, which keep the map's size but for its edge."""
+    return [
+        ("conv1", nn.Conv2d(channels, 64, 3)),  # (n, 64, h-2, w-2)
+        ("bn1", nn.BatchNorm2d(64)),
+        ("relu", nn.ReLU(inplace=True)),
+        ("pad", nn.ZeroPad2d((0, 1, 0, 1))),  # behind a ReLU a zero is never more than what is there
+        ("maxpool", nn.MaxPool2d(2, 1)),  # (n, 64, h-2, w-2)
+    ]
+
+
 def resnet(
     block: "type[BasicBlock | Bottleneck]",
     depths: tuple[int, ...],
     *,
     groups: int = 1,
     group_width: int = 64,
+    stem: Callable[[int], list[tuple[str, nn.Module]]] = imagenet_stem,
     channels: int = 3,
     attention: Callable[..., Attention] = Attention,
 ) -> Backbone:
-    """The backbone with so many blocks a stage; ResNeXt's `32x4d` is 32 `groups` of `group_width` 4."""
-    layers: list[tuple[str, nn.Module]] = [
-        ("conv1", nn.Conv2d(channels, 64, 7, 2, 3, bias=False)),  # (n, 64, h/2, w/2)
-        ("bn1", nn.BatchNorm2d(64)),
-        ("relu", nn.ReLU()),
-        ("maxpool", nn.MaxPool2d(3, 2, 1)),  # (n, 64, h/4, w/4)
-    ]
+    """The backbone with so many blocks a stage behind the `stem`; ResNeXt's `32x4d` is 32 `groups` of width 4."""
+    layers = stem(channels)
     inputs = 64
     for stage, depth in enumerate(depths):
         width, outputs = 64 << stage, (64 << stage) * block.expansion
@@ -52,23 +69,30 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside the shortcut; `inner` is the first one's width, here the outputs'."""
 
     expansion = 1
+    biased = False
 
     def __init__(
         self, inputs: int, inner: int, outputs: int, stride: int, groups: int, attention: Callable[..., Attention]
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, 1, groups=groups, bias=False)
+        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, 1, groups=groups, bias=self.biased)
         self.bn1 = nn.BatchNorm2d(inner)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(inner, outputs, 3, 1, 1, groups=groups, bias=False)
+        self.conv2 = nn.Conv2d(inner, outputs, 3, 1, 1, groups=groups, bias=self.biased)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.attention = attention(outputs, outputs)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample = _shortcut(inputs, outputs, stride, self.biased)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.attention(self.bn2(self.conv2(y)))
         return self.relu(y + self.downsample(x))
+
+
+class SmallBlock(BasicBlock):
+    """The block of `resnet18_small`: its convolutions have a bias, its projection has that and no norm."""
+
+    biased = True
 
 
 class Bottleneck(nn.Module):
@@ -97,8 +121,9 @@ class Bottleneck(nn.Module):
         return self.relu(y + self.downsample(x))
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+def _shortcut(inputs: int, outputs: int, stride: int, biased: bool = False) -> nn.Sequential:
     """The identity, or a 1x1 projection where the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Sequential()
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    projection = nn.Conv2d(inputs, outputs, 1, stride, bias=biased)
+    return nn.Sequential(projection) if biased else nn.Sequential(projection, nn.BatchNorm2d(outputs))

@@ -1,0 +1,38 @@
+"""The examples of the documentation run, and do what the text around them says."""
+
+import re
+from pathlib import Path
+
+import torch
+
+from fieldmark.network import VARIANTS
+
+DOCS = Path(__file__).resolve().parents[1] / "docs"
+
+
+def examples(file: Path) -> str:
+    """The Python of a page, in one piece."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+
+
+def test_the_smallest_example_of_each_part(monkeypatch):
+    names = set(VARIANTS)
+    monkeypatch.setattr("fieldmark.network.VARIANTS", dict(VARIANTS))
+    here: dict = {}
+    exec(compile(examples(DOCS / "design.md"), "docs/design.md", "exec"), here)
+    network = here["network"].eval()
+    assert set(here["VARIANTS"]) - names == {"resnet26", "plain4"} and set(VARIANTS) == names
+    assert len(network.slots) == 5
+    for slot in network.slots.values():
+        slot.start_as_identity()
+    x, target = torch.randn(2, 3, 64, 64), torch.tensor([1, 4])
+    plain = here["fieldmark"].build("plain4", attention="none", classes=6).eval()
+    plain.load_state_dict(
+        {key: tensor for key, tensor in network.state_dict().items() if "after" not in key and "attention" not in key}
+    )
+    with torch.no_grad():
+        features, logits = network.features(x), network(x)
+        assert torch.equal(features, plain.features(x))
+        total = network.head.evidence(features, target).sum((1, 2)) + network.head.bias(features, target)
+        torch.testing.assert_close(total, logits[[0, 1], target], rtol=1e-4, atol=1e-4)
+        assert here["fieldmark"].build("resnet26", classes=2).eval()(x).shape == (2, 2)
