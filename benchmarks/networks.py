@@ -55,7 +55,7 @@ def pair(name: str) -> dict[str, nn.Module]:
     torch.manual_seed(0)
     known.fill(ours)
     tensors = known.published(ours)
-    theirs.load_state_dict({key: tensors[known.renamed(name, key)] for key in theirs.state_dict()}, assign=True)
+    theirs.load_state_dict({key: tensors[known.ours_of(name, key)] for key in theirs.state_dict()}, assign=True)
     for module in (*ours.modules(), *theirs.modules()):
         if isinstance(module, nn.Dropout):
             module.p = 0.0

@@ -81,7 +81,7 @@ class Trainer:
     def train(self, plan: Callable[["Trainer"], Recipe] | None = None) -> list[Row]:
         """Both phases; leaves the best epoch's weights in the network. -> history, a row an epoch."""
         loaded = self._resume()
-        if not loaded and self.recipe.weights != "none":
+        if not loaded and self.network.fresh:
             self._measure_slots()
         with self.reporter.part("features"):
             first = self.state.phase == 1 and self.recipe.weights != "none"
@@ -103,10 +103,10 @@ class Trainer:
         return self.state.history
 
     def _measure_slots(self) -> None:
-        if self.network.slots:
-            few = self.data.train[:: max(1, len(self.data.train) // 64)][:64]  # they lie class by class
-            (photos,) = judged(self.data.pack, few, self.size, batch=64)
-            measure_slots(self.network, self.frozen.normalise(self.fabric.to_device(photos)))
+        many = max(8, min(64, 64 * 224**2 // self.size**2))  # all at once, so fewer large ones
+        few = self.data.train[:: max(1, len(self.data.train) // many)][:many]  # they lie class by class
+        (photos,) = judged(self.data.pack, few, self.size, batch=many)
+        measure_slots(self.network, self.frozen.normalise(self.fabric.to_device(photos)))
 
     def _next_phase(self) -> None:
         if self.best:

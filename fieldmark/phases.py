@@ -55,10 +55,11 @@ def learning_mode(module: nn.Module, keep_norms: bool) -> None:
     """Train mode for what trains; what is frozen stays in eval, batch norms with their running statistics included.
 
     With `keep_norms` the published batch norms keep their statistics too, although their scale and shift train: those
-    of a few crops are worse (docs/performance.md). Norms in added attention always learn theirs.
+    of a few crops are worse (docs/performance.md). Norms in added attention and auxiliary heads always learn theirs.
     """
     module.train()
-    added = {id(norm) for slot in module.modules() if is_added(slot) for norm in slot.modules()}
+    fresh = [part for part in module.modules() if is_added(part) or isinstance(part, Auxiliary)]
+    added = {id(norm) for part in fresh for norm in part.modules()}
     for part in module.modules():
         parameters = list(part.parameters(recurse=False))
         frozen = parameters and not any(p.requires_grad for p in parameters)
@@ -89,10 +90,12 @@ def measure_slots(network: Network, photos: Tensor) -> None:
         assert is_added(slot)
         slot.measure(inputs[0])
 
-    hooks = [slot.register_forward_pre_hook(measure) for slot in network.slots.values()]
-    network.eval()
-    with torch.no_grad():
-        network(photos)
+    with_norm = [slot for slot in network.slots.values() if isinstance(getattr(slot, "norm", None), nn.BatchNorm2d)]
+    hooks = [slot.register_forward_pre_hook(measure) for slot in with_norm]
+    if hooks:
+        network.eval()
+        with torch.no_grad():
+            network(photos)
     for hook in hooks:
         hook.remove()
 

@@ -86,6 +86,8 @@ class Recipe:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise FieldmarkError(f"{option(name)} is {getattr(self, name)}, but must be at most {most}")
+        if self.batch == 1 and self.weights == "none":
+            raise FieldmarkError("--batch is 1: batch norms that start from scratch need at least 2 photos")
         if self.budget is not None:
             seconds(self.budget)
 

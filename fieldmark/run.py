@@ -96,7 +96,8 @@ def train(
         require_size(network, pixels)
     preprocessing = dataclasses.asdict(network.preprocessing) | {"size": size}
     catalog = read(photos)
-    _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
+    torch.manual_seed(recipe.seed)
+    network = _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
     fresh = not out.exists()
     try:
         (out / "resume").mkdir(parents=True, exist_ok=True)
@@ -113,8 +114,9 @@ def train(
         if fresh:  # nothing is lost, and the same command works once the photos are in order
             shutil.rmtree(out)
         raise
-    torch.manual_seed(recipe.seed)
-    network = _build(recipe, len(table.classes))
+    if len(table.classes) != len(catalog.classes):  # a class without a photo that can be read
+        torch.manual_seed(recipe.seed)
+        network = _build(recipe, len(table.classes))
     trainer = Trainer(network, table.data, recipe, out / "resume", reporter)
     plan = _planner(out, reporter, table) if recipe.budget and not recipe.steps_per_epoch else None
     history = trainer.train(plan)

@@ -186,3 +186,12 @@ def test_draw_is_a_function_of_its_numbers():
 
     assert numbers(1, 2, 3) == numbers(1, 2, 3)
     assert len({tuple(numbers(*of)) for of in [(1, 2, 3), (1, 2, 4), (3, 2, 1), (1, 2), (0, 1, 2, 3)]}) == 5
+
+
+def test_one_channel_is_the_luma():
+    photos = torch.randint(0, 256, (2, 3, 9, 7), dtype=torch.uint8)
+    grey = Normalise((100.0,), (50.0,))(photos) * 50 + 100
+    assert grey.shape == (2, 1, 9, 7)
+    for photo, found in zip(photos, grey, strict=True):
+        expected = np.asarray(Image.fromarray(photo.permute(1, 2, 0).numpy()).convert("L"))
+        assert np.abs(found[0].numpy() - expected).max() <= 1  # Pillow rounds

@@ -1,5 +1,6 @@
 """What stays frozen, what trains and how fast."""
 
+import copy
 import math
 
 import pytest
@@ -7,9 +8,20 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.nn import functional as F
 
-from fieldmark.network import build
-from fieldmark.phases import Phase, best_epoch, frozen_until, learning_mode, line, parameter_groups, rate_factor
+from fieldmark.network import Auxiliary, build
+from fieldmark.phases import (
+    Phase,
+    best_epoch,
+    frozen_until,
+    learning_mode,
+    line,
+    parameter_groups,
+    rate_factor,
+    training_loss,
+    training_size,
+)
 from fieldmark.recipe import Recipe
 
 LITE = "efficientnet_lite0"
@@ -74,6 +86,50 @@ def test_only_what_should_learn_is_in_train_mode():
     learning_mode(network, keep_norms=False)
     behind = {id(m) for m in rest.modules()}
     assert {id(m) for m in norms if m.training} == {id(m) for m in norms if id(m) in behind}
+
+
+class Half(Auxiliary):
+    weight = 0.5
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+
+    @property
+    def last(self) -> nn.Linear:
+        return self.fc
+
+    def classify(self, x: torch.Tensor) -> torch.Tensor:
+        return self.fc(x)
+
+
+def test_auxiliary_heads_join_the_loss_in_training():
+    head, aux = nn.Linear(4, 3), Half()
+    module = nn.Sequential(aux, head)
+    x, labels = torch.randn(5, 4), torch.tensor([0, 1, 2, 0, 1])
+    main, side = (F.cross_entropy(layer(x), labels, label_smoothing=0.1) for layer in (head, aux.fc))
+    loss, logits = training_loss(module.train(), x, labels, 0.1)
+    assert torch.equal(logits, head(x))
+    torch.testing.assert_close(loss, main + 0.5 * side)
+    copy.deepcopy(module)  # as the plan of a budget does between two steps
+    loss, _ = training_loss(module.eval(), x, labels, 0.1)
+    torch.testing.assert_close(loss, main)
+
+
+def test_auxiliary_heads_learn_at_the_heads_rate():
+    with torch.device("meta"):
+        network = build("googlenet", classes=3, aux=True)
+    fresh = {id(p) for m in network.modules() if isinstance(m, Auxiliary) for p in m.parameters()}
+    assert len(fresh) == 14
+    for group in parameter_groups(network, network.backbone, Recipe(lr=0.3, backbone_lr=0.1)):
+        assert all(group["lr"] == 0.3 for p in group["params"] if id(p) in fresh)
+
+
+@given(st.integers(28, 640))
+def test_training_photos_are_smaller_but_not_small(size: int):
+    found = training_size(Recipe(), size)
+    assert found == size if size < 96 else (found % 32 == 0 and abs(found - size * 6 / 7) <= 16)
+    assert training_size(Recipe(train_size=77), size) == 77
 
 
 @given(st.integers(1, 400), st.integers(1, 50))

@@ -11,6 +11,8 @@ import yaml
 from PIL import Image, ImageOps
 
 import fieldmark
+import fieldmark.bundle
+import fieldmark.finetune
 from fieldmark import run as run_module
 from fieldmark.errors import FieldmarkError
 from fieldmark.evaluate import evaluate
@@ -197,3 +199,64 @@ def test_a_run_without_a_name_gets_one(tmp_path, monkeypatch):
     assert run_module._new_folder(Path("some/photos")) == Path("runs/photos")
     (tmp_path / "runs" / "photos").mkdir(parents=True)
     assert run_module._new_folder(Path("some/photos")) == Path("runs/photos-2")
+
+
+# ---- networks that are small, grey, or have more than one head
+
+
+def test_a_grey_network_of_28_pixels(small_photos, tmp_path):
+    recipe = fieldmark.Recipe(
+        backbone="vgg11_mnist",
+        head="classic(hidden=(16,))",
+        weights="none",
+        image_size=28,
+        channels=1,
+        epochs=1,
+        batch=8,
+    )
+    run = fieldmark.train(small_photos, recipe, out=tmp_path / "run")
+    network = fieldmark.bundle.network(run.folder / "bundle")
+    assert network.spec["channels"] == 1 and len(network.preprocessing.mean) == 1
+    photo = next(small_photos.glob("*/*.jpg"))
+    with Image.open(photo) as opened:
+        ImageOps.grayscale(opened).save(tmp_path / "grey.png")
+    colour, grey = (run.classifier().predict(str(file))[0] for file in (photo, tmp_path / "grey.png"))
+    assert grey["label"] == colour["label"] and grey["confidence"] == pytest.approx(colour["confidence"], abs=0.02)
+    assert run.metrics["export"]["label_agreement"] == 1
+
+
+def test_auxiliary_heads_train_and_resume(small_photos, tmp_path, monkeypatch):
+    recipe = fieldmark.Recipe(
+        backbone="googlenet", aux=True, weights="none", image_size=32, train_size=32, epochs=2, batch=12
+    )
+    whole = fieldmark.train(small_photos, recipe, out=tmp_path / "whole")
+    aux = [name for name in fieldmark.bundle.network(whole.folder / "bundle").state_dict() if ".aux1." in name]
+    assert aux
+    close = fieldmark.finetune.Trainer._close_epoch
+
+    def killed(self, phase, epoch, began):
+        close(self, phase, epoch, began)
+        if epoch == 1:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(fieldmark.finetune.Trainer, "_close_epoch", killed)
+        fieldmark.train(small_photos, recipe, out=tmp_path / "halves")
+    fieldmark.train(small_photos, recipe, out=tmp_path / "halves", resume=True)
+    one, two = ((tmp_path / name / "bundle" / "model.safetensors").read_bytes() for name in ("whole", "halves"))
+    assert one == two
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"backbone": "vgg16", "image_size": 28}, "32 is the smallest size that works"),
+        ({"backbone": "vgg16", "image_size": 64, "train_size": 28}, "32 is the smallest size that works"),
+        ({"backbone": "inception_v3", "image_size": 64}, "75 is the smallest size that works"),
+        ({"backbone": "resnet18", "aux": True}, "no auxiliary heads"),
+    ],
+)
+def test_what_a_network_cannot_take_is_refused_before_anything_is_written(small_photos, tmp_path, settings, says):
+    with pytest.raises(FieldmarkError, match=says):
+        fieldmark.train(small_photos, fieldmark.Recipe(weights="none", **settings), out=tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -14,7 +14,7 @@ from fieldmark.network.backbone import Auxiliary, Backbone, Network, Preprocessi
 from fieldmark.network.bilinear import Bilinear, SelfProduct
 from fieldmark.network.gates import CBAM, ECA, ELA, GCT, SE, Coordinate, Mask
 from fieldmark.network.heads import AttentionPool, Classic, GeM, Head, Linear
-from fieldmark.network.weights import load, rename
+from fieldmark.network.weights import load
 from fieldmark.network.zoo import VARIANTS, Variant, by_timm
 
 __all__ = [
@@ -119,8 +119,14 @@ def build(
         },
     )
     if weights is not None:
+        row = published.find(backbone)
         network.spec["inserted"] = load(
-            network, _fetch(backbone, weights), variant, published_head=make_head is None, source=str(weights)
+            network,
+            _fetch(backbone, row, weights),
+            variant,
+            published_head=make_head is None,
+            source=str(weights),
+            renames=row.renames if row else (),
         )
     return network
 
@@ -152,6 +158,9 @@ def _inside(name: str, variant: Variant, make: MakeAttention | None) -> dict[str
 def _slots(after: str | Mapping[int, str | Callable[..., Attention]] | None) -> dict[int, Callable[..., Attention]]:
     if isinstance(after, str):
         return spec.parse_after(after)
+    for stage, make in (after or {}).items():
+        if type(stage) is not int or not (isinstance(make, str) or callable(make)):
+            raise FieldmarkError(f"after={{{stage!r}: {make!r}}}: write STAGE: ATTENTION, as in {{-1: Mask}}")
     makers = (after or {}).items()
     return {stage: spec.parse_gate(make) if isinstance(make, str) else make for stage, make in makers}
 
@@ -166,10 +175,10 @@ def _preprocessing(backbone: str, variant: Variant, channels: int) -> Preprocess
     return replace(preprocessing, mean=(mean,) * channels, std=(std,) * channels)
 
 
-def _fetch(backbone: str, weights: str | Path) -> dict[str, Tensor]:
-    row = published.find(backbone)
+def _fetch(backbone: str, row: published.Published | None, weights: str | Path) -> dict[str, Tensor]:
     if weights != "imagenet":
-        return rename(sources.read(Path(weights)), row.renames if row else ())
+        state = sources.read(Path(weights))
+        return row.convert(state) if row else state
     if row is None:
         raise FieldmarkError(f"no published weights of {backbone} are known: give a file by --weights FILE, or none")
-    return rename(row.fetch(), row.renames)
+    return row.convert(row.fetch())

@@ -55,6 +55,20 @@ class Replace:
     make: Callable[..., Attention]
 
 
+class Doubled(nn.Module):
+    """Twice a sigmoid: exactly 1 at 0. The 2 is saved with the weights, which tells the two forms of a gate apart."""
+
+    peak: Tensor
+
+    def __init__(self, sigmoid: nn.Module) -> None:
+        super().__init__()
+        self.sigmoid = sigmoid
+        self.register_buffer("peak", torch.tensor(2.0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.peak * self.sigmoid(x)
+
+
 class Gate(Attention):
     """x -> x times one gate or several, each `open(score)`, after a BN where `norm` asks for one.
 
@@ -67,12 +81,11 @@ class Gate(Attention):
     def __init__(self, channels: int, *, norm: bool, hard: bool = False) -> None:
         super().__init__(channels)
         self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
-        self.sigmoid = nn.Hardsigmoid() if hard else nn.Sigmoid()
-        self.peak = 1.0
+        self.sigmoid: nn.Module = nn.Hardsigmoid() if hard else nn.Sigmoid()
 
     def open(self, score: Tensor) -> Tensor:
         """A score of any shape -> the gate, between 0 and 1; up to 2 where it started as the identity."""
-        return self.peak * self.sigmoid(score)
+        return self.sigmoid(score)
 
     def gated(self, x: Tensor) -> Tensor:
         """Features (n, c, h, w), after the norm -> the same times the gates."""
@@ -84,7 +97,8 @@ class Gate(Attention):
     @torch.no_grad()
     def start_as_identity(self) -> None:
         """The gates give exactly 1; a norm, in eval mode, gives its input back to rounding."""
-        self.peak = 2.0
+        if not isinstance(self.sigmoid, Doubled):
+            self.sigmoid = Doubled(self.sigmoid)
         for name, parameter in self.named_parameters():
             if name.partition(".")[0] in self.lasts:
                 nn.init.zeros_(parameter)

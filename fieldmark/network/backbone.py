@@ -84,6 +84,10 @@ class Auxiliary(nn.Module):
             self.logits = self.classify(x)
         return x
 
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy takes along: not the logits, which hang on the graph of the last batch."""
+        return {key: value for key, value in self.__dict__.items() if key != "logits"}
+
 
 @dataclass(frozen=True)
 class Preprocessing:
@@ -104,8 +108,11 @@ class Network(nn.Module):
     """A backbone with a head.
 
     `frozen` is the dotted name of the backbone's layer up to which fine-tuning keeps it frozen (None: it trains all);
-    `spec` are the words that `rebuild` makes the same architecture from.
+    `spec` are the words that `rebuild` makes the same architecture from. `fresh` says that the slots were put into
+    loaded weights and have seen no photo yet.
     """
+
+    fresh = False
 
     def __init__(
         self, backbone: Backbone, head: Head, preprocessing: Preprocessing, frozen: str | None, spec: dict[str, Any]

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fieldmark.network.attention import Gate
-from fieldmark.network.layers import ACTIVATIONS, round_channels
+from fieldmark.network.layers import activation as make_activation
+from fieldmark.network.layers import round_channels
 
 
 class SE(Gate):
@@ -40,7 +41,7 @@ class SE(Gate):
         super().__init__(channels, norm=norm, hard=hard)
         width = round_channels(_divided(reference or channels, ratio), divisor) if squeezed is None else squeezed
         self.fc1 = nn.Conv2d(channels, width, 1)
-        self.activation = ACTIVATIONS[activation]()
+        self.activation = make_activation(activation, inplace=True)
         self.fc2 = nn.Conv2d(width, channels, 1)
 
     def gated(self, x: Tensor) -> Tensor:
@@ -171,14 +172,14 @@ class GCT(Gate):
 
     def __init__(self, channels: int, reference: int | None = None, *, norm: bool = False) -> None:
         super().__init__(channels, norm=norm)
-        self.alpha = nn.Parameter(torch.ones(1, channels, 1, 1))
-        self.gamma = nn.Parameter(torch.zeros(1, channels, 1, 1))
-        self.beta = nn.Parameter(torch.zeros(1, channels, 1, 1))
+        self.alpha = nn.Parameter(torch.ones(channels))
+        self.gamma = nn.Parameter(torch.zeros(channels))
+        self.beta = nn.Parameter(torch.zeros(channels))
 
     def gated(self, x: Tensor) -> Tensor:
-        length = self.alpha * (x.square().sum((2, 3), keepdim=True) + 1e-5).sqrt()  # (n, c, 1, 1)
+        length = self.alpha * (x.square().sum((2, 3)) + 1e-5).sqrt()  # (n, c)
         relative = length / (length.square().mean(1, keepdim=True) + 1e-5).sqrt()
-        return x * (1 + torch.tanh(self.gamma * relative + self.beta))
+        return x * (1 + torch.tanh(self.gamma * relative + self.beta))[..., None, None]
 
 
 class Mask(Gate):

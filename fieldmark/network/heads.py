@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fieldmark.network.layers import ACTIVATIONS
+from fieldmark.network.layers import activation as make_activation
 
 
 class Head(nn.Module):
@@ -107,14 +107,13 @@ class Pooled(Head):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        if activation not in ACTIVATIONS:
-            raise ValueError(f"activation={activation!r}: there are {', '.join(ACTIVATIONS)}")
         self.prepare(channels)
         self.dropout = nn.Dropout(dropout)
+        made = make_activation(activation)
         self.hidden = nn.Sequential()
         if hidden is not None:
             behind = nn.Dropout(dropout if hidden_dropout is None else hidden_dropout)
-            self.hidden = nn.Sequential(nn.Linear(channels, hidden), ACTIVATIONS[activation](), behind)
+            self.hidden = nn.Sequential(nn.Linear(channels, hidden), made, behind)
         self.fc = nn.Linear(channels if hidden is None else hidden, classes)
 
     def prepare(self, channels: int) -> None:

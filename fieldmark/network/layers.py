@@ -12,6 +12,13 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+def activation(name: str, inplace: bool = False) -> nn.Module:
+    """The activation of that name; ValueError naming them all where there is none."""
+    if name not in ACTIVATIONS:
+        raise ValueError(f"activation={name!r}: there are {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name](inplace=inplace)
+
+
 def round_channels(width: float, divisor: int = 8) -> int:
     """To the nearest multiple of `divisor` that is not more than a tenth below, as the MobileNets' papers round."""
     rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
@@ -34,6 +41,19 @@ class SameConv2d(nn.Conv2d):
         total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in input.shape[2:])
         padded = functional.pad(input, (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2))
         return functional.conv2d(padded, self.weight, None, stride, groups=self.groups)
+
+
+class Parallel(nn.Module):
+    """Branches under their names, side by side: (n, c, h, w) -> their maps concatenated along c."""
+
+    def __init__(self, **branches: nn.Module) -> None:
+        super().__init__()
+        self.branches = tuple(branches)
+        for name, branch in branches.items():
+            self.add_module(name, branch)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.cat([getattr(self, name)(x) for name in self.branches], 1)
 
 
 class DropConnect(nn.Module):

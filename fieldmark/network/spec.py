@@ -91,7 +91,10 @@ def spell(constructor: Callable[..., Any] | Replace) -> str:
     if isinstance(constructor, Replace):
         return f"replace({spell(constructor.make)})"
     if isinstance(constructor, partial):
-        values = ",".join(f"{key}={value!r}" for key, value in constructor.keywords.items())
+        if constructor.args:
+            raise FieldmarkError(f"{constructor} cannot be written down: give its settings by name")
+        settings = {key: getattr(value, "item", lambda v=value: v)() for key, value in constructor.keywords.items()}
+        values = ",".join(f"{key}={value!r}" for key, value in settings.items())
         return f"{spell(constructor.func)}({values})" if values else spell(constructor.func)
     for word, known in (ATTENTIONS | HEADS).items():
         if known is constructor:
@@ -110,7 +113,7 @@ def known(name: str, names: Mapping[str, Any], kind: str) -> Any:
         return names[name]
     close = get_close_matches(name, names, 1)
     hint = f"did you mean {close[0]}? " if close else ""
-    raise FieldmarkError(f"no {kind} {name!r}: {hint}there are {', '.join(names)}")
+    raise FieldmarkError(f"no {kind} {name!r}: {hint}there {'are ' if names else 'is none'}{', '.join(names)}")
 
 
 def _tree(words: str) -> ast.expr:

@@ -232,9 +232,9 @@ def test_ela_of_a_small_example():
 @torch.no_grad()
 def test_gct_of_a_small_example():
     gate = GCT(2)
-    gate.alpha.copy_(torch.tensor([1.0, 0.5]).view(1, 2, 1, 1))
-    gate.gamma.copy_(torch.tensor([0.3, -0.2]).view(1, 2, 1, 1))
-    gate.beta.copy_(torch.tensor([0.0, 0.1]).view(1, 2, 1, 1))
+    gate.alpha.copy_(torch.tensor([1.0, 0.5]))
+    gate.gamma.copy_(torch.tensor([0.3, -0.2]))
+    gate.beta.copy_(torch.tensor([0.0, 0.1]))
     x = torch.tensor([[[[3.0, 4.0]], [[6.0, -8.0]]]])  # lengths 5 and 10; times alpha 5 and 5; their rms is 5
     expected = x * torch.tensor([1 + math.tanh(0.3), 1 + math.tanh(-0.1)]).view(1, 2, 1, 1)
     torch.testing.assert_close(gate(x), expected)

@@ -1,6 +1,5 @@
 """Every network equals the published implementation: names, shapes, counts, features and logits, on random weights."""
 
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 
 from fieldmark.network import VARIANTS, Network, build
 from fieldmark.network.published import PUBLISHED
+from fieldmark.network.weights import renamed
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,9 @@ def published(network: Network) -> dict[str, Tensor]:
     return found
 
 
-def renamed(name: str, key: str) -> str:
+def ours_of(name: str, key: str) -> str:
     """A key of the published implementation -> the network's own published name."""
-    for pattern, ours in PUBLISHED[name].renames if name in PUBLISHED else ():
-        key = re.sub(pattern, ours, key)
-    return key
+    return renamed(key, PUBLISHED[name].renames if name in PUBLISHED else ())
 
 
 def without_weights(make: Callable[[], nn.Module]) -> nn.Module:
@@ -173,7 +171,7 @@ def test_names_shapes_and_counts_are_the_published(name: str):
             return
         theirs = make()
     shapes = {key: tensor.shape for key, tensor in published(ours).items()}
-    assert shapes == {renamed(name, key): tensor.shape for key, tensor in theirs.state_dict().items()}
+    assert shapes == {ours_of(name, key): tensor.shape for key, tensor in theirs.state_dict().items()}
 
 
 @pytest.mark.parametrize("name", [name for name, reference in REFERENCES.items() if reference.make])
@@ -186,7 +184,7 @@ def test_features_and_logits_equal_the_published_implementation(name: str):
     assert isinstance(ours, Network)
     fill(ours)
     tensors = published(ours)
-    theirs.load_state_dict({key: tensors[renamed(name, key)] for key in theirs.state_dict()}, assign=True)
+    theirs.load_state_dict({key: tensors[ours_of(name, key)] for key in theirs.state_dict()}, assign=True)
     x = torch.randn(2, 3, *reference.size)
     expected, expected_logits = features(theirs, x)
     found = ours.features(x)

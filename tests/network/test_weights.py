@@ -2,6 +2,7 @@
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -62,15 +63,79 @@ def test_slots_are_inserted_unless_the_file_brings_them(tmp_path: Path, files: d
     trained = published(build(NETWORK, **words))
     save_file(trained, tmp_path / "own.safetensors")
     network = build(NETWORK, weights=tmp_path / "own.safetensors", **words)
-    assert network.spec["inserted"] is False
+    assert network.spec["inserted"] is False and network.fresh is False
     mask = network.slots["backbone.after_layer4"]
     assert isinstance(mask, Mask)
-    assert mask.peak == 1
+    assert isinstance(mask.sigmoid, torch.nn.Sigmoid)
     assert torch.equal(mask.gate.weight, trained["after_layer4.gate.weight"])
     del trained["after_layer4.gate.weight"]
     save_file(trained, tmp_path / "part.safetensors")
     with pytest.raises(FieldmarkError, match=r"-after_layer4\.gate\.weight"):
         build(NETWORK, weights=tmp_path / "part.safetensors", **words)
+
+
+@pytest.mark.parametrize("named", ["published", "own"])
+@pytest.mark.parametrize("head", [None, "gem(hidden=8)"])
+def test_what_was_trained_from_inserted_slots_comes_back(
+    tmp_path: Path, files: dict[str, Path], named: str, head: str | None
+):
+    words: dict[str, Any] = {"attention": "se", "after": "-1:mask(norm=True,spread=True)", "classes": 10, "head": head}
+    network = build(NETWORK, weights=files[".pth"], **words).eval()
+    assert network.fresh
+    for slot in network.slots.values():
+        for parameter in slot.parameters():
+            torch.nn.init.normal_(parameter, 0, 0.1)
+    state = network.state_dict() if named == "own" else published(network)
+    if named == "published" and head:
+        state = {key: t for key, t in state.items() if not key.startswith(("hidden", "p", "fc"))}
+    save_file(state, tmp_path / "own.safetensors")
+    again = build(NETWORK, weights=tmp_path / "own.safetensors", **words).eval()
+    assert again.spec["inserted"] is True and again.fresh is False
+    x = torch.randn(2, 3, 50, 50)
+    with torch.no_grad():
+        assert torch.equal(again.features(x), network.features(x))
+        if named == "own" or head is None:
+            assert torch.equal(again(x), network(x))
+    words["classes"] = 3
+    fewer = build(NETWORK, weights=tmp_path / "own.safetensors", **words)
+    assert fewer.head.last.weight.shape[0] == 3
+
+
+def test_a_file_without_a_class_layer_fits(tmp_path: Path, state: dict[str, torch.Tensor]):
+    save_file({key: t for key, t in state.items() if not key.startswith("fc.")}, tmp_path / "headless.safetensors")
+    network = build(NETWORK, classes=4, weights=tmp_path / "headless.safetensors")
+    assert torch.equal(network.state_dict()["backbone.conv1.weight"], state["conv1.weight"])
+
+
+@pytest.mark.parametrize(
+    "word", ["replace(mask)", "replace(cbam)", "replace(se(norm=True))", "replace(se(ratio=4))", "none"]
+)
+def test_gates_of_the_published_network_are_taken_out(tmp_path: Path, word: str, capsys: pytest.CaptureFixture[str]):
+    plain = build("seresnet50", classes=3)
+    own = {key: t.clone() for key, t in plain.state_dict().items()}
+    names = {key.removeprefix("backbone.").replace("head.fc", "last_linear"): t for key, t in own.items()}
+    save_file(names, tmp_path / "w.safetensors")
+    network = build("seresnet50", attention=word, classes=3, weights=tmp_path / "w.safetensors").eval()
+    out, said = capsys.readouterr()
+    assert out == "" and "16 gates of the published network left out, with 2,530,992 weights" in said
+    assert network.spec["inserted"] is (word != "none")
+    bare = build("seresnet50", attention="none", classes=3).eval()
+    bare.load_state_dict({key: t for key, t in own.items() if ".se_module." not in key})
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(network(x), bare(x))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "densenet121", "efficientnet_b0", "bn_inception", "timm:test_vit"])
+def test_a_networks_own_names_are_no_others(tmp_path: Path, name: str):
+    words: dict[str, Any] = {"after": "-1:eca", "classes": 3}
+    network = build(name, **words).eval()
+    state = {key.removeprefix("backbone."): t for key, t in network.state_dict().items() if key.startswith("backbone.")}
+    save_file({key: t.contiguous() for key, t in state.items()}, tmp_path / "w.safetensors")
+    again = build(name, weights=tmp_path / "w.safetensors", **words).eval()
+    x = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(again.features(x), network.features(x))
 
 
 def test_what_does_not_fit_is_listed(tmp_path: Path, state: dict[str, torch.Tensor]):

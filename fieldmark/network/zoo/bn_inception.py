@@ -61,11 +61,20 @@ def bn_inception(*, channels: int = 3, attention: Callable[..., Attention] = Att
         }
         outputs = one + three + double + (projected or inputs)
         made = {branch: nn.Sequential(OrderedDict(units)) for branch, units in branches.items() if units}
-        layers.append((f"inception_{name}", Inception(made, outputs, attention)))
+        layers.append((f"inception_{name}", Inception(outputs, attention, **made)))
         inputs = outputs
         if stride == 2 or name == "5b":
             ends_stage(layers[-1][1], inputs)  # 3c: (n, 576, h/16, w/16), 4e: (n, 1056, h/32, w/32), 5b: (n, 1024, ...)
     return Backbone(OrderedDict(layers))
+
+
+def from_caffe(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of the Caffe weights for photos in RGB, where Caffe has BGR, and BN's without their axis of 1."""
+    if "inception_3a_1x1.weight" not in state:  # under our names they are turned already
+        return state
+    state = {key: t.squeeze(0) if t.ndim == 2 and len(t) == 1 else t for key, t in state.items()}
+    first = "conv1_7x7_s2.weight"
+    return state | {first: state[first].flip(1)}
 
 
 def _unit(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[tuple[str, nn.Module]]:

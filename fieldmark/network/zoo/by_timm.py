@@ -5,6 +5,7 @@ Transformers give their patch tokens as a map, without class and register tokens
 where timm's head starts with a layer norm on the pooled features, that norm stands on every position of the map.
 """
 
+import re
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from torch.nn.modules.module import register_module_forward_pre_hook
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.network import sources
+from fieldmark.network.attention import Attention
 from fieldmark.network.backbone import Backbone, ends_stage
 from fieldmark.network.heads import Linear
 from fieldmark.network.zoo import Variant
@@ -44,13 +46,12 @@ class Trunk(nn.Module):
 class Form:
     """What a network of timm turned out to be: the width of its map, the layers of its head that have parameters.
 
-    `norm` is the one of them that the trunk keeps, `average` whether the head is a class layer on the map's average.
+    `norm` is the one of them that the trunk keeps.
     """
 
     width: int
     head: tuple[str, ...]
     norm: str | None
-    average: bool
 
 
 def is_one(name: str) -> bool:
@@ -59,22 +60,20 @@ def is_one(name: str) -> bool:
 
 
 def variant(name: str) -> Variant:
-    """The row of `timm:NAME`. Its head is a class layer on the average of the map, published where timm's is the same.
+    """The row of `timm:NAME`. timm brings the features; the head, a class layer on their average, is always ours.
 
     Raises FieldmarkError where timm is missing, or knows no such network, or the network has no map.
     """
     form = _form(name)
-    others = {f"timm.{layer}": layer for layer in form.head if layer != form.norm}
-    names = {"fc": form.head[0]} if form.average else others
-    return Variant(partial(_make, name), Linear, f"as {name.removeprefix(PREFIX)} in timm", frozen=None, names=names)
+    left_out = {f"timm's {layer}": f"timm.model.{layer}" for layer in form.head if layer != form.norm}
+    return Variant(partial(_make, name), Linear, f"as {name.removeprefix(PREFIX)} in timm", frozen=None, names=left_out)
 
 
 def renames(name: str) -> tuple[tuple[str, str], ...]:
     """timm's names -> the network's."""
     form = _form(name)
-    gone = "".join(f"|{layer}\\." for layer in form.head if layer != form.norm)
-    norm = ((f"^{form.norm}\\.", "timm.norm."),) if form.norm else ()
-    return (*norm, (f"^(?!timm\\.{gone})", "timm.model."))
+    norm = ((f"^{re.escape(form.norm)}\\.", "timm.norm."),) if form.norm else ()
+    return (*norm, (r"^(?!timm\.)", "timm.model."))
 
 
 def config(name: str) -> Any:
@@ -117,7 +116,7 @@ def _create(name: str, **settings: Any) -> Any:
 
 
 def _make(name: str, *, channels: int, attention: Callable[..., nn.Module] | None = None) -> Backbone:
-    if attention is not None:
+    if attention not in (None, Attention):
         raise FieldmarkError(f"{name} takes no attention inside its blocks: put it behind the last, as after=-1:se")
     form, model = _form(name), _create(name, in_chans=channels)
     norm = nn.LayerNorm(form.width, model.get_submodule(form.norm).eps) if form.norm else nn.Identity()
@@ -141,8 +140,7 @@ def _form(name: str) -> Form:
             raise FieldmarkError(f"{name} gives no single map of features: take another network") from error
     first = model.get_submodule(head[0]) if head else None
     norm = isinstance(first, nn.LayerNorm) and first.normalized_shape == (model.num_features,)
-    average = len(head) == 1 and _is_average(model, head[0], features, photos)
-    return Form(model.num_features, tuple(head), head[0] if norm else None, average)
+    return Form(model.num_features, tuple(head), head[0] if norm else None)
 
 
 def _positions(model: Any, width: int, features: Tensor, photos: Tensor) -> Tensor:
@@ -166,17 +164,3 @@ def _with_parameters(model: nn.Module, run: Callable[[], Tensor]) -> list[str]:
     ran = [names[module] for module in seen if module in names]
     inside = [name for name in names.values() if name.startswith(tuple(f"{other}." for other in ran))]
     return list(dict.fromkeys(ran + inside))
-
-
-@torch.no_grad()
-def _is_average(model: Any, layer: str, features: Tensor, photos: Tensor) -> bool:
-    """Whether timm's head says the same as its one layer, if that is linear, on the average over the positions."""
-    linear = model.get_submodule(layer)
-    if not isinstance(linear, nn.Linear) or linear.bias is None:
-        return False
-    linear.to_empty(device="cpu")
-    for number, tensor in enumerate(linear.parameters()):
-        tensor.copy_(torch.arange(tensor.numel(), device="cpu").add(number).sin().view_as(tensor))
-    x = torch.arange(features.numel(), device="cpu").cos().view(features.shape)
-    expected = linear(_positions(model, model.num_features, x, photos).mean((1, 2)))
-    return torch.allclose(model.forward_head(x), expected, rtol=1e-3, atol=1e-3)

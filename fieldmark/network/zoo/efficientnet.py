@@ -103,7 +103,7 @@ class DepthwiseSeparable(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = self.attention(self.se(self.act(self.bn1(self.conv_dw(x)))))
         y = self.bn2(self.conv_pw(y))
-        return self.drop(y) + x if self.residual else y
+        return self.drop(y).add_(x) if self.residual else y
 
 
 class InvertedResidual(nn.Module):
@@ -140,10 +140,10 @@ class InvertedResidual(nn.Module):
         y = self.act(self.bn1(self.conv_pw(x)))
         y = self.attention(self.se(self.act(self.bn2(self.conv_dw(y)))))
         y = self.bn3(self.conv_pwl(y))
-        return self.drop(y) + x if self.residual else y
+        return self.drop(y).add_(x) if self.residual else y
 
 
-def from_pip(state: dict[str, Tensor], depth: float) -> dict[str, Tensor]:
+def lite_names(state: dict[str, Tensor], depth: float) -> dict[str, Tensor]:
     """Lite weights under the names of the pip packages (efficientnet_pytorch's) -> the same under timm's."""
     names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     blocks = [f"blocks.{stage}.{i}" for stage, count in enumerate(_repeats(depth, lite=True)) for i in range(count)]

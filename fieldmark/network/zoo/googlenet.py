@@ -7,14 +7,14 @@ modules (figure 2), with their width as reference.
 """
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fieldmark.network.attention import Attention
 from fieldmark.network.backbone import Auxiliary, Backbone, ends_stage
+from fieldmark.network.layers import Parallel
 
 # Table 1, a stage's blocks a to e: 1x1; 1x1 before 3x3, 3x3; 1x1 before "5x5", "5x5"; 1x1 behind the pool.
 STAGES = {
@@ -44,7 +44,7 @@ def googlenet(*, channels: int = 3, attention: Callable[..., Attention] = Attent
         for letter, widths in zip("abcde", blocks, strict=False):
             one, _, three, _, five, pooled = widths
             outputs = one + three + five + pooled
-            block = Inception(_branches(inputs, *widths), outputs, attention)
+            block = Inception(outputs, attention, **_branches(inputs, *widths))
             layers.append((f"inception{stage}{letter}", block))
             inputs = outputs
         if stage < 5:  # (n, 480, h/16, w/16) and (n, 832, h/32, w/32)
@@ -69,18 +69,15 @@ def conv_norm(
     return nn.Sequential(OrderedDict(layers))
 
 
-class Inception(nn.Module):
-    """Branches side by side, their maps concatenated along the channels, and the attention on all of them."""
+class Inception(Parallel):
+    """Branches side by side, then attention on all `outputs` channels of them."""
 
-    def __init__(self, branches: Mapping[str, nn.Module], outputs: int, attention: Callable[..., Attention]) -> None:
-        super().__init__()
-        self.branches = tuple(branches)
-        for name, branch in branches.items():
-            self.add_module(name, branch)
+    def __init__(self, outputs: int, attention: Callable[..., Attention], **branches: nn.Module) -> None:
+        super().__init__(**branches)
         self.attention = attention(outputs, outputs)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.attention(torch.cat([getattr(self, name)(x) for name in self.branches], 1))
+        return self.attention(super().forward(x))
 
 
 def _branches(

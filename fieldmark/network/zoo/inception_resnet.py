@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from fieldmark.network.attention import Attention
 from fieldmark.network.backbone import Backbone, ends_stage
-from fieldmark.network.zoo.inception_v4 import Inception, Parallel, chain, conv_bn, pool_conv_bn
+from fieldmark.network.layers import Parallel
+from fieldmark.network.zoo.googlenet import Inception
+from fieldmark.network.zoo.inception_v4 import chain, conv_bn, pool_conv_bn
 
 
 def inception_resnet_v2(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:

@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from fieldmark.network.attention import Attention
 from fieldmark.network.backbone import Backbone, ends_stage
-from fieldmark.network.zoo.inception_v4 import Kernel, Parallel, chain, conv, stem
+from fieldmark.network.layers import Parallel
+from fieldmark.network.zoo.inception_v4 import Kernel, chain, conv, stem
 
 SCALE = 0.1  # of what a block adds; unscaled, wide residual networks died in training (section 3.3)
 

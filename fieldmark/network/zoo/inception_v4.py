@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from fieldmark.network.attention import Attention
 from fieldmark.network.backbone import Backbone, ends_stage
+from fieldmark.network.layers import Parallel
+from fieldmark.network.zoo.googlenet import Inception
 
 Kernel = int | tuple[int, int]
 # Outputs and kernel: stride 1, padded to keep the size. With a stride as well: not padded, "V" in the paper's figures.
@@ -91,30 +93,6 @@ def pool_conv_bn(inputs: int, outputs: int) -> nn.Module:
     ]
     # Number 0 is the published branch's pool.
     return nn.Sequential(OrderedDict({"1": nn.Sequential(OrderedDict(layers))}))
-
-
-class Parallel(nn.Module):
-    """Branches under their names, side by side: (n, c, h, w) -> their maps concatenated along c."""
-
-    def __init__(self, **branches: nn.Module) -> None:
-        super().__init__()
-        self.branches = tuple(branches)
-        for name, branch in branches.items():
-            self.add_module(name, branch)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return torch.cat([getattr(self, name)(x) for name in self.branches], 1)
-
-
-class Inception(Parallel):
-    """Branches side by side, then attention on all `outputs` channels of them."""
-
-    def __init__(self, outputs: int, attention: Callable[..., Attention], **branches: nn.Module) -> None:
-        super().__init__(**branches)
-        self.attention = attention(outputs, outputs)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.attention(super().forward(x))
 
 
 def _inception_a(attention: Callable[..., Attention]) -> Inception:

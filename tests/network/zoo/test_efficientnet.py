@@ -1,7 +1,5 @@
 """EfficientNet and Lite: how width and depth scale, where the paper's gates stand, what Lite leaves as it is."""
 
-import re
-
 import pytest
 import timm
 import torch
@@ -11,6 +9,7 @@ from torch import nn
 
 from fieldmark.network import SE, Attention, Mask, build
 from fieldmark.network.layers import DropConnect, round_channels
+from fieldmark.network.weights import renamed
 from fieldmark.network.zoo.efficientnet import RENAMES, efficientnet
 
 
@@ -99,13 +98,8 @@ def test_renames_give_our_names_and_leave_them_alone():
         ours = set(build("efficientnet_b2").backbone.state_dict())
         theirs = timm.create_model("tf_efficientnet_b2").state_dict()
 
-    def renamed(key: str) -> str:
-        for pattern, name in RENAMES:
-            key = re.sub(pattern, name, key)
-        return key
-
-    assert {renamed(key) for key in theirs if not key.startswith("classifier")} == ours
-    assert all(renamed(key) == key for key in ours)
+    assert {renamed(key, RENAMES) for key in theirs if not key.startswith("classifier")} == ours
+    assert all(renamed(key, RENAMES) == key for key in ours)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite3"])

@@ -5,7 +5,8 @@ import torch
 from torch import Tensor, nn
 
 from fieldmark.network import Attention, build
-from fieldmark.network.zoo.inception_v4 import Parallel, inception_v4
+from fieldmark.network.layers import Parallel
+from fieldmark.network.zoo.inception_v4 import inception_v4
 
 
 class Nothing(Attention):

@@ -1,13 +1,12 @@
 """MobileNet v2 and v3: the papers' tables, the hard gate, the head behind the pool."""
 
-import re
-
 import pytest
 import torch
 import torchvision
 from torch import nn
 
 from fieldmark.network import SE, Attention, Mask, build
+from fieldmark.network.weights import renamed
 from fieldmark.network.zoo.mobilenet import RENAMES_V2, InvertedResidual
 
 NAMES = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
@@ -125,13 +124,8 @@ def test_v2_renames_give_our_names_and_leave_them_alone():
         ours = set(build("mobilenet_v2").backbone.state_dict())
         theirs = torchvision.models.mobilenet_v2().state_dict()
 
-    def renamed(key: str) -> str:
-        for pattern, name in RENAMES_V2:
-            key = re.sub(pattern, name, key)
-        return key
-
-    assert {renamed(key) for key in theirs if not key.startswith("classifier")} == ours
-    assert all(renamed(key) == key for key in ours)
+    assert {renamed(key, RENAMES_V2) for key in theirs if not key.startswith("classifier")} == ours
+    assert all(renamed(key, RENAMES_V2) == key for key in ours)
 
 
 def test_the_shortcut_stands_where_the_shape_stays():
