@@ -22,11 +22,13 @@ def bench(
     import torch
 
     from fieldmark.network import build
+    from fieldmark.network.inspect import require_size
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     net = build(network).to(device).to(memory_format=torch.channels_last).train(training)
     size = image_size or net.preprocessing.size
-    photos = torch.randn(batch, 3, size, size, device=device).to(memory_format=torch.channels_last)
+    require_size(net, size)
+    photos = torch.randn(batch, net.spec["channels"], size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.long, device=device)
     optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)
 

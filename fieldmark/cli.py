@@ -205,6 +205,7 @@ def zoo(
         raise FieldmarkError("these options describe one network: name it, as in fieldmark zoo resnet50 --after -1:se")
     if network is not None and (like or speed):
         raise FieldmarkError(f"--like and --speed are for the list: fieldmark bench {network} times one network")
+    Recipe(**asked)  # refuses what a training would
     rows, text = showcase.network(network, classes=classes, **asked) if network else showcase.networks(like, speed)
     print(records.text(rows) if as_json else text)
 

@@ -24,11 +24,13 @@ class Recipe:
     backbone: str = "efficientnet_lite0"
     """The network that looks at the photo; `fieldmark zoo` lists them."""
     attention: str | None = None
-    """Attention inside every block: a name as `se`, or `none`; without it, as in the network's paper."""
+    """Attention inside every block: se, cbam, eca, coordinate, ela, gct or mask, as `se(ratio=8)`; `replace(se)` puts
+    it in the place of the paper's own, `none` leaves that out; without it, as in the network's paper."""
     after: str | None = None
     """Attention after stages, as `-1:mask` or `-2:se(ratio=8),-1:mask`."""
     head: str | None = None
-    """What turns the last map into classes, as `bilinear(reduced=64)`; without it, the published head."""
+    """What turns the last map into classes: linear, classic, gem, attention_pool, bilinear or self_product, as
+    `bilinear(reduced=64)`; without it, the published head."""
     aux: bool = False
     """Train the auxiliary heads of GoogLeNet and Inception-v3 too; the loss counts them as the papers do."""
     weights: str = "imagenet"
@@ -80,6 +82,11 @@ class Recipe:
                 raise FieldmarkError(
                     f"{option(name)} is {getattr(self, name)!r}, but can be {' or '.join(map(str, allowed))}"
                 )
+        for name in WORDS:
+            if not isinstance(getattr(self, name), str | None):
+                raise FieldmarkError(
+                    f"{option(name)} is {getattr(self, name)!r}, but is written in words, as {WORDS[name]}"
+                )
         for name, least in LEAST.items():
             if (value := getattr(self, name)) is not None and not value >= least:
                 raise FieldmarkError(f"{option(name)} is {value}, but must be at least {least}")
@@ -99,6 +106,7 @@ CHOICES = {
     "schedule": ("cosine", "plateau"),
     "monitor": ("accuracy", "loss"),
 }
+WORDS = {"backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem"}
 LEAST = {
     "image_size": 28, "train_size": 28, "batch": 1, "frozen_epochs": 0, "frozen_lr": 0, "epochs": 0, "lr": 0,
     "backbone_lr": 0, "weight_decay": 0, "label_smoothing": 0, "patience": 1, "steps_per_epoch": 1, "seed": 0,

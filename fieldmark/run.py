@@ -124,9 +124,12 @@ def train(
 
     with reporter.part("evaluate"):
         figures = _judge(trainer, table, preprocessing, out, reporter)
+    disagreement = _disagreement(figures["export"])
+    for warning in disagreement:
+        reporter.warn(warning)
     metrics = figures | {
         "bundle": str(out / "bundle"),
-        "warnings": [*table.audit["warnings"], *_disagreement(figures["export"])],
+        "warnings": [*table.audit["warnings"], *disagreement],
         "classes": table.classes,
         "network": network.spec,
         "parameters": sum(p.numel() for p in network.parameters()),

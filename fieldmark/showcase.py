@@ -4,6 +4,7 @@ import statistics
 import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
+from operator import itemgetter
 from typing import Any
 
 from rich.console import Console
@@ -35,14 +36,14 @@ def network(words: str, *, image_size: int | None = None, **settings: Any) -> tu
     """A row per layer of a network (`fieldmark.network.inspect.layers`), and their table; `settings` go to `build`."""
     import torch
 
-    from fieldmark.network import build, inspect
+    from fieldmark.network import build, inspect, spec
 
     with torch.device("meta"):
         built = build(words, **settings)
     size = image_size or built.preprocessing.size
     rows = inspect.layers(built, size)
     photo = f"photos of {built.spec['channels']} x {size} x {size}"
-    return rows, _network_text(rows, f"{words}: {photo}, {built.spec['classes']} classes")
+    return rows, _network_text(rows, f"{spec.spell_network(built.spec)}: {photo}, {built.spec['classes']} classes")
 
 
 def images_per_s(name: str, seconds: float = 2.0) -> float:
@@ -92,7 +93,8 @@ def _networks_text(rows: Sequence[Row]) -> str:
     for paper, some in by_paper.items():
         text += [("", ""), (paper, "bold"), *((line, "") for line in some)]
     text += [("", ""), ("Of 1000 classes each. `fieldmark zoo NETWORK` shows the layers of one;", "dim")]
-    return _styled([*text, ("NETWORK may also be timm:NAME, any of timm's.", "dim")])
+    text += [("NETWORK may also be timm:NAME, any of timm's. Weights of pip are there; others", "dim")]
+    return _styled([*text, ("are fetched once, or given by --weights FILE.", "dim")])
 
 
 def _network_text(rows: Sequence[Row], title: str) -> str:
@@ -121,13 +123,13 @@ def _network_text(rows: Sequence[Row], title: str) -> str:
 def _additions(gates: Iterable[Row], params: int, macs: int) -> list[str]:
     """What each kind of attention adds to the network without it, which has so many params and macs with it."""
     cells = []
-    kinds = sorted(gates, key=lambda gate: (not gate["own"], gate["kind"]))
-    for (own, kind), alike in groupby(kinds, key=lambda gate: (gate["own"], gate["kind"])):
+    kinds = sorted(gates, key=lambda gate: (not gate["own"], gate["in_place_of_own"], gate["kind"]))
+    for (own, instead, kind), alike in groupby(kinds, key=itemgetter("own", "in_place_of_own", "kind")):
         some = list(alike)
         more, work = (sum(gate[key] for gate in some) for key in ("params", "macs"))
         places = f"{len(some)} place" + ("s" if len(some) > 1 else "")
         share, dearer = (f"(+{100 * part / (whole - part):.2f} %)" for part, whole in ((more, params), (work, macs)))
-        origin = "the paper's" if own else "added"
+        origin = "the paper's" if own else "in place of the paper's" if instead else "added"
         cells.append([f"{kind}, {origin}", places, f"+{more:,} params", share, f"+{work:,} MACs", dearer])
     return ["", *_aligned(cells, left=(0,))] if cells else []
 

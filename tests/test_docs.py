@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from fieldmark.network import VARIANTS
+from fieldmark.network import VARIANTS, rebuild, spec
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -18,11 +18,14 @@ def examples(file: Path) -> str:
 def test_the_smallest_example_of_each_part(monkeypatch):
     names = set(VARIANTS)
     monkeypatch.setattr("fieldmark.network.VARIANTS", dict(VARIANTS))
+    monkeypatch.setattr(spec, "ATTENTIONS", dict(spec.ATTENTIONS))
+    monkeypatch.setattr(spec, "HEADS", dict(spec.HEADS))
     here: dict = {}
     exec(compile(examples(DOCS / "design.md"), "docs/design.md", "exec"), here)
     network = here["network"].eval()
     assert set(here["VARIANTS"]) - names == {"resnet26", "plain4"} and set(VARIANTS) == names
     assert len(network.slots) == 5
+    assert here["same"].spec["attention"] == "position" and len(rebuild(here["same"].spec).slots) == 5
     for slot in network.slots.values():
         slot.start_as_identity()
     x, target = torch.randn(2, 3, 64, 64), torch.tensor([1, 4])

@@ -62,7 +62,7 @@ def test_layers_of_a_network(here):
     assert all(row.keys() == LAYER for row in layers)
     assert layers[-1]["shape"] == [5] and layers[0]["frozen"] and not layers[-1]["frozen"]
     title, _, header, *lines = here(*words).out.splitlines()
-    assert title == "resnet18: photos of 3 x 64 x 64, 5 classes"
+    assert title == "resnet18+attention=se+after=-1:mask: photos of 3 x 64 x 64, 5 classes"
     assert header.split() == ["layer", "output", "params", "MACs", "trained", "in", "attention"]
     body = dict(zip([row["name"] for row in layers], lines, strict=False))
     assert all(line.startswith(name) for name, line in body.items())

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.network import published, sources, spec
@@ -80,7 +80,7 @@ def build(
     """
     words = spec.parse_network(backbone)
     backbone = words.pop("backbone")
-    arguments: dict[str, Any] = {"attention": attention, "after": after, "head": head}
+    arguments: dict[str, Any] = {"attention": attention, "after": after, "head": head, "aux": aux or None}
     for key, word in words.items():
         if arguments[key] is not None:
             raise FieldmarkError(f"{key} is given twice: in the network's words and beside them")
@@ -94,7 +94,10 @@ def build(
     attention, head = arguments["attention"], arguments["head"]
     make_attention = spec.parse_attention(attention) if isinstance(attention, str) else attention
     make_head = spec.parse_head(head) if isinstance(head, str) else head
-    slots = _slots(arguments["after"])
+    for given, what in ((make_attention, "attention"), (make_head, "head")):
+        if isinstance(given, nn.Module):
+            raise FieldmarkError(f"{what}={given}: give its class, or a partial of it; every place makes its own")
+    aux, slots = spec.parse_switch(arguments["aux"], "aux"), _slots(arguments["after"])
     layers = variant.make(channels=channels, **_inside(backbone, variant, make_attention))
     width = list(layers.stages.values())[-1]
     if aux and not variant.auxiliary:
@@ -102,9 +105,12 @@ def build(
     for layer, (name, make) in variant.auxiliary.items() if aux else ():
         layers.tap(layer, name, make(classes))
     layers.insert(slots)
+    made_head = (make_head or variant.head)(width, classes)
+    if not isinstance(made_head, Head):
+        raise FieldmarkError(f"head={make_head}: makes no fieldmark.network.Head, which knows its evidence")
     network = Network(
         layers,
-        (make_head or variant.head)(width, classes),
+        made_head,
         _preprocessing(backbone, variant, channels),
         variant.frozen,
         {
@@ -158,6 +164,8 @@ def _inside(name: str, variant: Variant, make: MakeAttention | None) -> dict[str
 def _slots(after: str | Mapping[int, str | Callable[..., Attention]] | None) -> dict[int, Callable[..., Attention]]:
     if isinstance(after, str):
         return spec.parse_after(after)
+    if not isinstance(after, Mapping | None):
+        raise FieldmarkError(f"after={after!r}: write {{STAGE: ATTENTION}}, as in {{-1: Mask}}")
     for stage, make in (after or {}).items():
         if type(stage) is not int or not (isinstance(make, str) or callable(make)):
             raise FieldmarkError(f"after={{{stage!r}: {make!r}}}: write STAGE: ATTENTION, as in {{-1: Mask}}")

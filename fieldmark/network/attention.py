@@ -99,8 +99,8 @@ class Gate(Attention):
         """The gates give exactly 1; a norm, in eval mode, gives its input back to rounding."""
         if not isinstance(self.sigmoid, Doubled):
             self.sigmoid = Doubled(self.sigmoid)
-        for name, parameter in self.named_parameters():
-            if name.partition(".")[0] in self.lasts:
+        for last in (getattr(self, name) for name in self.lasts):
+            for parameter in last.parameters() if isinstance(last, nn.Module) else (last,):
                 nn.init.zeros_(parameter)
         if isinstance(self.norm, nn.BatchNorm2d):
             self._undo_norm(self.norm)

@@ -75,36 +75,35 @@ class TensorSketch(nn.Module):
     Gao et al. 2016, "Compact Bilinear Pooling", algorithm 2, which convolves two count sketches by FFT at every
     position; the convolution is linear in their outer product, so it is taken of the sum over positions, once. The
     dot product of two sketches is, on average, that of the forms: of x x' and y y' the square of <x, y>. The places
-    and signs are drawn at random, always the same, and saved with the weights. `back` is the transpose.
+    and signs are drawn at random, always the same: numpy keeps this generator's stream for good. `back` is the
+    transpose.
     """
 
+    members: Tensor
     places: Tensor
     signs: Tensor
 
     def __init__(self, k: int, d: int) -> None:
         super().__init__()
-        self.d = d
-        draw = np.random.default_rng(0)
-        self.register_buffer("places", torch.tensor(draw.integers(d, size=(2, k))))
-        self.register_buffer("signs", torch.tensor(draw.choice([-1.0, 1.0], size=(2, k)), dtype=torch.float32))
+        draw = np.random.RandomState(0)
+        drawn, signs = draw.randint(d, size=(2, k)), draw.choice([-1.0, 1.0], size=(2, k))
+        places = ((drawn[0][:, None] + drawn[1]) % d).ravel()  # of each entry, (k * k,)
+        counts = np.bincount(places, minlength=d)
+        # The entries of each place, (d, most of a place), filled up with number k * k, which is nothing: gathered, not
+        # scattered, since onnxruntime loses sums where two threads scatter to one place.
+        members = np.full((d, counts.max()), k * k)
+        order = np.argsort(places, kind="stable")
+        members[places[order], np.arange(k * k) - (np.cumsum(counts) - counts)[places[order]]] = order
+        self.register_buffer("members", torch.tensor(members), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.register_buffer("signs", torch.tensor(signs[0][:, None] * signs[1], dtype=torch.float32), persistent=False)
 
     def forward(self, form: Tensor) -> Tensor:
-        # Into twice as many places, folded afterwards: a remainder for each of the k * k entries takes longer.
-        empty = form.new_zeros(form.shape[0], 2 * self.d)
-        return empty.index_add(1, self._places(), (form * self._signs()).flatten(1)).unflatten(1, (2, self.d)).sum(1)
+        entries = functional.pad((form * self.signs).flatten(1), (0, 1))  # (n, k * k + 1)
+        return entries.index_select(1, self.members.flatten()).unflatten(1, self.members.shape).sum(2)
 
     def back(self, vector: Tensor) -> Tensor:
-        signs = self._signs()
-        places = self._places().expand(vector.shape[0], -1)
-        return vector.repeat(1, 2).gather(1, places).unflatten(1, signs.shape) * signs
-
-    def _places(self) -> Tensor:
-        """h1(i) + h2(j), below 2 d, of each entry: (k * k,)."""
-        return (self.places[0, :, None] + self.places[1]).flatten()
-
-    def _signs(self) -> Tensor:
-        """s1(i) s2(j), (k, k)."""
-        return self.signs[0, :, None] * self.signs[1]
+        return vector.index_select(1, self.places).unflatten(1, self.signs.shape) * self.signs
 
 
 class SelfProduct(Pooled):

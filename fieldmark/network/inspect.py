@@ -14,7 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.network import VARIANTS, Attention, Network, build, spec
+from fieldmark.network import VARIANTS, Attention, Network, build, published, spec
 from fieldmark.network.published import PUBLISHED
 
 LARGEST = 1024  # pixels up to which a size that works is looked for
@@ -96,7 +96,9 @@ def layers(network: Network, size: int) -> list[dict[str, Any]]:
     costs = _watch(network, size, [*(m for _, m in parts), *(gate for some in gates.values() for _, gate in some)])
     _, tail = network.backbone.split(list(network.backbone.stages)[-1])
     fresh = [network.head, *(layer for _, layer in _walk(tail) if isinstance(layer, Attention))]
-    kept = [layer for _, layer in _walk(network.backbone.split(network.cut)[0])] if network.cut else []
+    cut = network.cut if published.find(network.spec["backbone"]) else None  # from scratch all of it trains
+    kept = [layer for _, layer in _walk(network.backbone.split(cut)[0])] if cut else []
+    replaced = (network.spec["attention"] or "").startswith("replace(")
     return [
         {
             "name": name,
@@ -110,6 +112,7 @@ def layers(network: Network, size: int) -> list[dict[str, Any]]:
                     "name": inside,
                     "kind": spec.spell(type(gate)),
                     "own": gate.brought,
+                    "in_place_of_own": replaced and gate is not layer,
                     "params": _params(gate),
                     "macs": costs[gate][1],
                 }

@@ -105,7 +105,7 @@ _senet = partial(_timm, interpolation="bilinear", on_hub=False)
 # Caffe's pixels are 0..255 without their mean.
 BN_INCEPTION = Published(
     partial(sources.from_address, "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"),
-    source="Cadene's pretrainedmodels: bninception",
+    source="Cadene: bninception",
     licence="BSD-3-Clause",
     preprocessing=Preprocessing(224, 0.875, (128.0, 117.0, 104.0), (1.0,) * 3, "bilinear"),
     renames=BN_INCEPTION_RENAMES,

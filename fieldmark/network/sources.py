@@ -28,7 +28,7 @@ HUB_FILE = "model.safetensors"
 def read(path: Path) -> dict[str, Tensor]:
     """A .safetensors or .pth file -> its tensors by name."""
     if not path.is_file():
-        raise FieldmarkError(f"no weights file {path}: give imagenet, or a .safetensors or .pth file that exists")
+        raise FieldmarkError(f"no weights file {path}: give imagenet, none, or a .safetensors or .pth file that exists")
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -37,7 +37,9 @@ def read(path: Path) -> dict[str, Tensor]:
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch and safetensors raise a dozen kinds for a file that is none of theirs
-        raise FieldmarkError(f"{path} is no weights file that can be read safely ({type(error).__name__})") from error
+        raise FieldmarkError(
+            f"{path} cannot be read safely as weights ({type(error).__name__}): save the network's state_dict() alone"
+        ) from error
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise FieldmarkError(f"{path} holds something else than named tensors: save the network's state_dict() alone")
     return state
@@ -99,14 +101,16 @@ def addressed(url: str) -> Path:
 
 def on_hub(repository: str, name: str = HUB_FILE) -> Path:
     """A file of a repository on the hub, in the hub's own cache."""
-    with quiet(f"{repository}/{name}", f"fetch {name} of {repository} from the hub and give it by --weights FILE"):
-        import huggingface_hub as hub
+    import huggingface_hub as hub
+
+    address = hub.hf_hub_url(repository, name)
+    with quiet(f"{repository}/{name}", f"fetch {address} from the hub and give it by --weights FILE"):
         from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
 
         cached = hub.try_to_load_from_cache(repository, name)
         if not isinstance(cached, str):
             # hf_hub_download itself would try for half a minute before it says that there is no network.
-            hub.get_hf_file_metadata(hub.hf_hub_url(repository, name), timeout=PATIENCE)
+            hub.get_hf_file_metadata(address, timeout=PATIENCE)
             shown = not are_progress_bars_disabled()
             disable_progress_bars()
             try:

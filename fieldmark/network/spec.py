@@ -38,8 +38,9 @@ HEADS: dict[str, Callable[..., Any]] = {
     "bilinear": Bilinear,
     "self_product": SelfProduct,
 }
-EXTRAS = ("attention", "after", "head")
+EXTRAS = ("attention", "after", "head", "aux")
 
+FEW = 12  # names that an error can list
 YAML_WORDS = {"true": True, "false": False, "null": None}
 
 
@@ -69,7 +70,10 @@ def parse_after(words: str) -> dict[int, Callable[..., Attention]]:
         raise FieldmarkError(f"after={words!r} should read STAGE:ATTENTION,... as in -1:mask,-2:se(ratio=8)")
     slots = {}
     for key, value in zip(tree.keys, tree.values, strict=True):
-        stage = _literal(key, words)
+        try:
+            stage = _literal(key, words)
+        except FieldmarkError:
+            stage = None
         if type(stage) is not int or stage in slots:
             raise FieldmarkError(f"after={words!r}: stages are numbers, each once, -1 the last")
         slots[stage] = _constructor(value, words, ATTENTIONS, "attention")
@@ -84,6 +88,14 @@ def parse_network(words: str) -> dict[str, str]:
         if name not in EXTRAS or names.count(name) > 1:
             raise FieldmarkError(f"{words!r}: after the backbone may come {', '.join(EXTRAS)}, each once as +NAME=...")
     return {"backbone": backbone, **dict(zip(names, values, strict=True))}
+
+
+def parse_switch(word: str | bool | None, name: str) -> bool:
+    """`true` or `false`."""
+    value = YAML_WORDS.get(word.lower()) if isinstance(word, str) else bool(word)
+    if not isinstance(value, bool):
+        raise FieldmarkError(f"{name}={word}: can be true or false")
+    return value
 
 
 def spell(constructor: Callable[..., Any] | Replace) -> str:
@@ -107,13 +119,22 @@ def spell_after(after: Mapping[int, Callable[..., Any]]) -> str:
     return ",".join(f"{stage}:{spell(constructor)}" for stage, constructor in after.items())
 
 
+def spell_network(words: Mapping[str, Any]) -> str:
+    """A network's `spec` -> `resnet50+after=-1:mask`, which `build` reads."""
+    extras = (f"+{name}={str(words[name]).lower() if name == 'aux' else words[name]}" for name in EXTRAS if words[name])
+    return words["backbone"] + "".join(extras)
+
+
 def known(name: str, names: Mapping[str, Any], kind: str) -> Any:
-    """The table's entry of that name; FieldmarkError naming a close one, or all, where there is none."""
+    """The table's entry of that name; FieldmarkError naming close ones, or all where they are few."""
     if name in names:
         return names[name]
-    close = get_close_matches(name, names, 1)
-    hint = f"did you mean {close[0]}? " if close else ""
-    raise FieldmarkError(f"no {kind} {name!r}: {hint}there {'are ' if names else 'is none'}{', '.join(names)}")
+    close = get_close_matches(name.lower(), names, 3)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    there = f"there are {', '.join(names)}" if names else "there is none"
+    if len(names) > FEW:
+        there = "`fieldmark zoo` lists them all"
+    raise FieldmarkError(f"no {kind} {name!r}: {hint}{there}")
 
 
 def _tree(words: str) -> ast.expr:

@@ -13,7 +13,7 @@ from fieldmark.network.attention import Attention, brought
 from fieldmark.network.backbone import Network
 from fieldmark.network.zoo import Variant
 
-SHOWN = 6  # keys that an error names of each kind
+SHOWN = 3  # keys that an error names of each kind
 DOUBLED = ".sigmoid.peak"  # how the key ends that only gates have which started as the identity
 
 
