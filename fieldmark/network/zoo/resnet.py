@@ -6,12 +6,13 @@ He et al. 2016, "Deep Residual Learning for Image Recognition", in the v1.5 form
 paper, with the block's output width as reference.
 """
 
+import operator
 from collections import OrderedDict
 from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from fieldmark.network.attention import Attention
+from fieldmark.network.attention import Attention, Gate
 from fieldmark.network.backbone import Backbone, ends_stage
 
 
@@ -81,12 +82,13 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(inner, outputs, 3, 1, 1, groups=groups, bias=self.biased)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.attention = attention(outputs, outputs)
+        self.add = addition(self.attention)
         self.downsample = _shortcut(inputs, outputs, stride, self.biased)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.attention(self.bn2(self.conv2(y)))
-        return self.relu(y + self.downsample(x))
+        return self.relu(self.add(y, self.downsample(x)))
 
 
 class SmallBlock(BasicBlock):
@@ -112,13 +114,22 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention(outputs, outputs)
+        self.add = addition(self.attention)
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.attention(self.bn3(self.conv3(y)))
-        return self.relu(y + self.downsample(x))
+        return self.relu(self.add(y, self.downsample(x)))
+
+
+def addition(attention: Attention) -> Callable[[Tensor, Tensor], Tensor]:
+    """How a block adds its shortcut: into what the attention returns, which saves a map, where nothing needs that.
+
+    Gates multiply, whose gradient needs their factors alone. Of a module that is not ours one cannot know.
+    """
+    return operator.iadd if isinstance(attention, Gate) or type(attention) is Attention else operator.add
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, biased: bool = False) -> nn.Sequential:

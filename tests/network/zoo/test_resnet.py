@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fieldmark.network import build
+from fieldmark.network import Attention, build
 from fieldmark.network.zoo.resnet import small_stem
 
 
@@ -51,3 +51,18 @@ def test_grouped_convolution_is_split_convolve_concatenate(name: str):
     torch.testing.assert_close(grouped(x), torch.cat(parts, 1), rtol=1e-5, atol=1e-5)
     dense = nn.Conv2d(grouped.in_channels, grouped.out_channels, 3, bias=False)
     assert dense.weight.numel() == 32 * grouped.weight.numel()
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnet18_small"])
+def test_attention_of_ones_own_may_need_its_output(name: str):
+    class Squashed(Attention):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return x.tanh()  # its gradient is computed from its output
+
+    network = build(name, attention=Squashed, classes=2)
+    network(torch.randn(2, 3, 40, 40)).sum().backward()
+    with torch.no_grad():
+        x = torch.randn(2, 3, 40, 40)
+        plain, gated = build(name, classes=2).eval(), build(name, attention="gct", classes=2).eval()
+        gated.load_state_dict(plain.state_dict(), strict=False)
+        assert torch.equal(gated(x), plain(x))
