@@ -8,11 +8,13 @@ import numpy as np
 import pytest
 import skimage
 import torch
+from efficientnet_lite_pytorch import EfficientNet
 from PIL import Image
 from safetensors.torch import save_file
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.network import Mask, Network, Preprocessing, build
+from fieldmark.network.published import PUBLISHED
 
 NETWORK = "resnet18"
 
@@ -227,3 +229,18 @@ def test_lites_see_what_is_on_real_photos(name: str, photo: str):
     with Image.open(path) as image:
         logits = network(prepare(image.convert("RGB"), network.preprocessing))
     assert logits.argmax().item() in PHOTOS[photo]
+
+
+@pytest.mark.parametrize("number", [0, 1, 2])
+@torch.no_grad()
+def test_lites_say_what_the_reference_package_says(number: int):
+    path = Path(skimage.__file__).parent / "data" / "coffee.png"
+    if not path.is_file():
+        pytest.skip("scikit-image does not bring coffee.png here")
+    ours = build(f"efficientnet_lite{number}", weights="imagenet").eval()
+    theirs = EfficientNet.from_name(f"efficientnet-lite{number}").eval()
+    theirs.load_state_dict(PUBLISHED[f"efficientnet_lite{number}"].fetch())
+    with Image.open(path) as image:
+        photo = prepare(image.convert("RGB"), ours.preprocessing)
+    expected = theirs(photo)
+    assert (ours(photo) - expected).abs().max() < 1e-5 * expected.abs().max()
