@@ -124,7 +124,7 @@ WRONG = {
     "recipe key": ("--recipe {here}/key.yaml", "'epoch', which is no setting; epochs?"),
     "weights file": ("--weights {here}/none.safetensors", "none.safetensors"),
     "weights of others": ("--weights {here}/others.safetensors", "does not fit"),
-    "no such published weights": ("--backbone resnext101_32x4d --weights imagenet", "no published weights"),
+    "no such published weights": ("--backbone resnet18_small --weights imagenet", "no published weights"),
 }
 
 
