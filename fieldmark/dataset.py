@@ -1,13 +1,16 @@
 """Table of photos -> batches: packed uint8 photos, transforms, an endless reproducible shuffle.
 
-Every random draw is a function of (seed, pass, photo) or (seed, step), never of what ran before: that is what lets an
-interrupted training go on to the same bits.
+Every random draw is a function of (seed, pass), (seed, place in the stream, photo) or (seed, step), never of what ran
+before: that is what lets an interrupted training go on to the same bits.
 """
 
 import multiprocessing
+import os
+import shutil
+import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,51 +18,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fieldmark import machine
-
-
-class Pack:
-    """Decoded photos in one memory-mapped file: each uint8 (h, w, 3), the shorter side of all the same.
-
-    Read with `Pack(folder)[i]`; written by `Packer`. A pack without its index is unfinished and does not exist.
-    """
-
-    def __init__(self, folder: Path) -> None:
-        self.shapes = np.load(folder / "index.npy", allow_pickle=False)  # (photos, 2): h, w
-        sizes = self.shapes.astype(np.int64).prod(axis=1) * 3
-        self.ends = np.cumsum(sizes)
-        self.bytes = np.memmap(folder / "photos.u8", mode="r", dtype=np.uint8)
-
-    @staticmethod
-    def exists(folder: Path) -> bool:
-        return (folder / "index.npy").exists()
-
-    def __len__(self) -> int:
-        return len(self.shapes)
-
-    def __getitem__(self, i: int) -> np.ndarray:
-        h, w = (int(side) for side in self.shapes[i])
-        return self.bytes[self.ends[i] - h * w * 3 : self.ends[i]].reshape(h, w, 3)
-
-
-class Packer:
-    """Writes a pack photo by photo; the index comes last and in one move, so a kill leaves no half pack."""
-
-    def __init__(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "index.npy").unlink(missing_ok=True)
-        self.folder, self.shapes = folder, []
-        self.file = (folder / "photos.u8").open("wb")
-
-    def add(self, photo: np.ndarray) -> None:
-        self.file.write(np.ascontiguousarray(photo).data)
-        self.shapes.append(photo.shape[:2])
-
-    def finish(self) -> Pack:
-        self.file.close()
-        shapes = np.array(self.shapes, np.int32).reshape(-1, 2)
-        np.save(self.folder / "unfinished.npy", shapes, allow_pickle=False)
-        (self.folder / "unfinished.npy").replace(self.folder / "index.npy")
-        return Pack(self.folder)
+from fieldmark.augment import seed_of, transform
+from fieldmark.errors import FieldmarkError
+from fieldmark.store import Pack
 
 
 class Normalise(nn.Module):
@@ -85,8 +46,8 @@ class Normalise(nn.Module):
 
 
 def draw(*numbers: int) -> None:
-    """Set torch's random state to a function of these numbers alone."""
-    torch.manual_seed(int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+    """Set torch's random state, on every device, to a function of these numbers alone."""
+    torch.manual_seed(seed_of(*numbers))
 
 
 class Judged(Dataset):
@@ -109,42 +70,53 @@ class Judged(Dataset):
 
 
 class Varied(Dataset):
-    """Photos as they are trained on: item (pass, k) is photo k as that pass varies it, uint8 (3, size, size)."""
+    """Photos as they are trained on: item (look, k) is photo k as that look varies it, uint8 (3, size, size).
 
-    def __init__(self, pack: Pack, which: np.ndarray, labels: np.ndarray, size: int, augment: str, seed: int) -> None:
+    `augment` and `crop` are those of `augment.transform`.
+    """
+
+    def __init__(
+        self, pack: Pack, which: np.ndarray, labels: np.ndarray, size: int, augment: str, seed: int, crop: float = 0.875
+    ) -> None:
         self.pack, self.which, self.labels, self.seed = pack, which, labels, seed
-        self.transform = transform(augment, size)
+        self.transform = transform(augment, size, crop=crop)
 
     def __len__(self) -> int:
         return len(self.which)
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
-        turn, k = item
-        draw(self.seed, 1, turn, k)
+        look, k = item
+        # Not `draw`: telling every device would take as long as the photo.
+        torch.default_generator.manual_seed(seed_of(self.seed, 1, look, k))
         photo = torch.from_numpy(np.array(self.pack[int(self.which[k])])).permute(2, 0, 1)
         return self.transform(photo), int(self.labels[k])
-
-
-def transform(augment: str, size: int):
-    """Name -> a function uint8 (3, h, w) -> uint8 (3, size, size)."""
-    from torchvision.transforms import v2
-
-    if augment == "none":
-        return v2.Compose([v2.Resize(size, antialias=True), v2.CenterCrop(size)])
-    steps: list = [v2.RandomResizedCrop(size, scale=(0.5, 1.0), antialias=True), v2.RandomHorizontalFlip()]
-    if augment == "strong":
-        steps += [v2.ColorJitter(0.2, 0.2, 0.2), v2.TrivialAugmentWide()]
-    return v2.Compose(steps)
 
 
 class Shuffle(Sampler):
     """Batches of an endless stream of shuffled passes over n photos, from `first` to `last` step.
 
-    Yields lists of (pass, k). A batch may span two passes, so none is ever short.
+    Yields lists of (place in the stream, photo k). A batch may span two passes, so none is ever short. With `weights`
+    (n,) a pass draws n photos with replacement, each as often as its weight says: `class_weights(...)[labels]` shows
+    every class equally often. Of each batch the process `rank` of `world` gets every world-th photo.
     """
 
-    def __init__(self, n: int, batch: int, first: int, last: int, seed: int) -> None:
+    def __init__(
+        self,
+        n: int,
+        batch: int,
+        first: int,
+        last: int,
+        seed: int,
+        *,
+        weights: np.ndarray | None = None,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch % world:
+            raise FieldmarkError(f"--batch is {batch}, but must be a multiple of the {world} processes")
         self.n, self.batch, self.first, self.last, self.seed = n, batch, first, last, seed
+        self.shares = None if weights is None else weights / weights.sum()
+        self.rank, self.world = rank, world
 
     def __len__(self) -> int:
         return self.last - self.first
@@ -153,33 +125,73 @@ class Shuffle(Sampler):
         turn, order = -1, np.empty(0, int)
         for step in range(self.first, self.last):
             items = []
-            for position in range(step * self.batch, (step + 1) * self.batch):
-                if position // self.n != turn:
-                    turn = position // self.n
-                    order = np.random.default_rng((self.seed, 2, turn)).permutation(self.n)
-                items.append((turn, int(order[position % self.n])))
+            for place in range(step * self.batch + self.rank, (step + 1) * self.batch, self.world):
+                if place // self.n != turn:
+                    turn = place // self.n
+                    order = self._pass(np.random.default_rng((self.seed, 2, turn)))
+                items.append((place, int(order[place % self.n])))
             yield items
 
-
-def judged(pack: Pack, which: np.ndarray, size: int, batch: int = 32) -> DataLoader:
-    """Loader of uint8 (n, 3, size, size), in order."""
-    return DataLoader(Judged(pack, which, size), batch_size=batch, num_workers=_workers())
+    def _pass(self, rng: np.random.Generator) -> np.ndarray:
+        return rng.permutation(self.n) if self.shares is None else rng.choice(self.n, self.n, p=self.shares)
 
 
-def varied(photos: Varied, batch: int, first: int, last: int) -> DataLoader:
-    """Loader of (uint8 (n, 3, size, size), labels (n,)) for the steps from `first` to `last`."""
-    steps = Shuffle(len(photos), batch, first, last, photos.seed)
-    return DataLoader(photos, batch_sampler=steps, num_workers=_workers())
+def judged(pack: Pack, which: np.ndarray, size: int, batch: int = 32) -> Iterator[Tensor]:
+    """Batches of uint8 (n, 3, size, size), in order."""
+    return _loaded(DataLoader(Judged(pack, which, size), batch_size=batch, num_workers=_workers()))
 
 
-def _workers() -> int:
+def varied(
+    photos: Varied,
+    batch: int,
+    first: int,
+    last: int,
+    *,
+    weights: np.ndarray | None = None,
+    rank: int = 0,
+    world: int = 1,
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """(uint8 (n, 3, size, size), labels (n,)) of each step from `first` to `last`; `batch` is that of all processes."""
+    steps = Shuffle(len(photos), batch, first, last, photos.seed, weights=weights, rank=rank, world=world)
+    return _loaded(DataLoader(photos, batch_sampler=steps, num_workers=_workers(world)))
+
+
+def _loaded(loader: DataLoader) -> Iterator[Any]:
+    """The loader's batches; the death of a worker is a FieldmarkError where the next batch is asked for."""
+    before = signal.getsignal(signal.SIGCHLD) if loader.num_workers else None
+    try:
+        batches = iter(loader)
+        # torch's handler would raise in whatever the main thread does when a worker dies, here or far away.
+        if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
+            signal.signal(signal.SIGCHLD, before)
+        yield from batches
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise FieldmarkError(
+            "a process that loads photos died (out of memory, or killed?): go on with --resume"
+        ) from None
+
+
+def _workers(world: int = 1) -> int:
     """Two cores are two threads in all: there a loader of its own would only take from the network.
 
     Workers share the pack's pages only where processes are forked; elsewhere each would get a copy of all photos.
+    Batches come through shared memory, of which a container may have 64 MiB: too little, and it kills them.
+    `world` processes share the machine, or as many as torchrun says.
     """
     if multiprocessing.get_start_method() != "fork":
         return 0
-    return 0 if (free := machine.cores() - 2) <= 0 or torch.get_num_threads() == 1 else min(free, 8)
+    free = machine.cores() // int(os.environ.get("LOCAL_WORLD_SIZE", world)) - 2
+    alone = torch.get_num_threads() == 1 and not torch.cuda.is_available()
+    if free <= 0 or alone or _shared_memory() < 2**30:
+        return 0
+    return min(free, 8)
+
+
+def _shared_memory() -> int:
+    """Bytes that are free for what processes hand to each other."""
+    return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from fieldmark.progress import Reporter
 class Frozen:
     """The prefix of a network that never changes: normalisation and the layers up to the cut (none from scratch).
 
-    `folder` keeps what is computed once: `features.npy` for phase 1, `val_maps.npy` for judging in phase 2.
+    `folder` keeps what is computed once: `train_features.npy` and `val_features.npy` for phase 1, `val_maps.npy` for
+    judging in phase 2. What is trained on is computed in the precision of the training, what is judged in 32 bits.
     """
 
     def __init__(self, network: Network, cut: str | None, data: Data, size: int, folder: Path, fabric: Fabric) -> None:
@@ -36,33 +37,40 @@ class Frozen:
         middle, tail = self.rest.split(list(self.network.backbone.stages)[-1])
         return (middle, tail) if any(map(is_added, tail.modules())) else (self.rest, Backbone())
 
-    def features(self, reporter: Reporter) -> np.ndarray:
-        """Features of the training photos, then of the validation photos, by the weights as they are now.
+    def features(self, reporter: Reporter, mirrored: bool) -> tuple[np.ndarray, np.ndarray]:
+        """Features of the training photos, `mirrored` ones behind them, and of the validation photos.
 
-        -> (photos, c, h', w') where `end` cuts, reduced as far as the head allows. On the way the
-        validation photos' maps at the cut are kept, so that phase 2 judges them from there.
+        -> two times (photos, c, h', w') where `end` cuts, by the weights as they are now, reduced as far as the head
+        allows. On the way the validation photos' maps at the cut are kept, so that phase 2 judges them from there.
         """
-        found = self.folder / "features.npy"
-        if not found.exists():
-            middle, tail = self.end()
-            middle.eval()
-            which = np.concatenate([self.data.train, self.data.val])
-            train, done = len(self.data.train), 0
-            with (
-                torch.inference_mode(),
-                reporter.bar("features", "photos") as advance,
-                ArrayFile(self.folder / "features.half", len(which)) as features,
-                ArrayFile(self.folder / "val_maps.npy", len(which) - train if len(self.prefix) else 0) as val_maps,
-            ):
-                for photos in judged(self.data.pack, which, self.size):
-                    maps = self.maps(photos)
-                    last = middle(maps)
-                    features.append(last if len(tail) else self.network.head.reduce(last))
-                    val_maps.append(maps[max(0, train - done) :] if len(self.prefix) else maps[:0])
-                    done += len(photos)
-                    advance(done, len(which))
-            (self.folder / "features.half").replace(found)
-        return np.load(found, mmap_mode="r", allow_pickle=False)
+        train, val = (self.folder / f"{side}_features.npy" for side in ("train", "val"))
+        looks = (1 + mirrored) * len(self.data.train)
+        with torch.inference_mode(), reporter.bar("features", "photos") as advance:
+            total = looks + len(self.data.val)
+            if not train.exists():
+                with ArrayFile(train, looks) as file, self.fabric.autocast():
+                    for flipped in (False, True)[: 1 + mirrored]:
+                        for photos in judged(self.data.pack, self.data.train, self.size):
+                            file.append(self._last(self.maps(photos.flip(3) if flipped else photos)))
+                            advance(file.written, total)
+            if not val.exists():
+                kept = len(self.data.val) if len(self.prefix) else 0
+                with (
+                    ArrayFile(self.folder / "val_maps.npy", kept) as val_maps,
+                    ArrayFile(val, len(self.data.val)) as file,
+                ):
+                    for photos in judged(self.data.pack, self.data.val, self.size):
+                        maps = self.maps(photos)
+                        file.append(self._last(maps))
+                        if kept:
+                            val_maps.append(maps)
+                        advance(looks + file.written, total)
+        return np.load(train, mmap_mode="r", allow_pickle=False), np.load(val, mmap_mode="r", allow_pickle=False)
+
+    def _last(self, maps: Tensor) -> Tensor:
+        middle, tail = self.end()
+        last = middle.eval()(maps)
+        return last if len(tail) else self.network.head.reduce(last)
 
     def validation(self) -> Iterator[Tensor]:
         """The validation photos' maps at the cut, in order."""
@@ -77,24 +85,32 @@ class Frozen:
 
 
 class ArrayFile:
-    """A float32 .npy file of so many rows, written in parts.
+    """A float32 .npy file of so many rows, written in parts; it appears when it is whole.
 
     On a full disk it raises OSError, where writing into a memory map would kill the process.
     """
 
     def __init__(self, file: Path, rows: int) -> None:
-        self.file, self.rows, self.begun = file.open("wb"), rows, False
+        self.whole, self.half, self.rows, self.written = file, file.with_suffix(".half"), rows, 0
+        self.file = self.half.open("wb")
 
     def append(self, part: Tensor) -> None:
         """(n, ...) with the same trailing shape each time."""
-        if not self.begun:
-            header = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, *part.shape[1:])}
-            np.lib.format.write_array_header_1_0(self.file, header)
-            self.begun = True
-        self.file.write(part.cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+        if not self.written:
+            self._begin(tuple(part.shape[1:]))
+        self.file.write(part.float().cpu().contiguous().numpy().astype("<f4", copy=False).tobytes())
+        self.written += len(part)
+
+    def _begin(self, shape: tuple[int, ...]) -> None:
+        header = {"descr": "<f4", "fortran_order": False, "shape": (self.rows, *shape)}
+        np.lib.format.write_array_header_1_0(self.file, header)
 
     def __enter__(self) -> "ArrayFile":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.file.close()
+    def __exit__(self, failed: object, *_: object) -> None:
+        with self.file:
+            if not failed and not self.rows:
+                self._begin((0,))
+        if not failed:
+            self.half.replace(self.whole)

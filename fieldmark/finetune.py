@@ -1,14 +1,15 @@
-"""Network + photos -> trained network: phase 1 trains the head on features computed once, phase 2 the later stages too.
+"""Phases of a routine -> trained network: the loop, what it keeps on disk, and how it goes on.
 
-The way of a batch in phase 2: uint8 photos -> normalise -> frozen prefix (no gradients) -> trained part -> loss.
 A checkpoint is weights, optimiser, step and history; everything else is a function of them, the recipe and the seed,
-so a resumed run repeats the uninterrupted one to the bit (same machine, same number of threads).
+so a resumed run repeats the uninterrupted one to the bit (same machine, same number of threads). Where several
+processes train together (Fabric's DDP), each takes its share of every batch; the first one writes.
 """
 
 import dataclasses
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,34 +17,23 @@ from typing import Any
 import numpy as np
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.wrappers import _FabricModule
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fieldmark import checkpoint
-from fieldmark.dataset import Data, Varied, draw, judged, varied
+from fieldmark.dataset import Data, draw
 from fieldmark.errors import FieldmarkError
-from fieldmark.features import Frozen
-from fieldmark.network import Network, is_added
-from fieldmark.phases import (
-    Phase,
-    Row,
-    best_epoch,
-    frozen_until,
-    learning_mode,
-    line,
-    measure_slots,
-    parameter_groups,
-    rate_factor,
-    training_loss,
-    training_size,
-)
+from fieldmark.network import Network
+from fieldmark.phases import Phase, learning_mode, training_loss
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
+from fieldmark.routine import Routine
+from fieldmark.schedule import Row, best_epoch, line, rate_factor, stops
+from fieldmark.trackers import Trackers
 
 SAVE_EVERY = 20.0
 """Seconds between checkpoints inside an epoch."""
-MOST_EPOCHS = 30
-"""More epochs than this a budget does not buy: the write-ups' routine stops there too."""
 
 
 @dataclass
@@ -61,196 +51,209 @@ class State:
 class Trainer:
     """Fine-tunes `network` on `data`; `folder` keeps the checkpoint and the cached features.
 
-    `plan(epoch_seconds)` is asked once between the phases when the recipe has a budget.
+    `trackers` hear of every epoch. Without `fabric`, it trains in this process on the CPU.
     """
 
-    def __init__(self, network: Network, data: Data, recipe: Recipe, folder: Path, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        network: Network,
+        data: Data,
+        recipe: Recipe,
+        folder: Path,
+        reporter: Reporter,
+        fabric: Fabric | None = None,
+        trackers: Trackers | None = None,
+    ) -> None:
         self.network, self.data, self.recipe, self.folder, self.reporter = network, data, recipe, folder, reporter
-        self.fabric = Fabric(accelerator="auto", devices=1)
-        self.size = recipe.image_size or network.preprocessing.size
-        network.to(self.fabric.device).to(memory_format=torch.channels_last)
-        self.frozen = Frozen(network, frozen_until(network, recipe), data, self.size, folder, self.fabric)
-        self.trained = nn.Sequential(self.frozen.rest, network.head)
-        self.labels = torch.from_numpy(data.labels)
+        self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
+        self.trackers = trackers
+        self.routine = Routine(network, data, recipe, folder, self.fabric)
         self.best: dict[str, Tensor] = {}
         self.state = State()
+        self.sums = torch.zeros(3, device=self.fabric.device)  # loss, right, seen of the running epoch
         self.saved = time.monotonic()
+
+    @property
+    def trained(self) -> nn.Module:
+        """What trains after phase 1, as it is cut in the phase of now."""
+        return self.routine.trained
 
     # ---- the way through the phases
 
     def train(self, plan: Callable[["Trainer"], Recipe] | None = None) -> list[Row]:
-        """Both phases; leaves the best epoch's weights in the network. -> history, a row an epoch."""
+        """All phases; leaves the best epoch's weights in the network. -> history, a row an epoch.
+
+        `plan(trainer)` is asked for the recipe once, before phase 2.
+        """
         loaded = self._resume()
+        if self.trackers is not None:
+            self.trackers.begin(self.state.history)
         if not loaded and self.network.fresh:
-            self._measure_slots()
-        with self.reporter.part("features"):
-            first = self.state.phase == 1 and self.recipe.weights != "none"
-            features = self.frozen.features(self.reporter) if first else None
+            self.routine.measure_slots()
         if self.state.phase == 1:
-            with self.reporter.part("phase1"):
-                if features is not None and self.recipe.frozen_epochs:
-                    self._run(self._phase1(features), loaded)
+            if self.recipe.frozen_epochs and self.recipe.weights != "none":
+                self._first(loaded)
+            self._next_phase()
+            loaded = {}
+        with self.reporter.part("phase2"):
+            self.recipe = self.fabric.broadcast(plan(self) if plan is not None else self.recipe)
+            while self.recipe.epochs:
+                self._run(self.routine.later(self.state.phase, self.recipe), loaded)
+                if self.state.phase > len(self.routine.cuts):
+                    break
                 self._next_phase()
                 loaded = {}
-        with self.reporter.part("phase2"):
-            if plan is not None:
-                self.recipe = plan(self)
-            if self.recipe.epochs:
-                self._run(self._phase2(), loaded)
         if self.best:
             self.trained.load_state_dict(self.best)
         self.network.eval()
         return self.state.history
 
-    def _measure_slots(self) -> None:
-        many = max(8, min(64, 64 * 224**2 // self.size**2))  # all at once, so fewer large ones
-        few = self.data.train[:: max(1, len(self.data.train) // many)][:many]  # they lie class by class
-        (photos,) = judged(self.data.pack, few, self.size, batch=many)
-        measure_slots(self.network, self.frozen.normalise(self.fabric.to_device(photos)))
+    def _first(self, loaded: dict[str, Tensor]) -> None:
+        """Phase 1, by the first process; the others get what it has found."""
+        if self.fabric.is_global_zero:
+            routine = self.routine
+            with self.reporter.part("features"):
+                features = routine.frozen.features(self.reporter, mirrored=routine.exact)
+            with self.reporter.part("phase1"):
+                phase = routine.solved(features) if routine.exact else routine.head_alone(features)
+                self._run(phase, loaded, alone=True)
+        if self.fabric.world_size > 1:
+            found = self.fabric.broadcast((self.state, self.trained.state_dict(), self.best))
+            self.state, weights, self.best = found
+            self.trained.load_state_dict(weights)
 
     def _next_phase(self) -> None:
         if self.best:
             self.trained.load_state_dict(self.best)
-        self.state = State(phase=2, history=self.state.history)
+        phase = self.state.phase + 1
+        self.routine.enter(phase)
+        self.best = checkpoint.snapshot(self.trained) if self.best else {}
+        self.state = State(phase=phase, history=self.state.history)
         self._save()
-
-    # ---- what each phase is
-
-    def _phase1(self, features: np.ndarray) -> Phase:
-        """The head, and attention behind the last stage, on cached features of the training photos."""
-        _, tail = self.frozen.end()
-        module = nn.Sequential(tail, self.network.head)
-        self.trained.requires_grad_(False)
-        fresh = [*filter(is_added, tail.modules()), self.network.head]
-        for part in fresh:
-            part.requires_grad_(True)
-        train = len(self.data.train)
-        labels = self.labels[torch.from_numpy(self.data.train)]
-
-        def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-            for step in range(first, last):
-                turn, place = divmod(step, steps)
-                order = np.random.default_rng((self.recipe.seed, 4, turn)).permutation(train)
-                which = np.sort(order[place * self.recipe.batch : (place + 1) * self.recipe.batch])
-                yield torch.from_numpy(features[which]), labels[torch.from_numpy(which)]
-
-        def maps() -> Iterator[Tensor]:
-            for first in range(train, len(features), 256):
-                yield torch.from_numpy(features[first : first + 256].copy())
-
-        steps = max(1, train // self.recipe.batch)
-        parameters = [p for p in module.parameters() if p.requires_grad]
-        optimizer = torch.optim.AdamW(parameters, lr=self.recipe.frozen_lr, weight_decay=1e-2)
-        return Phase(1, module, optimizer, batches, maps, self.recipe.frozen_epochs, steps, "cosine")
-
-    def _phase2(self) -> Phase:
-        """Everything behind the frozen prefix, on fresh crops of the training photos."""
-        recipe, data = self.recipe, self.data
-        self.trained.requires_grad_(True)
-        size, labels = training_size(recipe, self.size), data.labels[data.train]
-        photos = Varied(data.pack, data.train, labels, size, recipe.augment, recipe.seed)
-
-        def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-            for some, labels in varied(photos, recipe.batch, first, last):
-                yield self.frozen.maps(some), labels
-
-        steps = recipe.steps_per_epoch or max(1, len(data.train) // recipe.batch)
-        groups = parameter_groups(self.network, self.frozen.rest, recipe)
-        optimizer = torch.optim.SGD(groups, lr=recipe.lr, momentum=0.9, nesterov=True)
-        return Phase(2, self.trained, optimizer, batches, self.frozen.validation, recipe.epochs, steps, recipe.schedule)
 
     # ---- the loop
 
-    def _run(self, phase: Phase, loaded: dict[str, Tensor]) -> None:
-        """The epochs of a phase, from where its state stands."""
+    def _run(self, phase: Phase, loaded: dict[str, Tensor], alone: bool = False) -> None:
+        """The epochs of a phase, from where its state stands; `alone` without the other processes."""
         checkpoint.restore_optimizer(phase.optimizer, checkpoint.part(loaded, "optimizer"))
-        module, optimizer = self.fabric.setup(phase.module, phase.optimizer)
+        if phase.average is not None and loaded:
+            phase.average.load_state_dict(checkpoint.part(loaded, "average"))
+        module, optimizer = phase.module, phase.optimizer
+        if self.recipe.compile and phase.number > 1:
+            module: nn.Module = torch.compile(module)  # type: ignore[assignment]
+        if not alone:
+            module, optimizer = self.fabric.setup(module, optimizer)
         before = sum(row["phase"] < phase.number for row in self.state.history)
         with self.reporter.bar(f"phase {phase.number}", "steps") as advance:
             for epoch in range(self.state.step // phase.steps, phase.epochs):
-                if self._stops(phase):
+                if stops(self.state.history, phase.number, self.recipe.monitor, self.recipe.patience):
                     break
                 began, last = time.monotonic(), (epoch + 1) * phase.steps
                 learning_mode(phase.module, keep_norms=self.recipe.weights != "none")
-                for inputs, labels in phase.batches(self.state.step, last):
-                    self._step(phase, module, optimizer, inputs, labels)
+                for inputs, targets in phase.batches(self.state.step, last):
+                    self._step(phase, module, optimizer, inputs, targets)
                     advance(self.state.step, phase.epochs * phase.steps)
                     if self.state.step < last and time.monotonic() - self.saved > SAVE_EVERY:
-                        self._save(phase.optimizer)
+                        self._save(phase)
                 self._close_epoch(phase, before + epoch + 1, began)
                 self.reporter.say(line(self.state.history[-1], before + phase.epochs))
 
-    def _step(self, phase: Phase, module: nn.Module, optimizer: Any, inputs: Tensor, labels: Tensor) -> None:
-        """One batch: rate, forward, backward, update; the state counts it."""
-        state = self.state
-        inputs, labels = self.fabric.to_device(inputs), self.fabric.to_device(labels)
-        factor = rate_factor(phase, state.step, [row for row in state.history if row["phase"] == phase.number])
+    def _step(self, phase: Phase, module: nn.Module, optimizer: Any, inputs: Tensor, targets: Tensor) -> None:
+        """One batch: rate, forward, backward, update; the sums count it."""
+        state, recipe = self.state, self.recipe
+        inputs, targets = self.fabric.to_device(inputs), self.fabric.to_device(targets)
+        mine = [row for row in state.history if row["phase"] == phase.number]
+        factor = rate_factor(phase.schedule, state.step, phase.epochs * phase.steps, mine, recipe.monitor)
         for group in phase.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        draw(self.recipe.seed, 3, phase.number, state.step)  # dropout and its like
-        loss, logits = training_loss(module, inputs, labels, self.recipe.label_smoothing)
-        if not math.isfinite(value := loss.item()):
+        draw(recipe.seed, 3, phase.number, state.step)  # dropout and its like
+        parts = list(zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
+        optimizer.zero_grad()
+        for k, (some, some_targets) in enumerate(parts):
+            early = k < len(parts) - 1
+            with self.fabric.no_backward_sync(module) if early and isinstance(module, _FabricModule) else nullcontext():
+                loss, logits = training_loss(
+                    module, some, some_targets, recipe.label_smoothing, self.routine.class_weights
+                )
+                self.fabric.backward(loss * (len(some) / len(inputs)))
+            right = (logits.argmax(1) == (some_targets if some_targets.ndim == 1 else some_targets.argmax(1))).sum()
+            self.sums += torch.stack([loss.detach() * len(some), right, torch.tensor(len(some)).to(right)])
+        if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
+            self._settle()
+        optimizer.step()
+        if phase.average is not None:
+            phase.average.update_parameters(phase.module)
+        state.step += 1
+
+    def _settle(self) -> None:
+        """The sums, into the state."""
+        self.state.loss, right, seen = self.sums.tolist()
+        self.state.right, self.state.seen = int(right), int(seen)
+        if not math.isfinite(self.state.loss):
             raise FieldmarkError(
-                f"the loss is not a number any more (phase {phase.number}, step {state.step}): "
+                f"the loss is not a number any more (phase {self.state.phase}, step {self.state.step}): "
                 "train into another --out with a lower --lr and --backbone-lr"
             )
-        optimizer.zero_grad()
-        self.fabric.backward(loss)
-        optimizer.step()
-        state.step += 1
-        state.loss += value * len(labels)
-        state.right += int((logits.argmax(1) == labels).sum())
-        state.seen += len(labels)
 
     def _close_epoch(self, phase: Phase, epoch: int, began: float) -> None:
         """Judge the validation photos, write the row, keep the weights if they are the best, save."""
         state = self.state
+        self._settle()
+        loss, right, seen = (self.sums if phase.number == 1 else self._over_all(self.sums)).tolist()
         val_loss, val_accuracy = self._validate(phase)
         row = {
             "epoch": epoch, "phase": phase.number, "lr": phase.optimizer.param_groups[-1]["lr"],
-            "train_loss": state.loss / state.seen, "train_accuracy": state.right / state.seen,
+            "train_loss": loss / seen, "train_accuracy": right / seen,
             "val_loss": val_loss, "val_accuracy": val_accuracy, "seconds": time.monotonic() - began,
         }  # fmt: skip
         state.history.append(row)
-        state.loss, state.right, state.seen = 0.0, 0, 0
+        self.sums.zero_()
+        self._settle()
         if self.best_epoch() == epoch:
-            self.best = checkpoint.snapshot(self.trained)
-        if phase.number == 2 or time.monotonic() - self.saved > SAVE_EVERY:
-            self._save(phase.optimizer)
-
-    def _stops(self, phase: Phase) -> bool:
-        """Early stopping, in phase 2 only: phase 1 costs next to nothing."""
-        mine = [row for row in self.state.history if row["phase"] == 2]
-        if phase.number == 1 or not mine:
-            return False
-        return mine[-1]["epoch"] - best_epoch(mine, self.recipe.monitor) >= self.recipe.patience
+            self.best = checkpoint.snapshot(self.trained if phase.average is None else phase.judged)
+        if phase.number > 1 or time.monotonic() - self.saved > SAVE_EVERY:
+            self._save(phase)
+        if self.trackers is not None:
+            self.trackers.epoch(row)
 
     def _validate(self, phase: Phase) -> tuple[float, float]:
-        """Mean loss and accuracy on the validation photos; not a number where there are none."""
+        """Mean loss and accuracy on the validation photos, each counted once; not a number where there are none."""
         if not len(self.data.val):
             return math.nan, math.nan
-        logits = self.logits(phase.module, phase.maps())
-        labels = self.labels[torch.from_numpy(self.data.val)]
+        logits, labels = self.logits(phase.judged, phase.maps()), self.routine.val_labels
         return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
 
+    def _over_all(self, sums: Tensor) -> Tensor:
+        """The sums of all processes."""
+        if self.fabric.world_size > 1:
+            torch.distributed.all_reduce(sums)
+        return sums
+
     def logits(self, module: nn.Module, maps: Iterable[Tensor]) -> Tensor:
-        """(n, classes) on the CPU, of a module in eval mode."""
+        """(n, classes) on the CPU, of a module in eval mode and in 32 bits."""
         module.eval()
         with torch.inference_mode():
             return torch.cat([module(self.fabric.to_device(x)).float().cpu() for x in maps])
 
     def validation_logits(self) -> np.ndarray:
         """(validation photos, classes), by the weights as they are now."""
-        return self.logits(self.trained, self.frozen.validation()).numpy()
+        return self.logits(self.trained, self.routine.frozen.validation()).numpy()
 
     # ---- survival
 
-    def _save(self, optimizer: torch.optim.Optimizer | None = None) -> None:
+    def _save(self, phase: Phase | None = None) -> None:
+        """The first process writes all that it takes to go on; where several train, only between epochs."""
+        if self.fabric.world_size > 1 and self.state.seen:
+            return
         tensors = {f"now.{name}": value for name, value in self.trained.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
-        if optimizer is not None:
-            tensors |= {f"optimizer.{name}": value for name, value in checkpoint.optimizer_tensors(optimizer).items()}
-        checkpoint.save(self.folder / "checkpoint.safetensors", tensors, dataclasses.asdict(self.state))
+        if phase is not None:
+            optimizer = checkpoint.optimizer_tensors(phase.optimizer)
+            tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
+            if phase.average is not None:
+                tensors |= {f"average.{name}": value for name, value in phase.average.state_dict().items()}
+        if self.fabric.is_global_zero:
+            checkpoint.save(self.folder / "checkpoint.safetensors", tensors, dataclasses.asdict(self.state))
         self.saved = time.monotonic()
 
     def _resume(self) -> dict[str, Tensor]:
@@ -261,40 +264,16 @@ class Trainer:
         tensors, counters = checkpoint.load(file)
         try:
             self.state, self.best = State(**counters), checkpoint.part(tensors, "best")
+            self.routine.enter(self.state.phase)
             self.trained.load_state_dict(checkpoint.part(tensors, "now"))
-        except (TypeError, RuntimeError):
+        except (TypeError, RuntimeError, IndexError):
             raise FieldmarkError(
                 f"{file} does not fit the recipe beside it, or a later version wrote it: train into another --out"
             ) from None
+        self.sums += torch.tensor([self.state.loss, self.state.right, self.state.seen], device=self.sums.device)
         self.reporter.say(f"resumed in phase {self.state.phase} at step {self.state.step}")
         return tensors
 
     def best_epoch(self) -> int:
         """Number of the epoch whose weights the network holds; 0 where none was trained."""
         return best_epoch(self.state.history, self.recipe.monitor) if self.state.history else 0
-
-    # ---- speed
-
-    def epoch_costs(self) -> tuple[float, float]:
-        """Seconds of a training step and of a look at the validation photos in phase 2, measured on a copy."""
-        kept = checkpoint.snapshot(self.trained)
-        phase = self._phase2()
-        learning_mode(phase.module, keep_norms=self.recipe.weights != "none")
-        times = []
-        began = time.monotonic()
-        for inputs, labels in phase.batches(0, 8):
-            loss, _ = training_loss(phase.module, inputs, self.fabric.to_device(labels), 0.0)
-            phase.optimizer.zero_grad()
-            loss.backward()
-            phase.optimizer.step()
-            times.append(time.monotonic() - began)
-            began = time.monotonic()
-        self.trained.load_state_dict(kept)
-        self.trained.zero_grad()
-        few = [maps for maps, _ in zip(phase.maps(), range(6), strict=False)]
-        self.logits(phase.module, few[:1])
-        began = time.monotonic()
-        self.logits(phase.module, few)
-        photos = sum(map(len, few))
-        look = (time.monotonic() - began) * len(self.data.val) / photos if photos else 0.0
-        return float(np.median(times[2:])), look

@@ -1,5 +1,6 @@
 """This machine -> ready for torch: allocator, threads, quiet libraries; and what a report says of it."""
 
+import contextlib
 import ctypes
 import os
 import platform
@@ -30,6 +31,12 @@ def keep_freed_memory() -> bool:
         return bool(libc.mallopt(M_MMAP_THRESHOLD, 1 << 30) and libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1))
     except (OSError, AttributeError):  # musl has neither
         return False
+
+
+def give_back_freed_memory() -> None:
+    """What a passing need for much memory has left goes back to the kernel (glibc only)."""
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def cores() -> int:

@@ -1,6 +1,5 @@
-"""Network + recipe -> what stays frozen, what trains and how fast; all of it pure functions."""
+"""Network + recipe -> what stays frozen, what trains, by which optimiser and how fast; all of it pure functions."""
 
-import math
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -8,12 +7,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel
 
 from fieldmark.network import Auxiliary, Network, is_added
 from fieldmark.recipe import Recipe
 
-Row = dict[str, Any]
-"""An epoch in the history."""
 Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 
 
@@ -29,26 +27,60 @@ class Phase:
     epochs: int
     steps: int  # in an epoch
     schedule: str
+    average: AveragedModel | None = None  # the running mean of the module's weights, judged in its place
+
+    @property
+    def judged(self) -> nn.Module:
+        """The module whose weights count."""
+        return self.module if self.average is None else self.average.module
 
 
-def frozen_until(network: Network, recipe: Recipe) -> str | None:
-    """The last layer that stays frozen in phase 2, or None when everything trains."""
-    return None if recipe.weights == "none" or recipe.unfreeze == "all" else network.cut
+def cuts(network: Network, recipe: Recipe) -> list[str | None]:
+    """For phase 2, and 3 where there is one: the last layer that stays frozen, or None where everything trains."""
+    if recipe.weights == "none" or recipe.unfreeze == "all" or network.cut is None:
+        return [None]
+    return [network.cut] if recipe.unfreeze == "late" else [network.cut, None]
+
+
+def share(epochs: int, phases: int, index: int) -> int:
+    """How many of phase 2's epochs its part number `index` gets; the first parts get what cannot be shared evenly."""
+    return epochs // phases + (index < epochs % phases)
 
 
 def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """SGD's groups: backbone and new parts, each with and without decay (biases and norms have none)."""
+    """The optimiser's groups: backbone and new parts, each with and without decay (biases and norms have none)."""
     fresh = {id(p) for m in rest.modules() if is_added(m) or isinstance(m, Auxiliary) for p in m.parameters()}
     old = [p for p in rest.parameters() if id(p) not in fresh]
     new = [p for p in rest.parameters() if id(p) in fresh] + list(network.head.parameters())
-    backbone_lr = recipe.lr if recipe.weights == "none" else recipe.backbone_lr
+    head_lr, backbone_lr = recipe.rates
     groups = []
-    for parameters, lr in ((old, backbone_lr), (new, recipe.lr)):
+    for parameters, lr in ((old, backbone_lr), (new, head_lr)):
         for decayed in (False, True):
             some = [p for p in parameters if (p.ndim > 1) == decayed]
             if some:
                 groups.append({"params": some, "lr": lr, "weight_decay": recipe.weight_decay if decayed else 0.0})
     return groups
+
+
+def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
+    """Phase 2's optimiser over these groups."""
+    if recipe.optimizer == "sgd":
+        return torch.optim.SGD(groups, lr=recipe.rates[0], momentum=0.9, nesterov=True)
+    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](groups, lr=recipe.rates[0])
+
+
+def running_mean(module: nn.Module, decay: float) -> AveragedModel:
+    """A copy of the module that follows its weights: `decay` times its own plus the rest of the module's, each step.
+
+    The first steps follow faster, as in TensorFlow's ExponentialMovingAverage: min(decay, (1 + n) / (10 + n)).
+    """
+
+    def follow(means: Any, weights: Any, n: Any) -> None:
+        share = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
+        for mean, weight in zip(means, weights, strict=True):
+            mean.lerp_(weight, share)
+
+    return AveragedModel(module, multi_avg_fn=follow)
 
 
 def learning_mode(module: nn.Module, keep_norms: bool) -> None:
@@ -67,13 +99,24 @@ def learning_mode(module: nn.Module, keep_norms: bool) -> None:
             part.eval()
 
 
-def training_loss(module: nn.Module, inputs: Tensor, labels: Tensor, smoothing: float) -> tuple[Tensor, Tensor]:
-    """A batch through a module in training mode -> its loss, auxiliary heads by their weight included, and logits."""
+def training_loss(
+    module: nn.Module, inputs: Tensor, targets: Tensor, smoothing: float, class_weights: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """A batch through a module in training mode -> its loss, auxiliary heads by their weight included, and logits.
+
+    `targets` are class numbers (n,) or shares of the classes (n, classes). The mean is over the photos, so that the
+    losses of the parts of a batch add up, whatever weights their classes have.
+    """
+
+    def mean(logits: Tensor) -> Tensor:
+        each = F.cross_entropy(logits.float(), targets, class_weights, reduction="none", label_smoothing=smoothing)
+        return each.mean()
+
     logits = module(inputs)
-    loss = F.cross_entropy(logits, labels, label_smoothing=smoothing)
+    loss = mean(logits)
     for auxiliary in module.modules():
         if isinstance(auxiliary, Auxiliary) and auxiliary.training:
-            loss = loss + auxiliary.weight * F.cross_entropy(auxiliary.logits, labels, label_smoothing=smoothing)
+            loss = loss + auxiliary.weight * mean(auxiliary.logits)
             del auxiliary.logits  # with its graph: nothing may copy the module while it is there
     return loss, logits
 
@@ -81,6 +124,17 @@ def training_loss(module: nn.Module, inputs: Tensor, labels: Tensor, smoothing: 
 def training_size(recipe: Recipe, size: int) -> int:
     """Pixels of a training crop for photos that are judged at `size`: 6/7 of it in steps of 32, unless it is small."""
     return recipe.train_size or (size if size < 96 else round(size * 6 / 7 / 32) * 32)
+
+
+def growing_size(start: int | None, end: int, epoch: int, epochs: int) -> int:
+    """Pixels of the crops in `epoch` of `epochs`: from `start` to `end` in three steps of a multiple of 32.
+
+    Howard's progressive resizing: early epochs learn what small crops can teach, at their price.
+    """
+    if start is None or start >= end or end < 96:
+        return end
+    third = min(2, 3 * epoch // max(1, epochs))
+    return round((start + (end - start) * third / 2) / 32) * 32 if third < 2 else end
 
 
 def measure_slots(network: Network, photos: Tensor) -> None:
@@ -98,46 +152,3 @@ def measure_slots(network: Network, photos: Tensor) -> None:
             network(photos)
     for hook in hooks:
         hook.remove()
-
-
-def rate_factor(phase: Phase, step: int, history: list[Row]) -> float:
-    """What the learning rate is multiplied with: a pure function of the step and, for `plateau`, of the history."""
-    if phase.schedule == "plateau":
-        drops = wait = 0
-        best = -math.inf
-        for row in history:
-            if math.isnan(row["val_accuracy"]):
-                continue
-            if row["val_accuracy"] > best:
-                best, wait = row["val_accuracy"], 0
-            else:
-                wait += 1
-            if wait == 4:
-                drops, wait = drops + 1, 0
-        return 0.2**drops
-    total = phase.epochs * phase.steps
-    warm = max(1, total // 10)
-    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, total - warm))))
-
-
-def best_epoch(history: list[Row], monitor: str) -> int:
-    """Number of the best epoch: by accuracy (ties: lower loss), or by loss; the last where nothing was validated.
-
-    Phase 1 stands with its last epoch: it settles smoothly, so that the best of its many is only the luckiest.
-    """
-
-    def score(row: Row) -> tuple[float, ...]:
-        if math.isnan(row["val_loss"]):
-            return (row["epoch"],)
-        return (row["val_accuracy"], -row["val_loss"]) if monitor == "accuracy" else (-row["val_loss"],)
-
-    frozen = [row for row in history if row["phase"] == 1]
-    return max([*frozen[-1:], *history[len(frozen) :]], key=score)["epoch"]
-
-
-def line(row: Row, epochs: int) -> str:
-    """An epoch as a line of the text log."""
-    return (
-        f"epoch: {row['epoch']}/{epochs}, train_loss: {row['train_loss']:.4f}, train_acc: {row['train_accuracy']:.4f}, "
-        f"val_loss: {row['val_loss']:.4f}, val_acc: {row['val_accuracy']:.4f} ({row['seconds']:.1f} s)"
-    )

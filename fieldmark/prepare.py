@@ -7,14 +7,15 @@ from typing import Any
 
 import numpy as np
 
-from fieldmark import records
-from fieldmark.dataset import Data, Pack, Packer
+from fieldmark import machine, records
+from fieldmark.dataset import Data
 from fieldmark.errors import FieldmarkError
-from fieldmark.photos.audit import audit, fingerprint, usable
+from fieldmark.photos.audit import Look, audit, fingerprint, usable
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.split import read_split, split, write_split
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
+from fieldmark.store import Pack, Packer, kind
 
 
 @dataclass(frozen=True)
@@ -28,42 +29,46 @@ class Table:
 
 
 def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> Table:
-    """Audit, packed pixels and split; taken up from the run's folder where they are complete."""
-    cache, split_file = out / "resume", out / "split.csv"
-    if not (split_file.exists() and Pack.exists(cache)):
+    """Audit, packed pixels and split; taken up from the run's folder where they are whole."""
+    if begun := (out / "split.csv").exists():
+        _same_photos(catalog, out)
+    if not (begun and Pack.whole(out / "resume")):
         _audit(catalog, preprocessing, recipe, out, reporter)
-    rows, findings = read_split(split_file), json.loads((out / "audit.json").read_text(encoding="utf-8"))
-    packed = {path: i for i, path in enumerate(json.loads((cache / "packed.json").read_text(encoding="utf-8")))}
-    now, then = {photo.path for photo in catalog.photos}, set(packed) | {u["path"] for u in findings["unreadable"]}
-    if now != then:
-        raise FieldmarkError(
-            f"the photos in {catalog.root} have changed since {out} was begun "
-            f"({len(now - then)} new, {len(then - now)} gone): train into another --out"
-        )
+        machine.give_back_freed_memory()  # of a hundred thousand photos it is too much to carry along
+    table = prepared(out)
+    rows, data = sum(map(len, (table.data.train, table.data.val, table.data.test))), table.data
+    sides = f"{len(data.train)} to train on, {len(data.val)} to choose by, {len(data.test)} to test"
+    reporter.say(f"{rows} photos of {len(table.classes)} classes: {sides}")
+    return table
+
+
+def prepared(out: Path) -> Table:
+    """What `prepare` has left in the run's folder; any process may open it."""
+    rows, findings = read_split(out / "split.csv"), _read(out / "audit.json")
+    packed = {path: i for i, path in enumerate(_read(out / "resume" / "packed.json"))}
     number = {name: k for k, name in enumerate(findings["trained"])}
     which = {side: [row.path for row in rows if row.split == side] for side in ("train", "val", "test")}
     labels = np.zeros(len(packed), np.int64)
     for row in rows:
         labels[packed[row.path]] = number[row.label]
     train, val, test = (np.array([packed[path] for path in paths], np.int64) for paths in which.values())
-    sides = f"{len(train)} to train on, {len(val)} to choose by, {len(test)} to test"
-    reporter.say(f"{len(rows)} photos of {len(number)} classes: {sides}")
-    return Table(list(number), Data(Pack(cache), labels, train, val, test), which["test"], findings)
+    return Table(list(number), Data(Pack(out / "resume"), labels, train, val, test), which["test"], findings)
 
 
 def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> None:
     """One pass over the files: findings, split and packed pixels into the run's folder."""
-    packer, packed = Packer(out / "resume"), []
+    shorter, interpolation = round(preprocessing["size"] / preprocessing["crop"]), preprocessing["interpolation"]
+    packed = []
+    with Packer(out / "resume", kind(shorter, interpolation), reporter.say) as packer:
 
-    def keep(i: int, photo: np.ndarray) -> None:
-        packer.add(photo)
-        packed.append(catalog.photos[i].path)
+        def keep(i: int, look: Look) -> None:
+            packer.add(look)
+            packed.append(catalog.photos[i].path)
 
-    with packer.file, reporter.bar("reading", "photos") as advance:
-        shorter = round(preprocessing["size"] / preprocessing["crop"])
-        found = audit(
-            catalog, shorter=shorter, interpolation=preprocessing["interpolation"], keep=keep, progress=advance
-        )
+        with reporter.bar("reading", "photos") as advance:
+            look = {"shorter": shorter, "interpolation": interpolation, "known": packer.known, "keep": keep}
+            found = audit(catalog, **look, progress=advance)
+        packer.finish()
     kept, groups, _ = usable(catalog, found)
     sides = split(kept, groups, seed=recipe.seed, leaks=found.leaks, allow_leaks=recipe.allow_leaks)
     findings = found.to_json(catalog)
@@ -72,12 +77,28 @@ def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out:
         reporter.warn(warning)
     findings |= {"folder": str(catalog.root.resolve()), "fingerprint": fingerprint(catalog, found)}
     findings["trained"] = list(kept.classes)
+    if (out / "split.csv").exists() and _read(out / "audit.json")["fingerprint"] != findings["fingerprint"]:
+        raise FieldmarkError(f"photos in {catalog.root} are not what they were: train into another --out")
     records.write(out / "audit.json", findings)
     records.write(out / "resume" / "packed.json", packed)
     records.table(out / "quarantine.csv", [dict(u) for u in findings["unreadable"]], ["path", "reason"])
-    packer.finish()
     write_split(out / "split.half", kept, sides)
     (out / "split.half").replace(out / "split.csv")
+
+
+def _same_photos(catalog: Catalog, out: Path) -> None:
+    """Refuse to go on with other photos than the run was begun with."""
+    now, unreadable = {photo.path for photo in catalog.photos}, _read(out / "audit.json")["unreadable"]
+    then = {*_read(out / "resume" / "packed.json"), *(found["path"] for found in unreadable)}
+    if now != then:
+        raise FieldmarkError(
+            f"the photos in {catalog.root} have changed since {out} was begun "
+            f"({len(now - then)} new, {len(then - now)} gone): train into another --out"
+        )
+
+
+def _read(file: Path) -> Any:
+    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def _testless(catalog: Catalog) -> list[str]:

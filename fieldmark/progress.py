@@ -16,8 +16,8 @@ Advance = Callable[[int, int], None]
 class Reporter:
     """Says to people what a run does, and keeps the seconds that each part took."""
 
-    def __init__(self, log: Path | None = None, started: float | None = None) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+    def __init__(self, log: Path | None = None, started: float | None = None, quiet: bool = False) -> None:
+        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
         self.log = log
         self.started = time.monotonic() if started is None else started
         self.seconds: dict[str, float] = {}

@@ -21,8 +21,11 @@ from fieldmark.errors import FieldmarkError
 class Recipe:
     """The settings of one training; the defaults suit a folder of a few thousand photos and a laptop."""
 
-    backbone: str = "efficientnet_lite0"
-    """The network that looks at the photo; `fieldmark zoo` lists them."""
+    quality: str = "fast"
+    """Which network where `backbone` names none: `fast` (EfficientNet-Lite0), `good` (Lite2) or `best` (the strongest
+    that can be fetched now, through timm)."""
+    backbone: str | None = None
+    """The network that looks at the photo, as `resnet50`; `fieldmark zoo` lists them."""
     attention: str | None = None
     """Attention inside every block: se, cbam, eca, coordinate, ela, gct or mask, as `se(ratio=8)`; `replace(se)` puts
     it in the place of the paper's own, `none` leaves that out; without it, as in the network's paper."""
@@ -39,30 +42,52 @@ class Recipe:
     """Pixels of a photo when it is judged; without it, what the weights were made for."""
     train_size: int | None = None
     """Pixels of a photo while training; without it, 6/7 of the image size: faster, and no worse when judged larger."""
+    start_size: int | None = None
+    """Pixels of a photo when phase 2 begins; they grow to `train_size` in three steps (progressive resizing)."""
     channels: int = 3
     """What the network sees of a photo: 3 for its colours, 1 for grey alone."""
     augment: str = "standard"
-    """How training photos vary: `standard` (random crop, flip), `strong` (colour and TrivialAugment too) or `none`."""
+    """How training photos vary: `none`, `flip-crop` (flipped and shifted a little), `standard` (cropped at random and
+    flipped) or `strong` (TrivialAugment and random erasing too)."""
+    mixup: float = 0.0
+    """Strength (alpha) of mixup: two photos blended into one. 0 leaves it out."""
+    cutmix: float = 0.0
+    """Strength (alpha) of cutmix: a piece of one photo in another. 0 leaves it out."""
+    imbalance: str = "none"
+    """What is done about classes of few photos: `none`, `weights` (they count more in the loss) or `sampling` (they are
+    drawn more often)."""
     batch: int = 32
-    """Photos in one step."""
+    """Photos in one step, over all devices; 0 takes the largest power of two up to 256 that the memory holds."""
+    accumulate: int = 1
+    """Parts that a step is computed in, one after the other, for less memory."""
+    exact: bool = True
+    """Solve phase 1 exactly (L-BFGS) where the head is one linear layer, instead of `frozen_epochs` of steps."""
     frozen_epochs: int = 30
-    """Epochs of phase 1: the head alone, on features of the frozen backbone that are computed once."""
+    """Epochs of phase 1: the head alone, on features of the frozen backbone that are computed once. 0 leaves it out."""
     frozen_lr: float = 1e-3
-    """Learning rate of phase 1 (AdamW)."""
+    """Learning rate of phase 1 (AdamW, or Adam where phase 2 takes Adam)."""
     epochs: int = 10
     """Epochs of phase 2: the backbone's later stages train too. 0 leaves phase 2 out; `budget` overrides it."""
     unfreeze: str = "late"
-    """What phase 2 trains of the backbone: its `late` stages, or `all` of it."""
-    lr: float = 0.01
-    """Learning rate of the head and of everything inserted in phase 2 (SGD, Nesterov momentum 0.9)."""
-    backbone_lr: float = 0.005
-    """Learning rate of the backbone in phase 2; from scratch, `lr` holds for all."""
+    """What phase 2 trains of the backbone: its `late` stages, `all` of it, or `gradual`: late ones first, then all."""
+    optimizer: str = "sgd"
+    """The optimiser of phase 2: `sgd` (Nesterov momentum 0.9), `adamw` or `adam`."""
+    lr: float | None = None
+    """Learning rate of the head and of everything inserted in phase 2; without it, 0.01 for sgd and 0.001 for the
+    others."""
+    backbone_lr: float | None = None
+    """Learning rate of the backbone in phase 2; without it, half of `lr`. From scratch, `lr` holds for all."""
+    find_lr: bool = False
+    """Find the learning rates of phase 2 by a range test (Smith 2017) before it begins."""
     schedule: str = "cosine"
     """The rate of phase 2 over time: `cosine` with a warm-up, or `plateau` (times 0.2 after 4 epochs without gain)."""
     weight_decay: float = 1e-4
     """L2 decay of the weights of convolutions and linear layers in phase 2."""
     label_smoothing: float = 0.1
     """How far the target of a photo is spread over the other classes."""
+    ema: float = 0.0
+    """Judge and keep a running mean of phase 2's weights with this share of the old ones a step, as 0.99; 0 leaves it
+    out."""
     monitor: str = "accuracy"
     """Which figure of the validation photos picks the best epoch: `accuracy` or `loss`."""
     patience: int = 10
@@ -71,10 +96,28 @@ class Recipe:
     """Time for the whole run, as `90s`, `5m` or `1h`; epochs and steps are planned once from the measured speed."""
     steps_per_epoch: int | None = None
     """Steps in an epoch of phase 2; without it, one pass over the training photos. The plan of a budget sets it."""
+    precision: str = "auto"
+    """Numbers that training computes with: `32` bits, `bf16` (mixed with 32), or `auto`: bf16 where the processor has
+    it. Photos are always judged with 32 bits."""
+    compile: bool = False
+    """Compile the trained part (torch.compile): worth its minute on a GPU, hardly on a CPU."""
+    devices: int = 1
+    """Processors or GPUs of this machine that train together; 0 takes all GPUs."""
+    nodes: int = 1
+    """Machines that train together, each started by torchrun; they see the same --out."""
+    logger: str | None = None
+    """Trackers beside TensorBoard and CSV: `wandb`, `mlflow`, or both with a comma."""
     allow_leaks: bool = False
     """Train although the same photo lies in several of the given splits; the report will say so."""
     seed: int = 0
     """Fixes the split and every random draw."""
+
+    @property
+    def rates(self) -> tuple[float, float]:
+        """Learning rates of the head and of the backbone in phase 2."""
+        head = self.lr if self.lr is not None else 0.01 if self.optimizer == "sgd" else 0.001
+        backbone = self.backbone_lr if self.backbone_lr is not None else head / 2
+        return head, head if self.weights == "none" else backbone
 
     def __post_init__(self) -> None:
         for name, allowed in CHOICES.items():
@@ -93,6 +136,12 @@ class Recipe:
         for name, most in MOST.items():
             if getattr(self, name) > most:
                 raise FieldmarkError(f"{option(name)} is {getattr(self, name)}, but must be at most {most}")
+        parts = max(1, self.devices) * self.nodes * self.accumulate
+        if self.batch % parts:
+            raise FieldmarkError(
+                f"--batch is {self.batch}, which {parts} parts (devices x nodes x --accumulate) cannot share evenly:"
+                f" {-(-self.batch // parts) * parts} is the next that they can"
+            )
         if self.batch == 1 and self.weights == "none":
             raise FieldmarkError("--batch is 1: batch norms that start from scratch need at least 2 photos")
         if self.budget is not None:
@@ -101,18 +150,25 @@ class Recipe:
 
 CHOICES = {
     "channels": (1, 3),
-    "augment": ("none", "standard", "strong"),
-    "unfreeze": ("late", "all"),
+    "quality": ("fast", "good", "best"),
+    "augment": ("none", "flip-crop", "standard", "strong"),
+    "imbalance": ("none", "weights", "sampling"),
+    "unfreeze": ("late", "all", "gradual"),
+    "optimizer": ("sgd", "adamw", "adam"),
+    "precision": ("auto", "32", "bf16"),
     "schedule": ("cosine", "plateau"),
     "monitor": ("accuracy", "loss"),
 }
+SHIPPED = Path(__file__).parent / "recipes"
+"""The named recipes."""
 WORDS = {"backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem"}
 LEAST = {
-    "image_size": 28, "train_size": 28, "batch": 1, "frozen_epochs": 0, "frozen_lr": 0, "epochs": 0, "lr": 0,
+    "image_size": 28, "train_size": 28, "start_size": 28, "batch": 0, "accumulate": 1, "mixup": 0, "cutmix": 0,
+    "ema": 0,     "devices": 0, "nodes": 1, "frozen_epochs": 0, "frozen_lr": 0, "epochs": 0, "lr": 0,
     "backbone_lr": 0, "weight_decay": 0, "label_smoothing": 0, "patience": 1, "steps_per_epoch": 1, "seed": 0,
 }  # fmt: skip
 
-MOST = {"label_smoothing": 0.99, "seed": 2**32 - 1}
+MOST = {"label_smoothing": 0.99, "ema": 0.99999, "seed": 2**32 - 1}
 
 
 def option(field: str) -> str:
@@ -141,13 +197,15 @@ def documented() -> dict[str, str]:
 
 
 def read(file: str | Path) -> Recipe:
-    """A recipe from YAML; unknown keys and wrong types are refused.
+    """A recipe by the name of one that comes with Fieldmark, or from YAML; unknown keys and wrong types are refused.
 
     Raises:
         FieldmarkError: no such file, no YAML, a key or a value that no recipe has.
     """
     import yaml
 
+    if (shipped := SHIPPED / f"{file}.yaml").is_file():
+        file = shipped
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except Exception as error:  # on odd numbers and dates PyYAML raises nearly everything there is
@@ -161,9 +219,9 @@ def read(file: str | Path) -> Recipe:
             raise FieldmarkError(
                 f"the recipe {file} has {key!r}, which is no setting" + (f"; {near[0]}?" if near else "")
             )
-        if types[key] is float and type(value) in (int, str) and (number := _number(value)) is not None:
+        if types[key] in (float, float | None) and type(value) in (int, str) and (number := _number(value)) is not None:
             values[key] = number
-        elif key == "budget" and type(value) in (int, float):
+        elif key in ("budget", "precision") and type(value) in (int, float):
             values[key] = str(value)
         elif not isinstance(value, types[key]) or (isinstance(value, bool) and types[key] is not bool):
             raise FieldmarkError(f"the recipe {file} has {key}: {value!r}, which is not of the right kind")

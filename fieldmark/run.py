@@ -10,37 +10,31 @@ import itertools
 import json
 import shlex
 import shutil
+import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-import numpy as np
 import torch
-from scipy.special import softmax
+from lightning_fabric import Fabric
 
-from fieldmark import bundle, evaluate, machine, records
+from fieldmark import devices, machine, plan, quality, records, store
 from fieldmark import recipe as recipes
-from fieldmark.dataset import Judged
 from fieldmark.errors import FieldmarkError
-from fieldmark.export import export, judging_time, verify
-from fieldmark.finetune import MOST_EPOCHS, Trainer
+from fieldmark.finetune import Trainer
 from fieldmark.network import Network, build
 from fieldmark.network.inspect import require_size
 from fieldmark.phases import training_size
-from fieldmark.photos.catalog import read
+from fieldmark.photos.catalog import Catalog, read
 from fieldmark.predict import Classifier
-from fieldmark.prepare import Table, prepare
+from fieldmark.prepare import Table, prepare, prepared
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.report import write_report
+from fieldmark.trackers import Trackers, require
+from fieldmark.verdict import disagreement, judge
 
-CLOSING = 8.0
-"""Seconds that a budget keeps for the export and the report, beside the test photos: measured, docs/performance.md."""
 PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
-TOLERANCE = 1e-5
-"""Largest difference of a probability between the network and its export that is called equal."""
-VERIFIED = 32
-"""Photos on which the export is compared with the original."""
 
 
 @dataclass(frozen=True)
@@ -76,60 +70,36 @@ def train(
     Raises:
         FieldmarkError: whatever the user can mend.
     """
-    out = Path(out) if out is not None else _new_folder(Path(photos))
-    if out.exists() and not resume:
-        raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
-    begun = resume and (out / "recipe.yaml").exists()
-    if begun:
-        recipe = _same(_begun(out), recipe, out)
-    elif out.is_dir() and {entry.name for entry in out.iterdir()} - {"resume", "recipe.half"}:
-        raise FieldmarkError(f"{out} holds other things than a run: give another --out")
-    if resume and finished(out):
-        return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
-    recipe = recipe or Recipe()
-    if recipe.budget and not begun:  # a plan that another run has left in its recipe does not hold for this one
-        recipe = dataclasses.replace(recipe, steps_per_epoch=None)
-    with torch.device("meta"):  # wrong words are refused before anything is read or written
-        network = _build(recipe, 2, weights=False)
-    size = recipe.image_size or network.preprocessing.size
-    for pixels in (size, training_size(recipe, size)):
-        require_size(network, pixels)
-    preprocessing = dataclasses.asdict(network.preprocessing) | {"size": size}
-    catalog = read(photos)
-    torch.manual_seed(recipe.seed)
-    network = _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
-    fresh = not out.exists()
-    try:
-        (out / "resume").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise FieldmarkError(f"{out} cannot be made ({error.strerror}): give another --out") from None
-    _record(recipe, out)
-    reporter = Reporter(out / "log.txt", started)
+    asked = recipe or Recipe()
+    begun = resume and out is not None and (Path(out) / "recipe.yaml").exists()
+    recipe = _same(_begun(Path(out)), asked, Path(out)) if begun and out is not None else asked
+    require(recipe.logger)
     machine.prepare()
-
+    fabric = devices.launch(recipe)
+    out = Path(fabric.broadcast(str(out if out is not None else _new_folder(Path(photos)))))
+    if not fabric.is_global_zero:
+        return _help(fabric, out)
     try:
-        with reporter.part("decode"):
-            table = prepare(catalog, preprocessing, recipe, out, reporter)
-    except FieldmarkError:
-        if fresh:  # nothing is lost, and the same command works once the photos are in order
-            shutil.rmtree(out)
+        start = _begin(Path(photos), recipe, out, resume, begun, started)
+    except BaseException:
+        fabric.broadcast(False)
         raise
-    if len(table.classes) != len(catalog.classes):  # a class without a photo that can be read
-        torch.manual_seed(recipe.seed)
-        network = _build(recipe, len(table.classes))
-    trainer = Trainer(network, table.data, recipe, out / "resume", reporter)
-    plan = _planner(out, reporter, table) if recipe.budget and not recipe.steps_per_epoch else None
-    history = trainer.train(plan)
-    records.table(out / "history.csv", history, list(history[0]) if history else ["epoch"])
+    fabric.broadcast(start is not None)
+    if start is None:
+        return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
+    recipe, catalog, table, network, reporter = start
 
+    tracked = Trackers(out, recipe, reporter.warn)
+    trainer = Trainer(network, table.data, recipe, out / "resume", reporter, fabric, tracked)
+    trainer.train(lambda trainer: _plan(trainer, out, len(table.test)))
     with reporter.part("evaluate"):
-        figures = _judge(trainer, table, preprocessing, out, reporter)
-    disagreement = _disagreement(figures["export"])
-    for warning in disagreement:
+        figures = judge(trainer, table, _preprocessing(network, recipe), out, reporter)
+    differs = disagreement(figures["export"])
+    for warning in differs:
         reporter.warn(warning)
     metrics = figures | {
         "bundle": str(out / "bundle"),
-        "warnings": [*table.audit["warnings"], *disagreement],
+        "warnings": [*table.audit["warnings"], *differs],
         "classes": table.classes,
         "network": network.spec,
         "parameters": sum(p.numel() for p in network.parameters()),
@@ -142,11 +112,24 @@ def train(
     with reporter.part("report"):
         records.write(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
         write_report(out, catalog.root)
+        tracked.close(figures, trainer.recipe)
     metrics["seconds"] = _seconds(reporter)
     records.write(out / "metrics.json", metrics)
-    for heavy in ("features.npy", "val_maps.npy", "index.npy", "photos.u8"):
+    for heavy in ("train_features.npy", "val_features.npy", "val_maps.npy"):
         (out / "resume" / heavy).unlink(missing_ok=True)
+    store.clear(out / "resume")
     return Run(out, json.loads(records.text(metrics)))
+
+
+def _help(fabric: Fabric, out: Path) -> Run:
+    """What every process but the first does: wait for its preparations, train with it, and leave the rest to it."""
+    if not fabric.broadcast(True):
+        sys.exit(0)
+    recipe, table = recipes.read(out / "recipe.yaml"), prepared(out)
+    torch.manual_seed(recipe.seed)
+    network = _build(recipe, len(table.classes))
+    Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric).train()
+    sys.exit(0)
 
 
 def _new_folder(photos: Path) -> Path:
@@ -158,16 +141,88 @@ def _new_folder(photos: Path) -> Path:
 
 def finished(out: Path) -> bool:
     """Whether the run has its report and figures; the packed photos go last of all."""
-    return (out / "metrics.json").exists() and not (out / "resume" / "photos.u8").exists()
+    return (out / "metrics.json").exists() and not store.exists(out / "resume")
 
 
 # ---- before the training
 
 
+class _Start(NamedTuple):
+    recipe: Recipe
+    catalog: Catalog
+    table: Table
+    network: Network
+    reporter: Reporter
+
+
+def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, started: float | None) -> _Start | None:
+    """Everything up to the training: what can be wrong is refused, cheapest first. None where the run is finished."""
+    if out.exists() and not resume:
+        raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
+    if not begun and out.is_dir() and {entry.name for entry in out.iterdir()} - {"resume", "recipe.half"}:
+        raise FieldmarkError(f"{out} holds other things than a run: give another --out")
+    if resume and finished(out):
+        return None
+    if recipe.budget and not begun:  # a plan that another run has left in its recipe does not hold for this one
+        recipe = dataclasses.replace(recipe, steps_per_epoch=None)
+    if recipe.backbone is None:
+        recipe = dataclasses.replace(recipe, backbone=quality.backbone(recipe.quality, Reporter(started=started).say))
+    with torch.device("meta"):  # wrong words are refused before anything is read or written
+        network = _build(recipe, 2, weights=False)
+    preprocessing = _preprocessing(network, recipe)
+    for pixels in (preprocessing["size"], training_size(recipe, preprocessing["size"]), recipe.start_size):
+        if pixels is not None:
+            require_size(network, pixels)
+    catalog = read(photos)
+    torch.manual_seed(recipe.seed)
+    network = _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
+    if not recipe.batch:
+        size = training_size(recipe, preprocessing["size"])
+        recipe = dataclasses.replace(recipe, batch=plan.batch_for(network, size, len(catalog.photos)))
+    fresh = not out.exists()
+    try:
+        (out / "resume").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise FieldmarkError(f"{out} cannot be made ({error.strerror}): give another --out") from None
+    _record(recipe, out)
+    reporter = Reporter(out / "log.txt", started)
+    try:
+        with reporter.part("decode"):
+            table = prepare(catalog, preprocessing, recipe, out, reporter)
+    except FieldmarkError:
+        if fresh:  # nothing is lost, and the same command works once the photos are in order
+            shutil.rmtree(out)
+        raise
+    if len(table.classes) != len(catalog.classes):  # a class without a photo that can be read
+        torch.manual_seed(recipe.seed)
+        network = _build(recipe, len(table.classes))
+    return _Start(recipe, catalog, table, network, reporter)
+
+
+def _preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
+    """How photos are judged: as the weights want it, at the size of the recipe."""
+    own = dataclasses.asdict(network.preprocessing)
+    return own | {"size": recipe.image_size or own["size"]}
+
+
+def _plan(trainer: Trainer, out: Path, test_photos: int) -> Recipe:
+    """The recipe, with what was left open until the speed is known; recorded, so that a resumed run does the same."""
+    recipe = trainer.recipe
+    if recipe.find_lr:
+        recipe, told = plan.rates_for(trainer, recipe)
+        trainer.reporter.say(told)
+    if recipe.budget and not recipe.steps_per_epoch:
+        recipe, told = plan.epochs_for(trainer, recipe, trainer.reporter.elapsed(), test_photos)
+        trainer.reporter.say(told)
+    if recipe != trainer.recipe:
+        _record(recipe, out)
+    return recipe
+
+
 def _build(recipe: Recipe, classes: int, weights: bool = True) -> Network:
     named = {"none": None}.get(recipe.weights, recipe.weights) if weights else None
     return build(
-        recipe.backbone,
+        recipe.backbone or quality.INSTALLED["fast"],
         attention=recipe.attention,
         after=recipe.after,
         head=recipe.head,
@@ -190,7 +245,8 @@ def _begun(out: Path) -> Recipe:
 def _same(begun: Recipe, asked: Recipe | None, out: Path) -> Recipe:
     """The recipe that the run was begun with; settings that were asked for now and differ are refused."""
     plain, begun_, asked_ = (dataclasses.asdict(r) for r in (Recipe(), begun, asked or Recipe()))
-    planned = ("epochs", "steps_per_epoch") if begun.budget else ()
+    planned = [*(["epochs", "steps_per_epoch"] if begun.budget else []), "find_lr"]
+    planned += [] if asked is None or asked.batch else ["batch"]
     differ = [n for n, value in asked_.items() if value not in (plain[n], begun_[n]) and n not in planned]
     if differ:
         name = differ[0]
@@ -201,86 +257,7 @@ def _same(begun: Recipe, asked: Recipe | None, out: Path) -> Recipe:
     return begun
 
 
-# ---- between the phases
-
-
-def _planner(out: Path, reporter: Reporter, table: Table):
-    """-> the function that turns what is left of the budget into epochs and steps, once, and records it."""
-
-    def plan(trainer: Trainer) -> Recipe:
-        recipe = trainer.recipe
-        step, look = trainer.epoch_costs()
-        closing = CLOSING + len(table.test) * judging_time(trainer.network, trainer.size) + look
-        left = recipes.seconds(recipe.budget or "") - reporter.elapsed() - closing
-        full = max(1, len(table.data.train) // recipe.batch)
-        epochs = min(MOST_EPOCHS, max(1, round(left / (full * step + look))))
-        steps = min(int((left / epochs - look) / step), full if epochs == MOST_EPOCHS else 2 * full)
-        planned = dataclasses.replace(recipe, epochs=epochs if steps > 0 else 0, steps_per_epoch=max(1, steps))
-        _record(planned, out)
-        reporter.say(
-            f"plan: {left:.0f} s are left for phase 2: {planned.epochs} epochs of {steps} steps at {step:.2f} s"
-            if steps > 0
-            else f"plan: the budget is spent; phase 2 is left out ({left:.0f} s left)"
-        )
-        return planned
-
-    return plan
-
-
 # ---- after the training
-
-
-def _judge(
-    trainer: Trainer, table: Table, preprocessing: dict[str, Any], out: Path, reporter: Reporter
-) -> dict[str, Any]:
-    """Calibrate on the validation photos, write the bundle, and test the file that people will use."""
-    data = table.data
-    val, test = data.labels[data.val], data.labels[data.test]
-    logits = trainer.validation_logits() if len(val) else np.zeros((0, len(table.classes)))
-    network = trainer.network.cpu()
-    t = evaluate.temperature(logits, val)
-    least = evaluate.threshold(logits, t)
-    info = bundle.describe(network, table.classes, preprocessing, t, least, table.audit["fingerprint"])
-    if len(table.classes) == 2:  # what one looks for is the rarer class
-        used = data.labels[np.concatenate([data.train, data.val, data.test])]
-        info["positive"] = table.classes[int(np.bincount(used, minlength=2).argmin())]
-    bundle.write(out / "bundle", info, network)
-    export(network, info, out / "bundle" / "model.onnx")
-    classifier = Classifier(out)
-    judged = Judged(data.pack, data.val if len(val) else data.train, preprocessing["size"])
-    checked = verify(network, info, classifier, [judged.photo(k) for k in range(min(VERIFIED, len(judged)))])
-    photos = Judged(data.pack, data.test, preprocessing["size"])
-    probabilities = np.zeros((len(photos), len(table.classes)), np.float32)
-    with reporter.bar("testing", "photos") as advance:
-        for k in range(len(photos)):
-            probabilities[k] = classifier.judge(photos.photo(k))["probabilities"]
-            advance(k + 1, len(photos))
-    confidence = probabilities.max(1)
-    columns = {
-        "path": table.test,
-        "label": [table.classes[k] for k in test],
-        "predicted": [table.classes[k] for k in probabilities.argmax(1)],
-        "confidence": confidence.tolist(),
-        "known": (confidence >= least).tolist(),
-    }
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    records.table(out / "predictions.csv", rows, list(columns))
-    return {
-        "test": evaluate.figures(probabilities, test, table.classes, least, info.get("positive")),
-        "validation": evaluate.figures(softmax(logits / t, axis=1), val, table.classes, least, info.get("positive")),
-        "temperature": t,
-        "export": checked,
-    }
-
-
-def _disagreement(checked: dict[str, Any]) -> list[str]:
-    """A warning where the exported file does not say what the network says."""
-    if checked["max_difference"] <= TOLERANCE and checked["label_agreement"] in (1.0, None):
-        return []
-    return [
-        f"model.onnx differs from the network by up to {checked['max_difference']:.1e} in a probability, "
-        f"labels agree on {checked['label_agreement']:.1%} of {checked['photos']} photos"
-    ]
 
 
 def _seconds(reporter: Reporter) -> dict[str, float]:

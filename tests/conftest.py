@@ -1,10 +1,13 @@
 """Fixtures that several test modules share."""
 
+import atexit
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +22,10 @@ from PIL import Image, ImageDraw
 CHECKS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
 settings.register_profile("fieldmark", deadline=None, suppress_health_check=CHECKS)
 settings.load_profile("fieldmark")
+
+# No test, nor a process that one starts, writes into the cache of whoever runs it.
+os.environ["FIELDMARK_CACHE"] = tempfile.mkdtemp(prefix="fieldmark-")
+atexit.register(shutil.rmtree, os.environ["FIELDMARK_CACHE"], ignore_errors=True)
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

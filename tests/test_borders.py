@@ -14,9 +14,10 @@ PACKAGE = ROOT / "fieldmark"
 
 # The way of a photo: a part imports only what stands before it. A new module needs a place here.
 WAY = (
-    *("errors", "machine", "records", "recipe", "progress", "checkpoint", "demo", "charts", "wording"),
-    *("network", "bench", "showcase", "photos", "dataset", "features", "phases", "finetune", "bundle", "predict"),
-    *("evaluate", "explain", "export", "report", "serve", "prepare", "run", "cli"),
+    *("errors", "machine", "records", "recipe", "progress", "checkpoint", "demo", "charts", "wording", "trackers"),
+    *("network", "quality", "bench", "showcase", "photos", "segments", "store", "augment", "dataset", "features"),
+    *("solve", "schedule", "phases", "routine", "devices", "finetune", "bundle", "predict", "evaluate", "explain"),
+    *("export", "report", "serve", "prepare", "plan", "verdict", "run", "cli"),
 )
 NO_TORCH = ("photos.decode", "predict", "serve")
 

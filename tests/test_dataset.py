@@ -1,5 +1,9 @@
-"""Packed photos are the decoded ones to the bit, and every random draw is a function of (seed, pass, photo) alone."""
+"""Packed photos are the decoded ones to the bit, and every random draw is a function of (seed, place, photo) alone."""
 
+import multiprocessing
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
@@ -10,56 +14,20 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from fieldmark import dataset
-from fieldmark.dataset import Judged, Normalise, Pack, Packer, Shuffle, Varied
-from fieldmark.photos.audit import audit
+from fieldmark.augment import class_weights
+from fieldmark.dataset import Judged, Normalise, Shuffle, Varied
+from fieldmark.errors import FieldmarkError
+from fieldmark.photos.audit import Look, audit
 from fieldmark.photos.catalog import read
 from fieldmark.photos.decode import prepare
-
-SIDES = st.tuples(st.integers(1, 40), st.integers(1, 40))
-
-
-def packed(folder: Path, shapes: list[tuple[int, int]], seed: int = 0) -> tuple[Pack, list[np.ndarray]]:
-    rng = np.random.default_rng(seed)
-    photos = [rng.integers(0, 256, (h, w, 3), dtype=np.uint8) for h, w in shapes]
-    packer = Packer(folder)
-    for photo in photos:
-        packer.add(photo)
-    return packer.finish(), photos
+from fieldmark.store import Pack, Packer
 
 
-@given(shapes=st.lists(SIDES, min_size=1, max_size=8), seed=st.integers(0, 99))
-def test_a_pack_gives_back_every_bit(shapes: list[tuple[int, int]], seed: int, tmp_path: Path):
-    pack, photos = packed(tmp_path, shapes, seed)
-    for opened in (pack, Pack(tmp_path)):
-        assert len(opened) == len(photos)
-        for i in reversed(range(len(photos))):
-            np.testing.assert_array_equal(opened[i], photos[i], strict=True)
-
-
-def test_a_packed_view_is_its_pixels(tmp_path: Path):
-    photo = np.arange(4 * 6 * 3, dtype=np.uint8).reshape(4, 6, 3)
-    packer = Packer(tmp_path)
-    packer.add(photo[::-1, ::2])  # strides that no file has
-    np.testing.assert_array_equal(packer.finish()[0], photo[::-1, ::2])
-
-
-def test_a_half_written_pack_does_not_exist(tmp_path: Path):
-    assert not Pack.exists(tmp_path / "none")
-    packer = Packer(tmp_path)
-    for _ in range(3):
-        packer.add(np.zeros((5, 4, 3), np.uint8))
-        assert not Pack.exists(tmp_path)
-    packer.finish()
-    assert Pack.exists(tmp_path)
-    assert {file.name for file in tmp_path.iterdir()} == {"photos.u8", "index.npy"}
-
-
-def test_beginning_anew_ends_the_old_pack(tmp_path: Path):
-    packed(tmp_path, [(5, 4), (3, 3)])
-    packer = Packer(tmp_path)
-    assert not Pack.exists(tmp_path)
-    packer.add(np.ones((9, 9, 3), np.uint8))
-    assert len(packer.finish()) == 1
+def packed(folder: Path, shapes: list[tuple[int, int]]) -> Pack:
+    rng, packer = np.random.default_rng(0), Packer(folder)
+    for h, w in shapes:
+        packer.add(Look("00" * 32, rng.integers(0, 256, (h, w, 3), dtype=np.uint8), (0, 0), np.zeros((16, 16, 3))))
+    return packer.finish()
 
 
 # ---- photos as they are judged
@@ -68,7 +36,7 @@ def test_beginning_anew_ends_the_old_pack(tmp_path: Path):
 def pack_of(folder: Path, cache: Path, size: int, crop: float) -> tuple[Pack, list[Path]]:
     """The photos as a training packs them."""
     catalog, packer = read(folder), Packer(cache)
-    audit(catalog, shorter=round(size / crop), keep=lambda i, photo: packer.add(photo))
+    audit(catalog, shorter=round(size / crop), keep=lambda i, look: packer.add(look))
     return packer.finish(), [folder / photo.path for photo in catalog.photos]
 
 
@@ -110,9 +78,8 @@ def test_each_pass_is_a_permutation(n: int, batch: int, passes: int, seed: int):
     stream = [item for items in Shuffle(n, batch, 0, steps, seed) for item in items]
     assert len(stream) == steps * batch
     for turn in range(passes):
-        mine = stream[turn * n : (turn + 1) * n]
-        assert {t for t, _ in mine} == {turn}
-        assert sorted(k for _, k in mine) == list(range(n))
+        assert sorted(k for _, k in stream[turn * n : (turn + 1) * n]) == list(range(n))
+    assert [place for place, _ in stream] == list(range(steps * batch))
 
 
 @given(
@@ -131,21 +98,48 @@ def test_passes_and_seeds_differ():
     assert a != b
 
 
+@given(n=st.integers(1, 30), share=st.integers(1, 5), world=st.integers(1, 4), balanced=st.booleans())
+def test_processes_share_out_the_batches_of_one(n: int, share: int, world: int, balanced: bool):
+    batch, weights = share * world, np.arange(1.0, n + 1) if balanced else None
+    shares = [Shuffle(n, batch, 2, 9, 0, weights=weights, rank=rank, world=world) for rank in range(world)]
+    for whole, *parts in zip(Shuffle(n, batch, 2, 9, 0, weights=weights), *shares, strict=True):
+        assert {len(part) for part in parts} == {share}
+        assert [item for items in zip(*parts, strict=True) for item in items] == whole
+
+
+def test_a_batch_that_cannot_be_shared_out_is_refused():
+    with pytest.raises(FieldmarkError, match="--batch is 32, but must be a multiple of the 3 processes"):
+        Shuffle(100, 32, 0, 1, 0, world=3)
+
+
+def test_balanced_passes_show_every_class_equally_often():
+    labels = np.repeat([0, 1, 2], [900, 90, 10])
+    weights = class_weights(labels, 3).numpy()[labels]
+    steps = list(Shuffle(1000, 50, 0, 60, 7, weights=weights))
+    drawn = np.array([k for items in steps for _, k in items])
+    counts = np.bincount(labels[drawn])
+    assert counts.sum() == 3000
+    assert np.abs(counts - 1000).max() < 5 * np.sqrt(3000 * 2 / 9)  # five standard deviations
+    assert len(np.unique(drawn[labels[drawn] == 2])) == 10
+    assert list(Shuffle(1000, 50, 31, 60, 7, weights=weights)) == steps[31:]
+    assert (drawn[:1000] != drawn[1000:2000]).any()
+
+
 # ---- photos as they are trained on
 
 
 @pytest.fixture(scope="module")
 def pack(tmp_path_factory: pytest.TempPathFactory) -> Pack:
-    return packed(tmp_path_factory.mktemp("pack"), [(40, 50), (50, 40), (40, 40), (40, 70)])[0]
+    return packed(tmp_path_factory.mktemp("pack"), [(40, 50), (50, 40), (40, 40), (40, 70)])
 
 
 def varying(pack: Pack, augment: str) -> Varied:
     return Varied(pack, np.array([3, 0, 2]), np.array([1, 0, 1]), 24, augment, seed=0)
 
 
-@pytest.mark.parametrize("augment", ["none", "standard", "strong"])
-def test_an_item_depends_on_pass_photo_and_seed_alone(pack: Pack, augment: str):
-    items = [(turn, k) for turn in range(3) for k in range(3)]
+@pytest.mark.parametrize("augment", ["none", "flip-crop", "standard", "strong"])
+def test_an_item_depends_on_look_photo_and_seed_alone(pack: Pack, augment: str):
+    items = [(look, k) for look in range(3) for k in range(3)]
     photos = varying(pack, augment)
     first = {item: photos[item] for item in items}
     torch.manual_seed(5)
@@ -160,23 +154,74 @@ def test_an_item_depends_on_pass_photo_and_seed_alone(pack: Pack, augment: str):
 
 
 @pytest.mark.parametrize("augment", ["standard", "strong"])
-def test_passes_photos_and_seeds_vary(pack: Pack, augment: str):
+def test_looks_photos_and_seeds_vary(pack: Pack, augment: str):
     which, labels = np.array([1, 1, 1]), np.zeros(3, int)  # one photo, so that nothing else tells them apart
     seeds = [Varied(pack, which, labels, 24, augment, seed) for seed in (0, 1)]
-    seen = [photos[turn, k][0] for photos in seeds for turn in range(2) for k in range(3)]
+    seen = [photos[look, k][0] for photos in seeds for look in range(2) for k in range(3)]
     assert len({tuple(photo.flatten().tolist()) for photo in seen}) == len(seen)
 
 
-def test_a_worker_changes_nothing(pack: Pack, monkeypatch: pytest.MonkeyPatch):
+def test_judged_photos_are_those_of_no_augmentation_at_their_size(pack: Pack):
+    which = np.arange(4)
+    seen = Varied(pack, which, np.zeros(4, int), 35, "none", seed=0)  # 0.875 of 40
+    (judged,) = dataset.judged(pack, which, 35)
+    assert torch.equal(judged, torch.stack([seen[0, k][0] for k in range(4)]))
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_a_worker_changes_nothing(number: int, pack: Pack, monkeypatch: pytest.MonkeyPatch):
     def everything(number: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        monkeypatch.setattr(dataset, "_workers", lambda: number)
-        batches = list(dataset.varied(varying(pack, "strong"), 2, 1, 6))
+        monkeypatch.setattr(dataset, "_workers", lambda *_: number)
+        weights = np.array([1.0, 5.0, 1.0])
+        batches = [*dataset.varied(varying(pack, "strong"), 2, 1, 6)]
+        batches += dataset.varied(varying(pack, "standard"), 4, 0, 3, weights=weights, rank=1, world=2)
         looks = list(dataset.judged(pack, np.array([1, 0, 3, 2]), 30, batch=3))
         return [tensor for batch in batches for tensor in batch], looks
 
-    for ours, theirs in zip(everything(0), everything(1), strict=True):
+    for ours, theirs in zip(everything(0), everything(number), strict=True):
         assert len(ours) == len(theirs) > 0
         assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
+
+
+def test_a_worker_that_dies_ends_in_one_line(pack: Pack, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dataset, "_workers", lambda *_: 1)
+    before = signal.getsignal(signal.SIGCHLD)
+    batches = dataset.varied(varying(pack, "standard"), 2, 0, 10**6)
+    next(batches)
+    (worker,) = multiprocessing.active_children()
+    assert worker.pid
+    os.kill(worker.pid, signal.SIGKILL)
+    time.sleep(0.5)  # torch would raise here, in the middle of a training step
+    assert signal.getsignal(signal.SIGCHLD) == before
+    with pytest.raises(FieldmarkError, match=r"a process that loads photos died .*--resume"):
+        for _ in batches:
+            pass
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_what_fails_in_a_worker_is_no_death(number: int, pack: Pack, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(dataset, "_workers", lambda *_: number)
+    with pytest.raises(IndexError, match="out of bounds"):
+        list(dataset.judged(pack, np.array([0, 99]), 30))
+
+
+def test_workers_are_the_cores_that_are_free(monkeypatch: pytest.MonkeyPatch):
+    def workers(cores: int, world: int = 1, threads: int = 4, shared: int = 2**34) -> int:
+        monkeypatch.setattr(dataset.machine, "cores", lambda: cores)
+        monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+        monkeypatch.setattr(dataset, "_shared_memory", lambda: shared)
+        return dataset._workers(world)
+
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "fork")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
+    assert [workers(cores) for cores in (1, 2, 4, 6, 64)] == [0, 0, 2, 4, 8]
+    assert workers(16, world=2) == 6
+    assert workers(16, threads=1) == workers(16, shared=2**26) == 0
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "4")  # of 8 processes, the others on a second machine
+    assert workers(32, world=8) == 6
+    monkeypatch.setattr(multiprocessing, "get_start_method", lambda: "spawn")
+    assert workers(16) == 0
 
 
 def test_draw_is_a_function_of_its_numbers():

@@ -9,13 +9,16 @@ import pytest
 import torch
 
 from fieldmark import finetune
-from fieldmark.dataset import Data, Judged, Packer
+from fieldmark.dataset import Data, Judged
 from fieldmark.errors import FieldmarkError
 from fieldmark.features import ArrayFile
 from fieldmark.finetune import Trainer
 from fieldmark.network import build
+from fieldmark.photos.audit import Look
+from fieldmark.plan import costs, rates_for
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
+from fieldmark.store import Packer
 
 SIZE = 64
 
@@ -25,14 +28,16 @@ def data(drawing, tmp_path_factory: pytest.TempPathFactory) -> Data:
     """Three classes of ten photos: 18 to train on, 6 to choose by, 6 to test."""
     packer = Packer(tmp_path_factory.mktemp("pack"))
     for number in range(30):
-        packer.add(np.asarray(drawing(number % 3, 200 + number).resize((SIZE + 9, SIZE + 9))))
+        photo = np.asarray(drawing(number % 3, 200 + number).resize((SIZE + 9, SIZE + 9)))
+        packer.add(Look(f"{number:064x}", photo, (0, 0), np.zeros((16, 16, 3))))
     labels = np.arange(30) % 3
     return Data(packer.finish(), labels, np.arange(18), np.arange(18, 24), np.arange(24, 30))
 
 
 def trainer(data: Data, folder: Path, words: str = "", **settings) -> Trainer:
     folder.mkdir(exist_ok=True)
-    usual: dict[str, Any] = {"image_size": SIZE, "train_size": SIZE, "batch": 6, "frozen_epochs": 2, "epochs": 1}
+    usual: dict[str, Any] = {"image_size": SIZE, "train_size": SIZE, "batch": 6, "epochs": 1}
+    usual |= {"exact": False, "frozen_epochs": 2, "backbone": "efficientnet_lite0"}
     recipe = Recipe(**usual | settings)
     weights = None if recipe.weights == "none" else recipe.weights
     torch.manual_seed(0)
@@ -46,11 +51,16 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 def test_the_frozen_part_stays_to_the_bit_and_the_rest_moves(data: Data, tmp_path: Path):
     training = trainer(data, tmp_path, frozen_epochs=0)
-    frozen, rest = state(training.frozen.prefix), state(training.frozen.rest)
+    parts = training.routine.frozen
+    frozen, rest = state(parts.prefix), state(parts.rest)
     training.train()
-    assert all(torch.equal(frozen[name], value) for name, value in training.frozen.prefix.state_dict().items())
-    moved = {name for name, value in training.frozen.rest.state_dict().items() if not torch.equal(rest[name], value)}
-    assert moved == {name for name, _ in training.frozen.rest.named_parameters()}  # no running statistic is among them
+    assert all(torch.equal(frozen[name], value) for name, value in training.routine.frozen.prefix.state_dict().items())
+    moved = {
+        name for name, value in training.routine.frozen.rest.state_dict().items() if not torch.equal(rest[name], value)
+    }
+    assert moved == {
+        name for name, _ in training.routine.frozen.rest.named_parameters()
+    }  # no running statistic is among them
 
 
 WHOLE = ["", "+head=bilinear(reduced=4)", "+after=-1:mask(norm=True)"]
@@ -59,15 +69,15 @@ WHOLE = ["", "+head=bilinear(reduced=4)", "+after=-1:mask(norm=True)"]
 @pytest.mark.parametrize("words", WHOLE)
 def test_features_are_what_the_network_says(words: str, data: Data, tmp_path: Path):
     training = trainer(data, tmp_path, words)
-    features = torch.from_numpy(training.frozen.features(training.reporter).copy())
+    features = torch.from_numpy(np.concatenate(training.routine.frozen.features(training.reporter, mirrored=False)))
     photos = torch.stack([Judged(data.pack, np.arange(24), SIZE)[k] for k in range(24)])
     network = training.network.eval()
     with torch.inference_mode():
-        logits = network(training.frozen.normalise(photos))
-        _, tail = training.frozen.end()
+        logits = network(training.routine.frozen.normalise(photos))
+        _, tail = training.routine.frozen.end()
         torch.testing.assert_close(network.head(tail(features)), logits, rtol=1e-4, atol=1e-4)
-        kept = torch.cat(list(training.frozen.validation()))
-        torch.testing.assert_close(kept, training.frozen.maps(photos[18:]), rtol=1e-4, atol=1e-4)
+        kept = torch.cat(list(training.routine.frozen.validation()))
+        torch.testing.assert_close(kept, training.routine.frozen.maps(photos[18:]), rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("frozen_epochs", [0, 2])
@@ -75,9 +85,9 @@ def test_norms_in_added_attention_start_from_what_they_will_see(frozen_epochs: i
     training = trainer(data, tmp_path, "+after=-2:se(norm=True),-1:mask(norm=True)", frozen_epochs=frozen_epochs)
     photos = torch.stack([Judged(data.pack, data.val, SIZE)[k] for k in range(6)])
     with torch.inference_mode():
-        before = training.network.eval()(training.frozen.normalise(photos))
-        training._measure_slots()
-        after = training.network.eval()(training.frozen.normalise(photos))
+        before = training.network.eval()(training.routine.frozen.normalise(photos))
+        training.routine.measure_slots()
+        after = training.network.eval()(training.routine.frozen.normalise(photos))
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)  # still the identity
     for slot in training.network.slots.values():
         norm = next(m for m in slot.modules() if isinstance(m, torch.nn.BatchNorm2d))
@@ -110,11 +120,14 @@ def test_a_loss_that_is_no_number_ends_in_one_line(data: Data, tmp_path: Path):
         trainer(data, tmp_path, epochs=20, lr=1e30, backbone_lr=1e30).train()
 
 
-def test_measuring_the_speed_leaves_no_trace(data: Data, tmp_path: Path):
+def test_measuring_leaves_no_trace(data: Data, tmp_path: Path):
     training = trainer(data, tmp_path, weights="none", backbone="resnet18", frozen_epochs=0)
+    training.state.phase = 2
     before = state(training.network)
-    step, look = training.epoch_costs()
+    step, look = costs(training, training.recipe)
     assert step > 0 and look > 0
+    planned, _ = rates_for(training, training.recipe, steps=8)
+    assert planned.lr and planned.backbone_lr and not planned.find_lr
     assert all(torch.equal(before[name], value) for name, value in training.network.state_dict().items())
 
 

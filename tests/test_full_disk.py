@@ -52,11 +52,14 @@ def equal(run: Path, other: Path) -> bool:
     return histories[0] == histories[1] and weights[0] == weights[1]
 
 
-def test_full_in_the_pack_the_features_and_the_checkpoint(command, disk, small_photos, small_options, trained):
+def test_full_in_the_pack_the_features_and_the_checkpoint(
+    command, disk, small_photos, small_options, trained, monkeypatch
+):
+    monkeypatch.setenv("FIELDMARK_CACHE_GB", "0")
     run = disk("size=512k") / "run"
     words = ["train", small_photos, "--out", run, "--resume", "--json", *small_options]
     pack, features, checkpoint = (
-        run / "resume" / name for name in ("index.npy", "features.npy", "checkpoint.safetensors")
+        run / "resume" / name for name in ("pack.npz", "features.npy", "checkpoint.safetensors")
     )
     assert ends_in_one_line(command(*words)) and not pack.exists()
     disk("size=1160k")

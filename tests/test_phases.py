@@ -1,7 +1,6 @@
 """What stays frozen, what trains and how fast."""
 
 import copy
-import math
 
 import pytest
 import torch
@@ -12,33 +11,19 @@ from torch.nn import functional as F
 
 from fieldmark.network import Auxiliary, build
 from fieldmark.phases import (
-    Phase,
-    best_epoch,
-    frozen_until,
+    cuts,
+    growing_size,
     learning_mode,
-    line,
+    make_optimizer,
     parameter_groups,
-    rate_factor,
+    running_mean,
+    share,
     training_loss,
     training_size,
 )
 from fieldmark.recipe import Recipe
 
 LITE = "efficientnet_lite0"
-
-
-def phase(schedule: str, epochs: int = 5, steps: int = 20) -> Phase:
-    module = nn.Linear(1, 1)
-    optimizer = torch.optim.SGD(module.parameters(), lr=1.0)
-    return Phase(2, module, optimizer, lambda first, last: [], lambda: iter(()), epochs, steps, schedule)
-
-
-def rows(*figures: tuple[int, float, float]) -> list[dict]:
-    """(phase, accuracy, loss) of each epoch."""
-    return [
-        {"epoch": k + 1, "phase": number, "val_accuracy": accuracy, "val_loss": loss}
-        for k, (number, accuracy, loss) in enumerate(figures)
-    ]
 
 
 @pytest.mark.parametrize(
@@ -51,12 +36,20 @@ def rows(*figures: tuple[int, float, float]) -> list[dict]:
         ({"attention": "se"}, Recipe(), None),
         ({}, Recipe(unfreeze="all"), None),
         ({}, Recipe(weights="none"), None),
+        ({}, Recipe(weights="none", unfreeze="gradual"), None),
     ],
 )
 def test_no_added_attention_is_frozen(words: dict, recipe: Recipe, cut: str | None):
     with torch.device("meta"):
         network = build(LITE, classes=3, **words)
-    assert frozen_until(network, recipe) == cut
+    assert cuts(network, recipe) == [cut]
+
+
+def test_gradual_means_late_stages_then_all():
+    with torch.device("meta"):
+        network = build(LITE, classes=3)
+    assert cuts(network, Recipe(unfreeze="gradual")) == ["blocks.3", None]
+    assert [share(7, 2, k) for k in range(2)] == [4, 3] and share(7, 1, 0) == 7
 
 
 def test_groups_hold_every_parameter_once_at_its_rate():
@@ -132,34 +125,30 @@ def test_training_photos_are_smaller_but_not_small(size: int):
     assert training_size(Recipe(train_size=77), size) == 77
 
 
-@given(st.integers(1, 400), st.integers(1, 50))
-def test_cosine_warms_up_and_comes_down(epochs: int, steps: int):
-    total = epochs * steps
-    factors = [rate_factor(phase("cosine", epochs, steps), step, []) for step in range(total)]
-    top = factors.index(max(factors))
-    assert all(0 < factor <= 1 for factor in factors[:1]) and max(factors) <= 1
-    assert factors[: top + 1] == sorted(factors[: top + 1]) and top <= max(1, total // 10)
-    assert factors[top:] == sorted(factors[top:], reverse=True)
+@given(st.integers(28, 224), st.integers(1, 40))
+def test_crops_grow_to_the_size_of_training(start: int, epochs: int):
+    sizes = [growing_size(start, 224, epoch, epochs) for epoch in range(epochs)]
+    assert sizes == sorted(sizes) and all(size % 32 == 0 and size <= 224 for size in sizes)
+    assert epochs < 3 or (sizes[-1] == 224 and abs(sizes[0] - start) <= 16)
+    assert growing_size(None, 224, 0, epochs) == growing_size(300, 224, 0, epochs) == 224
 
 
-def test_plateau_drops_after_four_epochs_without_gain():
-    history = rows((2, 0.5, 1), (2, 0.6, 1), (2, 0.6, 1), (2, 0.5, 1), (2, 0.6, 1))
-    assert rate_factor(phase("plateau"), 0, history) == 1
-    history += rows((2, 0.4, 1))
-    assert rate_factor(phase("plateau"), 0, history) == pytest.approx(0.2)
-    history += rows(*[(2, 0.1, 1)] * 4)
-    assert rate_factor(phase("plateau"), 0, history) == pytest.approx(0.04)
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_every_optimiser_takes_the_groups(name: str):
+    layer, recipe = nn.Linear(2, 2), Recipe(optimizer=name, lr=0.5, backbone_lr=0.25)
+    optimizer = make_optimizer([{"params": [layer.weight], "lr": 0.25, "weight_decay": 0.0}], recipe)
+    assert name in type(optimizer).__name__.lower() and optimizer.param_groups[0]["lr"] == 0.25
 
 
-def test_the_best_epoch():
-    history = rows((1, 0.99, 0.1), (1, 0.7, 0.5), (2, 0.8, 0.6), (2, 0.8, 0.4), (2, 0.75, 0.3))
-    assert best_epoch(history, "accuracy") == 4  # phase 1 stands with its last epoch; ties go to the lower loss
-    assert best_epoch(history, "loss") == 5
-    assert best_epoch(history[:2], "accuracy") == 2
-    assert best_epoch(rows((1, math.nan, math.nan), (2, math.nan, math.nan)), "accuracy") == 2
-
-
-def test_the_line_of_an_epoch_is_the_write_ups():
-    row = {"epoch": 3, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 2.0, "val_accuracy": 0.25, "seconds": 1.5}
-    expected = "epoch: 3/9, train_loss: 1.0000, train_acc: 0.5000, val_loss: 2.0000, val_acc: 0.2500"
-    assert line(row, 9).startswith(expected)
+def test_the_running_mean_follows_and_its_buffers_are_the_modules():
+    module = nn.BatchNorm1d(1)
+    average = running_mean(module, 0.9)
+    values = []
+    for step in range(200):
+        with torch.no_grad():
+            module.weight.fill_(step)
+            module.running_mean.fill_(step)
+        average.update_parameters(module)
+        values.append(average.module.weight.item())
+    assert values == sorted(values) and average.module.running_mean.item() == 199
+    assert 199 - values[-1] == pytest.approx(0.9 / 0.1, rel=0.01)  # how far a mean of 0.9 stays behind a slope of 1

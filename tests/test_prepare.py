@@ -1,5 +1,6 @@
 """Audit, pack and split of a run: made once, taken up when whole, refused when the photos have changed."""
 
+import dataclasses
 import shutil
 from pathlib import Path
 
@@ -7,14 +8,22 @@ import numpy as np
 import pytest
 
 from fieldmark import prepare as module
+from fieldmark import store
 from fieldmark.errors import FieldmarkError
+from fieldmark.photos import audit
 from fieldmark.photos.catalog import read
 from fieldmark.photos.decode import prepare as decoded
-from fieldmark.prepare import Table, prepare
+from fieldmark.prepare import Table, prepare, prepared
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 
 LOOK = {"size": 56, "crop": 0.875, "interpolation": "bilinear"}
+
+
+@pytest.fixture(autouse=True)
+def cached(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FIELDMARK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
 
 
 @pytest.fixture
@@ -22,6 +31,26 @@ def photos(small_photos: Path, tmp_path: Path) -> Path:
     copy = shutil.copytree(small_photos, tmp_path / "photos")
     (copy / "disc" / "00.jpg").write_bytes(b"no photo")
     return copy
+
+
+@pytest.fixture
+def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
+    """Grows by the file's bytes with every photo that the audit decodes."""
+    whole, seen = audit.decode, []
+    monkeypatch.setattr(audit, "decode", lambda content, *how: seen.append(content) or whole(content, *how))
+    return seen
+
+
+def equal(one: Table, other: Table) -> bool:
+    """The same photos with the same labels on the same sides, and the same findings."""
+    sides = all(
+        np.array_equal(getattr(one.data, f.name), getattr(other.data, f.name))
+        for f in dataclasses.fields(one.data)
+        if f.name != "pack"
+    )
+    pixels = all(np.array_equal(one.data.pack[k], other.data.pack[k]) for k in range(len(one.data.pack)))
+    found = [table.audit | {"folder": None} for table in (one, other)]
+    return sides and pixels and found[0] == found[1] and (one.classes, one.test) == (other.classes, other.test)
 
 
 def made(photos: Path, out: Path) -> Table:
@@ -45,10 +74,62 @@ def test_sides_labels_and_pixels_belong_together(photos: Path, tmp_path: Path):
 def test_it_is_taken_up_without_reading_a_photo(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     first = made(photos, tmp_path / "run")
     monkeypatch.setattr(module, "audit", None)
+    for again in (made(photos, tmp_path / "run"), prepared(tmp_path / "run")):
+        assert equal(again, first)
+
+
+def test_a_second_run_decodes_nothing_but_what_has_changed(photos: Path, tmp_path: Path, decodings: list[bytes]):
+    first = made(photos, tmp_path / "run")
+    assert len(decodings) == 48
+    decodings.clear()
+    assert equal(made(photos, tmp_path / "second"), first)
+    assert decodings == [b"no photo"]  # why it cannot be read may change with the machine
+    changed, moved = photos / "disc" / "01.jpg", photos / "square" / "new.jpg"
+    (photos / "disc" / "02.jpg").rename(moved)
+    changed.write_bytes(changed.read_bytes() + b"\0")
+    decodings.clear()
+    third = made(photos, tmp_path / "third")
+    assert sorted(decodings) == sorted([b"no photo", changed.read_bytes()])
+    assert third.audit["fingerprint"] != first.audit["fingerprint"]
+
+
+def test_another_size_is_decoded_anew(photos: Path, tmp_path: Path, decodings: list[bytes], monkeypatch):
+    made(photos, tmp_path / "run")
+    decodings.clear()
+    monkeypatch.setitem(LOOK, "size", 48)
+    table = made(photos, tmp_path / "second")
+    assert len(decodings) == 48 and min(table.data.pack[0].shape[:2]) == round(48 / 0.875)
+
+
+@pytest.mark.parametrize("gone", ["the cache", "a segment's first byte", "the record"])
+def test_a_pack_that_is_gone_is_made_again(
+    gone: str, photos: Path, tmp_path: Path, cached: Path, decodings: list[bytes]
+):
+    first = made(photos, tmp_path / "run")
+    kept = [np.array(first.data.pack[k]) for k in range(47)]
+    split = (tmp_path / "run" / "split.csv").read_bytes()
+    (segment,) = cached.rglob("*.seg")
+    decodings.clear()
+    if gone == "the cache":
+        shutil.rmtree(cached)
+    elif gone == "the record":
+        store.clear(tmp_path / "run" / "resume")
+    else:
+        segment.write_bytes(bytes([segment.read_bytes()[0] ^ 1]) + segment.read_bytes()[1:])
     again = made(photos, tmp_path / "run")
-    assert (again.classes, again.test, again.audit) == (first.classes, first.test, first.audit)
-    for side in ("labels", "train", "val", "test"):
-        assert np.array_equal(getattr(again.data, side), getattr(first.data, side))
+    assert len(decodings) == {"the cache": 48, "a segment's first byte": 2, "the record": 1}[gone]
+    assert all(np.array_equal(again.data.pack[k], kept[k]) for k in range(47))
+    assert (tmp_path / "run" / "split.csv").read_bytes() == split and again.audit == first.audit
+
+
+def test_other_bytes_under_the_same_names_are_refused(photos: Path, tmp_path: Path, cached: Path):
+    """Unless the run has the old ones still: then it goes on with them."""
+    first, changed = made(photos, tmp_path / "run"), photos / "disc" / "01.jpg"
+    changed.write_bytes((photos / "square" / "01.jpg").read_bytes())
+    assert equal(made(photos, tmp_path / "run"), first)
+    shutil.rmtree(cached)
+    with pytest.raises(FieldmarkError, match=r"not what they were.*another --out"):
+        made(photos, tmp_path / "run")
 
 
 def test_changed_photos_are_refused(photos: Path, tmp_path: Path):

@@ -32,7 +32,7 @@ STOPPING = """
 import sys, time
 from pathlib import Path
 from fieldmark import cli, finetune, run
-from fieldmark.dataset import Packer
+from fieldmark.store import Packer
 
 marker = Path(sys.argv.pop(1))
 finetune.SAVE_EVERY = {save_every}
@@ -53,7 +53,7 @@ cli.main()
 
 # Name -> where it stops, and the phase and step that the checkpoint then stands at (None: there is none yet).
 PLACES = {
-    "while photos are read": ({"home": "Packer", "name": "add", "when": "len(args[0].shapes) == 9"}, None),
+    "while photos are read": ({"home": "Packer", "name": "add", "when": "len(args[0]) == 9"}, None),
     "in phase 1": ({"home": "finetune", "name": "draw", "when": "args[1:] == (3, 1, 14)"}, (1, 14)),
     "between the phases": ({"home": "finetune.Trainer", "name": "_next_phase", "when": "True"}, (2, 0)),
     "in an epoch of phase 2": ({"home": "finetune", "name": "draw", "when": "args[1:] == (3, 2, 6)"}, (2, 6)),

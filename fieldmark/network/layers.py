@@ -1,5 +1,8 @@
 """Layers that torch does not have: (n, c, h, w) -> (n, c', h', w'), as the published weights expect them."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -36,11 +39,58 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
+        slow = kernel == 5 and self.groups > 1 and input.dtype == torch.bfloat16 and input.device.type == "cpu"
         if stride == 1:
-            return super().forward(input)
+            return Depthwise5.apply(input, self.weight, 1, 2) if slow else super().forward(input)
         total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in input.shape[2:])
         padded = functional.pad(input, (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2))
+        if slow:
+            return Depthwise5.apply(padded, self.weight, stride, 0)
         return functional.conv2d(padded, self.weight, None, stride, groups=self.groups)
+
+
+class Depthwise5(torch.autograd.Function):
+    """A 5 x 5 depthwise convolution in bfloat16 whose gradients take ways that oneDNN has fast code for.
+
+    (n, c, h, w) and weights (c, 1, 5, 5) -> (n, c, h', w'), the same numbers as functional.conv2d up to rounding. On a
+    CPU oneDNN's weight gradient takes twenty times as long as the forward pass, and with a stride so does the input's;
+    its 3 x 3 weight gradient is fast, and four of them, shifted, hold the 25 (docs/performance.md).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        weight = weight.to(x.dtype)
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return functional.conv2d(x, weight, None, stride, padding, groups=len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (x, weight), (gradient,), stride = ctx.saved_tensors, gradients, ctx.stride
+        back = partial(_depthwise_backward, stride=stride)
+        to_x = to_weight = None
+        if ctx.needs_input_grad[0]:
+            few = [t.float() if stride > 1 else t for t in (gradient, x, weight)]
+            to_x = back(*few, padding=ctx.padding, wanted=[True, False, False])[0].to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            p, (h, w) = ctx.padding, gradient.shape[2:]
+            padded = functional.pad(x, (p, p + 1, p, p + 1))  # a sixth row and column, so that 3 + 3 fit
+            to_weight = torch.empty(len(weight), 1, 6, 6)
+            corner = weight[:, :, :3, :3].contiguous(memory_format=torch.channels_last)
+            for i in (0, 3):
+                for j in (0, 3):
+                    seen = padded[:, :, i : i + (h - 1) * stride + 3, j : j + (w - 1) * stride + 3]
+                    seen = seen.contiguous(memory_format=torch.channels_last)
+                    part = back(gradient, seen, corner, padding=0, wanted=[False, True, False])[1]
+                    to_weight[:, :, i : i + 3, j : j + 3] = part
+            to_weight = to_weight[:, :, :5, :5]
+        return to_x, to_weight, None, None
+
+
+def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, *, stride: int, padding: int, wanted: list[bool]):
+    return torch.ops.aten.convolution_backward(
+        gradient, x, weight, None, [stride] * 2, [padding] * 2, [1, 1], False, [0, 0], len(weight), wanted
+    )
 
 
 class Parallel(nn.Module):

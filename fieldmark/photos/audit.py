@@ -1,7 +1,6 @@
 """catalog -> findings: what cannot be read, what lies there twice, under two classes or on both sides of a split."""
 
 import hashlib
-import os
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from fieldmark import machine
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos import alike
 from fieldmark.photos.catalog import Catalog, count, learnable, listing, printable
@@ -70,16 +70,19 @@ class Usable(NamedTuple):
     rows: tuple[int, ...]
 
 
-class _Unseen(NamedTuple):
-    sha256: str  # empty where not even the bytes could be read
-    reason: str
+@dataclass(frozen=True)
+class Look:
+    """What the audit sees of a photo that can be read."""
 
-
-class _Look(NamedTuple):
     sha256: str
     pixels: np.ndarray  # uint8 (h, w, 3)
     dhash: tuple[int, int]
-    thumbnail: np.ndarray
+    thumbnail: np.ndarray  # uint8 (16, 16, 3)
+
+
+class _Unseen(NamedTuple):
+    sha256: str  # empty where not even the bytes could be read
+    reason: str
 
 
 def audit(
@@ -87,14 +90,16 @@ def audit(
     *,
     shorter: int = 256,
     interpolation: str = "bicubic",
-    keep: Callable[[int, np.ndarray], object] | None = None,
+    known: Callable[[str], Look | None] | None = None,
+    keep: Callable[[int, Look], object] | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], object] | None = None,
 ) -> Audit:
     """Look at every photo once: read, hash, decode with `shorter`, compare. Changes nothing.
 
-    `keep(i, pixels)` gets photo i of the catalog as uint8 (h, w, 3), in the catalog's order and in this thread, so
-    that nobody need decode it again; only a few photos are held at a time. `progress(done, total)` follows.
+    `known(sha256)` may have seen a file with these bytes before, decoded just so, and spare the decoding; it is asked
+    in several threads. `keep(i, look)` gets photo i of the catalog, in the catalog's order and in this thread, so that
+    nobody need decode it again; only a few photos are held at a time. `progress(done, total)` follows.
     """
     total = len(catalog.photos)
     reasons: dict[int, str] = {}
@@ -102,7 +107,7 @@ def audit(
     dhashes = np.zeros((total, 2), np.uint64)
     thumbnails = np.zeros((total, alike.SIDE, alike.SIDE, 3), np.uint8)
     files = (catalog.root / photo.path for photo in catalog.photos)
-    looks = _in_order(lambda path: _look(path, shorter, interpolation), files, workers or os.cpu_count() or 1)
+    looks = _in_order(lambda path: _look(path, shorter, interpolation, known), files, workers or machine.cores())
     for i, look in enumerate(looks):
         hashes.append(look.sha256)
         if isinstance(look, _Unseen):
@@ -110,7 +115,7 @@ def audit(
         else:
             dhashes[i], thumbnails[i] = look.dhash, look.thumbnail
             if keep:
-                keep(i, look.pixels)
+                keep(i, look)
         if progress:
             progress(i + 1, total)
 
@@ -147,15 +152,17 @@ def usable(catalog: Catalog, audit: Audit) -> Usable:
     return Usable(left, tuple(audit.groups[i] for i in rows), tuple(rows))
 
 
-def _look(path: Path, shorter: int, interpolation: str) -> _Look | _Unseen:
+def _look(path: Path, shorter: int, interpolation: str, known: Callable[[str], Look | None] | None) -> Look | _Unseen:
     sha256 = ""
     try:
         content = contents(path)
         sha256 = hashlib.sha256(content).hexdigest()
+        if known and (look := known(sha256)):
+            return look
         image = decode(content, shorter, interpolation)
     except Unreadable as error:
         return _Unseen(sha256, str(error))
-    return _Look(sha256, np.asarray(image), alike.dhash(image), alike.thumbnail(image))
+    return Look(sha256, np.asarray(image), alike.dhash(image), alike.thumbnail(image))
 
 
 def _in_order(look: Callable[[Path], T], files: Iterable[Path], workers: int) -> Iterator[T]:
@@ -178,8 +185,8 @@ def _findings(
     def several(clusters: np.ndarray, of: Callable[[int], object]) -> list[list[int]]:
         """The clusters whose photos are of several kinds."""
         members: dict[int, list[int]] = defaultdict(list)
-        for i, cluster in enumerate(clusters.tolist()):
-            members[cluster].append(i)
+        for i in np.flatnonzero(np.bincount(clusters)[clusters] > 1).tolist():
+            members[clusters[i]].append(i)
         return [rows for rows in members.values() if len({of(i) for i in rows}) > 1]
 
     def paths(rows: list[list[int]]) -> Groups:

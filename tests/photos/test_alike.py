@@ -81,6 +81,24 @@ def test_a_large_family_of_lookalikes_is_not_one_photo():
     assert len(set(clusters(family))) == len(family)
 
 
+def test_the_short_look_at_a_pair_loses_none(monkeypatch):
+    """All pairs compared in full, as they are and mirrored, in blocks that are smaller than the photos are many."""
+    rng = np.random.default_rng(0)
+    monkeypatch.setattr(alike, "_ROWS", 50)
+    monkeypatch.setattr(alike, "_COLUMNS", 70)
+    first = rng.integers(0, 256, (60, alike.SIDE, alike.SIDE, 3))
+    near = [(first + rng.normal(0, noise, first.shape)).clip(0, 255) for noise in (10, 30, 38, 42, 46)]
+    thumbnails = np.concatenate([first, *near]).astype(np.uint8)
+    thumbnails[::7] = thumbnails[::7, :, ::-1]
+    full = [alike.details(side) for side in (thumbnails, thumbnails[:, :, ::-1])]
+    agreement = [np.einsum("id,jd->ij", full[0], side, dtype=np.float32) for side in full]
+    alikes = sum((np.triu(side >= alike.AGREEMENT, 1) for side in agreement), np.zeros(len(full[0]), bool))
+    found = np.zeros((360, 360), bool)
+    for i, j, _ in alike._pairs(np.zeros((360, 2), np.uint64), thumbnails):
+        found[i, j] = True
+    assert 400 < found.sum() < 60 * 15 and (found == alikes).all()
+
+
 def test_equal_files_stay_together_and_order_does_not_matter(photos):
     some = [*photos[:9], ImageOps.mirror(photos[3]), cropped(photos[5])]
     order = np.random.default_rng(1).permutation(len(some))

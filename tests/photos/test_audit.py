@@ -8,8 +8,9 @@ import pytest
 from PIL import Image, ImageOps
 
 from fieldmark.errors import FieldmarkError
+from fieldmark.photos import audit as module
 from fieldmark.photos import catalog as catalogs
-from fieldmark.photos.audit import Audit, audit, fingerprint, usable
+from fieldmark.photos.audit import Audit, Look, audit, fingerprint, usable
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decode import decode
 
@@ -127,13 +128,29 @@ def test_pixels_arrive_once_in_order_in_this_thread(messy):
     catalog = catalogs.read(messy)
     kept: dict[int, np.ndarray] = {}
     steps: list[tuple[int, int]] = []
-    found = audit(catalog, shorter=48, keep=kept.__setitem__, workers=3, progress=lambda *step: steps.append(step))
+
+    def keep(i: int, look: Look) -> None:
+        kept[i] = look.pixels
+
+    found = audit(catalog, shorter=48, keep=keep, workers=3, progress=lambda *step: steps.append(step))
     unreadable = {path for path, _ in found.unreadable}
     assert list(kept) == [i for i, photo in enumerate(catalog.photos) if photo.path not in unreadable]
     for i, pixels in kept.items():
         assert (pixels == np.asarray(decode(messy / catalog.photos[i].path, shorter=48))).all()
     assert steps == [(k + 1, 22) for k in range(22)]
     assert audit(catalog, shorter=48, workers=1) == found
+
+
+def test_what_is_known_is_not_decoded_and_changes_no_finding(messy, monkeypatch):
+    catalog = catalogs.read(messy)
+    seen: dict[str, Look] = {}
+    found = audit(catalog, shorter=48, keep=lambda _, look: seen.setdefault(look.sha256, look))
+    bad = [(messy / path).read_bytes() for path, reason in found.unreadable if reason != "no such file"]
+    decoded: list[bytes] = []
+    monkeypatch.setattr(module, "decode", lambda content, *how: decoded.append(content) or decode(content, *how))
+    again: list[Look] = []
+    assert audit(catalog, shorter=48, known=seen.get, keep=lambda _, look: again.append(look)) == found
+    assert sorted(decoded) == sorted(bad) and all(look is seen[look.sha256] for look in again)
 
 
 def test_usable_photos_and_their_groups(messy):

@@ -1,0 +1,66 @@
+"""History of epochs -> how fast the next one learns, which one was best, and when to stop; all pure functions."""
+
+import math
+from typing import Any
+
+Row = dict[str, Any]
+"""An epoch in the history."""
+
+DROP, WAIT = 0.2, 4
+"""The write-ups' plateau rule: the rate times DROP after WAIT epochs without gain."""
+
+
+def rate_factor(schedule: str, step: int, total: int, history: list[Row], monitor: str) -> float:
+    """What the learning rate is multiplied with at `step` of `total`: a pure function of the step and the history.
+
+    `cosine` rises over a tenth of the steps and falls along half a cosine (Loshchilov & Hutter 2017); `plateau` drops
+    whenever the watched figure has not been better for some epochs, as Keras' ReduceLROnPlateau.
+    """
+    if schedule == "plateau":
+        drops = wait = 0
+        best: tuple[float, ...] | None = None
+        for row in history:
+            if math.isnan(row["val_loss"]):
+                continue
+            score = _score(row, monitor)[:1]  # ties are no gain
+            if best is None or score > best:
+                best, wait = score, 0
+            else:
+                wait += 1
+            if wait == WAIT:
+                drops, wait = drops + 1, 0
+        return DROP**drops
+    warm = max(1, total // 10)
+    return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, total - warm))))
+
+
+def best_epoch(history: list[Row], monitor: str) -> int:
+    """Number of the best epoch: by accuracy (ties: lower loss), or by loss; the last where nothing was validated.
+
+    Phase 1 stands with its last epoch: it settles smoothly, so that the best of its many is only the luckiest.
+    """
+    frozen = [row for row in history if row["phase"] == 1]
+    return max([*frozen[-1:], *history[len(frozen) :]], key=lambda row: _score(row, monitor))["epoch"]
+
+
+def stops(history: list[Row], phase: int, monitor: str, patience: int) -> bool:
+    """Early stopping: whether a phase has waited `patience` epochs for a better one. Phase 1 costs next to nothing."""
+    mine = [row for row in history if row["phase"] == phase]
+    if phase == 1 or not mine:
+        return False
+    return mine[-1]["epoch"] - best_epoch(mine, monitor) >= patience
+
+
+def line(row: Row, epochs: int) -> str:
+    """An epoch as a line of the text log."""
+    return (
+        f"epoch: {row['epoch']}/{epochs}, train_loss: {row['train_loss']:.4f}, train_acc: {row['train_accuracy']:.4f}, "
+        f"val_loss: {row['val_loss']:.4f}, val_acc: {row['val_accuracy']:.4f} "
+        f"({row['seconds']:.1f} s, phase {row['phase']})"
+    )
+
+
+def _score(row: Row, monitor: str) -> tuple[float, ...]:
+    if math.isnan(row["val_loss"]):
+        return (row["epoch"],)
+    return (row["val_accuracy"], -row["val_loss"]) if monitor == "accuracy" else (-row["val_loss"],)

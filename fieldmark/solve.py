@@ -1,0 +1,84 @@
+"""Features + labels -> the best linear head on them, exactly: phase 1 where it is a convex problem.
+
+Multinomial logistic regression with L2 decay has one optimum; L-BFGS finds it in seconds, where thirty epochs of
+gradient steps only come near it (docs/performance.md).
+"""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+DECAYS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+"""Tried from strong to weak, each from where the one before ended; the validation photos choose."""
+UNCHOSEN = 1e-3
+"""The decay where there are no validation photos."""
+BLOCK = 4096
+"""Rows looked at together: the features stay in their file."""
+
+
+def logistic(
+    features: np.ndarray,
+    labels: Tensor,
+    val_features: np.ndarray,
+    val_labels: Tensor,
+    fc: nn.Linear,
+    class_weights: Tensor | None = None,
+) -> float:
+    """Set `fc` to the solution on features (n, c), labels (n,), with the decay of the lowest validation loss. -> it.
+
+    The decay weighs the squared weights of features that are scaled to a mean variance of 1, so that it means the same
+    for every network. `features` may be a memory map; nothing of its size is copied.
+    """
+    device, width = fc.weight.device, features.shape[1]
+    mean, scale = _moments(features, device)
+    weight = torch.zeros(fc.out_features, width, device=device, requires_grad=True)
+    bias = torch.zeros(fc.out_features, device=device, requires_grad=True)
+    labels, val_labels = labels.to(device), val_labels.to(device)
+    share = class_weights.to(device)[labels].sum() if class_weights is not None else torch.tensor(float(len(labels)))
+
+    def loss_of(rows: np.ndarray, targets: Tensor, weights: Tensor | None) -> Iterator[Tensor]:
+        for first in range(0, len(rows), BLOCK):
+            block = torch.from_numpy(np.array(rows[first : first + BLOCK])).to(device)
+            logits = (block - mean) / scale @ weight.T + bias
+            yield F.cross_entropy(logits, targets[first : first + BLOCK], weights, reduction="sum")
+
+    found: tuple[float, Tensor, Tensor, float] | None = None
+    for decay in DECAYS if len(val_features) else (UNCHOSEN,):
+        optimizer = torch.optim.LBFGS(
+            [weight, bias], max_iter=200, history_size=20, line_search_fn="strong_wolfe", tolerance_grad=1e-5
+        )
+
+        def closure(decay: float = decay, optimizer: torch.optim.LBFGS = optimizer) -> Tensor:
+            optimizer.zero_grad()
+            total = decay * weight.square().sum()
+            total.backward()
+            for loss in loss_of(features, labels, class_weights):
+                (loss / share).backward()
+                total = total.detach() + loss.detach() / share
+            return total
+
+        optimizer.step(closure)
+        with torch.no_grad():
+            judged = sum((loss.item() for loss in loss_of(val_features, val_labels, None)), 0.0)
+        if found is None or judged < found[0]:
+            found = (judged, weight.detach() / scale, bias.detach().clone(), decay)
+    assert found is not None
+    with torch.no_grad():
+        fc.weight.copy_(found[1])
+        fc.bias.copy_(found[2] - found[1] @ mean)
+    return found[3]
+
+
+def _moments(features: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean of each feature (c,), and the root of their mean variance (), of rows in a file."""
+    total, squares = np.zeros(features.shape[1]), np.zeros(features.shape[1])
+    for first in range(0, len(features), BLOCK):
+        block = features[first : first + BLOCK].astype(np.float64)
+        total += block.sum(0)
+        squares += np.square(block).sum(0)
+    mean = total / len(features)
+    scale = np.sqrt(max(float((squares / len(features) - mean**2).mean()), 1e-12))
+    return torch.tensor(mean, dtype=torch.float32, device=device), torch.tensor(scale, dtype=torch.float32).to(device)
