@@ -108,7 +108,9 @@ def _with_settings(verb: Callable[..., None], *names: str) -> Callable[..., None
         if names and field.name not in names:
             continue
         text = texts[field.name] + ("" if field.default is None else f" [default: {field.default}]")
-        flag = typer.Option(recipes.option(field.name), help=text, show_default=False)
+        name = recipes.option(field.name)
+        words = f"{name}/--no-{name[2:]}" if types[field.name] is bool else name
+        flag = typer.Option(words, help=text, show_default=False)
         kind = Annotated[types[field.name] | None, flag]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 

@@ -128,6 +128,8 @@ class Trainer:
         phase = self.state.phase + 1
         self.routine.enter(phase)
         self.best = checkpoint.snapshot(self.trained) if self.best else {}
+        if phase == 2 and self.best:
+            self._keep_best()
         self.state = State(phase=phase, history=self.state.history)
         self._save()
 
@@ -136,8 +138,8 @@ class Trainer:
     def _run(self, phase: Phase, loaded: dict[str, Tensor], alone: bool = False) -> None:
         """The epochs of a phase, from where its state stands; `alone` without the other processes."""
         checkpoint.restore_optimizer(phase.optimizer, checkpoint.part(loaded, "optimizer"))
-        if phase.average is not None and loaded:
-            phase.average.load_state_dict(checkpoint.part(loaded, "average"))
+        if phase.average is not None and (average := checkpoint.part(loaded, "average")):
+            phase.average.load_state_dict(average)
         module, optimizer = phase.module, phase.optimizer
         if self.recipe.compile and phase.number > 1:
             module: nn.Module = torch.compile(module)  # type: ignore[assignment]
@@ -211,6 +213,8 @@ class Trainer:
         self._settle()
         if self.best_epoch() == epoch:
             self.best = checkpoint.snapshot(self.trained if phase.average is None else phase.judged)
+            if phase.number > 1:
+                self._keep_best()
         if phase.number > 1 or time.monotonic() - self.saved > SAVE_EVERY:
             self._save(phase)
         if self.trackers is not None:
@@ -255,6 +259,11 @@ class Trainer:
         if self.fabric.is_global_zero:
             checkpoint.save(self.folder / "checkpoint.safetensors", tensors, dataclasses.asdict(self.state))
         self.saved = time.monotonic()
+
+    def _keep_best(self) -> None:
+        """The best network so far as a file that `--weights` of another run takes, whatever becomes of this one."""
+        if self.fabric.is_global_zero:
+            checkpoint.save(self.folder / "best.safetensors", self.routine.whole(self.best), {})
 
     def _resume(self) -> dict[str, Tensor]:
         """Takes up a checkpoint where there is one. -> its tensors."""

@@ -5,6 +5,7 @@ stages too, and where the recipe unfreezes gradually, phase 3 all of them; there
 normalise -> frozen prefix (no gradients) -> trained part.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -59,6 +60,12 @@ class Routine:
         self.frozen = Frozen(self.network, cut, self.data, self.size, self.folder, self.fabric)
         self.trained = nn.Sequential(self.frozen.rest, self.network.head)
 
+    def whole(self, trained: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The network's tensors under its own names, with these in place of those of `trained`."""
+        homes = {"0": "backbone", "1": "head"}
+        moved = {f"{homes[name[0]]}{name[1:]}": tensor for name, tensor in trained.items()}
+        return self.network.state_dict() | moved
+
     def measure_slots(self) -> None:
         """Start the norms of added attention from what they will see."""
         many = max(8, min(64, 64 * 224**2 // self.size**2))  # all at once, so fewer large ones
@@ -72,11 +79,11 @@ class Routine:
     def exact(self) -> bool:
         """Whether phase 1 is solved: it trains one linear layer on pooled features, and nothing else."""
         head, (_, tail) = self.network.head, self.frozen.end()
-        return self.recipe.exact and type(head) is Linear and not head.hidden and not any(tail.parameters())
+        return self.recipe.exact and type(head) is Linear and not head.hidden and not list(tail.parameters())
 
     def solved(self, features: Features) -> Phase:
         """Solves phase 1. -> it as a phase of one step that changes nothing, so that it is judged like the others."""
-        rows, val_rows = (some.reshape(len(some), -1) for some in features)
+        rows, val_rows = (some.reshape(len(some), math.prod(some.shape[1:])) for some in features)  # perhaps none
         labels = self.train_labels.repeat(len(rows) // len(self.train_labels))
         solve.logistic(rows, labels, val_rows, self.val_labels, self.network.head.last, self.class_weights)
         train, steps = features[0][: len(self.data.train)], -(-len(self.data.train) // solve.BLOCK)

@@ -115,7 +115,7 @@ def train(
         tracked.close(figures, trainer.recipe)
     metrics["seconds"] = _seconds(reporter)
     records.write(out / "metrics.json", metrics)
-    for heavy in ("train_features.npy", "val_features.npy", "val_maps.npy"):
+    for heavy in ("train_features.npy", "val_features.npy", "val_maps.npy", "best.safetensors"):
         (out / "resume" / heavy).unlink(missing_ok=True)
     store.clear(out / "resume")
     return Run(out, json.loads(records.text(metrics)))

@@ -44,7 +44,7 @@ class Pack:
         """Whether a pack is there with every photo as it was written; reads them all."""
         try:
             pack = Pack(folder)
-        except (FileNotFoundError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return False
         return all(intact(pack.segments[place["segment"]], place) for place in pack.places)
 

@@ -87,7 +87,7 @@ def small_run(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The folder of a finished run on `small_photos`, through both phases; never write into it."""
     import fieldmark
 
-    recipe = fieldmark.Recipe(image_size=64, train_size=64, frozen_epochs=3, epochs=1, batch=8)
+    recipe = fieldmark.Recipe(image_size=64, train_size=64, epochs=1, batch=8)
     return fieldmark.train(small_photos, recipe, out=tmp_path_factory.mktemp("run") / "run").folder
 
 
@@ -146,7 +146,7 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
 @pytest.fixture(scope="session")
 def small_options() -> list[str]:
     """The settings of `small_run` as words on the command line."""
-    return shlex.split("--image-size 64 --train-size 64 --frozen-epochs 3 --epochs 1 --batch 8")
+    return shlex.split("--image-size 64 --train-size 64 --epochs 1 --batch 8")
 
 
 @pytest.fixture(scope="session")
@@ -168,6 +168,41 @@ def trained(
     """
     out = tmp_path_factory.mktemp("trained")
     return out, command("train", small_photos, "--out", out, "--resume", "--json", *small_options)
+
+
+@pytest.fixture(scope="session")
+def few(drawing, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Three classes of ten packed photos: 18 to train on, 6 to choose by, 6 to test."""
+    from fieldmark.dataset import Data
+    from fieldmark.photos.audit import Look
+    from fieldmark.store import Packer
+
+    packer = Packer(tmp_path_factory.mktemp("few"))
+    for number in range(30):
+        photo = np.asarray(drawing(number % 3, 200 + number).resize((73, 73)))
+        packer.add(Look(f"{number:064x}", photo, (0, 0), np.zeros((16, 16, 3))))
+    return Data(packer.finish(), np.arange(30) % 3, np.arange(18), np.arange(18, 24), np.arange(24, 30))
+
+
+@pytest.fixture
+def trainer(few, tmp_path: Path) -> Callable[..., Any]:
+    """Settings -> a Trainer of EfficientNet-Lite0 on `few`, in 32 bits; it keeps its files in `tmp_path`."""
+    import torch
+
+    from fieldmark.finetune import Trainer
+    from fieldmark.network import build
+    from fieldmark.progress import Reporter
+    from fieldmark.recipe import Recipe
+
+    def make(words: str = "", trackers: Any = None, **settings: Any) -> Trainer:
+        usual = {"image_size": 64, "train_size": 64, "batch": 6, "epochs": 2, "backbone": "efficientnet_lite0"}
+        recipe = Recipe(**usual | settings)
+        torch.manual_seed(recipe.seed)
+        weights = None if recipe.weights == "none" else recipe.weights
+        network = build(f"{recipe.backbone}{words}", classes=3, weights=weights)
+        return Trainer(network, few, recipe, tmp_path, Reporter(quiet=True), trackers=trackers)
+
+    return make
 
 
 @pytest.fixture(scope="session")

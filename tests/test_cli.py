@@ -117,7 +117,7 @@ WRONG = {
     "stage": ("--after 9:mask", "9"),
     "head": ("--head bilinera", "did you mean bilinear"),
     "value of a head": ("--head bilinear(reduced=0)", "cannot be made"),
-    "choice": ("--augment wild", "--augment is 'wild', but can be none or standard or strong"),
+    "choice": ("--augment wild", "--augment is 'wild', but can be none or flip-crop or standard or strong"),
     "kind": ("--epochs many", "'--epochs'"),
     "option": ("--epoch 3", "--epoch"),
     "recipe file": ("--recipe {here}/none.yaml", "cannot read the recipe"),

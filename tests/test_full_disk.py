@@ -59,7 +59,7 @@ def test_full_in_the_pack_the_features_and_the_checkpoint(
     run = disk("size=512k") / "run"
     words = ["train", small_photos, "--out", run, "--resume", "--json", *small_options]
     pack, features, checkpoint = (
-        run / "resume" / name for name in ("pack.npz", "features.npy", "checkpoint.safetensors")
+        run / "resume" / name for name in ("pack.npz", "train_features.npy", "checkpoint.safetensors")
     )
     assert ends_in_one_line(command(*words)) and not pack.exists()
     disk("size=1160k")

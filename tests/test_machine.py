@@ -2,6 +2,7 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 
@@ -35,6 +36,31 @@ def prepared(**environment: str) -> dict:
 def test_prepare():
     linux = sys.platform.startswith("linux")
     assert prepared() == {"threads": machine.cores(), "kept": linux, "wait": "passive"}
+
+
+GIVEN_BACK = """
+from pathlib import Path
+from fieldmark import machine
+import numpy as np
+def anonymous():
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
+    return int(line.split()[1]) >> 10
+machine.keep_freed_memory()
+few, passing = [], []
+for _ in range(40):
+    passing.append(np.ones(1 << 17))
+    few.append(np.ones(1))
+used = anonymous()
+del passing
+kept = anonymous()
+machine.give_back_freed_memory()
+assert used - kept < 5 and kept - anonymous() > 30, (used, kept, anonymous())
+"""
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="needs glibc")
+def test_freed_memory_is_given_back_when_asked():
+    subprocess.run([sys.executable, "-c", GIVEN_BACK], check=True)
 
 
 def test_what_the_user_set_wins():

@@ -46,7 +46,7 @@ def test_a_run_holds_what_is_promised(small_run):
 
 def test_recipe_is_on_record(small_run):
     recipe = yaml.safe_load((small_run / "recipe.yaml").read_text())
-    assert recipe["image_size"] == 64 and recipe["frozen_epochs"] == 3 and recipe["seed"] == 0
+    assert recipe["image_size"] == 64 and recipe["frozen_epochs"] == 30 and recipe["seed"] == 0
     assert (small_run / "recipe.yaml").read_text().count("# ") >= len(recipe)  # each under its help
 
 
@@ -66,7 +66,7 @@ def test_split_names_every_photo_once(small_run, small_photos):
 
 def test_history_is_of_both_phases(small_run):
     history = rows(small_run / "history.csv")
-    assert [(row["epoch"], row["phase"]) for row in history] == [("1", "1"), ("2", "1"), ("3", "1"), ("4", "2")]
+    assert [(row["epoch"], row["phase"]) for row in history] == [("1", "1"), ("2", "2")]  # the first is solved exactly
     figures = [{name: float(value) for name, value in row.items()} for row in history]
     assert all(0 <= row["val_accuracy"] <= 1 and row["train_loss"] > 0 and row["seconds"] > 0 for row in figures)
     best = json.loads((small_run / "metrics.json").read_text())["best_epoch"]

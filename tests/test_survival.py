@@ -2,95 +2,188 @@
 
 import csv
 import json
+import os
+import random
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
-from safetensors import safe_open
+import torch
+from torch.nn import functional as F
 
-OPTIONS = [
-    "--image-size",
-    "64",
-    "--train-size",
-    "64",
-    "--batch",
-    "8",
-    "--frozen-epochs",
-    "4",
-    "--epochs",
-    "2",
-    "--backbone-lr",
-    "0.01",
-]
+from fieldmark import checkpoint
+from fieldmark.dataset import judged
+from fieldmark.network import build
 
-# Runs the real command, but stops (touches a file and sleeps) at a given place, so that the kill hits there and nowhere
-# else: {when} is true there.
-STOPPING = """
-import sys, time
+# Starts runs as processes of their own, forked with torch at hand: one a line of stdin. Each ends where its training
+# does, unless it dies before: by its own hand behind the call that `dies` describes, or after so many seconds.
+SERVER = """
+import json, os, signal, sys, time
 from pathlib import Path
-from fieldmark import cli, finetune, run
-from fieldmark.store import Packer
+import torchvision.transforms.v2, torch.utils.tensorboard
+from fieldmark import checkpoint, cli, dataset, features, finetune, prepare, recipe, run, store, verdict
 
-marker = Path(sys.argv.pop(1))
-finetune.SAVE_EVERY = {save_every}
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
 
-def stop_after(home, name, when):
-    original = getattr(home, name)
-    def stopping(*args, **kwargs):
+def die_behind(home, name, when):
+    original, home = getattr(eval(home), name), eval(home)
+    def deadly(*args, **kwargs):
         result = original(*args, **kwargs)
-        if when(*args):
-            marker.touch()
-            time.sleep(600)
+        if eval(when, globals(), {"args": args}):
+            die()
         return result
-    setattr(home, name, stopping)
+    setattr(home, name, deadly)
 
-stop_after({home}, {name!r}, lambda *args: {when})
-cli.main()
+def train(job):
+    def judge(trainer, *_):
+        checkpoint.save(Path(job["out"]) / "trained.safetensors", trainer.network.state_dict(), {})
+        os._exit(0)
+    if not job.get("whole"):
+        run.judge = judge
+    finetune.SAVE_EVERY = job.get("save_every", 0)
+    exec(job.get("first", ""), globals())
+    if "dies" in job:
+        die_behind(**job["dies"])
+    sys.argv = ["fieldmark", "train", job["photos"], "--out", job["out"], "--resume", "--json", *job["options"]]
+    cli.main()
+
+for line in sys.stdin:
+    job, began = json.loads(line), time.monotonic()
+    if not (pid := os.fork()):
+        said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        os.dup2(said, 1)
+        os.dup2(said, 2)
+        try:
+            train(job)
+        except SystemExit as ended:
+            os._exit(ended.code)
+        finally:
+            os._exit(99)
+    if "after" in job:
+        time.sleep(job["after"])
+        os.kill(pid, signal.SIGKILL)
+    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), time.monotonic() - began, flush=True)
 """
+SMALL = ["--image-size", "64", "--train-size", "64", "--batch", "8", "--epochs", "2"]
 
-# Name -> where it stops, and the phase and step that the checkpoint then stands at (None: there is none yet).
-PLACES = {
-    "while photos are read": ({"home": "Packer", "name": "add", "when": "len(args[0]) == 9"}, None),
-    "in phase 1": ({"home": "finetune", "name": "draw", "when": "args[1:] == (3, 1, 14)"}, (1, 14)),
-    "between the phases": ({"home": "finetune.Trainer", "name": "_next_phase", "when": "True"}, (2, 0)),
-    "in an epoch of phase 2": ({"home": "finetune", "name": "draw", "when": "args[1:] == (3, 2, 6)"}, (2, 6)),
-    "in an epoch, long after a checkpoint": (
-        {"home": "finetune", "name": "draw", "when": "args[1:] == (3, 2, 7)", "save_every": "1e9"},
-        (2, 6),
+
+@dataclass(frozen=True)
+class Ended:
+    code: int
+    seconds: float
+    said: str
+
+
+@pytest.fixture(scope="module")
+def start(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
+    """Starts a run in a folder, or goes on with it. -> how it ended."""
+    said = tmp_path_factory.mktemp("said") / "said.txt"
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads do not live through a fork
+    program = [sys.executable, "-c", SERVER]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=alone) as server:
+        assert server.stdin and server.stdout
+
+        def start(out: Path, options: list[str], **job: Any) -> Ended:
+            job |= {"photos": str(small_photos), "out": str(out), "options": options, "said": str(said)}
+            print(json.dumps(job), file=server.stdin, flush=True)
+            code, seconds = server.stdout.readline().split()
+            return Ended(int(code), float(seconds), said.read_text())
+
+        yield start
+        server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def undisturbed(start, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Ended]]:
+    """Options -> the folder of a run with them that nobody disturbed, and how it ended."""
+    done: dict[tuple[str, ...], tuple[Path, Ended]] = {}
+
+    def run(options: list[str]) -> tuple[Path, Ended]:
+        if tuple(options) not in done:
+            out = tmp_path_factory.mktemp("undisturbed") / "run"
+            ended = start(out, options)
+            assert ended.code == 0, ended.said
+            done[tuple(options)] = out, ended
+        return done[tuple(options)]
+
+    return run
+
+
+def behind(home: str, name: str, when: str = "True") -> dict[str, str]:
+    """A place in the program: behind a call of `home.name` with these `args`."""
+    return {"home": home, "name": name, "when": when}
+
+
+def in_step(phase: int, step: int) -> dict[str, str]:
+    """Within a step: `draw` sets what it draws."""
+    return behind("finetune", "draw", f"args[1:] == (3, {phase}, {step})")
+
+
+CUT_SHORT = "args[1].name == 'checkpoint.half' and (os.truncate(args[1], 3000) or True)"
+"""A checkpoint is half written."""
+
+# Name -> options; and in order: where the run dies, with the phase and step that its checkpoint then stands at.
+RUNS: dict[str, tuple[list[str], list[tuple[dict[str, Any], tuple[int, int] | None]]]] = {
+    "as it comes": (
+        SMALL,
+        [
+            (behind("recipe", "write"), None),
+            (behind("store.Packer", "add", "len(args[0]) == 9"), None),
+            (behind("prepare", "write_split"), None),
+            (behind("features.ArrayFile", "append", "args[0].whole.name == 'train_features.npy'"), None),
+            (behind("features.ArrayFile", "append", "args[0].whole.name == 'val_features.npy'"), None),
+            (in_step(1, 0), None),
+            (behind("checkpoint", "save_file", CUT_SHORT), None),
+            (behind("finetune.Trainer", "_next_phase"), (2, 0)),
+            (in_step(2, 2), (2, 2)),
+            (behind("checkpoint", "save_file", CUT_SHORT), (2, 2)),
+            (in_step(2, 6), (2, 6)),
+            ({**in_step(2, 7), "save_every": 1e9}, (2, 6)),  # long after a checkpoint
+            (behind("verdict.bundle", "describe"), (2, 8)),
+        ],
+    ),
+    "much at once": (
+        "--image-size 64 --train-size 96 --start-size 64 --batch 8 --epochs 5 --no-exact --frozen-epochs 4 "
+        "--after -1:mask(norm=True) --unfreeze gradual --optimizer adamw --ema 0.99 --mixup 0.3 --cutmix 0.3 "
+        "--accumulate 2 --imbalance sampling --augment strong --monitor loss".split(),
+        [
+            (in_step(1, 14), (1, 14)),
+            (behind("finetune.Trainer", "_next_phase"), (2, 0)),
+            (in_step(2, 6), (2, 6)),
+            (behind("finetune.Trainer", "_next_phase"), (3, 0)),
+            (in_step(3, 1), (3, 1)),
+            (behind("checkpoint", "save_file", CUT_SHORT), (3, 1)),
+            (in_step(3, 7), (3, 7)),
+        ],
+    ),
+    "in 32 bits": (
+        "--image-size 64 --train-size 64 --batch 8 --epochs 2 --precision 32 --schedule plateau --optimizer adam "
+        "--imbalance weights --unfreeze all --ema 0.9 --frozen-epochs 0".split(),
+        [
+            (in_step(2, 0), (2, 0)),
+            (in_step(2, 3), (2, 3)),
+            (behind("finetune.Trainer", "_keep_best"), (2, 3)),
+            (in_step(2, 5), (2, 5)),
+        ],
     ),
 }
 
 
-def command(photos: Path, out: Path) -> list[str]:
-    return ["train", str(photos), "--out", str(out), "--resume", "--json", *OPTIONS]
-
-
-def killed_at(place: str, photos: Path, out: Path, marker: Path) -> None:
-    """Start or go on with the run, kill it at the place, and make sure that it was alive and there."""
-    marker.unlink(missing_ok=True)
-    code = STOPPING.format(**{"save_every": 0, **PLACES[place][0]})
-    arguments = [sys.executable, "-c", code, str(marker), *command(photos, out)]
-    with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
-        deadline = time.monotonic() + 120
-        while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
-            time.sleep(0.05)
-        alive = process.poll() is None
-        process.send_signal(signal.SIGKILL)
-        _, errors = process.communicate()
-    assert alive and marker.exists(), f"never stood {place}:\n{errors}"
-    assert process.returncode == -signal.SIGKILL
-
-
 def standing(out: Path) -> tuple[int, int] | None:
-    """Phase and step of the run's checkpoint."""
+    """Phase and step of the run's checkpoint; its best weights are there as soon as an epoch is in its history."""
     file = out / "resume" / "checkpoint.safetensors"
     if not file.exists():
         return None
-    with safe_open(file, framework="np") as checkpoint:
-        counters = json.loads(checkpoint.metadata()["counters"])
+    tensors, counters = checkpoint.load(file)
+    assert bool(checkpoint.part(tensors, "best")) == bool(counters["history"])
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     return counters["phase"], counters["step"]
 
 
@@ -99,28 +192,112 @@ def history(out: Path) -> list[dict[str, str]]:
         return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run(
-        [sys.executable, "-m", "fieldmark.cli", *command(small_photos, out)], check=True, capture_output=True
-    )
-    return out
+def same(out: Path, other: Path) -> bool:
+    """Whether two trainings ended alike."""
+    split, weights = ([(run / name).read_bytes() for run in (out, other)] for name in ("split.csv", "trained.safetensors"))
+    return split[0] == split[1] and weights[0] == weights[1] and history(out) == history(other)
 
 
-def test_a_run_killed_everywhere_ends_like_an_undisturbed_one(
-    small_photos: Path, undisturbed: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "run"
-    for place, (_, expected) in PLACES.items():
-        killed_at(place, small_photos, out, tmp_path / "marker")
-        assert standing(out) == expected, place
-        assert not (out / "report.html").exists()
-    subprocess.run(
-        [sys.executable, "-m", "fieldmark.cli", *command(small_photos, out)], check=True, capture_output=True
-    )
-    assert history(out) == history(undisturbed)
-    assert len(history(out)) == 6 and {row["phase"] for row in history(out)} == {"1", "2"}
-    weights = [(folder / "bundle" / "model.safetensors").read_bytes() for folder in (out, undisturbed)]
-    assert weights[0] == weights[1]
-    assert (out / "split.csv").read_bytes() == (undisturbed / "split.csv").read_bytes()
+@pytest.mark.parametrize("which", RUNS)
+def test_a_run_killed_everywhere_ends_like_an_undisturbed_one(start, undisturbed, tmp_path: Path, which: str):
+    options, places = RUNS[which]
+    for place, expected in places:
+        job = {"save_every": place["save_every"]} if "save_every" in place else {}
+        dies = {name: place[name] for name in ("home", "name", "when")}
+        ended = start(tmp_path / "run", options, dies=dies, whole=place["home"].startswith("verdict"), **job)
+        assert ended.code == -signal.SIGKILL, (place, ended.said)
+        assert standing(tmp_path / "run") == expected, place
+    assert start(tmp_path / "run", options).code == 0
+    assert same(tmp_path / "run", undisturbed(options)[0])
+
+
+def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(start, undisturbed, tmp_path: Path):
+    options, _ = RUNS["much at once"]
+    whole, ended = undisturbed(options)
+    moments = random.Random(5)
+    for _ in range(5):
+        start(tmp_path / "run", options, after=moments.random() * ended.seconds, save_every=0.2)
+        standing(tmp_path / "run")
+    assert start(tmp_path / "run", options).code == 0
+    assert same(tmp_path / "run", whole)
+
+
+def test_a_loader_that_dies_costs_a_line_and_nothing_else(start, undisturbed, tmp_path: Path):
+    two = "dataset._workers = lambda world=1: 2"
+    dies = behind("dataset.Varied", "__getitem__", "args[1][0] == 45")  # in a process of the loader
+    ended = start(tmp_path / "run", SMALL, first=two, dies=dies)
+    assert ended.code == 2
+    (line,) = (line for line in ended.said.splitlines() if line.startswith("fieldmark: "))
+    assert ended.said.splitlines()[-1] == line and "a process that loads photos died" in line and "--resume" in line
+    at = standing(tmp_path / "run")
+    assert at and at[0] == 2 and 0 < at[1] <= 6  # nothing that was computed is lost
+    assert start(tmp_path / "run", SMALL, first=two).code == 0
+    assert same(tmp_path / "run", undisturbed(SMALL)[0])
+
+
+# The same with the real command, to the end.
+STOPPING = """
+import sys, time
+from pathlib import Path
+from fieldmark import cli, finetune, verdict
+
+marker, home, name, when = (sys.argv.pop(1) for _ in range(4))
+original, home, finetune.SAVE_EVERY = getattr(eval(home), name), eval(home), 0
+
+def stopping(*args, **kwargs):
+    result = original(*args, **kwargs)
+    if eval(when):
+        Path(marker).touch()
+        time.sleep(600)
+    return result
+
+setattr(home, name, stopping)
+cli.main()
+"""
+
+
+def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, trained, command, tmp_path: Path):
+    words = ["train", str(small_photos), "--out", str(tmp_path / "run"), "--resume", "--json", *small_options]
+    for k, place in enumerate([in_step(2, 2), behind("verdict.bundle", "write")]):
+        marker = tmp_path / str(k)
+        arguments = [sys.executable, "-c", STOPPING, str(marker), *place.values(), *words]
+        with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
+            deadline = time.monotonic() + 120
+            while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
+                time.sleep(0.05)
+            process.send_signal(signal.SIGKILL)
+            _, said = process.communicate()
+        assert marker.exists() and process.returncode == -signal.SIGKILL, said
+        assert "has not finished" in command("predict", tmp_path / "run", small_photos).refusal
+    done = command(*words)
+    assert done.code == 0 and done.json["test"] == trained[1].json["test"]
+    runs = tmp_path / "run", trained[0]
+    for name in ("bundle/model.safetensors", "split.csv", "predictions.csv"):
+        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
+    assert history(runs[0]) == history(runs[1])
+
+
+@pytest.mark.parametrize("ema", [0.0, 0.9])
+def test_the_best_network_so_far_is_always_at_hand(trainer, few, tmp_path: Path, ema: float):
+    """As a file that another training starts from, from the end of phase 1 on."""
+
+    class Watch:
+        def begin(self, history: list) -> None:
+            pass
+
+        def epoch(self, row: dict[str, Any]) -> None:
+            if row["phase"] == 1:
+                return
+            network = build("efficientnet_lite0", classes=3, weights=tmp_path / "best.safetensors").eval()
+            with torch.inference_mode():
+                logits = network(torch.cat([training.routine.frozen.normalise(p) for p in judged(few.pack, few.val, 64)]))
+            loss = F.cross_entropy(logits, training.routine.val_labels).item()
+            best = training.state.history[training.best_epoch() - 1]
+            assert loss == pytest.approx(best["val_loss"], rel=1e-4)
+            kept.append(best["epoch"])
+
+    kept: list[int] = []
+    settings = {"exact": False, "frozen_epochs": 1, "unfreeze": "gradual", "epochs": 6, "patience": 9, "ema": ema}
+    training = trainer(trackers=Watch(), monitor="loss", **settings)
+    training.train()
+    assert len(kept) == 6 and len(set(kept)) > 1

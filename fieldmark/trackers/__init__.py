@@ -100,7 +100,7 @@ class Trackers:
         plain = {
             f"{split}/{name}": float(value)
             for split in ("test", "validation")
-            for name, value in figures[split].items()
+            for name, value in (figures[split] or {}).items()  # None without photos of it
             if isinstance(value, int | float) and math.isfinite(value)
         }
         for name, tracker in list(self.running.items()):
