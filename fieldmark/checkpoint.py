@@ -2,6 +2,7 @@
 
 import json
 import os
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,18 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fieldmark.errors import FieldmarkError
+
+
+@dataclass
+class State:
+    """Where a training stands; with weights and optimiser, all that it takes to go on."""
+
+    phase: int = 1
+    step: int = 0  # steps done in this phase
+    loss: float = 0.0  # sums over the running epoch
+    right: int = 0
+    seen: int = 0
+    history: list[dict[str, Any]] = field(default_factory=list)
 
 
 def save(file: Path, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:

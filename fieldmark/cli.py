@@ -88,7 +88,8 @@ def train(
     photos: Photos,
     out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for everything that the run leaves.")],
     recipe: Annotated[
-        str | None, typer.Option("--recipe", metavar="FILE", help="Settings from a YAML file; options win.")
+        str | None,
+        typer.Option("--recipe", metavar="NAME|FILE", help="Settings of `classic` or of a YAML file; options win."),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     as_json: Json = False,
@@ -108,10 +109,9 @@ def _with_settings(verb: Callable[..., None], *names: str) -> Callable[..., None
         if names and field.name not in names:
             continue
         text = texts[field.name] + ("" if field.default is None else f" [default: {field.default}]")
-        name = recipes.option(field.name)
-        words = f"{name}/--no-{name[2:]}" if types[field.name] is bool else name
-        flag = typer.Option(words, help=text, show_default=False)
-        kind = Annotated[types[field.name] | None, flag]
+        name, kind = recipes.option(field.name), types[field.name]
+        flag = typer.Option(f"{name}/--no-{name[2:]}" if kind is bool else name, help=text, show_default=False)
+        kind = Annotated[kind | None, flag]
         parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
 
     @functools.wraps(verb)

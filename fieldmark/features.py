@@ -1,6 +1,7 @@
 """Photos -> what the frozen part of a network makes of them, computed once and kept in files."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -42,45 +43,70 @@ class Frozen:
 
         -> two times (photos, c, h', w') where `end` cuts, by the weights as they are now, reduced as far as the head
         allows. On the way the validation photos' maps at the cut are kept, so that phase 2 judges them from there.
+        Several processes share the work; the first one writes.
         """
         train, val = (self.folder / f"{side}_features.npy" for side in ("train", "val"))
-        looks = (1 + mirrored) * len(self.data.train)
+        looks, kept = (1 + mirrored) * len(self.data.train), len(self.data.val)
+        total = looks + kept
+        lack_train, lack_val = self.fabric.broadcast((not train.exists(), not val.exists()))
+
+        def ends(photos: Tensor) -> list[Tensor]:
+            return [self._last(self.maps(photos))]
+
+        def both(photos: Tensor) -> list[Tensor]:
+            maps = self.maps(photos)
+            return [self._last(maps), maps]
+
         with torch.inference_mode(), reporter.bar("features", "photos") as advance:
-            total = looks + len(self.data.val)
-            if not train.exists():
-                with ArrayFile(train, looks) as file, self.fabric.autocast():
-                    for flipped in (False, True)[: 1 + mirrored]:
-                        for photos in judged(self.data.pack, self.data.train, self.size):
-                            file.append(self._last(self.maps(photos.flip(3) if flipped else photos)))
-                            advance(file.written, total)
-            if not val.exists():
-                kept = len(self.data.val) if len(self.prefix) else 0
-                with (
-                    ArrayFile(self.folder / "val_maps.npy", kept) as val_maps,
-                    ArrayFile(val, len(self.data.val)) as file,
-                ):
-                    for photos in judged(self.data.pack, self.data.val, self.size):
-                        maps = self.maps(photos)
-                        file.append(self._last(maps))
-                        if kept:
-                            val_maps.append(maps)
-                        advance(looks + file.written, total)
+            if lack_train:
+                with self.fabric.autocast():
+                    flips = [ends, lambda photos: ends(photos.flip(3))][: 1 + mirrored]
+                    parts = (part for of in flips for part in self._by_all(self.data.train, of))
+                    self._write([train], looks, parts, lambda done: advance(done, total))
+            if lack_val:
+                files = [val, *([self.folder / "val_maps.npy"] if len(self.prefix) else [])]
+                parts = self._by_all(self.data.val, both)
+                self._write(files, kept, parts, lambda done: advance(looks + done, total))
+        self.fabric.barrier()  # from here on all files are whole
         return np.load(train, mmap_mode="r", allow_pickle=False), np.load(val, mmap_mode="r", allow_pickle=False)
+
+    def _by_all(self, which: np.ndarray, of: Callable[[Tensor], list[Tensor]]) -> Iterator[list[Tensor]]:
+        """What `of` makes of these photos, a batch after the other and in order; several processes take turns."""
+        rank, world, batch = self.fabric.global_rank, self.fabric.world_size, 32
+        turns = -(-len(which) // (world * batch))
+        mine = np.resize(which, (turns, world, batch))[:, rank].ravel() if world > 1 else which
+        for turn, photos in enumerate(judged(self.data.pack, mine, self.size, batch)):
+            parts = of(photos)
+            if world > 1:
+                left = len(which) - turn * world * batch
+                parts = [tensor.flatten(0, 1)[:left] for tensor in self.fabric.all_gather(parts)]
+            yield parts
+
+    def _write(
+        self, files: Sequence[Path], rows: int, parts: Iterator[list[Tensor]], advance: Callable[[int], None]
+    ) -> None:
+        """Each of the parts into its file, by the first process."""
+        with ExitStack() as stack:
+            writers = [stack.enter_context(ArrayFile(file, rows)) for file in files if self.fabric.is_global_zero]
+            for tensors in parts:
+                for writer, tensor in zip(writers, tensors, strict=False):
+                    writer.append(tensor)
+                    advance(writer.written)
 
     def _last(self, maps: Tensor) -> Tensor:
         middle, tail = self.end()
         last = middle.eval()(maps)
         return last if len(tail) else self.network.head.reduce(last)
 
-    def validation(self) -> Iterator[Tensor]:
-        """The validation photos' maps at the cut, in order."""
+    def validation(self, some: slice = slice(None)) -> Iterator[Tensor]:
+        """The validation photos' maps at the cut, in order; all of them, or some."""
         kept = self.folder / "val_maps.npy"
         if len(self.prefix) and kept.exists():
-            maps = np.load(kept, mmap_mode="r", allow_pickle=False)
+            maps = np.load(kept, mmap_mode="r", allow_pickle=False)[some]
             for first in range(0, len(maps), 32):
                 yield torch.from_numpy(maps[first : first + 32].copy()).to(memory_format=torch.channels_last)
         else:
-            for photos in judged(self.data.pack, self.data.val, self.size):
+            for photos in judged(self.data.pack, self.data.val[some], self.size):
                 yield self.maps(photos)
 
 

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fieldmark import checkpoint
+from fieldmark.checkpoint import State
 from fieldmark.dataset import Data, draw
 from fieldmark.errors import FieldmarkError
 from fieldmark.network import Network
@@ -34,18 +34,6 @@ from fieldmark.trackers import Trackers
 
 SAVE_EVERY = 20.0
 """Seconds between checkpoints inside an epoch."""
-
-
-@dataclass
-class State:
-    """Where a training stands; all of it is in the checkpoint."""
-
-    phase: int = 1
-    step: int = 0  # steps done in this phase
-    loss: float = 0.0  # sums over the running epoch
-    right: int = 0
-    seen: int = 0
-    history: list[Row] = field(default_factory=list)
 
 
 class Trainer:
@@ -86,6 +74,7 @@ class Trainer:
         `plan(trainer)` is asked for the recipe once, before phase 2.
         """
         loaded = self._resume()
+        self.fabric.barrier()  # the first process writes no other checkpoint before all have read this one
         if self.trackers is not None:
             self.trackers.begin(self.state.history)
         if not loaded and self.network.fresh:
@@ -93,7 +82,11 @@ class Trainer:
         if self.state.phase == 1:
             if self.recipe.frozen_epochs and self.recipe.weights != "none":
                 self._first(loaded)
-            self._next_phase()
+            if self.fabric.is_global_zero:
+                self._next_phase()
+            self.fabric.barrier()
+            if not self.fabric.is_global_zero:
+                self._resume()
             loaded = {}
         with self.reporter.part("phase2"):
             self.recipe = self.fabric.broadcast(plan(self) if plan is not None else self.recipe)
@@ -109,18 +102,14 @@ class Trainer:
         return self.state.history
 
     def _first(self, loaded: dict[str, Tensor]) -> None:
-        """Phase 1, by the first process; the others get what it has found."""
+        """Phase 1: all processes compute the features, the first one trains on them."""
+        routine = self.routine
+        with self.reporter.part("features"):
+            features = routine.frozen.features(self.reporter, mirrored=routine.exact)
         if self.fabric.is_global_zero:
-            routine = self.routine
-            with self.reporter.part("features"):
-                features = routine.frozen.features(self.reporter, mirrored=routine.exact)
             with self.reporter.part("phase1"):
                 phase = routine.solved(features) if routine.exact else routine.head_alone(features)
-                self._run(phase, loaded, alone=True)
-        if self.fabric.world_size > 1:
-            found = self.fabric.broadcast((self.state, self.trained.state_dict(), self.best))
-            self.state, weights, self.best = found
-            self.trained.load_state_dict(weights)
+                self._run(phase, loaded)
 
     def _next_phase(self) -> None:
         if self.best:
@@ -135,22 +124,21 @@ class Trainer:
 
     # ---- the loop
 
-    def _run(self, phase: Phase, loaded: dict[str, Tensor], alone: bool = False) -> None:
-        """The epochs of a phase, from where its state stands; `alone` without the other processes."""
+    def _run(self, phase: Phase, loaded: dict[str, Tensor]) -> None:
+        """The epochs of a phase, from where its state stands; phase 1 is of the first process alone."""
         checkpoint.restore_optimizer(phase.optimizer, checkpoint.part(loaded, "optimizer"))
         if phase.average is not None and (average := checkpoint.part(loaded, "average")):
             phase.average.load_state_dict(average)
-        module, optimizer = phase.module, phase.optimizer
-        if self.recipe.compile and phase.number > 1:
-            module: nn.Module = torch.compile(module)  # type: ignore[assignment]
-        if not alone:
-            module, optimizer = self.fabric.setup(module, optimizer)
+        plain: Any = torch.compile(phase.module) if self.recipe.compile and phase.number > 1 else phase.module
+        module, optimizer = plain, phase.optimizer
         before = sum(row["phase"] < phase.number for row in self.state.history)
         with self.reporter.bar(f"phase {phase.number}", "steps") as advance:
             for epoch in range(self.state.step // phase.steps, phase.epochs):
                 if stops(self.state.history, phase.number, self.recipe.monitor, self.recipe.patience):
                     break
                 began, last = time.monotonic(), (epoch + 1) * phase.steps
+                if phase.number > 1:  # anew: DDP adds in another order from its second step on, as if resumed here
+                    module, optimizer = self.fabric.setup(plain, phase.optimizer)
                 learning_mode(phase.module, keep_norms=self.recipe.weights != "none")
                 for inputs, targets in phase.batches(self.state.step, last):
                     self._step(phase, module, optimizer, inputs, targets)
@@ -163,14 +151,26 @@ class Trainer:
     def _step(self, phase: Phase, module: nn.Module, optimizer: Any, inputs: Tensor, targets: Tensor) -> None:
         """One batch: rate, forward, backward, update; the sums count it."""
         state, recipe = self.state, self.recipe
-        inputs, targets = self.fabric.to_device(inputs), self.fabric.to_device(targets)
         mine = [row for row in state.history if row["phase"] == phase.number]
         factor = rate_factor(phase.schedule, state.step, phase.epochs * phase.steps, mine, recipe.monitor)
         for group in phase.optimizer.param_groups:
             group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
-        draw(recipe.seed, 3, phase.number, state.step)  # dropout and its like
-        parts = list(zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
         optimizer.zero_grad()
+        self.sums += self.gradients(module, inputs, targets, phase.number, state.step)
+        if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
+            self._settle()
+        optimizer.step()
+        if phase.average is not None:
+            phase.average.update_parameters(phase.module)
+        state.step += 1
+
+    def gradients(self, module: nn.Module, inputs: Tensor, targets: Tensor, *step: int) -> Tensor:
+        """Add those of a batch, a part after the other. -> sum of the losses, right answers, photos (3,)."""
+        recipe, sums = self.recipe, torch.zeros_like(self.sums)
+        inputs, targets = self.fabric.to_device(inputs), self.fabric.to_device(targets)
+        others = [self.fabric.global_rank] if self.fabric.global_rank else []
+        draw(recipe.seed, 3, *step, *others)  # dropout and its like: others drop other things
+        parts = list(zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
         for k, (some, some_targets) in enumerate(parts):
             early = k < len(parts) - 1
             with self.fabric.no_backward_sync(module) if early and isinstance(module, _FabricModule) else nullcontext():
@@ -179,19 +179,14 @@ class Trainer:
                 )
                 self.fabric.backward(loss * (len(some) / len(inputs)))
             right = (logits.argmax(1) == (some_targets if some_targets.ndim == 1 else some_targets.argmax(1))).sum()
-            self.sums += torch.stack([loss.detach() * len(some), right, torch.tensor(len(some)).to(right)])
-        if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
-            self._settle()
-        optimizer.step()
-        if phase.average is not None:
-            phase.average.update_parameters(phase.module)
-        state.step += 1
+            sums += torch.stack([loss.detach() * len(some), right, torch.tensor(len(some)).to(right)])
+        return sums
 
     def _settle(self) -> None:
         """The sums, into the state."""
         self.state.loss, right, seen = self.sums.tolist()
         self.state.right, self.state.seen = int(right), int(seen)
-        if not math.isfinite(self.state.loss):
+        if not math.isfinite(self.state.loss) and self.fabric.is_global_zero:  # a step later it sees what others see
             raise FieldmarkError(
                 f"the loss is not a number any more (phase {self.state.phase}, step {self.state.step}): "
                 "train into another --out with a lower --lr and --backbone-lr"
@@ -200,15 +195,17 @@ class Trainer:
     def _close_epoch(self, phase: Phase, epoch: int, began: float) -> None:
         """Judge the validation photos, write the row, keep the weights if they are the best, save."""
         state = self.state
+        if phase.number > 1:
+            self._over_all(self.sums)
         self._settle()
-        loss, right, seen = (self.sums if phase.number == 1 else self._over_all(self.sums)).tolist()
+        loss, right, seen = self.sums.tolist()
         val_loss, val_accuracy = self._validate(phase)
         row = {
             "epoch": epoch, "phase": phase.number, "lr": phase.optimizer.param_groups[-1]["lr"],
             "train_loss": loss / seen, "train_accuracy": right / seen,
             "val_loss": val_loss, "val_accuracy": val_accuracy, "seconds": time.monotonic() - began,
         }  # fmt: skip
-        state.history.append(row)
+        state.history.append(row if phase.number == 1 else self.fabric.broadcast(row))
         self.sums.zero_()
         self._settle()
         if self.best_epoch() == epoch:
@@ -224,20 +221,28 @@ class Trainer:
         """Mean loss and accuracy on the validation photos, each counted once; not a number where there are none."""
         if not len(self.data.val):
             return math.nan, math.nan
-        logits, labels = self.logits(phase.judged, phase.maps()), self.routine.val_labels
-        return F.cross_entropy(logits, labels).item(), (logits.argmax(1) == labels).float().mean().item()
+        labels = self.routine.val_labels if phase.number == 1 else self.routine.val_labels[self.routine.mine]
+        if phase.number > 1 and self.fabric.world_size > 1:  # norms that train have seen other photos in each process
+            for statistic in phase.judged.buffers():
+                torch.distributed.broadcast(statistic, 0)
+        logits = self.logits(phase.judged, phase.maps())
+        loss, right = F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()
+        sums = self.fabric.to_device(torch.stack([loss, right]))
+        if phase.number > 1:
+            self._over_all(sums)
+        loss, right = (sums / len(self.data.val)).tolist()
+        return loss, right
 
-    def _over_all(self, sums: Tensor) -> Tensor:
-        """The sums of all processes."""
-        if self.fabric.world_size > 1:
-            torch.distributed.all_reduce(sums)
-        return sums
+    def _over_all(self, sums: Tensor) -> None:
+        """They become the sums over all processes."""
+        self.fabric.all_reduce(sums, reduce_op="sum")
 
     def logits(self, module: nn.Module, maps: Iterable[Tensor]) -> Tensor:
         """(n, classes) on the CPU, of a module in eval mode and in 32 bits."""
         module.eval()
         with torch.inference_mode():
-            return torch.cat([module(self.fabric.to_device(x)).float().cpu() for x in maps])
+            parts = [module(self.fabric.to_device(x)).float().cpu() for x in maps]
+        return torch.cat([torch.empty(0, self.routine.classes), *parts])
 
     def validation_logits(self) -> np.ndarray:
         """(validation photos, classes), by the weights as they are now."""
@@ -247,7 +252,7 @@ class Trainer:
 
     def _save(self, phase: Phase | None = None) -> None:
         """The first process writes all that it takes to go on; where several train, only between epochs."""
-        if self.fabric.world_size > 1 and self.state.seen:
+        if not self.fabric.is_global_zero or (self.fabric.world_size > 1 and self.state.seen):
             return
         tensors = {f"now.{name}": value for name, value in self.trained.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
@@ -256,8 +261,7 @@ class Trainer:
             tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
             if phase.average is not None:
                 tensors |= {f"average.{name}": value for name, value in phase.average.state_dict().items()}
-        if self.fabric.is_global_zero:
-            checkpoint.save(self.folder / "checkpoint.safetensors", tensors, dataclasses.asdict(self.state))
+        checkpoint.save(self.folder / "checkpoint.safetensors", tensors, dataclasses.asdict(self.state))
         self.saved = time.monotonic()
 
     def _keep_best(self) -> None:
@@ -279,7 +283,8 @@ class Trainer:
             raise FieldmarkError(
                 f"{file} does not fit the recipe beside it, or a later version wrote it: train into another --out"
             ) from None
-        self.sums += torch.tensor([self.state.loss, self.state.right, self.state.seen], device=self.sums.device)
+        if self.fabric.is_global_zero:
+            self.sums += torch.tensor([self.state.loss, self.state.right, self.state.seen], device=self.sums.device)
         self.reporter.say(f"resumed in phase {self.state.phase} at step {self.state.step}")
         return tensors
 

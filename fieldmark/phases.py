@@ -122,8 +122,13 @@ def training_loss(
 
 
 def training_size(recipe: Recipe, size: int) -> int:
-    """Pixels of a training crop for photos that are judged at `size`: 6/7 of it in steps of 32, unless it is small."""
-    return recipe.train_size or (size if size < 96 else round(size * 6 / 7 / 32) * 32)
+    """Pixels of a training crop for photos that are judged at `size`: 6/7 of it in steps of 32, unless it is small.
+
+    A crop shows things larger than the whole photo does; so much smaller, it shows them at the same size (Touvron et
+    al. 2019, "Fixing the train-test resolution discrepancy").
+    """
+    whole = size < 96 or recipe.augment in ("none", "flip-crop")
+    return recipe.train_size or (size if whole else round(size * 6 / 7 / 32) * 32)
 
 
 def growing_size(start: int | None, end: int, epoch: int, epochs: int) -> int:

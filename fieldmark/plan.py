@@ -1,12 +1,15 @@
 """Trainer between the phases -> its recipe with what was left open: epochs for a budget, rates, the size of a batch.
 
-A plan is made once, from measurements, and is written into recipe.yaml: with it, a resumed run does the same.
+A plan is made once, from measurements, and is written into recipe.yaml: with it, a resumed run does the same. Where
+several processes train, all of them rehearse together; what the first one finds holds.
 """
 
+import copy
 import dataclasses
 import math
 import os
 import time
+from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
@@ -17,9 +20,11 @@ from fieldmark import checkpoint
 from fieldmark.export import judging_time
 from fieldmark.finetune import Trainer
 from fieldmark.network import Network
-from fieldmark.phases import Phase, growing_size, learning_mode, training_loss, training_size
+from fieldmark.phases import Phase, growing_size, learning_mode, training_size
 from fieldmark.recipe import Recipe, seconds
 
+Watch = Callable[[int, float, float], bool | None]
+"""Takes a step, when it began, and its loss; True ends the rehearsal."""
 MOST_EPOCHS = 30
 """More epochs than this a budget does not buy: the write-ups' routine stops there too."""
 CLOSING = 8.0
@@ -31,7 +36,8 @@ MOST_PHOTOS = 256
 def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: int) -> tuple[Recipe, str]:
     """What is left of the budget, as epochs and steps of phase 2. -> the recipe with them, and a line that says so."""
     step, look = costs(trainer, dataclasses.replace(recipe, start_size=None))
-    closing = CLOSING + test_photos * judging_time(trainer.network, trainer.routine.size) + look
+    judging = judging_time(trainer.network, trainer.routine.size) if trainer.fabric.is_global_zero else 0.0
+    closing = CLOSING + test_photos * judging + look
     left = seconds(recipe.budget or "") - elapsed - closing
     full = max(1, len(trainer.data.train) // recipe.batch)
     size = training_size(recipe, trainer.routine.size)
@@ -47,16 +53,26 @@ def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: in
 
 
 def costs(trainer: Trainer, recipe: Recipe) -> tuple[float, float]:
-    """Seconds of a training step and of a look at the validation photos in phase 2, measured on a copy."""
-    times: list[float] = []
-    phase = _rehearse(trainer, recipe, 8, lambda step, began, loss: times.append(time.monotonic() - began))
-    few = list(islice(phase.maps(), 6))
-    trainer.logits(phase.module, few[:1])
-    began = time.monotonic()
-    trainer.logits(phase.module, few)
-    photos = sum(map(len, few))
-    look = (time.monotonic() - began) * len(trainer.data.val) / photos if photos else 0.0
-    return float(np.median(times[2:])), look
+    """Seconds of a training step and of a look at the validation photos behind phase 1, measured and undone.
+
+    The mean of all phases that there are: their epochs are about as many.
+    """
+    measured = []
+    for number in range(2, 2 + len(trainer.routine.cuts)):
+        trainer.routine.enter(number)
+        times: list[float] = []
+        phase = _rehearse(
+            trainer, number, recipe, 8, lambda step, began, loss, t=times: t.append(time.monotonic() - began)
+        )
+        few = list(islice(phase.maps(), 6))
+        trainer.logits(phase.module, few[:1])
+        began = time.monotonic()
+        trainer.logits(phase.module, few)
+        photos, mine = sum(map(len, few)), len(trainer.routine.val_labels[trainer.routine.mine])
+        measured.append((np.median(times[2:]), (time.monotonic() - began) * mine / photos if photos else 0.0))
+    trainer.routine.enter(2)
+    step, look = np.mean(measured, 0).tolist()
+    return step, look
 
 
 def rates_for(trainer: Trainer, recipe: Recipe, steps: int = 80) -> tuple[Recipe, str]:
@@ -74,7 +90,7 @@ def rates_for(trainer: Trainer, recipe: Recipe, steps: int = 80) -> tuple[Recipe
         losses.append(0.9 * losses[-1] + 0.1 * loss if losses else loss)
         return not math.isfinite(loss) or losses[-1] > 3 * min(losses)
 
-    _rehearse(trainer, recipe, steps, watch, [rate / head for rate in rises])
+    _rehearse(trainer, 2, recipe, steps, watch, [rate / head for rate in rises])
     settled = losses[steps // 10 :] or losses
     found = float(rises[losses.index(min(settled))] / 10)
     found = float(f"{found:.1e}")
@@ -82,10 +98,11 @@ def rates_for(trainer: Trainer, recipe: Recipe, steps: int = 80) -> tuple[Recipe
     return planned, f"plan: learning rates {planned.lr:g} for the head, {planned.backbone_lr:g} for the backbone"
 
 
-def batch_for(network: Network, size: int, photos: int, free: float | None = None) -> int:
-    """The largest power of two up to 256, and up to the number of photos, whose training takes half of the free memory.
+def batch_for(network: Network, size: int, photos: int, parts: int = 1, free: float | None = None) -> int:
+    """The most photos, up to 256 and up to all there are, whose training takes half of the free memory.
 
-    Measured is what two photos leave for the backward pass of the whole network, 32 bits a number.
+    It is a power of two in each of the `parts` of a step. Measured is what two photos leave for the backward pass of
+    the whole network, 32 bits a number.
     """
     device = next(network.parameters()).device
     kept: dict[int, int] = {}
@@ -94,7 +111,7 @@ def batch_for(network: Network, size: int, photos: int, free: float | None = Non
         kept[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
-    network.train()
+    network = copy.deepcopy(network).train()  # where norms may learn from what is no photo
     mean = network.preprocessing.mean
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
         network(torch.zeros(2, len(mean), size, size, device=device).contiguous(memory_format=torch.channels_last))
@@ -103,7 +120,7 @@ def batch_for(network: Network, size: int, photos: int, free: float | None = Non
     if free is None:
         free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory()
     most = min(MOST_PHOTOS, max(2, photos), max(2.0, free / 2 / each))
-    return 2 ** int(math.log2(most))
+    return parts * 2 ** int(math.log2(max(1.0, most / parts)))
 
 
 def _free_memory() -> float:
@@ -111,22 +128,24 @@ def _free_memory() -> float:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _rehearse(trainer: Trainer, recipe: Recipe, steps: int, watch, factors: list[float] | None = None) -> Phase:
-    """Some steps of phase 2 whose traces are wiped out; `watch(step, began, loss)` may end them by True."""
+def _rehearse(
+    trainer: Trainer, number: int, recipe: Recipe, steps: int, watch: Watch, factors: Sequence[float] = ()
+) -> Phase:
+    """Some steps of a phase whose traces are wiped out; `factors` of the rates, without them nothing moves."""
     kept = checkpoint.snapshot(trainer.trained)
-    phase = trainer.routine.later(trainer.state.phase, recipe)
+    phase = trainer.routine.later(number, recipe)
+    module, optimizer = trainer.fabric.setup(phase.module, phase.optimizer)
     learning_mode(phase.module, keep_norms=recipe.weights != "none")
     rates = [group["lr"] for group in phase.optimizer.param_groups]
     began = time.monotonic()
     for step, (inputs, targets) in enumerate(phase.batches(0, steps)):
         for group, rate in zip(phase.optimizer.param_groups, rates, strict=True):
             group["lr"] = rate * factors[step] if factors else 0.0
-        with trainer.fabric.autocast():
-            loss, _ = training_loss(phase.module, inputs, trainer.fabric.to_device(targets), recipe.label_smoothing)
-        phase.optimizer.zero_grad()
-        loss.backward()
-        phase.optimizer.step()
-        if watch(step, began, loss.item()):
+        optimizer.zero_grad()
+        sums = trainer.gradients(module, inputs, targets, phase.number, step)
+        optimizer.step()
+        trainer.fabric.all_reduce(sums, reduce_op="sum")
+        if watch(step, began, (sums[0] / sums[2]).item()):
             break
         began = time.monotonic()
     trainer.trained.load_state_dict(kept)

@@ -59,7 +59,8 @@ def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out:
     """One pass over the files: findings, split and packed pixels into the run's folder."""
     shorter, interpolation = round(preprocessing["size"] / preprocessing["crop"]), preprocessing["interpolation"]
     packed = []
-    with Packer(out / "resume", kind(shorter, interpolation), reporter.say) as packer:
+    cached = kind(shorter, interpolation) if recipe.nodes == 1 else ""  # other machines see the run's folder alone
+    with Packer(out / "resume", cached, reporter.say) as packer:
 
         def keep(i: int, look: Look) -> None:
             packer.add(look)

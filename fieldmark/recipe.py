@@ -39,9 +39,11 @@ class Recipe:
     weights: str = "imagenet"
     """Where the training starts: `imagenet`, `none` (from scratch) or a .safetensors / .pth file."""
     image_size: int | None = None
-    """Pixels of a photo when it is judged; without it, what the weights were made for."""
+    """Pixels of a photo when it is judged, whole; without it, at the scale that the weights expect (256 for those that
+    were judged on the middle 224 of 256)."""
     train_size: int | None = None
-    """Pixels of a photo while training; without it, 6/7 of the image size: faster, and no worse when judged larger."""
+    """Pixels of a photo while training; without it, 6/7 of the image size, at which a crop shows things as large as the
+    whole photo does when it is judged."""
     start_size: int | None = None
     """Pixels of a photo when phase 2 begins; they grow to `train_size` in three steps (progressive resizing)."""
     channels: int = 3
@@ -171,6 +173,31 @@ LEAST = {
 MOST = {"label_smoothing": 0.99, "ema": 0.99999, "seed": 2**32 - 1}
 
 
+FIRST = ("frozen_epochs", "frozen_lr")
+DEPTH = ("unfreeze", "backbone_lr")
+SECOND = ("train_size", "start_size", "augment", "mixup", "cutmix", "lr", "find_lr", "schedule", "weight_decay", "ema")
+SECOND += ("patience", "steps_per_epoch", "compile")
+"""Settings of phase 1, of how deep training goes, and of phase 2 alone."""
+
+
+def idle(asked: Recipe, solved: bool) -> list[str]:
+    """Lines on settings that others leave without effect; `solved` says that phase 1 is solved exactly."""
+    frozen = asked.weights != "none" and asked.frozen_epochs > 0
+    in_vain = (
+        (asked.backbone is not None, "--backbone names the network", ("quality",)),
+        (asked.weights == "none", "--weights none trains everything from the start", (*FIRST, *DEPTH)),
+        (frozen and solved, "phase 1 is solved exactly (--no-exact takes steps)", FIRST),
+        (not asked.epochs and not asked.budget, "--epochs 0 leaves phase 2 out", (*DEPTH, *SECOND)),
+        (asked.find_lr, "--find-lr finds the rates of phase 2", ("lr", "backbone_lr")),
+        (asked.budget is not None, "--budget plans phase 2", ("epochs", "steps_per_epoch")),
+    )
+    usual, lines = Recipe(), []
+    for so, why, fields in in_vain:
+        if so and (found := [option(f) for f in fields if getattr(asked, f) not in (getattr(usual, f), 0)]):
+            lines.append(f"{', '.join(found)}: without effect, as {why}")
+    return lines
+
+
 def option(field: str) -> str:
     """`image_size` -> `--image-size`."""
     return "--" + field.replace("_", "-")
@@ -204,10 +231,14 @@ def read(file: str | Path) -> Recipe:
     """
     import yaml
 
-    if (shipped := SHIPPED / f"{file}.yaml").is_file():
-        file = shipped
+    shipped = {named.stem: named for named in SHIPPED.glob("*.yaml")}
+    file = shipped.get(str(file), file)
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
+    except FileNotFoundError:
+        raise FieldmarkError(
+            f"cannot read the recipe {file}: no such file; the recipes that come with Fieldmark: {', '.join(shipped)}"
+        ) from None
     except Exception as error:  # on odd numbers and dates PyYAML raises nearly everything there is
         raise FieldmarkError(f"cannot read the recipe {file}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
@@ -242,5 +273,6 @@ def write(recipe: Recipe, file: Path) -> None:
 
     lines = []
     for name, value in dataclasses.asdict(recipe).items():
-        lines.append(f"# {documented()[name]}\n" + yaml.safe_dump({name: value}, allow_unicode=True))
+        readable = str(value).isprintable()  # else PyYAML breaks a line at what it takes for a line break
+        lines.append(f"# {documented()[name]}\n" + yaml.safe_dump({name: value}, allow_unicode=readable))
     file.write_text("".join(lines), encoding="utf-8")

@@ -20,6 +20,7 @@ from fieldmark.dataset import Data, Varied, judged, varied
 from fieldmark.features import Frozen
 from fieldmark.network import Network, is_added
 from fieldmark.network.heads import Linear
+from fieldmark.network.inspect import whole_size
 from fieldmark.phases import (
     Phase,
     cuts,
@@ -45,11 +46,13 @@ class Routine:
 
     def __init__(self, network: Network, data: Data, recipe: Recipe, folder: Path, fabric: Fabric) -> None:
         self.network, self.data, self.recipe, self.folder, self.fabric = network, data, recipe, folder, fabric
-        self.size = recipe.image_size or network.preprocessing.size
+        self.size = recipe.image_size or whole_size(network)
         network.to(fabric.device).to(memory_format=torch.channels_last)
         self.cuts = cuts(network, recipe)
         self.classes = int(data.labels.max()) + 1
         self.train_labels, self.val_labels = (torch.from_numpy(data.labels[side]) for side in (data.train, data.val))
+        n, rank, world = len(data.val), fabric.global_rank, fabric.world_size
+        self.mine = slice(n * rank // world, n * (rank + 1) // world)  # of the validation photos, behind phase 1
         weights = class_weights(self.train_labels.numpy(), self.classes)
         self.class_weights = fabric.to_device(weights) if recipe.imbalance == "weights" else None
         self.enter(1)
@@ -85,7 +88,8 @@ class Routine:
         """Solves phase 1. -> it as a phase of one step that changes nothing, so that it is judged like the others."""
         rows, val_rows = (some.reshape(len(some), math.prod(some.shape[1:])) for some in features)  # perhaps none
         labels = self.train_labels.repeat(len(rows) // len(self.train_labels))
-        solve.logistic(rows, labels, val_rows, self.val_labels, self.network.head.last, self.class_weights)
+        fc, smoothing = self.network.head.last, self.recipe.label_smoothing
+        solve.logistic(rows, labels, val_rows, self.val_labels, fc, smoothing, self.class_weights)
         train, steps = features[0][: len(self.data.train)], -(-len(self.data.train) // solve.BLOCK)
         optimizer = torch.optim.SGD(self.network.head.parameters(), lr=0.0)
 
@@ -127,14 +131,14 @@ class Routine:
         self.trained.requires_grad_(True)
         epochs = share(recipe.epochs, len(self.cuts), number - 2)
         steps = recipe.steps_per_epoch or max(1, len(data.train) // recipe.batch)
-        labels, look = self.train_labels.numpy(), self.network.preprocessing
+        labels = self.train_labels.numpy()
         weights = class_weights(labels, self.classes).numpy()[labels] if recipe.imbalance == "sampling" else None
         seed = recipe.seed + 2**32 * (number - 2)  # each phase sees the photos anew
         mix = Mix(self.classes, seed, recipe.mixup, recipe.cutmix) if recipe.mixup or recipe.cutmix else None
 
         def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
             size = growing_size(recipe.start_size, training_size(recipe, self.size), first // steps, epochs)
-            photos = Varied(data.pack, data.train, labels, size, recipe.augment, seed, look.crop)
+            photos = Varied(data.pack, data.train, labels, size, recipe.augment, seed, crop=1.0)
             ranks = {"rank": fabric.global_rank, "world": fabric.world_size}
             stream = varied(photos, recipe.batch, first, last, weights=weights, **ranks)
             for step, (some, targets) in enumerate(stream, first):
@@ -146,8 +150,11 @@ class Routine:
 
         optimizer = make_optimizer(parameter_groups(self.network, self.frozen.rest, recipe), recipe)
         average = running_mean(self.trained, recipe.ema) if recipe.ema else None
-        maps = self.frozen.validation
-        return Phase(number, self.trained, optimizer, batches, maps, epochs, steps, recipe.schedule, average)
+        frozen = self.frozen
+        return Phase(
+            number, self.trained, optimizer, batches, lambda: frozen.validation(self.mine), epochs, steps,
+            recipe.schedule, average,
+        )  # fmt: skip
 
 
 def _maps(features: np.ndarray) -> Iterator[Tensor]:

@@ -10,7 +10,6 @@ import itertools
 import json
 import shlex
 import shutil
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,7 +22,7 @@ from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
 from fieldmark.finetune import Trainer
 from fieldmark.network import Network, build
-from fieldmark.network.inspect import require_size
+from fieldmark.network.inspect import require_size, whole_size
 from fieldmark.phases import training_size
 from fieldmark.photos.catalog import Catalog, read
 from fieldmark.predict import Classifier
@@ -70,28 +69,26 @@ def train(
     Raises:
         FieldmarkError: whatever the user can mend.
     """
-    asked = recipe or Recipe()
+    asked = devices.settled(recipe or Recipe())
     begun = resume and out is not None and (Path(out) / "recipe.yaml").exists()
-    recipe = _same(_begun(Path(out)), asked, Path(out)) if begun and out is not None else asked
+    recipe = devices.settled(_same(_begun(Path(out)), asked, Path(out))) if begun and out is not None else asked
     require(recipe.logger)
+    if resume and out is not None and finished(Path(out)):
+        return Run(Path(out), json.loads((Path(out) / "metrics.json").read_text(encoding="utf-8")))
     machine.prepare()
-    fabric = devices.launch(recipe)
-    out = Path(fabric.broadcast(str(out if out is not None else _new_folder(Path(photos)))))
+    fabric = devices.fabric(recipe)
     if not fabric.is_global_zero:
-        return _help(fabric, out)
-    try:
-        start = _begin(Path(photos), recipe, out, resume, begun, started)
-    except BaseException:
-        fabric.broadcast(False)
-        raise
-    fabric.broadcast(start is not None)
-    if start is None:
-        return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
-    recipe, catalog, table, network, reporter = start
+        devices.join(fabric, lambda: _help(fabric))
+    out = Path(out) if out is not None else _new_folder(Path(photos))
+    recipe, catalog, table, network, reporter = _begin(Path(photos), recipe, out, resume, begun, started)
 
     tracked = Trackers(out, recipe, reporter.warn)
     trainer = Trainer(network, table.data, recipe, out / "resume", reporter, fabric, tracked)
-    trainer.train(lambda trainer: _plan(trainer, out, len(table.test)))
+    for line in recipes.idle(asked, trainer.routine.exact) if not begun else []:
+        reporter.warn(line)
+    with devices.first(fabric):
+        fabric.broadcast(str(out))
+        trainer.train(lambda trainer: _plan(trainer, out, len(table.test)))
     with reporter.part("evaluate"):
         figures = judge(trainer, table, _preprocessing(network, recipe), out, reporter)
     differs = disagreement(figures["export"])
@@ -121,15 +118,14 @@ def train(
     return Run(out, json.loads(records.text(metrics)))
 
 
-def _help(fabric: Fabric, out: Path) -> Run:
-    """What every process but the first does: wait for its preparations, train with it, and leave the rest to it."""
-    if not fabric.broadcast(True):
-        sys.exit(0)
+def _help(fabric: Fabric) -> None:
+    """The part of every process but the first, which has prepared everything, and will do the rest."""
+    out = Path(fabric.broadcast(""))
     recipe, table = recipes.read(out / "recipe.yaml"), prepared(out)
     torch.manual_seed(recipe.seed)
     network = _build(recipe, len(table.classes))
-    Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric).train()
-    sys.exit(0)
+    trainer = Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric)
+    trainer.train(lambda trainer: _plan(trainer, out, len(table.test)))
 
 
 def _new_folder(photos: Path) -> Path:
@@ -155,30 +151,33 @@ class _Start(NamedTuple):
     reporter: Reporter
 
 
-def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, started: float | None) -> _Start | None:
-    """Everything up to the training: what can be wrong is refused, cheapest first. None where the run is finished."""
+def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, started: float | None) -> _Start:
+    """Everything up to the training: what can be wrong is refused, cheapest first."""
     if out.exists() and not resume:
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
     if not begun and out.is_dir() and {entry.name for entry in out.iterdir()} - {"resume", "recipe.half"}:
         raise FieldmarkError(f"{out} holds other things than a run: give another --out")
-    if resume and finished(out):
-        return None
     if recipe.budget and not begun:  # a plan that another run has left in its recipe does not hold for this one
         recipe = dataclasses.replace(recipe, steps_per_epoch=None)
     if recipe.backbone is None:
         recipe = dataclasses.replace(recipe, backbone=quality.backbone(recipe.quality, Reporter(started=started).say))
     with torch.device("meta"):  # wrong words are refused before anything is read or written
         network = _build(recipe, 2, weights=False)
+    if recipe.image_size is None:
+        recipe = dataclasses.replace(recipe, image_size=whole_size(network))
     preprocessing = _preprocessing(network, recipe)
-    for pixels in (preprocessing["size"], training_size(recipe, preprocessing["size"]), recipe.start_size):
+    size = training_size(recipe, preprocessing["size"])
+    for pixels in (preprocessing["size"], size, recipe.start_size):
         if pixels is not None:
             require_size(network, pixels)
+    if recipe.start_size is not None and recipe.start_size >= size:
+        raise FieldmarkError(f"--start-size is {recipe.start_size}, but photos are trained on at {size}: give less")
     catalog = read(photos)
     torch.manual_seed(recipe.seed)
     network = _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
     if not recipe.batch:
-        size = training_size(recipe, preprocessing["size"])
-        recipe = dataclasses.replace(recipe, batch=plan.batch_for(network, size, len(catalog.photos)))
+        parts = recipe.devices * recipe.nodes * recipe.accumulate
+        recipe = dataclasses.replace(recipe, batch=plan.batch_for(network, size, len(catalog.photos), parts))
     fresh = not out.exists()
     try:
         (out / "resume").mkdir(parents=True, exist_ok=True)
@@ -200,9 +199,8 @@ def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, s
 
 
 def _preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
-    """How photos are judged: as the weights want it, at the size of the recipe."""
-    own = dataclasses.asdict(network.preprocessing)
-    return own | {"size": recipe.image_size or own["size"]}
+    """How photos are judged: as the weights want it, but whole, and at the size of the recipe."""
+    return dataclasses.asdict(network.preprocessing) | {"size": recipe.image_size, "crop": 1.0}
 
 
 def _plan(trainer: Trainer, out: Path, test_photos: int) -> Recipe:
@@ -214,7 +212,7 @@ def _plan(trainer: Trainer, out: Path, test_photos: int) -> Recipe:
     if recipe.budget and not recipe.steps_per_epoch:
         recipe, told = plan.epochs_for(trainer, recipe, trainer.reporter.elapsed(), test_photos)
         trainer.reporter.say(told)
-    if recipe != trainer.recipe:
+    if recipe != trainer.recipe and trainer.fabric.is_global_zero:
         _record(recipe, out)
     return recipe
 
@@ -245,7 +243,8 @@ def _begun(out: Path) -> Recipe:
 def _same(begun: Recipe, asked: Recipe | None, out: Path) -> Recipe:
     """The recipe that the run was begun with; settings that were asked for now and differ are refused."""
     plain, begun_, asked_ = (dataclasses.asdict(r) for r in (Recipe(), begun, asked or Recipe()))
-    planned = [*(["epochs", "steps_per_epoch"] if begun.budget else []), "find_lr"]
+    planned = ["epochs", "steps_per_epoch"] if begun.budget else []
+    planned += ["find_lr", "lr", "backbone_lr"] if asked is not None and asked.find_lr else []
     planned += [] if asked is None or asked.batch else ["batch"]
     differ = [n for n, value in asked_.items() if value not in (plain[n], begun_[n]) and n not in planned]
     if differ:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-DECAYS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
+DECAYS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
 """Tried from strong to weak, each from where the one before ended; the validation photos choose."""
 UNCHOSEN = 1e-3
 """The decay where there are no validation photos."""
@@ -25,25 +25,29 @@ def logistic(
     val_features: np.ndarray,
     val_labels: Tensor,
     fc: nn.Linear,
+    smoothing: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> float:
     """Set `fc` to the solution on features (n, c), labels (n,), with the decay of the lowest validation loss. -> it.
 
-    The decay weighs the squared weights of features that are scaled to a mean variance of 1, so that it means the same
-    for every network. `features` may be a memory map; nothing of its size is copied.
+    The loss is that of the phases behind it, label smoothing included: where the head is surer than they want it, their
+    first steps tear at the backbone (docs/performance.md). The decay weighs the squared weights of features that are
+    scaled to a mean variance of 1, so that it means the same for every network. `features` may be a memory map; nothing
+    of its size is copied.
     """
     device, width = fc.weight.device, features.shape[1]
     mean, scale = _moments(features, device)
     weight = torch.zeros(fc.out_features, width, device=device, requires_grad=True)
     bias = torch.zeros(fc.out_features, device=device, requires_grad=True)
     labels, val_labels = labels.to(device), val_labels.to(device)
-    share = class_weights.to(device)[labels].sum() if class_weights is not None else torch.tensor(float(len(labels)))
 
     def loss_of(rows: np.ndarray, targets: Tensor, weights: Tensor | None) -> Iterator[Tensor]:
         for first in range(0, len(rows), BLOCK):
             block = torch.from_numpy(np.array(rows[first : first + BLOCK])).to(device)
-            logits = (block - mean) / scale @ weight.T + bias
-            yield F.cross_entropy(logits, targets[first : first + BLOCK], weights, reduction="sum")
+            scaled = weight / scale  # the weights and not the features: they are fewer
+            logits = block @ scaled.T + (bias - scaled @ mean)
+            some = targets[first : first + BLOCK]
+            yield F.cross_entropy(logits, some, weights, reduction="sum", label_smoothing=smoothing)
 
     found: tuple[float, Tensor, Tensor, float] | None = None
     for decay in DECAYS if len(val_features) else (UNCHOSEN,):
@@ -56,8 +60,8 @@ def logistic(
             total = decay * weight.square().sum()
             total.backward()
             for loss in loss_of(features, labels, class_weights):
-                (loss / share).backward()
-                total = total.detach() + loss.detach() / share
+                (loss / len(labels)).backward()
+                total = total.detach() + loss.detach() / len(labels)
             return total
 
         optimizer.step(closure)

@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -170,6 +170,39 @@ def trained(
     return out, command("train", small_photos, "--out", out, "--resume", "--json", *small_options)
 
 
+@dataclass(frozen=True)
+class Ended:
+    """How a run of `start` ended: what it said is on stdout and stderr together."""
+
+    code: int
+    seconds: float
+    said: str
+
+
+@pytest.fixture(scope="session")
+def start(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
+    """Starts a run on `small_photos` in a folder, or goes on with it. -> how it ended. The jobs are those of forked.py:
+    quick, since torch is there already, and killed where one wants.
+    """
+    said = tmp_path_factory.mktemp("said") / "said.txt"
+    alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads do not live through a fork
+    program = [sys.executable, str(Path(__file__).with_name("forked.py"))]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=alone) as server:
+        stdout = server.stdout
+        assert server.stdin and stdout
+
+        def start(out: Path, options: list[str], **job: Any) -> Ended:
+            job |= {"photos": str(small_photos), "out": str(out), "options": options, "said": str(said)}
+            print(json.dumps(job), file=server.stdin, flush=True)
+            code, seconds = stdout.readline().split()
+            written = said.read_text(errors="replace")
+            assert "Traceback" not in written, written
+            return Ended(int(code), float(seconds), written)
+
+        yield start
+        server.stdin.close()
+
+
 @pytest.fixture(scope="session")
 def few(drawing, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """Three classes of ten packed photos: 18 to train on, 6 to choose by, 6 to test."""
@@ -186,21 +219,23 @@ def few(drawing, tmp_path_factory: pytest.TempPathFactory) -> Any:
 
 @pytest.fixture
 def trainer(few, tmp_path: Path) -> Callable[..., Any]:
-    """Settings -> a Trainer of EfficientNet-Lite0 on `few`, in 32 bits; it keeps its files in `tmp_path`."""
+    """Settings -> a Trainer of EfficientNet-Lite0 on `few`, in a folder of its own."""
     import torch
 
+    from fieldmark import devices
     from fieldmark.finetune import Trainer
     from fieldmark.network import build
     from fieldmark.progress import Reporter
     from fieldmark.recipe import Recipe
 
-    def make(words: str = "", trackers: Any = None, **settings: Any) -> Trainer:
+    def make(words: str = "", data: Any = few, trackers: Any = None, **settings: Any) -> Trainer:
         usual = {"image_size": 64, "train_size": 64, "batch": 6, "epochs": 2, "backbone": "efficientnet_lite0"}
         recipe = Recipe(**usual | settings)
         torch.manual_seed(recipe.seed)
         weights = None if recipe.weights == "none" else recipe.weights
         network = build(f"{recipe.backbone}{words}", classes=3, weights=weights)
-        return Trainer(network, few, recipe, tmp_path, Reporter(quiet=True), trackers=trackers)
+        folder = Path(tempfile.mkdtemp(dir=tmp_path))
+        return Trainer(network, data, recipe, folder, Reporter(quiet=True), devices.fabric(recipe), trackers)
 
     return make
 

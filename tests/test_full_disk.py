@@ -52,39 +52,74 @@ def equal(run: Path, other: Path) -> bool:
     return histories[0] == histories[1] and weights[0] == weights[1]
 
 
-def test_full_in_the_pack_the_features_and_the_checkpoint(
-    command, disk, small_photos, small_options, trained, monkeypatch
-):
-    monkeypatch.setenv("FIELDMARK_CACHE_GB", "0")
-    run = disk("size=512k") / "run"
-    words = ["train", small_photos, "--out", run, "--resume", "--json", *small_options]
-    pack, features, checkpoint = (
-        run / "resume" / name for name in ("pack.npz", "train_features.npy", "checkpoint.safetensors")
-    )
-    assert ends_in_one_line(command(*words)) and not pack.exists()
-    disk("size=1160k")
-    assert ends_in_one_line(command(*words)) and pack.exists() and not features.exists()
-    disk("size=12m")
-    assert ends_in_one_line(command(*words)) and features.exists() and not checkpoint.exists()
-    disk("size=200m")
-    done = command(*words)
-    assert done.code == 0 and done.json["test"] == trained[1].json["test"]
-    assert equal(run, trained[0])
+# Run in the training before all else: notes what is opened to be written in the run's folder, and makes the disk full,
+# but for some KiB, when it comes to one of the files. `save_file` writes behind Python's back.
+FILLING = """
+import os, re, sys
+from fieldmark import checkpoint
+
+disk, target, left, notes = {disk!r}, {target!r}, {left!r}, {notes!r}
+os.environ["FIELDMARK_CACHE_GB"] = "0"
+
+def opened(path, how):
+    if not os.fspath(path).startswith(disk) or path == disk + "/ballast":
+        return
+    name = re.sub("^[0-9a-f]{{32}}|[0-9]{{6}}$", "*", os.path.basename(path)) + how
+    with open(notes, "a") as noted:
+        noted.write(name + "\\n")
+    if name == target and not os.path.exists(disk + "/ballast"):
+        with open(disk + "/ballast", "wb") as ballast:
+            free = os.statvfs(disk)
+            os.posix_fallocate(ballast.fileno(), 0, free.f_bavail * free.f_bsize - (left << 10) or 4096)
+
+def hear(event, args):
+    if event == "open" and not isinstance(args[0], int) and (args[2] or 0) & (os.O_WRONLY | os.O_RDWR):
+        opened(os.fsdecode(args[0]), "")
+
+def save_file(tensors, path, metadata):
+    opened(str(path), ", saved")
+    whole(tensors, path, metadata)
+
+whole, checkpoint.save_file = checkpoint.save_file, save_file
+sys.addaudithook(hear)
+"""
+EXPORTED = """
+import onnx, torch, types
+torch.onnx.export = lambda *_, **__: types.SimpleNamespace(model_proto=onnx.load({model!r}))
+"""
+LARGE = ("*.half", "train_features.half", "val_features.half", "model.half", "report.html")
+WRITTEN = {
+    *("recipe.half", "*.half", "pack.half", "audit.half", "packed.half", "quarantine.half", "split.half", "log.txt"),
+    *("history.half", "events.out.tfevents.*", "train_features.half", "val_features.half", "val_maps.half"),
+    *("best.half, saved", "checkpoint.half, saved", "model.half, saved", "model.half", "bundle.half"),
+    *("predictions.half", "metrics.half", "report.html", "card.md", "curves.svg"),
+}
 
 
-def test_full_in_the_bundle(command, disk, small_photos, small_options, trained):
-    """A run that is trained, but has no bundle yet."""
-    checkpoint = trained[0] / "resume" / "checkpoint.safetensors"
-    run = disk(f"size={checkpoint.stat().st_size + 6 * 2**20}") / "run"
-    (run / "resume").mkdir(parents=True)
-    shutil.copy(checkpoint, run / "resume")
-    shutil.copy(trained[0] / "recipe.yaml", run)
-    words = ["train", small_photos, "--out", run, "--resume", "--json", *small_options]
-    assert ends_in_one_line(command(*words)) and (run / "bundle").exists()
-    assert "has not finished" in command("predict", run, small_photos / "disc" / "00.jpg").refusal
-    disk("size=200m")
-    assert command(*words).code == 0
+def test_full_at_every_file_of_a_run(start, disk, small_options, trained, tmp_path):
+    """Each time the run goes on from where it stood; its network, and so the export, is the one of `trained`."""
+    folder, notes = disk("size=200m"), tmp_path / "notes"
+    run, ballast = folder / "run", folder / "ballast"
+
+    def filling(target: str, left: int = 0) -> str:
+        notes.unlink(missing_ok=True)
+        ballast.unlink(missing_ok=True)
+        words = {"disk": str(folder), "target": target, "left": left, "notes": str(notes)}
+        return EXPORTED.format(model=str(trained[0] / "bundle" / "model.onnx")) + FILLING.format(**words)
+
+    assert start(run, small_options, whole=True, save_every=1e9, first=filling("nothing")).code == 0
+    files = list(dict.fromkeys(notes.read_text().splitlines()))
+    assert set(files) >= WRITTEN
+    shutil.rmtree(run)
+    for name in files:
+        left = 16 if name.removesuffix(", saved") in LARGE or name.endswith("saved") else 0
+        ended = start(run, small_options, whole=True, save_every=1e9, first=filling(name, left))
+        (line,) = (line for line in ended.said.splitlines() if line.startswith("fieldmark: "))
+        assert ended.code == 2 and line == ended.said.splitlines()[-1] and ballast.exists(), (name, ended.said)
+        assert FULL in line and "--resume" in line, name
+    assert start(run, small_options, whole=True, first=filling("nothing")).code == 0
     assert equal(run, trained[0])
+    assert not list(run.rglob("*.half"))
 
 
 @pytest.mark.parametrize(("home", "victim"), [("prepare", "write_split"), ("run", "write_report")])

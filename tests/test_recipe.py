@@ -1,6 +1,7 @@
 """A recipe is the same after YAML, documents every field, and refuses what no training can do."""
 
 import dataclasses
+import math
 import typing
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,14 @@ def made(given: dict[str, Any]) -> Recipe:
     return Recipe(**given)
 
 
-RECIPES = st.fixed_dictionaries({}, optional={name: values(name) for name in FIELDS}).map(made)
+def even(given: dict[str, Any]) -> dict[str, Any]:
+    """With few parts of a step, and a batch that they can share."""
+    few = {name: given[name] % 5 or 1 for name in ("devices", "nodes", "accumulate") if name in given}
+    parts = math.prod(few.values())
+    return given | few | ({"batch": given.get("batch", 32) * parts * 2} if few or "batch" in given else {})
+
+
+RECIPES = st.fixed_dictionaries({}, optional={name: values(name) for name in FIELDS}).map(even).map(made)
 
 
 @given(recipe=RECIPES)
@@ -86,7 +94,7 @@ def test_the_written_file_explains_itself(tmp_path: Path):
         ("epochs: 2.5", "epochs"),
         ("epochs: true", "epochs"),
         ("lr: true", "lr"),
-        ("lr: null", "lr"),
+        ("frozen_lr: null", "frozen_lr"),
         ("lr: [1]", "lr"),
         ("lr: fast", "lr"),
         ("lr: .nan", "lr"),
@@ -110,6 +118,8 @@ def test_refusals_name_the_setting(text: str, says: str, tmp_path: Path):
         ("", Recipe()),
         ("# nothing but words", Recipe()),
         ("lr: 1", Recipe(lr=1.0)),
+        ("lr: null", Recipe()),
+        ("precision: 32", Recipe(precision="32")),
         ("lr: 1e-3", Recipe(lr=0.001)),  # a text to YAML 1.1, a number to people
         ("image_size: null", Recipe()),
         ("budget: 300", Recipe(budget="300")),
@@ -124,6 +134,66 @@ def test_what_people_write_is_understood(text: str, recipe: Recipe, tmp_path: Pa
 def test_a_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(FieldmarkError, match="nothing"):
         recipes.read(tmp_path / "nothing.yaml")
+
+
+def test_a_name_that_no_recipe_has_is_refused_with_those_that_are_there(tmp_path: Path, monkeypatch):
+    with pytest.raises(FieldmarkError, match=r"no such file; the recipes that come with Fieldmark: classic$"):
+        recipes.read("classics")
+    (tmp_path / "mine.yaml").write_text("seed: 3")
+    monkeypatch.chdir(tmp_path)
+    assert recipes.read("mine.yaml").seed == 3
+    with pytest.raises(FieldmarkError, match="cannot read the recipe mine"):
+        recipes.read("mine")
+
+
+def test_the_write_ups_routine_is_what_they_say():
+    classic = recipes.read("classic")
+    assert (classic.optimizer, classic.rates, classic.frozen_lr, classic.batch) == ("adam", (1e-4, 1e-4), 1e-4, 32)
+    assert (classic.exact, classic.frozen_epochs, classic.epochs, classic.unfreeze) == (False, 3, 30, "all")
+    assert (classic.schedule, classic.patience, classic.monitor) == ("plateau", 5, "accuracy")
+    assert (classic.augment, classic.label_smoothing, classic.weight_decay, classic.mixup) == ("none", 0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("settings", "lines"),
+    [
+        ({}, []),
+        ({"lr": 0.1, "unfreeze": "all", "ema": 0.9, "frozen_epochs": 0, "train_size": 96}, []),
+        ({"weights": "none", "frozen_epochs": 0}, []),
+        (
+            {"weights": "none", "frozen_epochs": 3, "backbone_lr": 0.1},
+            ["--frozen-epochs, --backbone-lr: without effect, as --weights none trains everything from the start"],
+        ),
+        ({"frozen_lr": 0.1}, ["--frozen-lr: without effect, as phase 1 is solved exactly (--no-exact takes steps)"]),
+        ({"epochs": 0, "mixup": 0.2}, ["--mixup: without effect, as --epochs 0 leaves phase 2 out"]),
+        ({"epochs": 0, "mixup": 0.2, "budget": "5m"}, []),
+        ({"find_lr": True, "lr": 0.1}, ["--lr: without effect, as --find-lr finds the rates of phase 2"]),
+        (
+            {"budget": "5m", "epochs": 3, "steps_per_epoch": 4},
+            ["--epochs, --steps-per-epoch: without effect, as --budget plans phase 2"],
+        ),
+        (
+            {"backbone": "resnet18", "quality": "good"},
+            ["--quality: without effect, as --backbone names the network"],
+        ),
+    ],
+)
+def test_settings_without_effect_are_told(settings: dict[str, Any], lines: list[str]):
+    assert recipes.idle(Recipe(**settings), solved=True) == lines
+    assert not any("phase 1" in line for line in recipes.idle(Recipe(**settings), solved=False))
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"batch": 8, "accumulate": 3}, "9 is the next"),
+        ({"batch": 4, "devices": 2, "nodes": 2, "accumulate": 2}, "8 is the next"),
+        ({"batch": 1, "weights": "none"}, "at least 2 photos"),
+    ],
+)
+def test_batches_that_cannot_be_trained_on_are_refused(settings: dict[str, Any], says: str):
+    with pytest.raises(FieldmarkError, match=says):
+        Recipe(**settings)
 
 
 @pytest.mark.parametrize("name", LEAST)

@@ -62,7 +62,16 @@ def test_weights_of_classes_count():
     fc = nn.Linear(12, 3)
     answers = []
     for weights in (None, torch.tensor([20.0, 1.0, 1.0])):
-        logistic(features, labels, features[:50], labels[:50], fc, weights)
+        logistic(features, labels, features[:50], labels[:50], fc, class_weights=weights)
         with torch.inference_mode():
             answers.append((fc(torch.from_numpy(features)).argmax(1) == 0).float().mean().item())
     assert answers[1] > answers[0] + 0.1
+
+
+def test_smoothing_makes_it_as_sure_as_the_loss_wants():
+    features, labels = photos(6, noise=0.1)
+    fc = nn.Linear(12, 3)
+    logistic(features, labels, features[:50], labels[:50], fc, smoothing=0.3)
+    with torch.inference_mode():
+        sure = fc(torch.from_numpy(features)).softmax(1).amax(1)
+    assert sure.mean() == pytest.approx(1 - 0.3 * 2 / 3, abs=0.03)

@@ -1,15 +1,13 @@
 """SIGKILL anywhere, then --resume: the same weights and the same history as a run that nobody disturbed, to the bit."""
 
 import csv
-import json
-import os
 import random
+import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,91 +19,13 @@ from fieldmark import checkpoint
 from fieldmark.dataset import judged
 from fieldmark.network import build
 
-# Starts runs as processes of their own, forked with torch at hand: one a line of stdin. Each ends where its training
-# does, unless it dies before: by its own hand behind the call that `dies` describes, or after so many seconds.
-SERVER = """
-import json, os, signal, sys, time
-from pathlib import Path
-import torchvision.transforms.v2, torch.utils.tensorboard
-from fieldmark import checkpoint, cli, dataset, features, finetune, prepare, recipe, run, store, verdict
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
-
-def die_behind(home, name, when):
-    original, home = getattr(eval(home), name), eval(home)
-    def deadly(*args, **kwargs):
-        result = original(*args, **kwargs)
-        if eval(when, globals(), {"args": args}):
-            die()
-        return result
-    setattr(home, name, deadly)
-
-def train(job):
-    def judge(trainer, *_):
-        checkpoint.save(Path(job["out"]) / "trained.safetensors", trainer.network.state_dict(), {})
-        os._exit(0)
-    if not job.get("whole"):
-        run.judge = judge
-    finetune.SAVE_EVERY = job.get("save_every", 0)
-    exec(job.get("first", ""), globals())
-    if "dies" in job:
-        die_behind(**job["dies"])
-    sys.argv = ["fieldmark", "train", job["photos"], "--out", job["out"], "--resume", "--json", *job["options"]]
-    cli.main()
-
-for line in sys.stdin:
-    job, began = json.loads(line), time.monotonic()
-    if not (pid := os.fork()):
-        said = os.open(job["said"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-        os.dup2(said, 1)
-        os.dup2(said, 2)
-        try:
-            train(job)
-        except SystemExit as ended:
-            os._exit(ended.code)
-        finally:
-            os._exit(99)
-    if "after" in job:
-        time.sleep(job["after"])
-        os.kill(pid, signal.SIGKILL)
-    print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), time.monotonic() - began, flush=True)
-"""
-SMALL = ["--image-size", "64", "--train-size", "64", "--batch", "8", "--epochs", "2"]
-
-
-@dataclass(frozen=True)
-class Ended:
-    code: int
-    seconds: float
-    said: str
-
 
 @pytest.fixture(scope="module")
-def start(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., Ended]]:
-    """Starts a run in a folder, or goes on with it. -> how it ended."""
-    said = tmp_path_factory.mktemp("said") / "said.txt"
-    alone = os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}  # threads do not live through a fork
-    program = [sys.executable, "-c", SERVER]
-    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=alone) as server:
-        assert server.stdin and server.stdout
-
-        def start(out: Path, options: list[str], **job: Any) -> Ended:
-            job |= {"photos": str(small_photos), "out": str(out), "options": options, "said": str(said)}
-            print(json.dumps(job), file=server.stdin, flush=True)
-            code, seconds = server.stdout.readline().split()
-            return Ended(int(code), float(seconds), said.read_text())
-
-        yield start
-        server.stdin.close()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(start, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Ended]]:
+def undisturbed(start, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., tuple[Path, Any]]:
     """Options -> the folder of a run with them that nobody disturbed, and how it ended."""
-    done: dict[tuple[str, ...], tuple[Path, Ended]] = {}
+    done: dict[tuple[str, ...], tuple[Path, Any]] = {}
 
-    def run(options: list[str]) -> tuple[Path, Ended]:
+    def run(options: list[str]) -> tuple[Path, Any]:
         if tuple(options) not in done:
             out = tmp_path_factory.mktemp("undisturbed") / "run"
             ended = start(out, options)
@@ -116,23 +36,36 @@ def undisturbed(start, tmp_path_factory: pytest.TempPathFactory) -> Callable[...
     return run
 
 
-def behind(home: str, name: str, when: str = "True") -> dict[str, str]:
-    """A place in the program: behind a call of `home.name` with these `args`."""
-    return {"home": home, "name": name, "when": when}
+Job = dict[str, Any]
 
 
-def in_step(phase: int, step: int) -> dict[str, str]:
-    """Within a step: `draw` sets what it draws."""
+def behind(home: str, name: str, when: str = "True") -> Job:
+    """A run that dies behind a call of `home.name` with such `args`."""
+    return {"dies": {"home": home, "name": name, "when": when}}
+
+
+def in_step(phase: int, step: int) -> Job:
+    """A run that dies within this step, in which `draw` sets what is random."""
     return behind("finetune", "draw", f"args[1:] == (3, {phase}, {step})")
 
 
-CUT_SHORT = "args[1].name == 'checkpoint.half' and (os.truncate(args[1], 3000) or True)"
-"""A checkpoint is half written."""
+BETWEEN = behind("finetune.Trainer", "_next_phase")
+WRITING = behind("checkpoint", "save_file", "args[1].name == 'checkpoint.half' and not os.truncate(args[1], 3000)")
+AS_IT_COMES = shlex.split("--image-size 64 --train-size 64 --batch 8 --epochs 2")
+MUCH_AT_ONCE = shlex.split(
+    "--image-size 64 --train-size 96 --start-size 64 --batch 8 --epochs 5 --no-exact --frozen-epochs 4"
+    " --after '-1:mask(norm=True)' --unfreeze gradual --optimizer adamw --ema 0.99 --mixup 0.3 --cutmix 0.3"
+    " --accumulate 2 --imbalance sampling --augment strong --monitor loss"
+)
+IN_32_BITS = shlex.split(
+    "--image-size 64 --train-size 64 --batch 8 --epochs 2 --precision 32 --schedule plateau --optimizer adam"
+    " --imbalance weights --unfreeze all --ema 0.9 --frozen-epochs 0"
+)
 
-# Name -> options; and in order: where the run dies, with the phase and step that its checkpoint then stands at.
-RUNS: dict[str, tuple[list[str], list[tuple[dict[str, Any], tuple[int, int] | None]]]] = {
+# Options, and in order: where the run dies, with the phase and the step that its checkpoint then stands at.
+RUNS: dict[str, tuple[list[str], list[tuple[Job, tuple[int, int] | None]]]] = {
     "as it comes": (
-        SMALL,
+        AS_IT_COMES,
         [
             (behind("recipe", "write"), None),
             (behind("store.Packer", "add", "len(args[0]) == 9"), None),
@@ -140,32 +73,29 @@ RUNS: dict[str, tuple[list[str], list[tuple[dict[str, Any], tuple[int, int] | No
             (behind("features.ArrayFile", "append", "args[0].whole.name == 'train_features.npy'"), None),
             (behind("features.ArrayFile", "append", "args[0].whole.name == 'val_features.npy'"), None),
             (in_step(1, 0), None),
-            (behind("checkpoint", "save_file", CUT_SHORT), None),
-            (behind("finetune.Trainer", "_next_phase"), (2, 0)),
+            (WRITING, None),
+            (BETWEEN, (2, 0)),
             (in_step(2, 2), (2, 2)),
-            (behind("checkpoint", "save_file", CUT_SHORT), (2, 2)),
+            (WRITING, (2, 2)),
             (in_step(2, 6), (2, 6)),
-            ({**in_step(2, 7), "save_every": 1e9}, (2, 6)),  # long after a checkpoint
-            (behind("verdict.bundle", "describe"), (2, 8)),
+            (in_step(2, 7) | {"save_every": 1e9}, (2, 6)),  # long after a checkpoint
+            (behind("verdict.bundle", "describe") | {"whole": True}, (2, 8)),
         ],
     ),
     "much at once": (
-        "--image-size 64 --train-size 96 --start-size 64 --batch 8 --epochs 5 --no-exact --frozen-epochs 4 "
-        "--after -1:mask(norm=True) --unfreeze gradual --optimizer adamw --ema 0.99 --mixup 0.3 --cutmix 0.3 "
-        "--accumulate 2 --imbalance sampling --augment strong --monitor loss".split(),
+        MUCH_AT_ONCE,
         [
             (in_step(1, 14), (1, 14)),
-            (behind("finetune.Trainer", "_next_phase"), (2, 0)),
+            (BETWEEN, (2, 0)),
             (in_step(2, 6), (2, 6)),
-            (behind("finetune.Trainer", "_next_phase"), (3, 0)),
+            (BETWEEN, (3, 0)),
             (in_step(3, 1), (3, 1)),
-            (behind("checkpoint", "save_file", CUT_SHORT), (3, 1)),
+            (WRITING, (3, 1)),
             (in_step(3, 7), (3, 7)),
         ],
     ),
     "in 32 bits": (
-        "--image-size 64 --train-size 64 --batch 8 --epochs 2 --precision 32 --schedule plateau --optimizer adam "
-        "--imbalance weights --unfreeze all --ema 0.9 --frozen-epochs 0".split(),
+        IN_32_BITS,
         [
             (in_step(2, 0), (2, 0)),
             (in_step(2, 3), (2, 3)),
@@ -194,26 +124,25 @@ def history(out: Path) -> list[dict[str, str]]:
 
 def same(out: Path, other: Path) -> bool:
     """Whether two trainings ended alike."""
-    split, weights = ([(run / name).read_bytes() for run in (out, other)] for name in ("split.csv", "trained.safetensors"))
+    split, weights = (
+        [(run / name).read_bytes() for run in (out, other)] for name in ("split.csv", "trained.safetensors")
+    )
     return split[0] == split[1] and weights[0] == weights[1] and history(out) == history(other)
 
 
 @pytest.mark.parametrize("which", RUNS)
 def test_a_run_killed_everywhere_ends_like_an_undisturbed_one(start, undisturbed, tmp_path: Path, which: str):
     options, places = RUNS[which]
-    for place, expected in places:
-        job = {"save_every": place["save_every"]} if "save_every" in place else {}
-        dies = {name: place[name] for name in ("home", "name", "when")}
-        ended = start(tmp_path / "run", options, dies=dies, whole=place["home"].startswith("verdict"), **job)
-        assert ended.code == -signal.SIGKILL, (place, ended.said)
-        assert standing(tmp_path / "run") == expected, place
+    for job, expected in places:
+        ended = start(tmp_path / "run", options, **job)
+        assert ended.code == -signal.SIGKILL, (job, ended.said)
+        assert standing(tmp_path / "run") == expected, job
     assert start(tmp_path / "run", options).code == 0
     assert same(tmp_path / "run", undisturbed(options)[0])
 
 
 def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(start, undisturbed, tmp_path: Path):
-    options, _ = RUNS["much at once"]
-    whole, ended = undisturbed(options)
+    options, (whole, ended) = MUCH_AT_ONCE, undisturbed(MUCH_AT_ONCE)
     moments = random.Random(5)
     for _ in range(5):
         start(tmp_path / "run", options, after=moments.random() * ended.seconds, save_every=0.2)
@@ -223,16 +152,16 @@ def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(start, undistur
 
 
 def test_a_loader_that_dies_costs_a_line_and_nothing_else(start, undisturbed, tmp_path: Path):
-    two = "dataset._workers = lambda world=1: 2"
+    two = "from fieldmark import dataset; dataset._workers = lambda world=1: 2"
     dies = behind("dataset.Varied", "__getitem__", "args[1][0] == 45")  # in a process of the loader
-    ended = start(tmp_path / "run", SMALL, first=two, dies=dies)
+    ended = start(tmp_path / "run", AS_IT_COMES, first=two, **dies)
     assert ended.code == 2
     (line,) = (line for line in ended.said.splitlines() if line.startswith("fieldmark: "))
     assert ended.said.splitlines()[-1] == line and "a process that loads photos died" in line and "--resume" in line
     at = standing(tmp_path / "run")
     assert at and at[0] == 2 and 0 < at[1] <= 6  # nothing that was computed is lost
-    assert start(tmp_path / "run", SMALL, first=two).code == 0
-    assert same(tmp_path / "run", undisturbed(SMALL)[0])
+    assert start(tmp_path / "run", AS_IT_COMES, first=two).code == 0
+    assert same(tmp_path / "run", undisturbed(AS_IT_COMES)[0])
 
 
 # The same with the real command, to the end.
@@ -260,7 +189,7 @@ def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, tra
     words = ["train", str(small_photos), "--out", str(tmp_path / "run"), "--resume", "--json", *small_options]
     for k, place in enumerate([in_step(2, 2), behind("verdict.bundle", "write")]):
         marker = tmp_path / str(k)
-        arguments = [sys.executable, "-c", STOPPING, str(marker), *place.values(), *words]
+        arguments = [sys.executable, "-c", STOPPING, str(marker), *place["dies"].values(), *words]
         with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
             deadline = time.monotonic() + 120
             while not marker.exists() and process.poll() is None and time.monotonic() < deadline:
@@ -278,7 +207,7 @@ def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, tra
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
-def test_the_best_network_so_far_is_always_at_hand(trainer, few, tmp_path: Path, ema: float):
+def test_the_best_network_so_far_is_always_at_hand(trainer, few, ema: float):
     """As a file that another training starts from, from the end of phase 1 on."""
 
     class Watch:
@@ -288,9 +217,11 @@ def test_the_best_network_so_far_is_always_at_hand(trainer, few, tmp_path: Path,
         def epoch(self, row: dict[str, Any]) -> None:
             if row["phase"] == 1:
                 return
-            network = build("efficientnet_lite0", classes=3, weights=tmp_path / "best.safetensors").eval()
+            network = build("efficientnet_lite0", classes=3, weights=training.folder / "best.safetensors").eval()
             with torch.inference_mode():
-                logits = network(torch.cat([training.routine.frozen.normalise(p) for p in judged(few.pack, few.val, 64)]))
+                logits = network(
+                    torch.cat([training.routine.frozen.normalise(p) for p in judged(few.pack, few.val, 64)])
+                )
             loss = F.cross_entropy(logits, training.routine.val_labels).item()
             best = training.state.history[training.best_epoch() - 1]
             assert loss == pytest.approx(best["val_loss"], rel=1e-4)

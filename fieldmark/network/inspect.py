@@ -144,6 +144,17 @@ def require_size(network: Network, size: int) -> None:
     )
 
 
+def whole_size(network: Network) -> int:
+    """Pixels at which a photo is seen whole, at the scale that the published weights expect.
+
+    They are judged on the middle of a photo, 224 of 256 pixels mostly; what lies beyond tells as much
+    (docs/performance.md). Networks that take one size alone see it whole at that.
+    """
+    look = network.preprocessing
+    whole = round(look.size / look.crop)
+    return whole if _takes(_on_meta(network), whole) else look.size
+
+
 def _takes(network: Network, size: int) -> bool:
     try:
         shape, _ = _watch(network, size, [network.backbone])[network.backbone]
