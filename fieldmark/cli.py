@@ -167,8 +167,7 @@ def predict(
     """Say what is on photos. Exit code 1 when one could not be read."""
     from fieldmark.predict import Classifier, write_csv
 
-    answers, failed, n = Classifier(model).stream(photos, top), False, 0
-    listed = []
+    answers, failed, n, listed = Classifier(model).stream(photos, top), False, 0, []
     if csv:
         answers = write_csv(answers, Path(csv))
     for answer in answers:

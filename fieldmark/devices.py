@@ -113,11 +113,12 @@ def first(fabric: Fabric) -> Iterator[None]:
             "another process of this training is gone (out of memory, or killed?): go on with --resume"
         ) from None
     finally:
-        for helper in helpers:
+        ours = helpers.copy()
+        helpers.clear()  # or Fabric would kill this process too when it finds them dead
+        for helper in ours:
             helper.kill()
             helper.wait()
-        if helpers:
-            helpers.clear()  # or Fabric would kill this process too when it finds them dead
+        if ours and distributed.is_initialized():
             distributed.destroy_process_group()
         for name in set(PASSING) - before:
             os.environ.pop(name, None)

@@ -1,7 +1,9 @@
 """This machine -> ready for torch: allocator, threads, quiet libraries; and what a report says of it."""
 
+import atexit
 import contextlib
 import ctypes
+import gc
 import os
 import platform
 import sys
@@ -47,6 +49,7 @@ def cores() -> int:
 def prepare() -> None:
     """Before torch works: the allocator, as many threads as cores, and no chatter of libraries."""
     keep_freed_memory()
+    atexit.register(gc.freeze)  # or Python looks through all that torch has made, for two seconds, before it ends
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:

@@ -23,8 +23,8 @@ from fieldmark.network import Network
 from fieldmark.phases import Phase, growing_size, learning_mode, training_size
 from fieldmark.recipe import Recipe, seconds
 
-Watch = Callable[[int, float, float], bool | None]
-"""Takes a step, when it began, and its loss; True ends the rehearsal."""
+Watch = Callable[[float, float], bool | None]
+"""Takes the seconds and the loss of a step; True ends the rehearsal."""
 MOST_EPOCHS = 30
 """More epochs than this a budget does not buy: the write-ups' routine stops there too."""
 CLOSING = 8.0
@@ -43,7 +43,10 @@ def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: in
     size = training_size(recipe, trainer.routine.size)
     grown = [(growing_size(recipe.start_size, size, k, 3) / size) ** 2 for k in range(3)]
     step *= sum(grown) / 3
-    epochs = min(MOST_EPOCHS, max(1, round(left / (full * step + look))))
+    passes = left / (full * step + look)
+    epochs = min(MOST_EPOCHS, max(1, round(passes)))
+    if left / epochs - look < step:  # of few photos, less than a step would fit into each
+        epochs = max(1, int(passes))
     steps = min(int((left / epochs - look) / step), full if epochs == MOST_EPOCHS else 2 * full)
     if steps <= 0:
         planned = dataclasses.replace(recipe, epochs=0, steps_per_epoch=1)
@@ -61,9 +64,7 @@ def costs(trainer: Trainer, recipe: Recipe) -> tuple[float, float]:
     for number in range(2, 2 + len(trainer.routine.cuts)):
         trainer.routine.enter(number)
         times: list[float] = []
-        phase = _rehearse(
-            trainer, number, recipe, 8, lambda step, began, loss, t=times: t.append(time.monotonic() - began)
-        )
+        phase = _rehearse(trainer, number, recipe, 8, lambda seconds, _, times=times: times.append(seconds))
         few = list(islice(phase.maps(), 6))
         trainer.logits(phase.module, few[:1])
         began = time.monotonic()
@@ -86,8 +87,9 @@ def rates_for(trainer: Trainer, recipe: Recipe, steps: int = 80) -> tuple[Recipe
     rises = np.geomspace(low, high, steps)
     losses: list[float] = []
 
-    def watch(step: int, began: float, loss: float) -> bool:
-        losses.append(0.9 * losses[-1] + 0.1 * loss if losses else loss)
+    def watch(_: float, loss: float) -> bool:
+        if math.isfinite(loss):
+            losses.append(0.9 * losses[-1] + 0.1 * loss if losses else loss)
         return not math.isfinite(loss) or losses[-1] > 3 * min(losses)
 
     _rehearse(trainer, 2, recipe, steps, watch, [rate / head for rate in rises])
@@ -145,7 +147,7 @@ def _rehearse(
         sums = trainer.gradients(module, inputs, targets, phase.number, step)
         optimizer.step()
         trainer.fabric.all_reduce(sums, reduce_op="sum")
-        if watch(step, began, (sums[0] / sums[2]).item()):
+        if watch(time.monotonic() - began, (sums[0] / sums[2]).item()):
             break
         began = time.monotonic()
     trainer.trained.load_state_dict(kept)

@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,6 +99,7 @@ class Done:
     code: int
     out: str
     err: str
+    seconds: float = 0.0  # of the whole process
 
     @property
     def json(self) -> Any:
@@ -118,10 +120,10 @@ def command() -> Callable[..., Done]:
 
     def run(*arguments: object, stdin: bytes = b"", **environment: str) -> Done:
         heard = os.environ | {"PYTHONWARNINGS": "default"} | environment
-        program = [sys.executable, "-m", "fieldmark.cli", *map(str, arguments)]
+        program, began = [sys.executable, "-m", "fieldmark.cli", *map(str, arguments)], time.monotonic()
         done = subprocess.run(program, input=stdin, capture_output=True, env=heard, timeout=300)
         assert b"Traceback" not in done.stderr, done.stderr.decode(errors="replace")
-        return Done(done.returncode, done.stdout.decode(), done.stderr.decode())
+        return Done(done.returncode, done.stdout.decode(), done.stderr.decode(), time.monotonic() - began)
 
     return run
 

@@ -1,0 +1,159 @@
+"""Two processes on this machine train like one, and end together, however they end."""
+
+import csv
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from fieldmark.network import build
+
+ALONE = {"OMP_NUM_THREADS": "1"}
+COLUMNS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
+
+# Runs the real command in as many processes as it likes. Process number KILLED dies at step KILLED_AT of phase 2, as by
+# the kernel's hand; with DRAWS, each process notes there the numbers that its dropout depends on.
+PROGRAM = """
+import os, signal
+from fieldmark import cli, finetune
+
+draw, rank = finetune.draw, os.environ.get("LOCAL_RANK", "0")
+
+def watched(*numbers):
+    if (rank, str(numbers[3])) == (os.environ.get("KILLED"), os.environ.get("KILLED_AT")) and numbers[2] == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    if "DRAWS" in os.environ:
+        with open(os.environ["DRAWS"] + rank, "a") as file:
+            print(*numbers, file=file)
+    draw(*numbers)
+
+finetune.draw = watched
+cli.main()
+"""
+
+LIBRARY = """
+import sys
+import fieldmark
+
+photos, out, weights = sys.argv[1:]
+print("begun")
+settings = {"backbone": "resnet18", "weights": weights, "image_size": 32, "train_size": 32, "batch": 8, "devices": 2}
+try:
+    fieldmark.train(photos, fieldmark.Recipe(**settings, epochs=9, lr=1e30), out=out + "/diverging")
+except Exception as error:
+    print(type(error).__name__, error)
+print(fieldmark.train(photos, fieldmark.Recipe(**settings, epochs=1), out=out + "/run").metrics["test"]["n"])
+"""
+
+
+def rows(out: Path) -> list[dict[str, str]]:
+    with (out / "history.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if name != "seconds"} for row in csv.DictReader(file)]
+
+
+def none_left(name: str) -> bool:
+    """Whether, within seconds, no process is there whose command names this."""
+    until = time.monotonic() + 10
+    while time.monotonic() < until:
+        found = []
+        for file in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                found.append(name.encode() in file.read_bytes())
+            except OSError:  # gone meanwhile
+                continue
+        if not any(found):
+            return True
+        time.sleep(0.05)
+    return False
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    """Both phases of a network without dropout, whose norms stay as its weights have them, in 32 bits."""
+    weights = tmp_path_factory.mktemp("weights") / "resnet18.safetensors"
+    torch.manual_seed(1)
+    save_file(build("resnet18", classes=7).state_dict(), weights)
+    settings = "--image-size 64 --train-size 64 --batch 8 --epochs 2 --lr 0.0005 --precision 32 --mixup 0.2 --ema 0.9"
+    return ["--backbone", "resnet18", "--weights", str(weights), *settings.split()]
+
+
+@pytest.fixture(scope="module")
+def two(options: list[str], small_photos: Path, tmp_path_factory: pytest.TempPathFactory, command) -> tuple[Path, ...]:
+    """A run by two processes that nobody disturbed: its folder, and how the command ended."""
+    out = tmp_path_factory.mktemp("two") / "run"
+    return out, command("train", small_photos, "--out", out, "--json", "--devices", 2, *options, **ALONE)
+
+
+@pytest.fixture
+def program(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs a script with these arguments, by `torchrun` where that is asked for."""
+
+    def run(text: str, *arguments: object, torchrun: bool = False, **environment: str):
+        script = tmp_path / "program.py"
+        script.write_text(text)
+        starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
+        words = [sys.executable, *starter, str(script), *map(str, arguments)]
+        return subprocess.run(words, capture_output=True, text=True, timeout=300, env=os.environ | ALONE | environment)
+
+    return run
+
+
+def test_two_processes_learn_what_one_learns(two, options: list[str], small_photos: Path, tmp_path: Path, here):
+    """Up to 1e-4 in every loss; what stdout holds is one JSON document, and no library is heard on stderr."""
+    out, done = two
+    alone = here("train", small_photos, "--out", tmp_path / "one", "--json", *options)
+    assert done.code == alone.code == 0
+    assert done.json["test"]["n"] == alone.json["test"]["n"] and done.json["bundle"] == str(out / "bundle")
+    assert all(line.startswith(("48 photos", "epoch: ")) for line in done.err.splitlines()), done.err
+    one, both = rows(tmp_path / "one"), rows(out)
+    assert [row["phase"] for row in both] == ["1", "2", "2"]
+    for a, b in zip(one, both, strict=True):
+        assert [float(b[name]) for name in COLUMNS] == pytest.approx([float(a[name]) for name in COLUMNS], abs=1e-4)
+    assert "devices: 2" in (out / "recipe.yaml").read_text() and none_left(str(out))
+
+
+def test_a_death_ends_all_and_resuming_gives_the_same_bits(
+    two, options: list[str], small_photos: Path, tmp_path: Path, program
+):
+    out, draws = tmp_path / "run", tmp_path / "draws"
+    words = ["train", small_photos, "--out", out, "--resume", "--json", *options]
+    done = program(PROGRAM, *words, "--devices", 2, KILLED="1", KILLED_AT="5")
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.splitlines()[-1].startswith("fieldmark: another process of this training is gone")
+    assert "Traceback" not in done.stderr and none_left(str(out))
+
+    done = program(PROGRAM, *words, "--devices", 2, KILLED="0", KILLED_AT="6")
+    assert done.returncode == -9 and none_left(str(out))
+    assert rows(out) == rows(two[0])[:2]
+
+    done = program(PROGRAM, *words, torchrun=True, DRAWS=str(draws))
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["test"] == two[1].json["test"]
+    assert rows(out) == rows(two[0])
+    weights = [(folder / "bundle" / "model.safetensors").read_bytes() for folder in (out, two[0])]
+    assert weights[0] == weights[1]
+    first, second = (draws.with_name(f"draws{rank}").read_text().splitlines() for rank in range(2))
+    assert second == [f"{numbers} 1" for numbers in first] and len(first) == 4
+
+
+def test_a_script_trains_twice_and_an_error_is_its_own(options: list[str], small_photos: Path, tmp_path: Path, program):
+    done = program(LIBRARY, small_photos, tmp_path, options[3])
+    assert done.returncode == 0, done.stderr
+    said = [line for line in done.stdout.splitlines() if line != "begun"]
+    assert said[0].startswith("FieldmarkError the loss is not a number any more") and said[1:] == ["6"], said
+    assert done.stdout.count("begun") == 3  # by itself, and by the second process of each training
+    assert "fieldmark: process" not in done.stderr and none_left(str(tmp_path / "program.py"))
+
+
+def test_another_number_of_processes_does_not_go_on(two, small_photos: Path, tmp_path: Path, here):
+    (out := tmp_path / "run").mkdir()
+    (out / "recipe.yaml").write_text((two[0] / "recipe.yaml").read_text().replace("devices: 2", "devices: 1"))
+    refused = here("train", small_photos, "--out", out, "--resume", "--devices", 2).refusal
+    assert "was begun with --devices 1, not 2" in refused
