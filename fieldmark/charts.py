@@ -7,6 +7,7 @@ stands for right, orange for wrong, and no line is told apart by colour alone.
 import math
 from collections.abc import Callable, Mapping, Sequence
 from html import escape
+from itertools import pairwise
 from typing import Any
 
 FONTS = "system-ui,-apple-system,'Segoe UI',Roboto,'Noto Sans','PingFang SC','Microsoft YaHei',sans-serif"
@@ -117,7 +118,8 @@ def _panel(history: Sequence[Mapping[str, Any]], kind: str, best: int | None) ->
     for epoch in range(first, last + 1, max(1, math.ceil((last - first) / 8))):
         parts.append(f'<text x="{x(epoch)}" y="{HEIGHT - BOTTOM + 17}" text-anchor="middle">{epoch}</text>')
     parts.append(f'<text x="{(LEFT + WIDTH - RIGHT) / 2}" y="{HEIGHT - 5}" text-anchor="middle">epoch</text>')
-    parts.append(_unfrozen(history, x, HEIGHT - BOTTOM - 8 if kind == "accuracy" else TOP + 14))
+    label, down = (HEIGHT - BOTTOM - 8, -17) if kind == "accuracy" else (TOP + 14, 17)
+    parts.append(_unfrozen(history, x, label, down))
     for name, points in (("train", train), ("validation", validation)):
         parts += [f'<path class="{name}" d="{line}"/>' for line in _lines(points, x, y)]
     parts.append(_legend(122, "train"))
@@ -135,15 +137,18 @@ def _legend(at: int, name: str) -> str:
     return f'<path class="{name}" d="M{at} 14h22"/><text x="{at + 28}" y="18">{name}</text>'
 
 
-def _unfrozen(history: Sequence[Mapping[str, Any]], x: Callable[[float], float], y: float) -> str:
-    """The moment between the last epoch with a frozen backbone and the first one without."""
-    epochs = [int(row["epoch"]) for row in history if str(row.get("phase")) == "2"]
-    if not epochs or len(epochs) == len(history):
-        return ""
-    at = x(min(epochs) - 0.5)
-    side, anchor = (6, "start") if at < 0.75 * WIDTH else (-6, "end")
-    line = f'<line class="mark" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-    return f'{line}<text x="{at + side}" y="{y}" text-anchor="{anchor}">unfrozen</text>'
+def _unfrozen(history: Sequence[Mapping[str, Any]], x: Callable[[float], float], y: float, down: float) -> str:
+    """The moments at which more of the backbone began to train, between the last epoch before and the first one then."""
+    parts: list[str] = []
+    for before, row in pairwise(history):
+        if str(row.get("phase")) == str(before.get("phase")):
+            continue
+        at, label = x(int(row["epoch"]) - 0.5), "all unfrozen" if str(row.get("phase")) == "3" else "unfrozen"
+        side, anchor = (6, "start") if at < 0.7 * WIDTH else (-6, "end")
+        parts.append(f'<line class="mark" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
+        parts.append(f'<text x="{at + side}" y="{y}" text-anchor="{anchor}">{label}</text>')
+        y += down  # so that two labels never stand in one another
+    return "".join(parts)
 
 
 def _points(history: Sequence[Mapping[str, Any]], column: str) -> list[tuple[int, float | None]]:

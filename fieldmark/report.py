@@ -6,6 +6,7 @@ them, and what is missing there is left out here.
 
 import base64
 import csv
+import dataclasses
 import io
 import json
 from collections import Counter
@@ -16,6 +17,7 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from fieldmark import charts, wording
+from fieldmark import recipe as recipes
 from fieldmark.charts import number
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.decode import Unreadable, decode
@@ -102,8 +104,19 @@ def _facts(run: Path, photos: Path | None, metrics: dict[str, Any], history: lis
         "bands": wording.bands(predictions),
         "limits": wording.limits(metrics, figures, counts),
         "seconds": {text: (metrics.get("seconds") or {}).get(name) for name, text in SECONDS.items()},
+        "settings": _settings(recipe),
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
     }
+
+
+def _settings(file: Path) -> list[tuple[str, Any]]:
+    """What a run was told beyond the defaults; nothing where its recipe is gone, or of another version."""
+    try:
+        chosen = dataclasses.asdict(recipes.read(file))
+    except FieldmarkError:
+        return []
+    usual = dataclasses.asdict(recipes.Recipe())
+    return [(recipes.option(name), value) for name, value in chosen.items() if value != usual[name]]
 
 
 def _findings(path: Path) -> list[dict[str, Any]]:

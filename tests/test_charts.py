@@ -53,6 +53,9 @@ def test_curves_mark_the_unfreezing_and_the_best_epoch():
     assert charts.curves(history(5), best=2).count("epoch 2, best") == 2
     assert "unfrozen" not in charts.curves(history(5, unfrozen_from=1)), "it was never frozen"
     assert "unfrozen" not in charts.curves(history(5, unfrozen_from=9))
+    gradual = [row | {"phase": phase} for row, phase in zip(history(6), (1, 2, 2, 3, 3, 3), strict=True)]
+    assert charts.curves(gradual).count("unfrozen") == 4 and charts.curves(gradual).count("all unfrozen") == 2
+    assert charts.curves(gradual[1:]).count("unfrozen") == charts.curves(gradual[1:]).count("all unfrozen") == 2
 
 
 def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():

@@ -92,7 +92,7 @@ def test_train(trained):
         assert found[part]["ci95"][0] <= found[part]["accuracy"] <= found[part]["ci95"][1]
     assert found["seconds"].keys() >= {"decode", "features", "phase1", "phase2", "evaluate", "report", "other"}
     assert Path(found["bundle"]) == run / "bundle" and Path(found["bundle"]).is_dir()
-    assert sum(found["seconds"].values()) == pytest.approx(done.seconds, rel=0.05, abs=1)  # 2 % and 0.5 s on a quiet machine
+    assert sum(found["seconds"].values()) == pytest.approx(done.seconds, rel=0.05, abs=1)  # quiet: 2 %, 0.5 s
     assert found["warnings"] == []
     assert "Warning" not in done.err  # Python's, of libraries: nothing that a person could see to
 
