@@ -73,7 +73,7 @@ def main() -> None:
     asked = parser.parse_args()
     machine.prepare()
     recipe = Recipe(backbone=asked.backbone, lr=1e-4, precision=asked.precision)
-    fabric, reporter = devices.launch(recipe), Reporter(quiet=True)
+    fabric, reporter = devices.fabric(devices.settled(recipe)), Reporter(quiet=True)
     with tempfile.TemporaryDirectory() as folder:
         catalog = read(asked.photos)
         table = prepare(catalog, PREPROCESSING, recipe, Path(folder), reporter)

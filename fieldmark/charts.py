@@ -138,7 +138,7 @@ def _legend(at: int, name: str) -> str:
 
 
 def _unfrozen(history: Sequence[Mapping[str, Any]], x: Callable[[float], float], y: float, down: float) -> str:
-    """The moments at which more of the backbone began to train, between the last epoch before and the first one then."""
+    """The moments at which more of the backbone began to train: between two epochs of different phases."""
     parts: list[str] = []
     for before, row in pairwise(history):
         if str(row.get("phase")) == str(before.get("phase")):

@@ -143,12 +143,14 @@ def test_every_optimiser_takes_the_groups(name: str):
 def test_the_running_mean_follows_and_its_buffers_are_the_modules():
     module = nn.BatchNorm1d(1)
     average = running_mean(module, 0.9)
+    means = average.module
+    assert isinstance(means, nn.BatchNorm1d) and means.running_mean is not None and module.running_mean is not None
     values = []
     for step in range(200):
         with torch.no_grad():
             module.weight.fill_(step)
             module.running_mean.fill_(step)
         average.update_parameters(module)
-        values.append(average.module.weight.item())
-    assert values == sorted(values) and average.module.running_mean.item() == 199
+        values.append(means.weight.item())
+    assert values == sorted(values) and means.running_mean.item() == 199
     assert 199 - values[-1] == pytest.approx(0.9 / 0.1, rel=0.01)  # how far a mean of 0.9 stays behind a slope of 1

@@ -264,3 +264,17 @@ def test_without_metrics_it_says_what_to_do(tmp_path, content):
         (tmp_path / "metrics.json").write_text(content)
     with pytest.raises(FieldmarkError, match=r"metrics\.json.*--resume"):
         write_report(tmp_path, None)
+
+
+def test_what_was_asked_for_is_told_and_what_is_usual_is_not(tmp_path):
+    make_run(tmp_path, ["a", "b"], epochs=6)
+    (tmp_path / "recipe.yaml").write_text("epochs: 6\nafter: -1:mask\nseed: 0\naugment: standard\nmixup: 0.25\n")
+    page, card = Page(write_report(tmp_path, None)[0]).text, (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "--after -1:mask --mixup 0.25 --epochs 6 Time" in page
+    assert "6 epochs, 4 min 42 s in all." in card
+    assert (
+        "- --after: -1:mask\n- --mixup: 0.25\n- --epochs: 6\n" in card and "seed" not in card and "standard" not in card
+    )
+    assert "6 epochs, the first 2 with the backbone frozen; the weights of epoch 6" in page
+    (tmp_path / "recipe.yaml").write_text("of_a_later_version: 1")
+    assert "Settings beyond" not in Page(write_report(tmp_path, None)[0]).text

@@ -78,6 +78,18 @@ def test_options_win_over_the_file(understood, tmp_path: Path):
     assert classic == dataclasses.replace(recipes.read("classic"), monitor="loss", exact=True)
 
 
+def test_a_run_tells_once_what_is_without_effect(here, small_photos, tmp_path: Path, monkeypatch):
+    def stop(self: Trainer, *_: object) -> None:
+        raise FieldmarkError("stopped")
+
+    monkeypatch.setattr(Trainer, "train", stop)
+    words = ("train", small_photos, "--out", tmp_path / "run", "--resume", "--image-size", 32)
+    words += ("--backbone", "resnet18", "--weights", "none", "--frozen-epochs", 3)
+    line = "warning: --frozen-epochs: without effect, as --weights none trains everything from the start"
+    assert [here(*words).err.splitlines().count(line) for _ in range(2)] == [1, 0]
+    assert line in (tmp_path / "run" / "log.txt").read_text()
+
+
 # ---- what they do
 
 
