@@ -68,10 +68,13 @@ class Trainer:
 
     # ---- the way through the phases
 
-    def train(self, plan: Callable[["Trainer"], Recipe] | None = None) -> list[Row]:
+    def train(
+        self, plan: Callable[["Trainer"], Recipe] | None = None, again: Callable[[float], bool] = lambda _: True
+    ) -> list[Row]:
         """All phases; leaves the best epoch's weights in the network. -> history, a row an epoch.
 
-        `plan(trainer)` is asked for the recipe once, before phase 2.
+        `plan(trainer)` is asked for the recipe once, before phase 2; `again(seconds)` whether there is time for another
+        look at the training photos, in phase 1.
         """
         loaded = self._resume()
         self.fabric.barrier()  # the first process writes no other checkpoint before all have read this one
@@ -81,7 +84,7 @@ class Trainer:
             self.routine.measure_slots()
         if self.state.phase == 1:
             if self.recipe.frozen_epochs and self.recipe.weights != "none":
-                self._first(loaded)
+                self._first(loaded, again)
             if self.fabric.is_global_zero:
                 self._next_phase()
             self.fabric.barrier()
@@ -101,11 +104,12 @@ class Trainer:
         self.network.eval()
         return self.state.history
 
-    def _first(self, loaded: dict[str, Tensor]) -> None:
+    def _first(self, loaded: dict[str, Tensor], again: Callable[[float], bool]) -> None:
         """Phase 1: all processes compute the features, the first one trains on them."""
         routine = self.routine
         with self.reporter.part("features"):
-            features = routine.frozen.features(self.reporter, mirrored=routine.exact)
+            flips = routine.exact and self.recipe.augment != "none"
+            features = routine.frozen.features(self.reporter, lambda seconds: flips and again(seconds))
         if self.fabric.is_global_zero:
             with self.reporter.part("phase1"):
                 phase = routine.solved(features) if routine.exact else routine.head_alone(features)

@@ -35,6 +35,8 @@ MOST_PHOTOS = 256
 
 def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: int) -> tuple[Recipe, str]:
     """What is left of the budget, as epochs and steps of phase 2. -> the recipe with them, and a line that says so."""
+    if elapsed + CLOSING >= seconds(recipe.budget or ""):
+        return _without_phase_2(recipe, seconds(recipe.budget or "") - elapsed - CLOSING)
     step, look = costs(trainer, dataclasses.replace(recipe, start_size=None))
     judging = judging_time(trainer.network, trainer.routine.size) if trainer.fabric.is_global_zero else 0.0
     closing = CLOSING + test_photos * judging + look
@@ -49,10 +51,25 @@ def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: in
         epochs = max(1, int(passes))
     steps = min(int((left / epochs - look) / step), full if epochs == MOST_EPOCHS else 2 * full)
     if steps <= 0:
-        planned = dataclasses.replace(recipe, epochs=0, steps_per_epoch=1)
-        return planned, f"plan: the budget is spent; phase 2 is left out ({left:.0f} s left)"
+        return _without_phase_2(recipe, left)
     planned = dataclasses.replace(recipe, epochs=epochs, steps_per_epoch=steps)
     return planned, f"plan: {left:.0f} s are left for phase 2: {epochs} epochs of {steps} steps at {step:.2f} s"
+
+
+def _without_phase_2(recipe: Recipe, left: float) -> tuple[Recipe, str]:
+    planned = dataclasses.replace(recipe, epochs=0, steps_per_epoch=1)
+    return planned, f"plan: the budget is spent; phase 2 is left out ({left:.0f} s left)"
+
+
+def affords(trainer: Trainer, pass_seconds: float, test_photos: int) -> bool:
+    """Whether the budget has time for another pass of the frozen network over the training photos.
+
+    What is judged after it, in 32 bits, is taken to be twice as slow.
+    """
+    recipe, data = trainer.recipe, trainer.data
+    judged = 2 * pass_seconds / max(1, len(data.train)) * (len(data.val) + test_photos)
+    closing = pass_seconds + judged + CLOSING
+    return recipe.budget is None or trainer.reporter.elapsed() + closing <= seconds(recipe.budget)
 
 
 def costs(trainer: Trainer, recipe: Recipe) -> tuple[float, float]:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from fieldmark import solve
 from fieldmark.augment import Mix, class_weights
-from fieldmark.dataset import Data, Varied, judged, varied
+from fieldmark.dataset import Data, Shuffle, Varied, judged, varied
 from fieldmark.features import Frozen
 from fieldmark.network import Network, is_added
 from fieldmark.network.heads import Linear
@@ -34,8 +34,11 @@ from fieldmark.phases import (
 )
 from fieldmark.recipe import Recipe
 
+MOST_KEPT = 4 << 30
+"""Bytes of a frozen part's maps that are kept for training on them again."""
+
 Features = tuple[np.ndarray, np.ndarray]
-"""Of the training photos (mirrored ones behind them), and of the validation photos."""
+"""Of the training photos (perhaps mirrored ones behind them), and of the validation photos."""
 
 
 class Routine:
@@ -136,10 +139,16 @@ class Routine:
         seed = recipe.seed + 2**32 * (number - 2)  # each phase sees the photos anew
         mix = Mix(self.classes, seed, recipe.mixup, recipe.cutmix) if recipe.mixup or recipe.cutmix else None
 
+        ranks = {"rank": fabric.global_rank, "world": fabric.world_size}
+
         def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
             size = growing_size(recipe.start_size, training_size(recipe, self.size), first // steps, epochs)
+            if recipe.augment == "none" and mix is None and self._small_enough(size):
+                yield from self._still(
+                    size, Shuffle(len(labels), recipe.batch, first, last, seed, weights=weights, **ranks)
+                )
+                return
             photos = Varied(data.pack, data.train, labels, size, recipe.augment, seed, crop=1.0)
-            ranks = {"rank": fabric.global_rank, "world": fabric.world_size}
             stream = varied(photos, recipe.batch, first, last, weights=weights, **ranks)
             for step, (some, targets) in enumerate(stream, first):
                 if mix is not None:
@@ -155,6 +164,20 @@ class Routine:
             number, self.trained, optimizer, batches, lambda: frozen.validation(self.mine), epochs, steps,
             recipe.schedule, average,
         )  # fmt: skip
+
+    def _small_enough(self, size: int) -> bool:
+        """Whether there is a frozen part whose maps of all training photos may be kept."""
+        if not len(self.frozen.prefix):
+            return False
+        map_ = self.frozen.maps(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        return map_.numel() * 4 * len(self.data.train) <= MOST_KEPT
+
+    def _still(self, size: int, stream: Shuffle) -> Iterator[tuple[Tensor, Tensor]]:
+        """The batches of photos that do not vary: the frozen part sees each of them once and for all."""
+        maps = self.frozen.still_maps(size)
+        for items in stream:
+            which = [k for _, k in items]
+            yield torch.from_numpy(maps[which]).to(memory_format=torch.channels_last), self.train_labels[which]
 
 
 def _maps(features: np.ndarray) -> Iterator[Tensor]:

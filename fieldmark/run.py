@@ -88,7 +88,10 @@ def train(
         reporter.warn(line)
     with devices.first(fabric):
         fabric.broadcast(str(out))
-        trainer.train(lambda trainer: _plan(trainer, out, len(table.test)))
+        trainer.train(
+            lambda trainer: _plan(trainer, out, len(table.test)),
+            lambda pass_seconds: plan.affords(trainer, pass_seconds, len(table.test)),
+        )
     with reporter.part("evaluate"):
         figures = judge(trainer, table, _preprocessing(network, recipe), out, reporter)
     differs = disagreement(figures["export"])
@@ -112,8 +115,8 @@ def train(
         tracked.close(figures, trainer.recipe)
     metrics["seconds"] = _seconds(reporter)
     records.write(out / "metrics.json", metrics)
-    for heavy in ("train_features.npy", "val_features.npy", "val_maps.npy", "best.safetensors"):
-        (out / "resume" / heavy).unlink(missing_ok=True)
+    for heavy in [*(out / "resume").glob("*.npy"), out / "resume" / "best.safetensors"]:
+        heavy.unlink(missing_ok=True)
     store.clear(out / "resume")
     return Run(out, json.loads(records.text(metrics)))
 

@@ -69,7 +69,7 @@ WHOLE = ["", "+head=bilinear(reduced=4)", "+after=-1:mask(norm=True)"]
 @pytest.mark.parametrize("words", WHOLE)
 def test_features_are_what_the_network_says(words: str, data: Data, tmp_path: Path):
     training = trainer(data, tmp_path, words)
-    features = torch.from_numpy(np.concatenate(training.routine.frozen.features(training.reporter, mirrored=False)))
+    features = torch.from_numpy(np.concatenate(training.routine.frozen.features(training.reporter, lambda _: False)))
     photos = torch.stack([Judged(data.pack, np.arange(24), SIZE)[k] for k in range(24)])
     network = training.network.eval()
     with torch.inference_mode():
@@ -150,7 +150,7 @@ def test_without_validation_photos_the_last_epoch_counts(data: Data, tmp_path: P
 
 
 def test_an_array_file_is_a_npy_file(tmp_path: Path):
-    with ArrayFile(tmp_path / "a.npy", 5) as file:
+    with ArrayFile(tmp_path / "a.npy") as file:
         file.append(torch.arange(6.0).view(3, 2))
         file.append(torch.arange(6.0, 10.0).view(2, 2))
     assert np.array_equal(np.load(tmp_path / "a.npy", allow_pickle=False), np.arange(10.0).reshape(5, 2))

@@ -77,6 +77,35 @@ def test_each_phase_sees_the_photos_anew(trainer):
     assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
 
 
+def test_what_does_not_vary_is_computed_once(trainer, monkeypatch: pytest.MonkeyPatch):
+    """The same batches as from the photos, each seen once by the frozen part; where they are too many, as always."""
+    training = trainer(augment="none", imbalance="sampling", precision="32")
+    training.routine.enter(2)
+    frozen, seen = training.routine.frozen, []
+    whole = frozen.maps
+    monkeypatch.setattr(frozen, "maps", lambda photos: seen.append(len(photos)) or whole(photos))
+    batches = training.routine.later(2, training.recipe).batches
+    kept = list(batches(0, 9))
+    assert sum(seen) <= len(training.data.train) + 1  # one more to know how large they are
+    kept += batches(9, 12)
+    monkeypatch.setattr("fieldmark.routine.MOST_KEPT", 0)
+    anew = list(batches(0, 12))
+    assert sum(seen) > 12 * 6
+    for (maps, targets), (again, same) in zip(kept, anew, strict=True):
+        torch.testing.assert_close(maps, again, rtol=1e-4, atol=1e-4)
+        assert torch.equal(targets, same)
+
+
+@pytest.mark.parametrize(
+    ("augment", "again", "looks"), [("standard", True, 2), ("standard", False, 1), ("none", True, 1)]
+)
+def test_phase_1_sees_photos_mirrored_where_they_may_be_and_there_is_time(trainer, augment, again, looks):
+    training, asked = trainer(augment=augment, epochs=0), []
+    training.train(again=lambda seconds: bool(asked.append(seconds)) or again)
+    rows = len(np.load(training.folder / "train_features.npy", allow_pickle=False))
+    assert rows == looks * len(training.data.train) and all(seconds > 0 for seconds in asked)
+
+
 def test_a_resumed_phase_gets_the_same_batches(trainer):
     training = trainer(mixup=0.3, cutmix=0.3, imbalance="sampling", augment="strong")
     training.routine.enter(2)

@@ -39,14 +39,15 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        slow = kernel == 5 and self.groups > 1 and input.dtype == torch.bfloat16 and input.device.type == "cpu"
+        half = input.dtype == torch.bfloat16 and input.device.type == "cpu"
+        slow = half and kernel == 5 and self.groups > 1 and self.weight.requires_grad
         if stride == 1:
             return Depthwise5.apply(input, self.weight, 1, 2) if slow else super().forward(input)
         total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in input.shape[2:])
         padded = functional.pad(input, (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2))
         if slow:
             return Depthwise5.apply(padded, self.weight, stride, 0)
-        return functional.conv2d(padded, self.weight, None, stride, groups=self.groups)
+        return functional.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
 
 
 class Depthwise5(torch.autograd.Function):
