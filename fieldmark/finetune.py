@@ -138,7 +138,7 @@ class Trainer:
         before = sum(row["phase"] < phase.number for row in self.state.history)
         with self.reporter.bar(f"phase {phase.number}", "steps") as advance:
             for epoch in range(self.state.step // phase.steps, phase.epochs):
-                if stops(self.state.history, phase.number, self.recipe.monitor, self.recipe.patience):
+                if stops(self.state.history, phase.number, self.recipe, len(self.data.val)):
                     break
                 began, last = time.monotonic(), (epoch + 1) * phase.steps
                 if phase.number > 1:  # anew: DDP adds in another order from its second step on, as if resumed here
@@ -294,4 +294,4 @@ class Trainer:
 
     def best_epoch(self) -> int:
         """Number of the epoch whose weights the network holds; 0 where none was trained."""
-        return best_epoch(self.state.history, self.recipe.monitor) if self.state.history else 0
+        return best_epoch(self.state.history, self.recipe, len(self.data.val)) if self.state.history else 0

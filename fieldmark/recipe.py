@@ -91,9 +91,10 @@ class Recipe:
     """Judge and keep a running mean of phase 2's weights with this share of the old ones a step, as 0.99; 0 leaves it
     out."""
     monitor: str = "accuracy"
-    """Which figure of the validation photos picks the best epoch: `accuracy` or `loss`."""
+    """Which figure of the validation photos picks the best epoch: `accuracy` (with `cosine` the latest epoch within one
+    standard error of the highest) or `loss`."""
     patience: int = 10
-    """Phase 2 stops after so many epochs without a better one; the best epoch's weights are kept."""
+    """Phase 2 stops so many epochs behind the best one, whose weights are kept."""
     budget: str | None = None
     """Time for the whole run, as `90s`, `5m` or `1h`; epochs and steps are planned once from the measured speed."""
     steps_per_epoch: int | None = None

@@ -3,6 +3,8 @@
 import math
 from typing import Any
 
+from fieldmark.recipe import Recipe
+
 Row = dict[str, Any]
 """An epoch in the history."""
 
@@ -34,21 +36,30 @@ def rate_factor(schedule: str, step: int, total: int, history: list[Row], monito
     return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, total - warm))))
 
 
-def best_epoch(history: list[Row], monitor: str) -> int:
-    """Number of the best epoch: by accuracy (ties: lower loss), or by loss; the last where nothing was validated.
+def best_epoch(history: list[Row], recipe: Recipe, photos: int) -> int:
+    """Number of the best epoch by the figure that is watched on so many validation photos; without them the last.
 
-    Phase 1 stands with its last epoch: it settles smoothly, so that the best of its many is only the luckiest.
+    Where the rate falls along a cosine and accuracy is watched, it is the latest epoch within one standard error of the
+    highest: among equals the one that has settled most, and not the luckiest (the one-standard-error rule of Breiman et
+    al. 1984, "Classification and Regression Trees", section 3.4.3). Else it is the highest (ties: lower loss) or the
+    lowest loss. Phase 1 stands with its last epoch: it settles smoothly.
     """
     frozen = [row for row in history if row["phase"] == 1]
-    return max([*frozen[-1:], *history[len(frozen) :]], key=lambda row: _score(row, monitor))["epoch"]
+    rows = [*frozen[-1:], *history[len(frozen) :]]
+    best = max(rows, key=lambda row: _score(row, recipe.monitor))
+    highest = best["val_accuracy"]
+    if recipe.schedule != "cosine" or recipe.monitor != "accuracy" or math.isnan(best["val_loss"]):
+        return best["epoch"]
+    error = math.sqrt(highest * (1 - highest) / photos)
+    return max(row["epoch"] for row in rows if row["val_accuracy"] >= highest - error)
 
 
-def stops(history: list[Row], phase: int, monitor: str, patience: int) -> bool:
+def stops(history: list[Row], phase: int, recipe: Recipe, photos: int) -> bool:
     """Early stopping: whether a phase has waited `patience` epochs for a better one. Phase 1 costs next to nothing."""
     mine = [row for row in history if row["phase"] == phase]
     if phase == 1 or not mine:
         return False
-    return mine[-1]["epoch"] - best_epoch(mine, monitor) >= patience
+    return mine[-1]["epoch"] - best_epoch(mine, recipe, photos) >= recipe.patience
 
 
 def line(row: Row, epochs: int) -> str:

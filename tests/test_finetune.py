@@ -106,7 +106,9 @@ def test_the_best_weights_come_back(data: Data, tmp_path: Path):
 
 
 def test_it_stops_when_nothing_gets_better(data: Data, tmp_path: Path):
-    history = trainer(data, tmp_path, frozen_epochs=0, epochs=9, patience=2, lr=0.0, backbone_lr=0.0).train()
+    history = trainer(
+        data, tmp_path, frozen_epochs=0, epochs=9, patience=2, lr=0.0, backbone_lr=0.0, monitor="loss"
+    ).train()
     assert [row["phase"] for row in history] == [2, 2, 2]  # the first is the best, two more bring nothing
 
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldmark.recipe import Recipe
 from fieldmark.schedule import best_epoch, line, rate_factor, stops
 
 
@@ -44,16 +45,27 @@ def test_plateau_watches_the_loss_where_it_is_monitored():
 
 def test_a_phase_stops_by_its_own_epochs():
     history = rows((1, 0.9, 1), (1, 0.8, 1), (2, 0.7, 1), (2, 0.6, 1), (2, 0.6, 1))
-    assert stops(history, 2, "accuracy", 2) and not stops(history, 2, "accuracy", 3)
-    assert not stops(history, 1, "accuracy", 1) and not stops(history, 3, "accuracy", 1)
+    two, three, one = (Recipe(patience=patience) for patience in (2, 3, 1))
+    assert stops(history, 2, two, 10**6) and not stops(history, 2, three, 10**6)
+    assert not stops(history, 1, one, 10**6) and not stops(history, 3, one, 10**6)
+    assert not stops(history, 2, two, 10)  # of ten photos, one more or less is no loss
 
 
 def test_the_best_epoch():
     history = rows((1, 0.99, 0.1), (1, 0.7, 0.5), (2, 0.8, 0.6), (2, 0.8, 0.4), (2, 0.75, 0.3))
-    assert best_epoch(history, "accuracy") == 4  # phase 1 stands with its last epoch; ties go to the lower loss
-    assert best_epoch(history, "loss") == 5
-    assert best_epoch(history[:2], "accuracy") == 2
-    assert best_epoch(rows((1, math.nan, math.nan), (2, math.nan, math.nan)), "accuracy") == 2
+    plateau = Recipe(schedule="plateau")
+    assert best_epoch(history, plateau, 10**6) == 4  # phase 1 stands with its last epoch; ties go to the lower loss
+    assert best_epoch(history, Recipe(monitor="loss"), 10**6) == 5
+    assert best_epoch(history[:2], Recipe(), 10**6) == best_epoch(history[:2], plateau, 10**6) == 2
+    nothing = rows((1, math.nan, math.nan), (2, math.nan, math.nan))
+    assert best_epoch(nothing, Recipe(), 0) == best_epoch(nothing, plateau, 0) == 2
+
+
+@pytest.mark.parametrize(("photos", "best"), [(10**6, 3), (200, 4), (60, 5)])
+def test_the_latest_epoch_within_one_standard_error_is_the_best(photos: int, best: int):
+    """0.8 is sure to 0.028 of 200 photos, and to 0.052 of 60."""
+    history = rows((1, 0.7, 0.5), (2, 0.7, 0.6), (2, 0.8, 0.6), (2, 0.78, 0.7), (2, 0.75, 0.8))
+    assert best_epoch(history, Recipe(), photos) == best
 
 
 def test_the_line_of_an_epoch_is_the_write_ups():
