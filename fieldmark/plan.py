@@ -27,6 +27,8 @@ Watch = Callable[[float, float], bool | None]
 """Takes the seconds and the loss of a step; True ends the rehearsal."""
 MOST_EPOCHS = 30
 """More epochs than this a budget does not buy: the write-ups' routine stops there too."""
+LEAST_PASSES, LEAST_STEPS = 3, 200
+"""With fewer of both phase 2 ends below where phase 1 stood (docs/performance.md)."""
 CLOSING = 8.0
 """Seconds that a budget keeps for the export and the report, beside the test photos: measured, docs/performance.md."""
 MOST_PHOTOS = 256
@@ -46,19 +48,19 @@ def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: in
     grown = [(growing_size(recipe.start_size, size, k, 3) / size) ** 2 for k in range(3)]
     step *= sum(grown) / 3
     passes = left / (full * step + look)
+    if passes * full < min(LEAST_PASSES * full, LEAST_STEPS):
+        return _without_phase_2(recipe, left)
     epochs = min(MOST_EPOCHS, max(1, round(passes)))
     if left / epochs - look < step:  # of few photos, less than a step would fit into each
         epochs = max(1, int(passes))
     steps = min(int((left / epochs - look) / step), full if epochs == MOST_EPOCHS else 2 * full)
-    if steps <= 0:
-        return _without_phase_2(recipe, left)
     planned = dataclasses.replace(recipe, epochs=epochs, steps_per_epoch=steps)
     return planned, f"plan: {left:.0f} s are left for phase 2: {epochs} epochs of {steps} steps at {step:.2f} s"
 
 
 def _without_phase_2(recipe: Recipe, left: float) -> tuple[Recipe, str]:
     planned = dataclasses.replace(recipe, epochs=0, steps_per_epoch=1)
-    return planned, f"plan: the budget is spent; phase 2 is left out ({left:.0f} s left)"
+    return planned, f"plan: {max(0, left):.0f} s are left, too few for phase 2"
 
 
 def affords(trainer: Trainer, pass_seconds: float, test_photos: int) -> bool:
