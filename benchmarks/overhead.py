@@ -26,7 +26,7 @@ from fieldmark.prepare import prepare
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 
-PREPROCESSING = {"size": 224, "crop": 0.875, "interpolation": "bicubic"}
+PREPROCESSING = {"size": 256, "crop": 1.0, "interpolation": "bicubic"}
 
 
 def ours(trainer: Trainer, steps: int) -> float:
@@ -47,7 +47,8 @@ def bare(trainer: Trainer, steps: int) -> float:
     recipe, data, routine = trainer.recipe, trainer.data, trainer.routine
     model, prefix, normalise = routine.trained, routine.frozen.quick, routine.frozen.normalise
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    photos = Varied(data.pack, data.train, data.labels[data.train], training_size(recipe, 224), "standard", 0)
+    size, labels = training_size(recipe, routine.size), data.labels[data.train]
+    photos = Varied(data.pack, data.train, labels, size, "standard", 0, crop=1.0)
     learning_mode(model, keep_norms=True)
     half = devices.precision(recipe) == "bf16-mixed"
     began = time.perf_counter()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 DECAYS = (3e-2, 1e-2, 3e-3, 1e-3, 3e-4)
-"""Tried from strong to weak, each from where the one before ended; the validation photos choose."""
+"""Tried from strong to weak, each from where the one before ended, until the validation photos are judged worse."""
 UNCHOSEN = 1e-3
 """The decay where there are no validation photos."""
 BLOCK = 4096
@@ -67,8 +67,9 @@ def logistic(
         optimizer.step(closure)
         with torch.no_grad():
             judged = sum((loss.item() for loss in loss_of(val_features, val_labels, None)), 0.0)
-        if found is None or judged < found[0]:
-            found = (judged, weight.detach() / scale, bias.detach().clone(), decay)
+        if found is not None and judged >= found[0]:
+            break  # weaker ones fit the training photos better and these worse, and take the most steps
+        found = (judged, weight.detach() / scale, bias.detach().clone(), decay)
     assert found is not None
     with torch.no_grad():
         fc.weight.copy_(found[1])
