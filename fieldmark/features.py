@@ -45,7 +45,7 @@ class Frozen:
     def _folded(self, layers: nn.Module, before: nn.Module) -> nn.Module:
         """Layers in eval mode, as they are now, folded by the look of the first photos behind `before`."""
         photos = next(judged(self.data.pack, self.data.train[:2], self.size))
-        with torch.no_grad(), torch.autocast(self.fabric.device.type, enabled=False):
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.fabric.device.type, enabled=False):
             return folded(layers, before(self.normalise(self.fabric.to_device(photos))))
 
     def end(self) -> tuple[Backbone, Backbone]:

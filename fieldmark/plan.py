@@ -29,7 +29,10 @@ MOST_EPOCHS = 30
 """More epochs than this a budget does not buy: the write-ups' routine stops there too."""
 LEAST_PASSES, LEAST_STEPS = 3, 200
 """With fewer of both phase 2 ends below where phase 1 stood (docs/performance.md)."""
-CLOSING = 8.0
+SLACK = 1.1
+"""How much longer an epoch takes than its steps and its look, measured just before: checkpoints, a machine that warms
+up (docs/performance.md)."""
+CLOSING = 10.0
 """Seconds that a budget keeps for the export and the report, beside the test photos: measured, docs/performance.md."""
 MOST_PHOTOS = 256
 """A batch that is found automatically is not larger: with more, fewer steps learn less in the same time."""
@@ -37,23 +40,27 @@ MOST_PHOTOS = 256
 
 def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: int) -> tuple[Recipe, str]:
     """What is left of the budget, as epochs and steps of phase 2. -> the recipe with them, and a line that says so."""
-    if elapsed + CLOSING >= seconds(recipe.budget or ""):
-        return _without_phase_2(recipe, seconds(recipe.budget or "") - elapsed - CLOSING)
+    begun = recipe.weights != "none" and recipe.frozen_epochs > 0  # phase 1 has left something to fall back on
+    spent = elapsed + CLOSING >= seconds(recipe.budget or "")
+    if begun and trainer.fabric.broadcast(spent):  # or some processes would rehearse without the others
+        return _without_phase_2(recipe, 0.0)
     step, look = costs(trainer, dataclasses.replace(recipe, start_size=None))
     judging = judging_time(trainer.network, trainer.routine.size) if trainer.fabric.is_global_zero else 0.0
     closing = CLOSING + test_photos * judging + look
-    left = seconds(recipe.budget or "") - elapsed - closing
+    left = (seconds(recipe.budget or "") - elapsed - closing) / SLACK
     full = max(1, len(trainer.data.train) // recipe.batch)
     size = training_size(recipe, trainer.routine.size)
     grown = [(growing_size(recipe.start_size, size, k, 3) / size) ** 2 for k in range(3)]
     step *= sum(grown) / 3
     passes = left / (full * step + look)
-    if passes * full < min(LEAST_PASSES * full, LEAST_STEPS):
+    if begun and passes * full < min(LEAST_PASSES * full, LEAST_STEPS):
         return _without_phase_2(recipe, left)
     epochs = min(MOST_EPOCHS, max(1, round(passes)))
     if left / epochs - look < step:  # of few photos, less than a step would fit into each
         epochs = max(1, int(passes))
     steps = min(int((left / epochs - look) / step), full if epochs == MOST_EPOCHS else 2 * full)
+    if steps <= 0:
+        return _without_phase_2(recipe, left)
     planned = dataclasses.replace(recipe, epochs=epochs, steps_per_epoch=steps)
     return planned, f"plan: {left:.0f} s are left for phase 2: {epochs} epochs of {steps} steps at {step:.2f} s"
 
