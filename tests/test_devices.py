@@ -127,5 +127,6 @@ def test_the_validation_photos_are_shared_out(world: int, few, trainer, monkeypa
         monkeypatch.setattr(Fabric, "global_rank", rank)
         monkeypatch.setattr(Fabric, "world_size", world)
         parts += frozen.validation(trainer().routine.mine)
-    torch.testing.assert_close(torch.cat(parts), torch.cat(list(frozen.validation())))
+    whole = torch.cat(list(frozen.validation()))  # in batches of another size, so up to rounding
+    torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
     assert sum(map(len, parts)) == len(few.val)

@@ -152,8 +152,8 @@ def test_a_script_trains_twice_and_an_error_is_its_own(options: list[str], small
     assert "fieldmark: process" not in done.stderr and none_left(str(tmp_path / "program.py"))
 
 
-def test_another_number_of_processes_does_not_go_on(two, small_photos: Path, tmp_path: Path, here):
+def test_another_number_of_processes_does_not_go_on(two, small_photos: Path, tmp_path: Path, command):
     (out := tmp_path / "run").mkdir()
     (out / "recipe.yaml").write_text((two[0] / "recipe.yaml").read_text().replace("devices: 2", "devices: 1"))
-    refused = here("train", small_photos, "--out", out, "--resume", "--devices", 2).refusal
+    refused = command("train", small_photos, "--out", out, "--resume", "--devices", 2).refusal
     assert "was begun with --devices 1, not 2" in refused
