@@ -26,7 +26,7 @@ from fieldmark.dataset import Normalise, Varied, varied
 from fieldmark.network import build
 from fieldmark.network.fold import folded
 from fieldmark.photos.audit import audit
-from fieldmark.photos.catalog import read
+from fieldmark.photos.inputs import read
 from fieldmark.store import Pack, Packer
 
 NAMES = ("none", "flip-crop", "standard", "strong")

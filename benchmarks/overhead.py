@@ -21,7 +21,7 @@ from fieldmark.dataset import Varied, varied
 from fieldmark.finetune import State, Trainer
 from fieldmark.network import build
 from fieldmark.phases import learning_mode, training_size
-from fieldmark.photos.catalog import read
+from fieldmark.photos.inputs import read
 from fieldmark.prepare import prepare
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe

@@ -38,30 +38,30 @@ Photos = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, its bundle, or an exported .onnx file.")]
+OUT = "New folder for a page of all findings and a CSV to decide in."
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
 
 @app.command()
-def check(photos: Photos, as_json: Json = False) -> None:
-    """Audit a folder of photos; changes nothing. Exit code 1 when there is something to see to."""
-    from fieldmark.photos.audit import audit
-    from fieldmark.photos.catalog import read
+def check(
+    photos: Photos,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help=OUT)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not look for wrong labels, which takes longest.")] = False,
+    group_by: Annotated[str | None, typer.Option("--group-by", help=recipes.documented()["group_by"])] = None,
+    as_json: Json = False,
+) -> None:
+    """Audit photos before anything is trained; changes nothing. Exit code 1 when there is something to see to."""
+    from fieldmark import check as checks
     from fieldmark.progress import Reporter
 
-    catalog, reporter = read(photos), Reporter()
-    with reporter.bar("reading", "photos") as advance:
-        found = audit(catalog, progress=advance)
-    findings = found.to_json(catalog)
-    if as_json:
-        print(records.text(findings))
-    else:
-        for name, n in findings["classes"].items():
-            print(f"{n:8,}  {_plain(name)}")
-        print(f"{findings['photos']:8,}  photos")
-        for warning in findings["warnings"]:
-            reporter.warn(warning)
-        if not findings["warnings"]:
-            print("Nothing to see to.")
+    folder, reporter = Path(out) if out else None, Reporter()
+    checks.require_new(folder)
+    found = checks.check(photos, reporter, quick=quick, group_by=group_by)
+    written = checks.write(found, folder) if folder else []
+    for warning in [] if as_json else found.findings["warnings"]:
+        reporter.warn(warning)
+    told = [*map(_plain, checks.lines(found.findings)), *(f"Written: {file}" for file in written)]
+    print(records.text(found.findings) if as_json else "\n".join(told))
     raise typer.Exit(1 if found.problems else 0)
 
 
@@ -277,7 +277,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("fieldmark"):
             raise
-        problem = f"this needs {error.name}: pip install 'fieldmark[train]'"
+        extra = "parquet" if error.name == "pyarrow" else "train"
+        problem = f"this needs {error.name}: pip install 'fieldmark[{extra}]'"
     except KeyboardInterrupt:
         problem = "stopped; a training goes on with --resume"
     except BrokenPipeError:  # `fieldmark zoo | head`

@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fieldmark import machine
 from fieldmark.augment import seed_of, transform
 from fieldmark.errors import FieldmarkError
+from fieldmark.photos.decode import centre_of
 from fieldmark.store import Pack
 
 
@@ -64,9 +65,7 @@ class Judged(Dataset):
 
     def photo(self, k: int) -> np.ndarray:
         """uint8 (size, size, 3), to the bit what `photos.decode.prepare` gives for the file."""
-        photo = self.pack[int(self.which[k])]
-        top, left = ((side - self.size) // 2 for side in photo.shape[:2])
-        return np.array(photo[top : top + self.size, left : left + self.size])
+        return centre_of(self.pack[int(self.which[k])], self.size)
 
 
 class Varied(Dataset):

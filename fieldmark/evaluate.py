@@ -2,7 +2,7 @@
 
 import json
 import math
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from scipy.stats import binomtest
 from sklearn import metrics
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.photos.catalog import count, listing, printable, read
+from fieldmark.photos.catalog import Catalog, Photo, count, listing, printable
 from fieldmark.photos.decode import Unreadable, prepare
+from fieldmark.photos.inputs import read
 from fieldmark.photos.split import read_split
 from fieldmark.predict import Classifier, ahead
 from fieldmark.progress import Reporter
@@ -121,32 +122,35 @@ def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> 
     classifier = Classifier(run)
     number = {printable(name): k for k, name in enumerate(classifier.classes)}
     if photos is None:
-        root, labelled = _test_photos(Path(run))
+        catalog, judged = _test_photos(Path(run))
     else:
         catalog = read(photos, least=1)
         for warning in catalog.warnings:
             reporter.warn(warning)
-        root, judged = catalog.root, [photo for photo in catalog.photos if photo.split == "test"] or catalog.photos
-        labelled = [(photo.path, photo.label) for photo in judged]
-    present = {printable(label) for _, label in labelled}
+        judged = [photo for photo in catalog.photos if photo.split == "test"] or list(catalog.photos)
+    present = {printable(photo.label) for photo in judged}
     unknown = sorted(present - set(number))
-    labelled = [(path, number[printable(label)]) for path, label in labelled if printable(label) in number]
-    if not labelled:
-        raise FieldmarkError(f"no photo in {root} is of a class that {run} knows: {listing(list(number))}")
+    judged = [photo for photo in judged if printable(photo.label) in number]
+    if not judged:
+        raise FieldmarkError(f"no photo in {catalog.root} is of a class that {run} knows: {listing(list(number))}")
+    look = classifier.info["preprocessing"]
+
+    def seen(photo: Photo) -> np.ndarray:
+        return prepare(catalog.contents(photo), look, photo.box if look.get("boxes") else None)
+
     probabilities, labels, unreadable = [], [], []
-    source = ((path, str(root / path)) for path, _ in labelled)
     with reporter.bar("judging", "photos") as advance:
-        prepared = ahead(source, partial(prepare, preprocessing=classifier.info["preprocessing"]))
-        for k, ((path, label), (_, photo)) in enumerate(zip(labelled, prepared, strict=True)):
+        prepared = ahead(((photo.path, photo) for photo in judged), seen)
+        for k, (path, photo) in enumerate(prepared):
             if isinstance(photo, Unreadable):
                 unreadable.append(path)
             else:
                 probabilities.append(classifier.judge(photo)["probabilities"])
-                labels.append(label)
-            advance(k + 1, len(labelled))
+                labels.append(number[printable(judged[k].label)])
+            advance(k + 1, len(judged))
     if not labels:
-        raise FieldmarkError(f"no photo in {root} can be read; `fieldmark check` says why")
-    used = _trained_on(Path(run), root) & {path for path, _ in labelled}
+        raise FieldmarkError(f"no photo in {catalog.root} can be read; `fieldmark check` says why")
+    used = _trained_on(Path(run), catalog.root) & {photo.path for photo in judged}
     warnings = [
         used and f"{count(len(used), 'photo')} of these it was trained with: the figures flatter it",
         unknown and f"photos of classes that the classifier does not know left out: {listing(unknown)}",
@@ -169,13 +173,15 @@ def _trained_on(run: Path, root: Path) -> set[str]:
         return set()
 
 
-def _test_photos(run: Path) -> tuple[Path, list[tuple[str, str]]]:
-    """The folder of a run's photos, and path and label of its test photos."""
+def _test_photos(run: Path) -> tuple[Catalog, list[Photo]]:
+    """What a run was trained on, and its test photos."""
     try:
         folder = Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"])
-        rows = [(photo.path, photo.label) for photo in read_split(run / "split.csv") if photo.split == "test"]
+        rows = [photo for photo in read_split(run / "split.csv") if photo.split == "test"]
     except (OSError, ValueError, KeyError) as error:
         raise FieldmarkError(f"{run} is no whole run ({error}): give the photos to evaluate on as well") from None
     if not rows:
         raise FieldmarkError(f"{run} has no test photos: give another folder to evaluate on")
-    return folder, rows
+    catalog = read(folder, least=1)
+    boxes = {photo.path: photo.box for photo in catalog.photos}
+    return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows]

@@ -12,6 +12,8 @@ from fieldmark.dataset import Data
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import Look, audit, fingerprint, usable
 from fieldmark.photos.catalog import Catalog
+from fieldmark.photos.decisions import decided, resplit, without_boxes
+from fieldmark.photos.inputs import read
 from fieldmark.photos.split import read_split, split, write_split
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
@@ -26,6 +28,18 @@ class Table:
     data: Data
     test: list[str]  # paths of the test photos
     audit: dict[str, Any]
+
+
+def chosen(photos: Path, recipe: Recipe) -> Catalog:
+    """The photos that the recipe takes: grouped, cropped, split, excluded and relabelled as it says."""
+    catalog = read(photos, group_by=recipe.group_by)
+    if not recipe.crop_boxes:
+        catalog = without_boxes(catalog)
+    elif not any(photo.box for photo in catalog.photos):
+        raise FieldmarkError(f"--crop-boxes: the photos in {photos} come without boxes (a column `box` would say them)")
+    if recipe.apply:
+        catalog = decided(catalog, Path(recipe.apply))
+    return resplit(catalog, Path(recipe.split_file)) if recipe.split_file else catalog
 
 
 def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> Table:
@@ -71,7 +85,15 @@ def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out:
             found = audit(catalog, **look, progress=advance)
         packer.finish()
     kept, groups, _ = usable(catalog, found)
-    sides = split(kept, groups, seed=recipe.seed, leaks=found.leaks, allow_leaks=recipe.allow_leaks)
+    sides = split(
+        kept,
+        groups,
+        seed=recipe.seed,
+        leaks=found.leaks,
+        group_leaks=found.group_leaks,
+        allow_leaks=recipe.allow_leaks,
+        fold=(recipe.fold, recipe.folds) if recipe.folds else None,
+    )
     findings = found.to_json(catalog)
     findings["warnings"] = [*kept.warnings, *_testless(catalog), *found.warnings]
     for warning in findings["warnings"]:

@@ -110,8 +110,21 @@ class Recipe:
     """Machines that train together, each started by torchrun; they see the same --out."""
     logger: str | None = None
     """Trackers beside TensorBoard and CSV: `wandb`, `mlflow`, or both with a comma."""
+    group_by: str | None = None
+    """What must stay on one side of the split: a column of the manifest, or a regular expression on the path, whose
+    first group names it, as `(patient\\d+)`."""
+    split_file: str | None = None
+    """A CSV with path, label and split, as a run leaves it (split.csv): the same photos on the same sides."""
+    folds: int = 0
+    """Train this often, with another part of all photos as the test each time (cross-validation); 0 trains once."""
+    fold: int = 0
+    """Of several folds train this one alone, counted from 1."""
+    apply: str | None = None
+    """What was decided about photos: decisions.csv of `fieldmark check`, edited (exclude, relabel)."""
+    crop_boxes: bool = False
+    """Train on what lies in the boxes that the photos come with, in place of whole photos."""
     allow_leaks: bool = False
-    """Train although the same photo lies in several of the given splits; the report will say so."""
+    """Train although the same photo or group lies in several of the given splits; the report will say so."""
     seed: int = 0
     """Fixes the split and every random draw."""
 
@@ -149,6 +162,12 @@ class Recipe:
             raise FieldmarkError("--batch is 1: batch norms that start from scratch need at least 2 photos")
         if self.budget is not None:
             seconds(self.budget)
+        if self.folds == 1 or self.fold > self.folds:
+            raise FieldmarkError(
+                f"--folds is {self.folds} and --fold {self.fold}: give 2 folds or more, and one of them"
+            )
+        if self.folds and self.split_file:
+            raise FieldmarkError("--folds splits the photos itself: leave --split-file out")
 
 
 CHOICES = {
@@ -167,7 +186,7 @@ SHIPPED = Path(__file__).parent / "recipes"
 WORDS = {"backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem"}
 LEAST = {
     "image_size": 28, "train_size": 28, "start_size": 28, "batch": 0, "accumulate": 1, "mixup": 0, "cutmix": 0,
-    "ema": 0,     "devices": 0, "nodes": 1, "frozen_epochs": 0, "frozen_lr": 0, "epochs": 0, "lr": 0,
+    "ema": 0, "folds": 0, "fold": 0, "devices": 0, "nodes": 1, "frozen_epochs": 0, "frozen_lr": 0, "epochs": 0, "lr": 0,
     "backbone_lr": 0, "weight_decay": 0, "label_smoothing": 0, "patience": 1, "steps_per_epoch": 1, "seed": 0,
 }  # fmt: skip
 

@@ -4,27 +4,23 @@ The page is one file without scripts or requests; every number on it is read fro
 them, and what is missing there is left out here.
 """
 
-import base64
 import csv
 import dataclasses
-import io
 import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from fieldmark import charts, wording
+from fieldmark import charts, pages, wording
 from fieldmark import recipe as recipes
 from fieldmark.charts import number
 from fieldmark.errors import FieldmarkError
-from fieldmark.photos.decode import Unreadable, decode
+from fieldmark.photos.files import Files
+from fieldmark.photos.tile import tile
 
 SPLITS = ("train", "val", "test")
-FILTERS = ("percent", "interval", "figure", "duration", "markdown")  # functions of wording.py
-TILE = 240  # longest side of a thumbnail in pixels: sharp at the 160 that the page shows
 FINDINGS = {
     "unreadable": "Unreadable photos",
     "duplicates": "Groups of identical files",
@@ -44,10 +40,10 @@ SECONDS = {
 }
 
 
-def write_report(run: Path, photos: Path | None) -> list[Path]:
+def write_report(run: Path, photos: Files | None) -> list[Path]:
     """Write report.html, card.md and (where there is a history) curves.svg into the folder `run`; return their paths.
 
-    `photos` is the folder to which the paths in predictions.csv are relative; without it, or where a photo is gone,
+    `photos` is where the paths in predictions.csv lead; without it, or where a photo is gone,
     the page shows names in place of pictures. Raises FieldmarkError when metrics.json is missing or damaged; every
     other file may be absent.
     """
@@ -59,16 +55,16 @@ def write_report(run: Path, photos: Path | None) -> list[Path]:
         ) from error
     history = [row for row in _rows(run / "history.csv") if number(row["epoch"]) is not None]
     facts = _facts(run, photos, metrics, history)
-    pages = {"report.html": _render("report.html.j2", facts), "card.md": _render("card.md.j2", facts)}
+    texts = {"report.html": pages.render("report.html.j2", facts), "card.md": pages.render("card.md.j2", facts)}
     if history:
-        pages["curves.svg"] = charts.curves(history, metrics.get("best_epoch"))
-    for name, text in pages.items():
+        texts["curves.svg"] = charts.curves(history, metrics.get("best_epoch"))
+    for name, text in texts.items():
         # A file name that is no valid Unicode must not cost the report.
         (run / name).write_text(text, encoding="utf-8", errors="replace")
-    return [run / name for name in pages]
+    return [run / name for name in texts]
 
 
-def _facts(run: Path, photos: Path | None, metrics: dict[str, Any], history: list[dict[str, str]]) -> dict[str, Any]:
+def _facts(run: Path, photos: Files | None, metrics: dict[str, Any], history: list[dict[str, str]]) -> dict[str, Any]:
     """Everything that the templates show, under the names they use."""
     classes = metrics.get("classes") or []
     figures = metrics.get("test") or metrics.get("validation") or {}
@@ -79,9 +75,8 @@ def _facts(run: Path, photos: Path | None, metrics: dict[str, Any], history: lis
     counts = Counter((row["label"], row["split"]) for row in _rows(run / "split.csv"))
     recipe = run / "recipe.yaml"
     return {
-        "palette": Markup(charts.palette(":root")),
         "run": run.resolve().name,
-        "photos": photos.resolve().name if photos else "photos",
+        "photos": photos.root.resolve().name if photos else "photos",
         "metrics": metrics,
         "classes": classes,
         "tested": bool(metrics.get("test")),
@@ -151,18 +146,9 @@ def _predictions(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _tile(photos: Path | None, prediction: dict[str, Any]) -> dict[str, Any]:
-    """A prediction with its photo as a small JPEG in a data URI, or with None where the photo cannot be had."""
-    try:
-        picture = decode(photos / prediction["path"], shorter=160) if photos else None
-    except (Unreadable, OSError):
-        picture = None
-    if picture is None:
-        return {**prediction, "picture": None}
-    picture.thumbnail((TILE, TILE))
-    packed = io.BytesIO()
-    picture.save(packed, "JPEG", quality=80)
-    return {**prediction, "picture": f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"}
+def _tile(photos: Files | None, prediction: dict[str, Any]) -> dict[str, Any]:
+    """A prediction with its photo, or with None where the photo cannot be had."""
+    return {**prediction, "picture": tile(photos, prediction["path"])}
 
 
 def _rows(path: Path) -> list[dict[str, str]]:
@@ -170,10 +156,3 @@ def _rows(path: Path) -> list[dict[str, str]]:
         return []
     with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
         return list(csv.DictReader(file))
-
-
-def _render(template: str, facts: dict[str, Any]) -> str:
-    folder = Path(__file__).parent / "templates"
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update({name: getattr(wording, name) for name in FILTERS})
-    return environment.get_template(template).render(facts)

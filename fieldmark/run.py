@@ -17,16 +17,16 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from fieldmark import devices, machine, plan, quality, records, store
+from fieldmark import devices, folds, machine, plan, quality, records, store
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
 from fieldmark.finetune import Trainer
 from fieldmark.network import Network, build
 from fieldmark.network.inspect import require_size, whole_size
 from fieldmark.phases import training_size
-from fieldmark.photos.catalog import Catalog, read
+from fieldmark.photos.catalog import Catalog
 from fieldmark.predict import Classifier
-from fieldmark.prepare import Table, prepare, prepared
+from fieldmark.prepare import Table, chosen, prepare, prepared
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.report import write_report
@@ -75,6 +75,14 @@ def train(
     require(recipe.logger)
     if begun and out is not None and finished(Path(out)):
         return Run(Path(out), json.loads((Path(out) / "metrics.json").read_text(encoding="utf-8")))
+    if recipe.folds and not recipe.fold:
+        out = Path(out) if out is not None else _new_folder(Path(photos))
+        _require_new(out, resume)
+
+        def one(recipe: Recipe, at: Path) -> dict[str, Any]:
+            return train(photos, recipe, out=at, resume=resume, command=command).metrics
+
+        return Run(out, folds.cross_validate(one, recipe, out))
     machine.prepare()
     fabric = devices.fabric(recipe)
     if not fabric.is_global_zero:
@@ -111,7 +119,7 @@ def train(
     }
     with reporter.part("report"):
         records.write(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
-        write_report(out, catalog.root)
+        write_report(out, catalog.files)
         tracked.close(figures, trainer.recipe)
     metrics["seconds"] = _seconds(reporter)
     records.write(out / "metrics.json", metrics)
@@ -156,8 +164,7 @@ class _Start(NamedTuple):
 
 def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, started: float | None) -> _Start:
     """Everything up to the training: what can be wrong is refused, cheapest first."""
-    if out.exists() and not resume:
-        raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
+    _require_new(out, resume)
     if not begun and out.is_dir() and {entry.name for entry in out.iterdir()} - {"resume", "recipe.half"}:
         raise FieldmarkError(f"{out} holds other things than a run: give another --out")
     if recipe.budget and not begun:  # a plan that another run has left in its recipe does not hold for this one
@@ -175,7 +182,7 @@ def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, s
             require_size(network, pixels)
     if recipe.start_size is not None and recipe.start_size >= size:
         raise FieldmarkError(f"--start-size is {recipe.start_size}, but photos are trained on at {size}: give less")
-    catalog = read(photos)
+    catalog = chosen(photos, recipe)
     torch.manual_seed(recipe.seed)
     network = _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
     if not recipe.batch:
@@ -201,9 +208,18 @@ def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, s
     return _Start(recipe, catalog, table, network, reporter)
 
 
+def _require_new(out: Path, resume: bool) -> None:
+    if out.exists() and not resume:
+        raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
+
+
 def _preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
     """How photos are judged: as the weights want it, but whole, and at the size of the recipe."""
-    return dataclasses.asdict(network.preprocessing) | {"size": recipe.image_size, "crop": 1.0}
+    return dataclasses.asdict(network.preprocessing) | {
+        "size": recipe.image_size,
+        "crop": 1.0,
+        "boxes": recipe.crop_boxes,
+    }
 
 
 def _plan(trainer: Trainer, out: Path, test_photos: int) -> Recipe:

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "fieldmark"
 WAY = (
     *("errors", "machine", "records", "recipe", "progress", "checkpoint", "demo", "charts", "wording", "trackers"),
     *("network", "quality", "bench", "showcase", "photos", "segments", "store", "augment", "dataset", "features"),
-    *("solve", "schedule", "phases", "routine", "devices", "finetune", "bundle", "predict", "evaluate", "explain"),
-    *("export", "report", "serve", "prepare", "plan", "verdict", "run", "cli"),
+    *("solve", "schedule", "phases", "routine", "devices", "labels", "finetune", "bundle", "predict", "evaluate"),
+    *("explain", "export", "pages", "check", "report", "serve", "prepare", "plan", "verdict", "folds", "run", "cli"),
 )
 NO_TORCH = ("photos.decode", "predict", "serve")
 

@@ -266,7 +266,7 @@ def test_ctrl_c_is_one_line(here, monkeypatch, small_photos):
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fieldmark.photos.catalog.read", interrupted)
+    monkeypatch.setattr("fieldmark.photos.inputs.read", interrupted)
     assert "--resume" in here("check", small_photos).refusal
 
 
@@ -274,7 +274,7 @@ def test_a_fault_of_ours_is_one_line_too(here, monkeypatch, small_photos):
     def faulty(*_):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("fieldmark.photos.catalog.read", faulty)
+    monkeypatch.setattr("fieldmark.photos.inputs.read", faulty)
     assert "a fault of Fieldmark: RuntimeError: two lines" in here("check", small_photos).refusal
 
 

@@ -18,8 +18,8 @@ from fieldmark.augment import class_weights
 from fieldmark.dataset import Judged, Normalise, Shuffle, Varied
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import Look, audit
-from fieldmark.photos.catalog import read
 from fieldmark.photos.decode import prepare
+from fieldmark.photos.inputs import read
 from fieldmark.store import Pack, Packer
 
 

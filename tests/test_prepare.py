@@ -11,8 +11,8 @@ from fieldmark import prepare as module
 from fieldmark import store
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos import audit
-from fieldmark.photos.catalog import read
 from fieldmark.photos.decode import prepare as decoded
+from fieldmark.photos.inputs import read
 from fieldmark.prepare import Table, prepare, prepared
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe

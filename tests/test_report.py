@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 from fieldmark.errors import FieldmarkError
+from fieldmark.photos.files import Folder
 from fieldmark.report import write_report
 
 ODD = ["<script>alert(1)</script>", "健康 玉米叶", 'a "quoted" & odd|name']
@@ -173,7 +174,7 @@ def test_the_page_asks_nobody_for_anything(tmp_path):
 def test_tables_and_pictures_can_be_read_aloud(tmp_path, trashnet):
     classes = ["glass", "paper"]
     make_run(tmp_path, classes)
-    page = Page(write_report(tmp_path, trashnet)[0])
+    page = Page(write_report(tmp_path, Folder(trashnet))[0])
     assert all(attributes.get("scope") in ("row", "col") for tag, attributes in page.tags if tag == "th")
     assert all(attributes.get("alt") for tag, attributes in page.tags if tag == "img")
     drawings = [attributes for tag, attributes in page.tags if tag == "svg"]
@@ -188,7 +189,7 @@ def test_the_surest_mistakes_come_first_with_their_photos(tmp_path, trashnet):
     photos = [("glass/glass1.jpg", "glass", "paper", 0.61, False), ("paper/paper1.jpg", "paper", "glass", 0.97, True)]
     gone = [("paper/gone.jpg", "paper", "glass", 0.8, True), ("paper/paper2.jpg", "paper", "paper", 0.55, True)]
     write_csv(tmp_path / "predictions.csv", "path,label,predicted,confidence,known", photos + gone)
-    page = Page(write_report(tmp_path, trashnet)[0])
+    page = Page(write_report(tmp_path, Folder(trashnet))[0])
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
     assert [picture["alt"] for picture in pictures] == [
         "A photo of paper, answered as glass",
@@ -209,7 +210,7 @@ def test_a_hundred_classes_with_photos_stay_small(tmp_path, birds100):
         (p.relative_to(birds100), p.parent.name, classes[0], 0.9, True) for p in sorted(birds100.glob("test/*/*"))[::40]
     ]
     write_csv(tmp_path / "predictions.csv", "path,label,predicted,confidence,known", rows)
-    path = write_report(tmp_path, birds100)[0]
+    path = write_report(tmp_path, Folder(birds100))[0]
     assert path.stat().st_size < 2_000_000
     assert sum(tag == "img" for tag, _ in Page(path).tags) == 12 + 1
 

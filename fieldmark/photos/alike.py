@@ -55,8 +55,8 @@ def clusters(same: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> np
     loose, tight = same.copy(), same.copy()
     for i, j, agreement in _pairs(hashes, thumbnails):
         copies = agreement >= COPIES
-        _join(loose, i, j)
-        _join(tight, i[copies], j[copies])
+        join(loose, i, j)
+        join(tight, i[copies], j[copies])
     return np.where(np.bincount(loose, minlength=len(loose))[loose] > LARGE, tight, loose)
 
 
@@ -101,7 +101,7 @@ def _short(full: np.ndarray, basis: np.ndarray) -> np.ndarray:
     return np.column_stack([inside, np.sqrt(np.maximum(rest, 0))])
 
 
-def _join(root: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
+def join(root: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
     """Make one of the clusters of i and j, pair by pair; root[k] is the lowest index of k's cluster, in place."""
     while (apart := root[i] != root[j]).any():
         i, j = i[apart], j[apart]

@@ -5,16 +5,16 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
 from fieldmark import machine
 from fieldmark.errors import FieldmarkError
-from fieldmark.photos import alike
-from fieldmark.photos.catalog import Catalog, count, learnable, listing, printable
-from fieldmark.photos.decode import Unreadable, contents, decode
+from fieldmark.photos import alike, oddities
+from fieldmark.photos.catalog import Catalog, Photo, count, learnable, listing, printable
+from fieldmark.photos.decode import Box, Unreadable, decode
+from fieldmark.photos.oddities import Facts, GiveAway, Odd
 
 T = TypeVar("T")
 Groups = tuple[tuple[str, ...], ...]
@@ -27,7 +27,8 @@ class Audit:
 
     `duplicates` are equal to the byte; `near_duplicates` are clusters of photos that show the same and are not all
     equal; `conflicts` and `leaks` are those duplicates that lie under several classes or given splits, `near_leaks`
-    those near-duplicates that lie in several splits. `groups` names the cluster of either kind, for the split.
+    those near-duplicates that lie in several splits; `group_leaks` are the given groups that do. `groups` names the
+    cluster of any kind, for the split. `odd` photos stand out, and `giveaways` tell a class without its picture.
     `hashes` are SHA-256 of the files, empty where the system would not give the file.
     """
 
@@ -37,6 +38,9 @@ class Audit:
     conflicts: Groups
     leaks: Groups
     near_leaks: Groups
+    group_leaks: tuple[str, ...]
+    odd: tuple[Odd, ...]
+    giveaways: tuple[GiveAway, ...]
     groups: tuple[int, ...]
     hashes: tuple[str, ...]
     warnings: tuple[str, ...]
@@ -44,7 +48,7 @@ class Audit:
     @property
     def problems(self) -> bool:
         """Whether somebody should see to these photos (imbalance alone is no fault in them)."""
-        return bool(self.unreadable or self.duplicates or self.conflicts or self.leaks)
+        return bool(self.unreadable or self.duplicates or self.conflicts or self.leaks or self.group_leaks)
 
     def to_json(self, catalog: Catalog) -> dict[str, Any]:
         """What `fieldmark check --json` prints. `label_errors` is null: this version does not look for them."""
@@ -57,6 +61,9 @@ class Audit:
             "conflicts": [list(paths) for paths in self.conflicts],
             "leaks": [list(paths) for paths in self.leaks],
             "near_leaks": [list(paths) for paths in self.near_leaks],
+            "group_leaks": list(self.group_leaks),
+            "odd": [odd._asdict() for odd in self.odd],
+            "giveaways": [given._asdict() for given in self.giveaways],
             "label_errors": None,
             "warnings": [*catalog.warnings, *self.warnings],
         }
@@ -106,13 +113,16 @@ def audit(
     hashes: list[str] = []
     dhashes = np.zeros((total, 2), np.uint64)
     thumbnails = np.zeros((total, alike.SIDE, alike.SIDE, 3), np.uint8)
-    files = (catalog.root / photo.path for photo in catalog.photos)
-    looks = _in_order(lambda path: _look(path, shorter, interpolation, known), files, workers or machine.cores())
-    for i, look in enumerate(looks):
+    seen: list[tuple[int, Facts]] = []
+    looks = _in_order(
+        lambda photo: _look(catalog, photo, shorter, interpolation, known), catalog.photos, workers or machine.cores()
+    )
+    for i, (look, facts) in enumerate(looks):
         hashes.append(look.sha256)
         if isinstance(look, _Unseen):
             reasons[i] = look.reason
         else:
+            seen.append((i, facts))
             dhashes[i], thumbnails[i] = look.dhash, look.thumbnail
             if keep:
                 keep(i, look)
@@ -121,7 +131,7 @@ def audit(
 
     first: dict[str, int] = {}
     same = np.array([i if i in reasons else first.setdefault(sha, i) for i, sha in enumerate(hashes)], dtype=int)
-    return _findings(catalog, reasons, tuple(hashes), same, alike.clusters(same, dhashes, thumbnails))
+    return _findings(catalog, reasons, tuple(hashes), same, alike.clusters(same, dhashes, thumbnails), seen)
 
 
 def fingerprint(catalog: Catalog, audit: Audit) -> str:
@@ -152,25 +162,35 @@ def usable(catalog: Catalog, audit: Audit) -> Usable:
     return Usable(left, tuple(audit.groups[i] for i in rows), tuple(rows))
 
 
-def _look(path: Path, shorter: int, interpolation: str, known: Callable[[str], Look | None] | None) -> Look | _Unseen:
+def _look(
+    catalog: Catalog, photo: Photo, shorter: int, interpolation: str, known: Callable[[str], Look | None] | None
+) -> tuple[Look, Facts] | tuple[_Unseen, None]:
     sha256 = ""
     try:
-        content = contents(path)
-        sha256 = hashlib.sha256(content).hexdigest()
-        if known and (look := known(sha256)):
-            return look
-        image = decode(content, shorter, interpolation)
+        content = catalog.contents(photo)
+        sha256 = _identity(content, photo.box)
+        if not (look := known(sha256) if known else None):
+            image = decode(content, shorter, interpolation, photo.box)
+            look = Look(sha256, np.asarray(image), alike.dhash(image), alike.thumbnail(image))
     except Unreadable as error:
-        return _Unseen(sha256, str(error))
-    return Look(sha256, np.asarray(image), alike.dhash(image), alike.thumbnail(image))
+        return _Unseen(sha256, str(error)), None
+    return look, oddities.facts(content, look.pixels, look.thumbnail)
 
 
-def _in_order(look: Callable[[Path], T], files: Iterable[Path], workers: int) -> Iterator[T]:
+def _identity(content: bytes, box: Box | None) -> str:
+    """SHA-256 of the file; where only a part of it is looked at, of both."""
+    told = hashlib.sha256(content)
+    if box:
+        told.update(repr(box).encode())
+    return told.hexdigest()
+
+
+def _in_order(look: Callable[[Photo], T], photos: Iterable[Photo], workers: int) -> Iterator[T]:
     """`map` over threads (Pillow lets go of the GIL) that never runs further ahead than its caller can follow."""
     with ThreadPoolExecutor(workers) as pool:
         ahead: deque[Future[T]] = deque()
-        for path in files:
-            ahead.append(pool.submit(look, path))
+        for photo in photos:
+            ahead.append(pool.submit(look, photo))
             if len(ahead) > 2 * workers:
                 yield ahead.popleft().result()
         while ahead:
@@ -178,7 +198,12 @@ def _in_order(look: Callable[[Path], T], files: Iterable[Path], workers: int) ->
 
 
 def _findings(
-    catalog: Catalog, reasons: dict[int, str], hashes: tuple[str, ...], same: np.ndarray, groups: np.ndarray
+    catalog: Catalog,
+    reasons: dict[int, str],
+    hashes: tuple[str, ...],
+    same: np.ndarray,
+    groups: np.ndarray,
+    seen: list[tuple[int, Facts]],
 ) -> Audit:
     photos = catalog.photos
 
@@ -193,6 +218,11 @@ def _findings(
         return tuple(tuple(photos[i].path for i in row) for row in rows)
 
     near = several(groups, lambda i: same[i])
+    given = defaultdict[str, list[int]](list)
+    for i, photo in enumerate(photos):
+        if photo.group is not None:
+            given[photo.group].append(i)
+    whole, known = _joined(groups, given.values()), [facts for _, facts in seen]
     found = Audit(
         unreadable=tuple((photos[i].path, reason) for i, reason in reasons.items()),
         duplicates=paths(several(same, lambda i: i)),
@@ -200,12 +230,23 @@ def _findings(
         conflicts=paths(several(same, lambda i: photos[i].label)),
         leaks=paths(several(same, lambda i: photos[i].split)),
         near_leaks=paths([rows for rows in near if len({photos[i].split for i in rows}) > 1]),
-        groups=tuple(groups.tolist()),
+        group_leaks=tuple(name for name, rows in given.items() if len({photos[i].split for i in rows}) > 1),
+        odd=tuple(oddities.odd([photos[i].path for i, _ in seen], known)),
+        giveaways=tuple(oddities.giveaways([photos[i].label for i, _ in seen], known)),
+        groups=tuple(whole.tolist()),
         hashes=hashes,
         warnings=(),
     )
     readable = Counter(photo.label for i, photo in enumerate(photos) if i not in reasons)
     return replace(found, warnings=tuple(_warnings(catalog, found, readable)))
+
+
+def _joined(groups: np.ndarray, given: Iterable[list[int]]) -> np.ndarray:
+    """Clusters as large as the groups that somebody gave make them."""
+    whole, pairs = groups.copy(), [(rows[0], row) for rows in given for row in rows[1:]]
+    if pairs:
+        alike.join(whole, *np.array(pairs).T)
+    return whole
 
 
 def _warnings(catalog: Catalog, found: Audit, readable: Counter[str]) -> Iterator[str]:
@@ -225,6 +266,15 @@ def _warnings(catalog: Catalog, found: Audit, readable: Counter[str]) -> Iterato
         yield told("photo", "in several splits (the test would not be fair)", found.leaks)
     if found.near_leaks:
         yield told("set", "of photos that look the same in several splits", found.near_leaks)
+    if found.group_leaks:
+        yield f"{count(len(found.group_leaks), 'group')} in several splits: {listing(found.group_leaks, 3)}"
+    for kind, n in sorted(Counter(odd.kind for odd in found.odd).items()):
+        yield f"{count(n, f'{kind} photo')}: {listing([odd.path for odd in found.odd if odd.kind == kind], 3)}"
+    for given in found.giveaways:
+        yield (
+            f"{given.share:.0%} of {printable(given.label)} have the {given.what} {printable(given.value)} and"
+            f" {given.elsewhere:.0%} of the others: a network may learn that in place of the picture"
+        )
     if readable:
         (most, n_most), (least, n_least) = readable.most_common(1)[0], min(readable.items(), key=lambda item: item[1])
         if n_most >= IMBALANCE * n_least:

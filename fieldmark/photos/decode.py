@@ -6,6 +6,7 @@ transparent, the first frame where it moves. Whatever it cannot read ends as `Un
 
 import contextlib
 import io
+import math
 import re
 import stat
 import warnings
@@ -17,6 +18,8 @@ import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 MAX_BYTES = 256 * 2**20
+Box = tuple[float, float, float, float]
+"""x, y, width, height of a thing in pixels of the upright photo."""
 # Tried in this order. EPS is left out on purpose (Pillow runs Ghostscript for it); formats without a signature
 # (TGA, ...) too, since they take any file for a photo.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
@@ -37,12 +40,18 @@ class Unreadable(Exception):
     """A photo that cannot be used; its text is the reason, as a person would put it ("truncated", "empty file")."""
 
 
-def decode(source: str | Path | bytes, shorter: int | None = None, interpolation: str = "bicubic") -> Image.Image:
+def decode(
+    source: str | Path | bytes,
+    shorter: int | None = None,
+    interpolation: str = "bicubic",
+    box: Box | None = None,
+) -> Image.Image:
     """An RGB image from a path or a file's bytes; raises nothing but `Unreadable`.
 
     With `shorter` the shorter side has exactly that many pixels (`interpolation`: bicubic or bilinear), and a photo
     longer than 2:1 keeps only its middle, so that memory is bounded. A JPEG is then decoded at the smallest of 1/8,
-    1/4, 1/2, 1 that loses nothing.
+    1/4, 1/2, 1 that loses nothing. With `box` (x, y, width, height in pixels of the upright photo) it is what lies in
+    there alone.
     The same bytes give the same pixels, to the bit, for one version of Pillow.
     """
     content = source if isinstance(source, bytes) else contents(Path(source))
@@ -52,12 +61,16 @@ def decode(source: str | Path | bytes, shorter: int | None = None, interpolation
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image.width, image.height)
+            full = image.size
             if shorter is not None:
-                image.draft(None, (shorter, shorter))
+                least = shorter * min(full) / max(1, min(box[2:])) if box else shorter
+                image.draft(None, (math.ceil(least),) * 2)
             image.load()
             with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse good pixels
                 ImageOps.exif_transpose(image, in_place=True)
             rgb = _to_rgb(image)
+            if box:
+                rgb = _within(rgb, box, max(full) / max(rgb.size))
         return rgb if shorter is None else _resize(rgb, shorter, interpolation)
     except Exception as error:  # damaged files make Pillow raise nearly everything there is
         raise _reason(error, content) from error
@@ -82,20 +95,26 @@ def contents(path: Path) -> bytes:
 
 def centre(image: Image.Image, size: int) -> np.ndarray:
     """The central `size` x `size` pixels, uint8 (size, size, 3); the image must be at least that large."""
-    if min(image.size) < size:
-        raise ValueError(f"an image of {image.width} x {image.height} pixels has no centre of {size} x {size}")
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return np.array(image.crop((left, top, left + size, top + size)))
+    return centre_of(np.asarray(image), size)
 
 
-def prepare(source: str | Path | bytes, preprocessing: Mapping[str, Any]) -> np.ndarray:
+def centre_of(pixels: np.ndarray, size: int) -> np.ndarray:
+    """The same of pixels uint8 (h, w, 3); a copy."""
+    height, width = pixels.shape[:2]
+    if min(height, width) < size:
+        raise ValueError(f"an image of {width} x {height} pixels has no centre of {size} x {size}")
+    top, left = (height - size) // 2, (width - size) // 2
+    return np.array(pixels[top : top + size, left : left + size])
+
+
+def prepare(source: str | Path | bytes, preprocessing: Mapping[str, Any], box: Box | None = None) -> np.ndarray:
     """What a network sees of a photo, before it is normalised: uint8 (size, size, 3).
 
     `preprocessing` holds `size` (pixels), `crop` (the share of the shorter side that is kept, 0.875 for most published
-    weights) and `interpolation`. Raises `Unreadable`.
+    weights) and `interpolation`; `box` is that of `decode`. Raises `Unreadable`.
     """
     size, interpolation = preprocessing["size"], preprocessing.get("interpolation", "bicubic")
-    return centre(decode(source, round(size / preprocessing["crop"]), interpolation), size)
+    return centre(decode(source, round(size / preprocessing["crop"]), interpolation, box), size)
 
 
 def _hush_remarks() -> None:
@@ -133,6 +152,16 @@ def _to_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
     if low < 0 or high > 65535:
         raise Unreadable(f"32-bit values from {low} to {high}: only 0..65535 has a known scale")
     return np.rint(grey / 257).astype(np.uint8)
+
+
+def _within(image: Image.Image, box: Box, scale: float) -> Image.Image:
+    """What of it lies in the box, which counts pixels that are smaller by `scale`."""
+    x, y, w, h = (side / scale for side in box)
+    left, top = max(0, round(x)), max(0, round(y))
+    right, bottom = min(image.width, round(x + w)), min(image.height, round(y + h))
+    if left >= right or top >= bottom:
+        raise Unreadable("its box lies outside the photo")
+    return image.crop((left, top, right, bottom))
 
 
 def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image:

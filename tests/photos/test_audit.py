@@ -9,10 +9,10 @@ from PIL import Image, ImageOps
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos import audit as module
-from fieldmark.photos import catalog as catalogs
 from fieldmark.photos.audit import Audit, Look, audit, fingerprint, usable
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decode import decode
+from fieldmark.photos.inputs import read
 
 
 def noise(seed: int) -> Image.Image:
@@ -30,7 +30,7 @@ def save(root: Path, name: str, content: Image.Image | bytes) -> None:
 
 
 def look(root: Path) -> tuple[Catalog, Audit]:
-    catalog = catalogs.read(root)
+    catalog = read(root)
     return catalog, audit(catalog, shorter=64, workers=2)
 
 
@@ -88,6 +88,7 @@ def test_json_keeps_the_contract(messy):
     catalog, found = look(messy)
     told = json.loads(json.dumps(found.to_json(catalog)))
     lists = {"unreadable", "duplicates", "near_duplicates", "conflicts", "leaks", "near_leaks", "warnings"}
+    lists |= {"group_leaks", "odd", "giveaways"}
     assert set(told) == lists | {"classes", "photos", "label_errors"}
     assert told["classes"] == {"a": 12, "b": 10}
     assert told["photos"] == len(catalog.photos) == 22
@@ -125,7 +126,7 @@ def test_uneven_classes_and_single_photos_are_warned_of(tmp_path):
 
 
 def test_pixels_arrive_once_in_order_in_this_thread(messy):
-    catalog = catalogs.read(messy)
+    catalog = read(messy)
     kept: dict[int, np.ndarray] = {}
     steps: list[tuple[int, int]] = []
 
@@ -142,7 +143,7 @@ def test_pixels_arrive_once_in_order_in_this_thread(messy):
 
 
 def test_what_is_known_is_not_decoded_and_changes_no_finding(messy, monkeypatch):
-    catalog = catalogs.read(messy)
+    catalog = read(messy)
     seen: dict[str, Look] = {}
     found = audit(catalog, shorter=48, keep=lambda _, look: seen.setdefault(look.sha256, look))
     bad = [(messy / path).read_bytes() for path, reason in found.unreadable if reason != "no such file"]
@@ -188,7 +189,7 @@ def test_the_fingerprint_follows_path_label_and_bytes(tmp_path):
 
 
 def test_trashnet_has_three_conflicts_and_few_near_duplicates(trashnet):
-    found = audit(catalogs.read(trashnet), shorter=64)
+    found = audit(read(trashnet), shorter=64)
     assert found.conflicts == found.duplicates
     assert [tuple(path.split("/")[1] for path in pair) for pair in found.conflicts] == [
         ("glass115.jpg", "metal91.jpg"),

@@ -11,12 +11,13 @@ from hypothesis import strategies as st
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.catalog import Catalog, Photo
+from fieldmark.photos.files import Folder
 from fieldmark.photos.split import read_split, split, write_split
 
 
 def catalog(labels: list[str], splits: list[str] | None = None) -> Catalog:
     photos = tuple(Photo(f"{label}/{i}.jpg", label, splits[i] if splits else None) for i, label in enumerate(labels))
-    return Catalog(Path("photos"), photos, tuple(sorted(set(labels))))
+    return Catalog(Folder(Path("photos")), photos, tuple(sorted(set(labels))))
 
 
 @st.composite
@@ -58,7 +59,7 @@ def test_order_and_numbering_do_not_matter(table, seed, rng: random.Random):
     photos, groups = table
     order = list(range(len(groups)))
     rng.shuffle(order)
-    shuffled = Catalog(photos.root, tuple(photos.photos[i] for i in order), photos.classes)
+    shuffled = Catalog(photos.files, tuple(photos.photos[i] for i in order), photos.classes)
     again = split(shuffled, [1000 - groups[i] for i in order], seed=seed)
     assert [again[order.index(i)] for i in range(len(order))] == list(split(photos, groups, seed=seed))
 
@@ -92,7 +93,7 @@ def test_seeds_differ_and_a_new_photo_moves_few():
     photos = catalog(["a"] * 100 + ["b"] * 100)
     first = split(photos, range(200))
     assert first != split(photos, range(200), seed=1)
-    fewer = Catalog(photos.root, photos.photos[:-1], photos.classes)
+    fewer = Catalog(photos.files, photos.photos[:-1], photos.classes)
     assert sum(a != b for a, b in zip(first, split(fewer, range(199)), strict=False)) <= 4
 
 
@@ -144,13 +145,13 @@ def test_a_split_file_gives_back_what_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "split.csv"
     odd = os.fsdecode(b"caf\xe9 \xff.jpg")
     photos = tuple(Photo(f"{label}/{name}{odd}", label, side) for name, label, side in rows)
-    write_split(path, Catalog(Path("p"), photos, ()), [photo.split or "" for photo in photos])
+    write_split(path, Catalog(Folder(Path("p")), photos, ()), [photo.split or "" for photo in photos])
     assert read_split(path) == photos
 
 
 def test_further_columns_are_passed_over_and_wrong_files_refused(tmp_path):
     path = tmp_path / "split.csv"
-    path.write_text("path,label,split,group\na/1.jpg,a,val,7\n")
+    path.write_text("path,label,split,note\na/1.jpg,a,val,7\n")
     assert read_split(path) == (Photo("a/1.jpg", "a", "val"),)
     for text in ("", "path,label\na,b\n", "path,label,split\na,b,dev\n", "\0"):
         path.write_text(text)

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.photos.catalog import Photo, printable, read
+from fieldmark.photos.catalog import Photo, printable
+from fieldmark.photos.inputs import read
 
 
 def make(root: Path, *names: str) -> Path:

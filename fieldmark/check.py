@@ -1,0 +1,134 @@
+"""PHOTOS -> what would spoil a result: findings as JSON, lines, a page with the photos and a CSV to decide in."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fieldmark import records
+from fieldmark.errors import FieldmarkError
+from fieldmark.photos.audit import audit
+from fieldmark.photos.catalog import Catalog, count, printable
+from fieldmark.photos.decisions import COLUMNS, blank
+from fieldmark.photos.inputs import read
+from fieldmark.progress import Reporter
+
+Findings = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Checked:
+    """What `check` found: `findings` are what its --json prints, `ranking` is `labels.ranked` of all photos."""
+
+    catalog: Catalog
+    findings: Findings
+    ranking: list[dict[str, Any]]
+    problems: bool
+
+
+SHOWN = 40  # findings of a kind on the page; the CSV holds all
+WITHOUT_TORCH = "wrong labels were not looked for, as that needs: pip install 'fieldmark[train]'"
+KINDS = {
+    "unreadable": "Unreadable photos",
+    "conflicts": "The same photo under several classes",
+    "leaks": "The same photo in several splits",
+    "label_errors": "Labels that look wrong",
+    "near_leaks": "Photos that look the same, in several splits",
+    "duplicates": "Identical files",
+    "near_duplicates": "Photos that look the same",
+    "odd": "Photos that stand out",
+}
+
+
+def check(photos: str | Path, reporter: Reporter, *, quick: bool = False, group_by: str | None = None) -> Checked:
+    """Audit photos and change nothing; `quick` leaves out wrong labels, for which a network looks at every photo."""
+    catalog, warnings, ranking = read(photos, group_by=group_by), list[str](), list[dict[str, Any]]()
+    embedder, look = None, dict[str, Any]()
+    if not quick:
+        try:
+            from fieldmark.labels import Embedder, ranked
+
+            embedder = Embedder()
+            look = {"shorter": embedder.size, "interpolation": embedder.interpolation, "keep": embedder.add}
+        except ModuleNotFoundError as error:
+            if (error.name or "").startswith("fieldmark"):
+                raise
+            warnings.append(WITHOUT_TORCH)
+    with reporter.bar("reading", "photos") as advance:
+        found = audit(catalog, **look, progress=advance)
+    findings = found.to_json(catalog)
+    if embedder:
+        table = catalog.photos
+        ranking = ranked(*embedder.features(), [p.label for p in table], [p.path for p in table], found.groups)
+        errors = [row for row in ranking if row["flagged"]]
+        findings["label_errors"] = [{name: row[name] for name in row if name != "flagged"} for row in errors]
+        warnings += wording_of(errors)
+    findings["warnings"] += warnings
+    return Checked(catalog, findings, ranking, found.problems)
+
+
+def wording_of(errors: list[dict[str, Any]]) -> list[str]:
+    """A warning where labels look wrong."""
+    first = ", ".join(f"{printable(row['path'])} (rather {printable(row['suggested'])}?)" for row in errors[:3])
+    return [f"{count(len(errors), 'label')} worth a second look: {first}"] if errors else []
+
+
+def lines(findings: Findings) -> Iterator[str]:
+    """What a person reads of it beside the warnings."""
+    for name, n in findings["classes"].items():
+        yield f"{n:8,}  {name}"
+    yield f"{findings['photos']:8,}  photos"
+    if not findings["warnings"]:
+        yield "Nothing to see to."
+
+
+def write(checked: Checked, out: Path) -> list[Path]:
+    """check.html, decisions.csv and, where labels were looked at, labels.csv in the new folder `out`. -> them."""
+    out.mkdir(parents=True)
+    label = {photo.path: photo.label for photo in checked.catalog.photos}
+    files = [out / "check.html", out / "decisions.csv"]
+    records.table(files[1], blank(checked.findings, label), list(COLUMNS))
+    if checked.ranking:
+        files.append(out / "labels.csv")
+        records.table(files[2], checked.ranking, list(checked.ranking[0]))
+    files[0].write_text(_page(checked.catalog, checked.findings, label), encoding="utf-8", errors="replace")
+    return files
+
+
+def require_new(out: Path | None) -> None:
+    """Said before an hour of reading, not after."""
+    if out is not None and out.exists():
+        raise FieldmarkError(f"{out} exists: give the findings another --out")
+
+
+def _page(catalog: Catalog, findings: Findings, label: dict[str, str]) -> str:
+    from fieldmark import pages
+
+    sections = [
+        {
+            "title": title,
+            "count": len(findings[kind]),
+            "findings": list(_shown(catalog, kind, findings[kind][:SHOWN], label)),
+        }
+        for kind, title in KINDS.items()
+        if findings[kind]
+    ]
+    facts = {"name": catalog.root.resolve().name, "sections": sections, "shown": SHOWN}
+    return pages.render("check.html.j2", facts | {key: findings[key] for key in ("classes", "photos", "warnings")})
+
+
+def _shown(catalog: Catalog, kind: str, found: list[Any], label: dict[str, str]) -> Iterator[dict[str, Any]]:
+    """Each finding as photos side by side and what is said below."""
+    from fieldmark.photos.tile import tile
+
+    for finding in found:
+        paths = finding if isinstance(finding, list) else [finding["path"]]
+        said = ""
+        if kind == "unreadable":
+            said = finding["reason"]
+        elif kind == "odd":
+            said = f"{finding['kind']}: {finding['detail']}"
+        elif kind == "label_errors":
+            said = f"rather {finding['suggested']}? Its own label is believed to {finding['confidence']:.1%}."
+        pictures = [{"path": path, "label": label[path], "picture": tile(catalog.files, path)} for path in paths[:6]]
+        yield {"photos": pictures, "said": said, "more": len(paths) - len(pictures)}

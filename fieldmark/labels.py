@@ -1,0 +1,129 @@
+"""photos -> features; features + labels -> which labels look wrong.
+
+Each photo is judged by a linear classifier that has seen neither it nor what looks the same: "out of fold". A label
+that this classifier hardly believes is worth a second look (Northcutt et al. 2021, "Confident learning: estimating
+uncertainty in dataset labels", carried by cleanlab). What such a classifier finds hard is found too: the list is for
+people.
+"""
+
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from cleanlab.filter import find_label_issues
+from sklearn.model_selection import StratifiedGroupKFold
+from torch import Tensor, nn
+
+from fieldmark import devices, machine
+from fieldmark.dataset import Normalise
+from fieldmark.network import build
+from fieldmark.network.fold import folded
+from fieldmark.network.inspect import whole_size
+from fieldmark.photos.audit import Look
+from fieldmark.photos.decode import centre_of
+from fieldmark.quality import INSTALLED
+from fieldmark.recipe import Recipe
+from fieldmark.solve import logistic
+
+FOLDS = 5
+BATCH = 32
+FEWEST = 10
+"""Photos, below which nobody can be judged by the others."""
+
+
+class Embedder:
+    """Photos, one by one -> what the installed network makes of them: its last map, pooled."""
+
+    def __init__(self) -> None:
+        machine.prepare()
+        self.fabric = devices.fabric(Recipe())
+        self.network = self.fabric.to_device(build(INSTALLED["fast"], weights="imagenet")).eval().requires_grad_(False)
+        look = self.network.preprocessing
+        self.size, self.interpolation = whole_size(self.network), look.interpolation
+        self.layers: nn.Module = nn.Sequential(Normalise(look.mean, look.std), self.network.backbone)
+        self.ready = False
+        self.rows: list[int] = []
+        self.waiting: list[np.ndarray] = []
+        self.parts: list[np.ndarray] = []
+
+    def add(self, i: int, look: Look) -> None:
+        """The photo in row i of the catalog, decoded with `size` as its shorter side and with `interpolation`."""
+        self.rows.append(i)
+        self.waiting.append(centre_of(look.pixels, self.size))
+        if len(self.waiting) == BATCH:
+            self._embed()
+
+    def features(self) -> tuple[list[int], np.ndarray]:
+        """The rows of the photos, and float32 (photos, channels)."""
+        if self.waiting:
+            self._embed()
+        return self.rows, np.concatenate(self.parts) if self.parts else np.zeros((0, 1), np.float32)
+
+    def _embed(self) -> None:
+        photos = torch.from_numpy(np.stack(self.waiting)).permute(0, 3, 1, 2)
+        self.waiting = []
+        if not self.ready:  # norms can be folded once there is a photo to watch
+            self.layers, self.ready = folded(self.layers.to(self.fabric.device), self._batch(photos[:2])), True
+        with torch.inference_mode(), self.fabric.autocast():
+            self.parts.append(self.layers(self._batch(photos)).mean((2, 3)).float().cpu().numpy())
+
+    def _batch(self, photos: Tensor) -> Tensor:
+        return self.fabric.to_device(photos.float().contiguous(memory_format=torch.channels_last))
+
+
+def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[int], classes: int) -> np.ndarray:
+    """What each photo is called by a linear classifier that has not seen its group: float32 (n, classes).
+
+    features (n, c); labels (n,) class numbers. A class of one group alone gets no probability there.
+    """
+    found = np.zeros((len(labels), classes), np.float32)
+    parts = StratifiedGroupKFold(min(FOLDS, len(set(groups))), shuffle=True, random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
+        sides = list(parts.split(features, labels, groups))
+    known = torch.from_numpy(labels)
+    for train, test in sides:
+        fc = nn.Linear(features.shape[1], classes)
+        logistic(features[train], known[train], features[:0], known[:0], fc)
+        with torch.no_grad():
+            found[test] = fc(torch.from_numpy(features[test])).softmax(1).numpy()
+    return found
+
+
+def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """All rows (n,), the least believed label first; and of each row (n,) whether cleanlab calls the label wrong."""
+    belief = probabilities[np.arange(len(labels)), labels]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # cleanlab remarks on classes without photos
+        wrong = np.asarray(find_label_issues(labels, probabilities, n_jobs=1))
+    return np.argsort(belief, kind="stable"), wrong
+
+
+def ranked(
+    rows: Sequence[int], features: np.ndarray, labels: Sequence[str], paths: Sequence[str], groups: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Every photo with its label, the class it is called by the others and how far its label is believed, worst first.
+
+    `rows` are the places of the features' photos in `labels`, `paths` and `groups`. `flagged` says whether the label
+    looks wrong, not only hard. Empty where there are too few photos.
+    """
+    names = sorted({labels[i] for i in rows})
+    own = np.array([groups[i] for i in rows])
+    if len(rows) < FEWEST or len(names) < 2 or len(set(own.tolist())) < 2:
+        return []
+    number = {name: k for k, name in enumerate(names)}
+    said = np.array([number[labels[i]] for i in rows])
+    probabilities = out_of_fold(features, said, own.tolist(), len(names))
+    order, wrong = suspects(probabilities, said)
+    return [
+        {
+            "path": paths[rows[k]],
+            "label": names[said[k]],
+            "suggested": names[int(probabilities[k].argmax())],
+            "confidence": float(probabilities[k, said[k]]),
+            "flagged": bool(wrong[k]),
+        }
+        for k in order.tolist()
+    ]
