@@ -8,7 +8,7 @@ from typing import Any
 from fieldmark import records
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import audit
-from fieldmark.photos.catalog import Catalog, count, printable
+from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decisions import COLUMNS, blank
 from fieldmark.photos.inputs import read
 from fieldmark.progress import Reporter
@@ -46,7 +46,7 @@ def check(photos: str | Path, reporter: Reporter, *, quick: bool = False, group_
     embedder, look = None, dict[str, Any]()
     if not quick:
         try:
-            from fieldmark.labels import Embedder, ranked
+            from fieldmark.labels import Embedder, flagged, ranked, warnings_of
 
             embedder = Embedder()
             look = {"shorter": embedder.size, "interpolation": embedder.interpolation, "keep": embedder.add}
@@ -60,17 +60,10 @@ def check(photos: str | Path, reporter: Reporter, *, quick: bool = False, group_
     if embedder:
         table = catalog.photos
         ranking = ranked(*embedder.features(), [p.label for p in table], [p.path for p in table], found.groups)
-        errors = [row for row in ranking if row["flagged"]]
-        findings["label_errors"] = [{name: row[name] for name in row if name != "flagged"} for row in errors]
-        warnings += wording_of(errors)
+        findings["label_errors"] = flagged(ranking)
+        warnings += warnings_of(findings["label_errors"])
     findings["warnings"] += warnings
     return Checked(catalog, findings, ranking, found.problems)
-
-
-def wording_of(errors: list[dict[str, Any]]) -> list[str]:
-    """A warning where labels look wrong."""
-    first = ", ".join(f"{printable(row['path'])} (rather {printable(row['suggested'])}?)" for row in errors[:3])
-    return [f"{count(len(errors), 'label')} worth a second look: {first}"] if errors else []
 
 
 def lines(findings: Findings) -> Iterator[str]:

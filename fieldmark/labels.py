@@ -8,6 +8,7 @@ people.
 
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,12 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
 from fieldmark import devices, machine
-from fieldmark.dataset import Normalise
+from fieldmark.dataset import Data, Normalise
 from fieldmark.network import build
 from fieldmark.network.fold import folded
 from fieldmark.network.inspect import whole_size
 from fieldmark.photos.audit import Look
+from fieldmark.photos.catalog import count, printable
 from fieldmark.photos.decode import centre_of
 from fieldmark.quality import INSTALLED
 from fieldmark.recipe import Recipe
@@ -127,3 +129,31 @@ def ranked(
         }
         for k in order.tolist()
     ]
+
+
+def flagged(ranking: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Those whose label looks wrong, in the form of `check --json`."""
+    return [{name: row[name] for name in row if name != "flagged"} for row in ranking if row["flagged"]]
+
+
+def warnings_of(errors: list[dict[str, Any]]) -> list[str]:
+    """A line where labels look wrong."""
+    first = ", ".join(f"{printable(row['path'])} (rather {printable(row['suggested'])}?)" for row in errors[:3])
+    return [f"{count(len(errors), 'label')} worth a second look: {first}"] if errors else []
+
+
+def of_run(
+    files: Sequence[Path], data: Data, classes: list[str], paths: list[str], findings: dict[str, Any]
+) -> list[dict[str, Any]]:
+    """Labels that look wrong among a run's training and validation photos, by what phase 1 learned from.
+
+    `files` hold the features of both, (photos, c) or maps (photos, c, h, w); `findings` are the audit's.
+    """
+    sides = zip(files, (data.train, data.val), strict=True)
+    parts = [np.load(file, mmap_mode="r", allow_pickle=False)[: len(which)] for file, which in sides]
+    features = np.concatenate([part if part.ndim == 2 else part.mean((2, 3)) for part in parts]).astype(np.float32)
+    rows = [*data.train.tolist(), *data.val.tolist()]
+    cluster = {path: k for k, same in enumerate(findings["near_duplicates"] + findings["duplicates"]) for path in same}
+    groups = [cluster.get(path, len(cluster) + i) for i, path in enumerate(paths)]
+    labels = [classes[k] for k in data.labels.tolist()]
+    return flagged(ranked(rows, features, labels, paths, groups))

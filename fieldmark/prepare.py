@@ -27,6 +27,7 @@ class Table:
     classes: list[str]
     data: Data
     test: list[str]  # paths of the test photos
+    paths: list[str]  # of all photos, by number
     audit: dict[str, Any]
 
 
@@ -66,7 +67,9 @@ def prepared(out: Path) -> Table:
     for row in rows:
         labels[packed[row.path]] = number[row.label]
     train, val, test = (np.array([packed[path] for path in paths], np.int64) for paths in which.values())
-    return Table(list(number), Data(Pack(out / "resume"), labels, train, val, test), which["test"], findings)
+    return Table(
+        list(number), Data(Pack(out / "resume"), labels, train, val, test), which["test"], list(packed), findings
+    )
 
 
 def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> None:

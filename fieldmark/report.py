@@ -27,6 +27,8 @@ FINDINGS = {
     "near_duplicates": "Groups of near-identical photos",
     "conflicts": "Same photo under several classes",
     "leaks": "Same photo in several splits",
+    "group_leaks": "Groups in several splits",
+    "odd": "Photos that stand out (dark, bright, blank, blurred, small, long)",
     "label_errors": "Labels worth a second look",
 }
 SECONDS = {
@@ -124,7 +126,11 @@ def _findings(path: Path) -> list[dict[str, Any]]:
     ]
 
 
-def _example(found: dict[str, Any] | list[str]) -> str:
+def _example(found: dict[str, Any] | list[str] | str) -> str:
+    if isinstance(found, str):
+        return found
+    if "kind" in found:
+        return f"{found['path']}: {found['kind']}, {found['detail']}"
     if isinstance(found, list):
         return " = ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
     if "suggested" in found:

@@ -31,7 +31,7 @@ from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.report import write_report
 from fieldmark.trackers import Trackers, require
-from fieldmark.verdict import disagreement, judge
+from fieldmark.verdict import disagreement, doubted_labels, judge
 
 PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
 
@@ -102,12 +102,13 @@ def train(
         )
     with reporter.part("evaluate"):
         figures = judge(trainer, table, _preprocessing(network, recipe), out, reporter)
+        doubts = doubted_labels(out, table, recipe, reporter)
     differs = disagreement(figures["export"])
     for warning in differs:
         reporter.warn(warning)
     metrics = figures | {
         "bundle": str(out / "bundle"),
-        "warnings": [*table.audit["warnings"], *differs],
+        "warnings": [*table.audit["warnings"], *doubts, *differs],
         "classes": table.classes,
         "network": network.spec,
         "parameters": sum(p.numel() for p in network.parameters()),

@@ -13,6 +13,7 @@ from fieldmark.finetune import Trainer
 from fieldmark.predict import Classifier
 from fieldmark.prepare import Table
 from fieldmark.progress import Reporter
+from fieldmark.recipe import Recipe, seconds
 
 TOLERANCE = 1e-5
 """Largest difference of a probability between the network and its export that is called equal."""
@@ -71,3 +72,19 @@ def disagreement(checked: dict[str, Any]) -> list[str]:
         f"model.onnx differs from the network by up to {checked['max_difference']:.1e} in a probability, "
         f"labels agree on {checked['label_agreement']:.1%} of {checked['photos']} photos"
     ]
+
+
+def doubted_labels(out: Path, table: Table, recipe: Recipe, reporter: Reporter) -> list[str]:
+    """Look for wrong labels by the features of phase 1, where there are some and the budget has time; -> warnings."""
+    features = [out / "resume" / f"{side}_features.npy" for side in ("train", "val")]
+    needed = reporter.elapsed() + 2 * reporter.seconds.get("phase1", 0.0) if recipe.budget else 0.0
+    if not all(file.exists() for file in features) or (recipe.budget and needed > seconds(recipe.budget)):
+        return []
+    from fieldmark import labels
+
+    errors = labels.of_run(features, table.data, table.classes, table.paths, table.audit)
+    records.write(out / "audit.json", table.audit | {"label_errors": errors})
+    doubts = labels.warnings_of(errors)
+    for warning in doubts:
+        reporter.warn(warning)
+    return doubts
