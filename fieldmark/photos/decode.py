@@ -23,6 +23,7 @@ Box = tuple[float, float, float, float]
 # Tried in this order. EPS is left out on purpose (Pillow runs Ghostscript for it); formats without a signature
 # (TGA, ...) too, since they take any file for a photo.
 FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
+_SCAN, _PASSES = b"\xff\xda", 20  # the marker; so often the largest photo may be gone over, photos do with 10
 # First bytes of what cannot be read (pattern) -> the reason.
 _OTHERS = (
     (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM", "truncated or damaged in its first bytes"),
@@ -61,6 +62,8 @@ def decode(
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_size(image.width, image.height)
+            if image.format in ("JPEG", "MPO"):
+                _check_scans(content, image.width * image.height)
             full = image.size
             if shorter is not None:
                 least = shorter * min(full) / max(1, min(box[2:])) if box else shorter
@@ -131,6 +134,13 @@ def _check_size(width: int, height: int) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
         raise Unreadable(f"{width} x {height} pixels, more than the limit of {limit:,}")
+
+
+def _check_scans(content: bytes, pixels: int) -> None:
+    """A progressive JPEG goes over all pixels with every scan: a few kilobytes of them can take minutes."""
+    scans, limit = content.count(_SCAN), Image.MAX_IMAGE_PIXELS
+    if limit is not None and scans * pixels > _PASSES * limit:
+        raise Unreadable(f"a JPEG that goes {scans:,} times over its {pixels:,} pixels")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
