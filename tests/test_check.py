@@ -3,11 +3,13 @@
 import csv
 import json
 import shutil
+import zipfile
 from itertools import combinations
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 from planted import plant
 
 from fieldmark import labels
@@ -174,3 +176,45 @@ def test_folds(small_photos, tmp_path, command, tiny_options):
     assert done.json["test"]["n"] == 48 and min(accuracies) <= done.json["test"]["accuracy"] <= max(accuracies)
     assert Path(done.json["bundle"]).is_dir()
     assert command(*words, "--resume").json == done.json
+
+
+def test_a_zip_trains_like_its_folder(small_photos, tmp_path, command, tiny_options):
+    """Same photos, same split, same figures; the report shows them, and evaluate finds them again."""
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for file in sorted(small_photos.rglob("*.jpg")):
+            archive.write(file, Path("any name") / file.relative_to(small_photos))
+    runs = [
+        command("train", photos, "--out", tmp_path / name, "--json", *tiny_options)
+        for photos, name in ((small_photos, "plain"), (tmp_path / "photos.zip", "zipped"))
+    ]
+    assert runs[0].code == runs[1].code == 0, runs[1].err
+    assert runs[0].json["test"] == runs[1].json["test"] and runs[0].json["fingerprint"] == runs[1].json["fingerprint"]
+    pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("plain", "zipped")]
+    assert pages[0].count("data:image/jpeg") == pages[1].count("data:image/jpeg") > 0
+    again = command("evaluate", tmp_path / "zipped", "--json")
+    assert again.json["accuracy"] == runs[1].json["test"]["accuracy"]
+
+
+def test_boxes_are_trained_on_and_judged_by(small_photos, tmp_path, command, tiny_options):
+    """What lies outside of the boxes makes no difference, neither for the training nor for its evaluation."""
+    digests = []
+    for background in ("white", "black"):
+        root = tmp_path / background
+        lines = ["path,label,box"]
+        for file in sorted(small_photos.rglob("*.jpg")):
+            with Image.open(file) as opened:
+                image = opened.convert("RGB").resize((80, 60))
+            canvas = Image.new("RGB", (120, 100), background)
+            canvas.paste(image, (20, 30))
+            name = f"{file.parent.name.replace(', ', '-')}-{file.stem}.png"
+            root.mkdir(exist_ok=True)
+            canvas.save(root / name)
+            lines.append(f'{name},{file.parent.name.replace(", ", "-")},"20,30,80,60"')
+        (root / "list.csv").write_text("\n".join(lines))
+        words = ("--crop-boxes", "--out", tmp_path / f"run-{background}", "--json", *tiny_options)
+        done = command("train", root / "list.csv", *words)
+        assert done.code == 0, done.err
+        assert command("evaluate", tmp_path / f"run-{background}", "--json").json["loss"] == done.json["test"]["loss"]
+        digests.append((tmp_path / f"run-{background}" / "bundle" / "model.safetensors").read_bytes())
+    assert digests[0] == digests[1]
+    assert "come without boxes" in command("train", small_photos, "--crop-boxes", "--out", tmp_path / "x").refusal
