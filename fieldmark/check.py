@@ -9,9 +9,9 @@ from fieldmark import records
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import audit
 from fieldmark.photos.catalog import Catalog
-from fieldmark.photos.decisions import COLUMNS, blank
-from fieldmark.photos.inputs import read
+from fieldmark.photos.decisions import COLUMNS, blank, chosen
 from fieldmark.progress import Reporter
+from fieldmark.recipe import Recipe
 
 Findings = dict[str, Any]
 
@@ -40,9 +40,12 @@ KINDS = {
 }
 
 
-def check(photos: str | Path, reporter: Reporter, *, quick: bool = False, group_by: str | None = None) -> Checked:
-    """Audit photos and change nothing; `quick` leaves out wrong labels, for which a network looks at every photo."""
-    catalog, warnings, ranking = read(photos, group_by=group_by), list[str](), list[dict[str, Any]]()
+def check(photos: str | Path, reporter: Reporter, recipe: Recipe | None = None, *, quick: bool = False) -> Checked:
+    """Audit photos and change nothing; `quick` leaves out wrong labels, for which a network looks at every photo.
+
+    The recipe says which photos are meant: its `group_by`, `split_file`, `apply` and `crop_boxes`.
+    """
+    catalog, warnings, ranking = chosen(photos, recipe or Recipe()), list[str](), list[dict[str, Any]]()
     embedder, look = None, dict[str, Any]()
     if not quick:
         try:
@@ -63,7 +66,7 @@ def check(photos: str | Path, reporter: Reporter, *, quick: bool = False, group_
         findings["label_errors"] = flagged(ranking)
         warnings += warnings_of(findings["label_errors"])
     findings["warnings"] += warnings
-    return Checked(catalog, findings, ranking, found.problems)
+    return Checked(catalog, findings, ranking, found.problems or bool(findings["label_errors"]))
 
 
 def lines(findings: Findings) -> Iterator[str]:
@@ -80,7 +83,7 @@ def write(checked: Checked, out: Path) -> list[Path]:
     out.mkdir(parents=True)
     label = {photo.path: photo.label for photo in checked.catalog.photos}
     files = [out / "check.html", out / "decisions.csv"]
-    records.table(files[1], blank(checked.findings, label), list(COLUMNS))
+    records.table(files[1], blank(checked.findings, label), list(COLUMNS), encoding="utf-8-sig")  # for Excel
     if checked.ranking:
         files.append(out / "labels.csv")
         records.table(files[2], checked.ranking, list(checked.ranking[0]))

@@ -42,13 +42,12 @@ OUT = "New folder for a page of all findings and a CSV to decide in."
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
 
-@app.command()
 def check(
     photos: Photos,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help=OUT)] = None,
     quick: Annotated[bool, typer.Option("--quick", help="Do not look for wrong labels, which takes longest.")] = False,
-    group_by: Annotated[str | None, typer.Option("--group-by", help=recipes.documented()["group_by"])] = None,
     as_json: Json = False,
+    **settings: Any,
 ) -> None:
     """Audit photos before anything is trained; changes nothing. Exit code 1 when there is something to see to."""
     from fieldmark import check as checks
@@ -56,12 +55,13 @@ def check(
 
     folder, reporter = Path(out) if out else None, Reporter()
     checks.require_new(folder)
-    found = checks.check(photos, reporter, quick=quick, group_by=group_by)
+    asked = Recipe(**{name: value for name, value in settings.items() if value is not None})
+    found = checks.check(photos, reporter, asked, quick=quick)
     written = checks.write(found, folder) if folder else []
     for warning in [] if as_json else found.findings["warnings"]:
         reporter.warn(warning)
-    told = [*map(_plain, checks.lines(found.findings)), *(f"Written: {file}" for file in written)]
-    print(records.text(found.findings) if as_json else "\n".join(told))
+    told = [*checks.lines(found.findings), *(f"Written: {file}" for file in written)]
+    print(records.text(found.findings) if as_json else "\n".join(map(_plain, told)))
     raise typer.Exit(1 if found.problems else 0)
 
 
@@ -80,13 +80,15 @@ def _train(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: 
     if as_json:
         print(records.text(run.metrics))
         return
-    print(f"Read:  {run.folder / 'report.html'}\nUse:   fieldmark predict {shlex.quote(str(run.folder))} PHOTO")
+    for folder in sorted(run.folder.glob("fold-*")) or [run.folder]:
+        print(f"Read:  {folder / 'report.html'}")
+    print(f"Use:   fieldmark predict {shlex.quote(str(Path(run.metrics['bundle']).parent))} PHOTO")
     print(wording.summary(run.metrics))
 
 
 def train(
     photos: Photos,
-    out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for everything that the run leaves.")],
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for all that the run leaves.")],
     recipe: Annotated[
         str | None,
         typer.Option("--recipe", metavar="NAME|FILE", help="Settings of `classic` or of a YAML file; options win."),
@@ -124,6 +126,7 @@ def _with_settings(verb: Callable[..., None], *names: str) -> Callable[..., None
     return with_settings
 
 
+app.command()(_with_settings(check, "group_by", "split_file", "apply", "crop_boxes"))
 app.command()(_with_settings(train))
 
 
@@ -247,9 +250,6 @@ def demo(
     photos = solar_cells(folder.with_name(folder.name + "-photos"))
     # Accuracy on 393 photos with doubtful labels picks a lucky epoch: the loss is the steadier guide.
     _train(str(photos), out, folder.exists(), Recipe(budget=budget, monitor="loss"), as_json)
-
-
-# ---- printing
 
 
 def _plain(name: str) -> str:

@@ -150,7 +150,7 @@ def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> 
             advance(k + 1, len(judged))
     if not labels:
         raise FieldmarkError(f"no photo in {catalog.root} can be read; `fieldmark check` says why")
-    used = _trained_on(Path(run), catalog.root) & {photo.path for photo in judged}
+    used = _trained_on(Path(run), catalog.source) & {photo.path for photo in judged}
     warnings = [
         used and f"{count(len(used), 'photo')} of these it was trained with: the figures flatter it",
         unknown and f"photos of classes that the classifier does not know left out: {listing(unknown)}",

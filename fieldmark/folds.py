@@ -4,6 +4,7 @@ Figures over folds are means weighted by test photos; `sd` is the standard devia
 """
 
 import dataclasses
+import shutil
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -27,12 +28,21 @@ def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out
     """
     if recipe.devices * recipe.nodes > 1:
         raise FieldmarkError("--folds trains one after the other: with several devices give each fold its --fold")
+    fresh = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     recipes.write(recipe, out / "recipe.half")
     (out / "recipe.half").replace(out / "recipe.yaml")
     if recipe.budget:
         recipe = dataclasses.replace(recipe, budget=f"{seconds(recipe.budget) / recipe.folds:.0f}s")
-    each = [train(dataclasses.replace(recipe, fold=k), out / f"fold-{k}") for k in range(1, recipe.folds + 1)]
+    try:
+        first = train(dataclasses.replace(recipe, fold=1), out / "fold-1")
+    except FieldmarkError:
+        if fresh:  # nothing is lost, and the same command works once the photos are in order
+            shutil.rmtree(out)
+        raise
+    each = [first] + [train(dataclasses.replace(recipe, fold=k), out / f"fold-{k}") for k in range(2, recipe.folds + 1)]
+    if len({run["fingerprint"] for run in each}) > 1:
+        raise FieldmarkError(f"the photos have changed since {out} was begun: train into another --out")
     best = max(each, key=lambda run: (run["validation"] or {}).get("accuracy", 0.0))
     warnings = dict.fromkeys(text for run in each for text in run["warnings"])
     found = {

@@ -7,6 +7,7 @@ people.
 """
 
 import warnings
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -81,7 +82,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[int],
     features (n, c); labels (n,) class numbers. A class of one group alone gets no probability there.
     """
     found = np.zeros((len(labels), classes), np.float32)
-    parts = StratifiedGroupKFold(min(FOLDS, len(set(groups))), shuffle=True, random_state=0)
+    parts = StratifiedGroupKFold(min(FOLDS, int(np.bincount(labels).max())), shuffle=True, random_state=0)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         sides = list(parts.split(features, labels, groups))
@@ -109,11 +110,16 @@ def ranked(
     """Every photo with its label, the class it is called by the others and how far its label is believed, worst first.
 
     `rows` are the places of the features' photos in `labels`, `paths` and `groups`. `flagged` says whether the label
-    looks wrong, not only hard. Empty where there are too few photos.
+    looks wrong, not only hard. Classes of one group are left out; empty where there are too few photos.
     """
-    names = sorted({labels[i] for i in rows})
+    inside = defaultdict[str, set[int]](set)
+    for i in rows:
+        inside[labels[i]].add(groups[i])
+    names = sorted(name for name in inside if len(inside[name]) > 1)  # of one group nobody else could say what it is
+    kept = [k for k, i in enumerate(rows) if labels[i] in names]
+    rows, features = [rows[k] for k in kept], features[kept]
     own = np.array([groups[i] for i in rows])
-    if len(rows) < FEWEST or len(names) < 2 or len(set(own.tolist())) < 2:
+    if len(rows) < FEWEST or len(names) < 2:
         return []
     number = {name: k for k, name in enumerate(names)}
     said = np.array([number[labels[i]] for i in rows])
@@ -142,18 +148,15 @@ def warnings_of(errors: list[dict[str, Any]]) -> list[str]:
     return [f"{count(len(errors), 'label')} worth a second look: {first}"] if errors else []
 
 
-def of_run(
-    files: Sequence[Path], data: Data, classes: list[str], paths: list[str], findings: dict[str, Any]
-) -> list[dict[str, Any]]:
+def of_run(files: Sequence[Path], data: Data, classes: list[str], groups: dict[str, int]) -> list[dict[str, Any]]:
     """Labels that look wrong among a run's training and validation photos, by what phase 1 learned from.
 
-    `files` hold the features of both, (photos, c) or maps (photos, c, h, w); `findings` are the audit's.
+    `files` hold the features of both, (photos, c) or maps (photos, c, h, w); `groups` are path -> group of
+    all photos, by number.
     """
     sides = zip(files, (data.train, data.val), strict=True)
     parts = [np.load(file, mmap_mode="r", allow_pickle=False)[: len(which)] for file, which in sides]
     features = np.concatenate([part if part.ndim == 2 else part.mean((2, 3)) for part in parts]).astype(np.float32)
     rows = [*data.train.tolist(), *data.val.tolist()]
-    cluster = {path: k for k, same in enumerate(findings["near_duplicates"] + findings["duplicates"]) for path in same}
-    groups = [cluster.get(path, len(cluster) + i) for i, path in enumerate(paths)]
     labels = [classes[k] for k in data.labels.tolist()]
-    return flagged(ranked(rows, features, labels, paths, groups))
+    return flagged(ranked(rows, features, labels, list(groups), list(groups.values())))

@@ -12,8 +12,6 @@ from fieldmark.dataset import Data
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import Look, audit, fingerprint, usable
 from fieldmark.photos.catalog import Catalog
-from fieldmark.photos.decisions import decided, resplit, without_boxes
-from fieldmark.photos.inputs import read
 from fieldmark.photos.split import read_split, split, write_split
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
@@ -27,20 +25,8 @@ class Table:
     classes: list[str]
     data: Data
     test: list[str]  # paths of the test photos
-    paths: list[str]  # of all photos, by number
+    groups: dict[str, int]  # path -> group of all photos, by number
     audit: dict[str, Any]
-
-
-def chosen(photos: Path, recipe: Recipe) -> Catalog:
-    """The photos that the recipe takes: grouped, cropped, split, excluded and relabelled as it says."""
-    catalog = read(photos, group_by=recipe.group_by)
-    if not recipe.crop_boxes:
-        catalog = without_boxes(catalog)
-    elif not any(photo.box for photo in catalog.photos):
-        raise FieldmarkError(f"--crop-boxes: the photos in {photos} come without boxes (a column `box` would say them)")
-    if recipe.apply:
-        catalog = decided(catalog, Path(recipe.apply))
-    return resplit(catalog, Path(recipe.split_file)) if recipe.split_file else catalog
 
 
 def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> Table:
@@ -60,28 +46,27 @@ def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out
 def prepared(out: Path) -> Table:
     """What `prepare` has left in the run's folder; any process may open it."""
     rows, findings = read_split(out / "split.csv"), _read(out / "audit.json")
-    packed = {path: i for i, path in enumerate(_read(out / "resume" / "packed.json"))}
+    groups = _read(out / "resume" / "packed.json")
+    packed = {path: i for i, path in enumerate(groups)}
     number = {name: k for k, name in enumerate(findings["trained"])}
     which = {side: [row.path for row in rows if row.split == side] for side in ("train", "val", "test")}
     labels = np.zeros(len(packed), np.int64)
     for row in rows:
         labels[packed[row.path]] = number[row.label]
     train, val, test = (np.array([packed[path] for path in paths], np.int64) for paths in which.values())
-    return Table(
-        list(number), Data(Pack(out / "resume"), labels, train, val, test), which["test"], list(packed), findings
-    )
+    return Table(list(number), Data(Pack(out / "resume"), labels, train, val, test), which["test"], groups, findings)
 
 
 def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> None:
     """One pass over the files: findings, split and packed pixels into the run's folder."""
     shorter, interpolation = round(preprocessing["size"] / preprocessing["crop"]), preprocessing["interpolation"]
-    packed = []
+    packed: list[int] = []
     cached = kind(shorter, interpolation) if recipe.nodes == 1 else ""  # other machines see the run's folder alone
     with Packer(out / "resume", cached, reporter.say) as packer:
 
         def keep(i: int, look: Look) -> None:
             packer.add(look)
-            packed.append(catalog.photos[i].path)
+            packed.append(i)
 
         with reporter.bar("reading", "photos") as advance:
             look = {"shorter": shorter, "interpolation": interpolation, "known": packer.known, "keep": keep}
@@ -101,12 +86,12 @@ def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out:
     findings["warnings"] = [*kept.warnings, *_testless(catalog), *found.warnings]
     for warning in findings["warnings"]:
         reporter.warn(warning)
-    findings |= {"folder": str(catalog.root.resolve()), "fingerprint": fingerprint(catalog, found)}
+    findings |= {"folder": str(catalog.source.resolve()), "fingerprint": fingerprint(catalog, found)}
     findings["trained"] = list(kept.classes)
     if (out / "split.csv").exists() and _read(out / "audit.json")["fingerprint"] != findings["fingerprint"]:
         raise FieldmarkError(f"photos in {catalog.root} are not what they were: train into another --out")
     records.write(out / "audit.json", findings)
-    records.write(out / "resume" / "packed.json", packed)
+    records.write(out / "resume" / "packed.json", {catalog.photos[i].path: found.groups[i] for i in packed})
     records.table(out / "quarantine.csv", [dict(u) for u in findings["unreadable"]], ["path", "reason"])
     write_split(out / "split.half", kept, sides)
     (out / "split.half").replace(out / "split.csv")

@@ -29,10 +29,10 @@ def write(file: Path, found: Any) -> None:
     half.replace(file)
 
 
-def table(file: Path, rows: Iterable[Mapping[str, Any]], columns: list[str]) -> None:
+def table(file: Path, rows: Iterable[Mapping[str, Any]], columns: list[str], encoding: str = "utf-8") -> None:
     """The rows as CSV."""
     half = file.with_suffix(".half")
-    with half.open("w", encoding="utf-8", errors="surrogateescape", newline="") as written:
+    with half.open("w", encoding=encoding, errors="surrogateescape", newline="") as written:
         writer = csv.DictWriter(written, columns)
         writer.writeheader()
         writer.writerows(rows)

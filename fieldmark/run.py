@@ -25,8 +25,9 @@ from fieldmark.network import Network, build
 from fieldmark.network.inspect import require_size, whole_size
 from fieldmark.phases import training_size
 from fieldmark.photos.catalog import Catalog
+from fieldmark.photos.decisions import chosen
 from fieldmark.predict import Classifier
-from fieldmark.prepare import Table, chosen, prepare, prepared
+from fieldmark.prepare import Table, prepare, prepared
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.report import write_report

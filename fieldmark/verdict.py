@@ -82,7 +82,7 @@ def doubted_labels(out: Path, table: Table, recipe: Recipe, reporter: Reporter) 
         return []
     from fieldmark import labels
 
-    errors = labels.of_run(features, table.data, table.classes, table.paths, table.audit)
+    errors = labels.of_run(features, table.data, table.classes, table.groups)
     records.write(out / "audit.json", table.audit | {"label_errors": errors})
     doubts = labels.warnings_of(errors)
     for warning in doubts:

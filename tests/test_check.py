@@ -104,6 +104,16 @@ def test_too_few_to_judge():
     assert labels.ranked([0, 1], np.zeros((2, 3), np.float32), ["a", "b"], ["1", "2"], [0, 1]) == []
 
 
+@pytest.mark.parametrize("each", [2, 3, 4])
+def test_small_classes_are_judged_all_the_same(each):
+    """Fewer photos of each class than there are folds; of one class all are in one group, and nobody could say it."""
+    n = 5 * each
+    said, groups = [f"{k // each}" for k in range(n)], [*range(n - each), *[n] * each]
+    features = np.eye(5, dtype=np.float32)[np.arange(n) // each] + 0.01 * np.arange(n, dtype=np.float32)[:, None]
+    found = labels.ranked(range(n), features, said, [f"{k}.jpg" for k in range(n)], groups)
+    assert {row["label"] for row in found} == ({"0", "1", "2", "3"} if 4 * each >= labels.FEWEST else set())
+
+
 @pytest.mark.parametrize(
     ("line", "message"),
     [
@@ -122,7 +132,7 @@ def test_decisions_that_cannot_be_done(small_photos, tmp_path, line, message):
 def test_a_split_file_is_kept_to(small_photos, tmp_path):
     catalog = read(small_photos)
     chosen = {photo.path: ("train", "val", "test")[k % 3] for k, photo in enumerate(catalog.photos[:30])}
-    lines = [f'"{path}",x,{side}' for path, side in chosen.items()]
+    lines = [f'"{path}",,{side}' for path, side in chosen.items()]
     (tmp_path / "split.csv").write_text("path,label,split\n" + "\n".join([*lines, "gone.jpg,x,test"]) + "\n")
     found = resplit(catalog, tmp_path / "split.csv")
     assert {photo.path: photo.split for photo in found.photos} == chosen

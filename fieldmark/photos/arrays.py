@@ -83,7 +83,7 @@ def _path(name: str, k: int, photos: np.ndarray) -> str:
 
 def _idx(files: Files, names: list[str]) -> Iterator[_Part]:
     for name in names:
-        if not (match := _IDX.fullmatch(name)):
+        if not (match := _IDX.fullmatch(name)) or name.removesuffix(".gz") in set(names) - {name}:
             continue
         beside = name.replace("images", "labels").replace("idx3", "idx1")
         if beside not in names:

@@ -48,7 +48,8 @@ class Audit:
     @property
     def problems(self) -> bool:
         """Whether somebody should see to these photos (imbalance alone is no fault in them)."""
-        return bool(self.unreadable or self.duplicates or self.conflicts or self.leaks or self.group_leaks)
+        found = (self.unreadable, self.duplicates, self.conflicts, self.leaks, self.near_leaks, self.group_leaks)
+        return any(found)
 
     def to_json(self, catalog: Catalog) -> dict[str, Any]:
         """What `fieldmark check --json` prints. `label_errors` is null: this version does not look for them."""

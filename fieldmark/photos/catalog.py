@@ -53,11 +53,17 @@ class Catalog:
     photos: tuple[Photo, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
+    manifest: Path | None = None
 
     @property
     def root(self) -> Path:
-        """The folder or file that the photos come from."""
+        """The folder or archive in which the photos lie."""
         return self.files.root
+
+    @property
+    def source(self) -> Path:
+        """What `read` was given: the manifest, where there is one beside them."""
+        return self.manifest or self.root
 
     def contents(self, photo: Photo) -> bytes:
         """The file's bytes; raises `Unreadable`."""

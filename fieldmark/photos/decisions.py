@@ -9,11 +9,25 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.photos import tables
 from fieldmark.photos.catalog import Catalog, Photo, count, learnable, listing, printable
 from fieldmark.photos.files import Folder
+from fieldmark.photos.inputs import read
 from fieldmark.photos.split import read_split
+from fieldmark.recipe import Recipe
 
 COLUMNS = ("path", "label", "decision", "to", "finding", "detail")
 """Of decisions.csv; `decision` is empty (keep), exclude or relabel, `to` the class that a relabelled photo gets."""
 _DECISIONS = ("", "keep", "exclude", "relabel")
+
+
+def chosen(photos: str | Path, recipe: Recipe) -> Catalog:
+    """The photos that the recipe takes: grouped, cropped, split, excluded and relabelled as it says."""
+    catalog = read(photos, group_by=recipe.group_by)
+    if not recipe.crop_boxes:
+        catalog = replace(catalog, photos=tuple(replace(photo, box=None) for photo in catalog.photos))
+    elif not any(photo.box for photo in catalog.photos):
+        raise FieldmarkError(f"--crop-boxes: the photos in {photos} come without boxes (a column `box` would say them)")
+    if recipe.apply:
+        catalog = decided(catalog, Path(recipe.apply))
+    return resplit(catalog, Path(recipe.split_file)) if recipe.split_file else catalog
 
 
 def decided(catalog: Catalog, file: Path) -> Catalog:
@@ -24,15 +38,16 @@ def decided(catalog: Catalog, file: Path) -> Catalog:
     name, excluded, labels = printable(str(file)), set[str](), dict[str, str]()
     known = {photo.path for photo in catalog.photos}
     for number, row in enumerate(tables.rows(Folder(file.parent), file.name), 1):
-        path, decision, to = (str(row.get(column) or "").strip() for column in ("path", "decision", "to"))
+        path, decision, to = (str(row.get(column) or "") for column in ("path", "decision", "to"))
+        decision = decision.strip().lower()
         where = f"{name}, decision {number}"
-        if decision.lower() not in _DECISIONS:
+        if decision not in _DECISIONS:
             raise FieldmarkError(f"{where}: {printable(decision)!r} is none of exclude, relabel and keep (or nothing)")
         if decision and path not in known:
             raise FieldmarkError(f"{where}: {printable(path)} is not among the photos of {catalog.root}")
-        if decision.lower() == "exclude":
+        if decision == "exclude":
             excluded.add(path)
-        elif decision.lower() == "relabel":
+        elif decision == "relabel":
             if not to:
                 raise FieldmarkError(f"{where}: relabel {printable(path)} to what? Write the class under `to`")
             if labels.setdefault(path, to) != to:
@@ -47,29 +62,29 @@ def decided(catalog: Catalog, file: Path) -> Catalog:
 
 
 def resplit(catalog: Catalog, file: Path) -> Catalog:
-    """The photos that a split file names, on the sides that it gives them."""
-    sides = {row.path: row.split for row in read_split(file)}
-    photos = [replace(photo, split=sides[photo.path]) for photo in catalog.photos if photo.path in sides]
+    """The photos that a split file names, on the sides and with the labels that it gives them."""
+    name, rows = printable(str(file)), {row.path: row for row in read_split(file)}
+    photos = [
+        replace(photo, split=rows[photo.path].split, label=rows[photo.path].label or photo.label)
+        for photo in catalog.photos
+        if photo.path in rows
+    ]
     if not photos:
-        raise FieldmarkError(
-            f"{printable(str(file))} names no photo of {catalog.root}: its paths must be relative to that"
-        )
-    left, gone = len(catalog.photos) - len(photos), len(sides) - len(photos)
-    warnings = [f"{count(left, 'photo')} that {printable(str(file))} does not name left out"] if left else []
-    warnings += [f"{count(gone, 'photo')} of {printable(str(file))} not found"] if gone else []
+        raise FieldmarkError(f"{name} names no photo of {catalog.root}: its paths must start there")
+    left, gone = len(catalog.photos) - len(photos), len(rows) - len(photos)
+    before = {photo.path: photo.label for photo in catalog.photos}
+    changed = sum(photo.label != before[photo.path] for photo in photos)
+    warnings = [f"{count(left, 'photo')} that {name} does not name left out"] if left else []
+    warnings += [f"{count(gone, 'photo')} of {name} not found"] if gone else []
+    warnings += [f"{count(changed, 'photo')} with the label of {name}, not of its folder"] if changed else []
     return _with(catalog, photos, warnings)
-
-
-def without_boxes(catalog: Catalog) -> Catalog:
-    """Whole photos, whatever boxes are known."""
-    return replace(catalog, photos=tuple(replace(photo, box=None) for photo in catalog.photos))
 
 
 def blank(found: dict[str, Any], label: dict[str, str]) -> list[dict[str, Any]]:
     """The findings of `Audit.to_json` as rows of decisions.csv, every decision still open; `label` is path -> class."""
     rows = [("unreadable", photo["path"], photo["reason"], "") for photo in found["unreadable"]]
     for kind in ("conflicts", "leaks", "near_leaks", "duplicates", "near_duplicates"):
-        rows += [(kind, path, " = ".join(paths), "") for paths in found[kind] for path in paths]
+        rows += [(kind, path, listing(paths, 4), "") for paths in found[kind] for path in paths]
     rows += [("odd", photo["path"], f"{photo['kind']}: {photo['detail']}", "") for photo in found["odd"]]
     for photo in found["label_errors"] or []:
         rows.append(("label_errors", photo["path"], f"{photo['confidence']:.3f}", photo["suggested"]))

@@ -83,7 +83,7 @@ def listed(files: Files) -> Listed | None:
     for path in paths:
         try:
             part, labels = _read(files.root / path)
-        except (OSError, ValueError, parquet().ArrowException) as error:
+        except (OSError, ValueError, IndexError, parquet().ArrowException) as error:
             name = printable(str(files.root / path))
             raise FieldmarkError(f"{name} cannot be read ({str(error).splitlines()[0]})") from None
         if part is None:
@@ -122,6 +122,8 @@ def _read(file: Path) -> tuple[Part | None, list[str | None]]:
     else:
         numbers = [number for batch in batches for number in batch.column(label).to_pylist()]
     names = _class_names(schema, label)
+    if names and any(isinstance(k, int) and not -1 <= k < len(names) for k in numbers):
+        raise ValueError(f"a class number is not among its {len(names)} classes")
     labels = [None if k in (None, -1) else names[k] if names and isinstance(k, int) else str(k) for k in numbers]
     starts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
     return Part(file, column, starts), labels

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos import arrays, cub, folders, hub, shards, tables
-from fieldmark.photos.catalog import Catalog, Photo, alike, learnable, listing, printable
-from fieldmark.photos.files import Files, Folder, opened
+from fieldmark.photos.archives import opened
+from fieldmark.photos.catalog import Catalog, Photo, alike, count, learnable, listing, printable
+from fieldmark.photos.files import TABLES, Files, Folder
 from fieldmark.photos.folders import Listed
 
 _FORMATS: tuple[Callable[[Files], Listed | None], ...] = (arrays.listed, cub.listed, shards.listed, hub.listed)
@@ -24,13 +25,13 @@ def read(source: str | Path, least: int = 2, group_by: str | None = None) -> Cat
     photos can be found (two to learn, one to be evaluated), and for what is damaged or could do harm.
     """
     path = Path(source)
-    if path.suffix.lower() in tables.SUFFIXES and path.is_file():
-        return _catalog(tables.listed(Folder(path.parent), path.name, group_by), least, group_by)
+    if path.suffix.lower() in TABLES and path.is_file():
+        found = tables.listed(Folder(path.parent), path.name, group_by)
+        return replace(_catalog(found, least, group_by), manifest=path)
     files = opened(path)
     found = next((listed for format in _FORMATS if (listed := format(files))), None)
     if found is None:
-        manifest = tables.beside(files)
-        found = tables.listed(files, manifest, group_by) if manifest else folders.listed(files)
+        found = tables.beside(files, group_by) or folders.listed(files)
     return _catalog(found, least, group_by)
 
 
@@ -40,11 +41,13 @@ def _catalog(found: Listed, least: int, group_by: str | None) -> Catalog:
     if len(known) < least:
         raise folders.too_few(found.files, found.photos)
     lost = [f"classes without photos to train on left out: {listing(sorted(labels - known))}"] if labels - known else []
-    photos = found.photos
+    photos, alone = found.photos, list[str]()
     if group_by and not any(photo.group is not None for photo in photos):
         photos = _grouped(photos, group_by)
+        without = sum(photo.group is None for photo in photos)
+        alone = [f"{count(without, 'photo')} in which --group-by finds no group"] if without else []
     kept = sorted((photo for photo in photos if photo.label in known), key=lambda photo: photo.path)
-    warnings = (*found.warnings, *lost, *alike(known))
+    warnings = (*found.warnings, *lost, *alone, *alike(known))
     return Catalog(found.files, tuple(kept), tuple(sorted(known)), warnings)
 
 

@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from fieldmark.errors import FieldmarkError
+from fieldmark.photos.archives import Tar
 from fieldmark.photos.catalog import SPLITS, Photo, count, is_photo, printable
 from fieldmark.photos.decode import Unreadable
-from fieldmark.photos.files import Files, Folder, Names, Tar
+from fieldmark.photos.files import Files, Folder, Names
 from fieldmark.photos.folders import Listed
 
 _FIELDS = ("cls", "label", "class", "label_name")
@@ -45,26 +46,23 @@ def listed(files: Files) -> Listed | None:
     """The photos of a folder of shards, or of a tar that is one; None where this is no such thing."""
     classes = list[str]()
     if isinstance(files, Tar):
-        if not any(map(_says_class, files.members)):
-            return None
         tars = {files.root.name: files}
     elif isinstance(files, Folder):
-        _, names = files.entries()
-        found = sorted(name for name in names if name.endswith(".tar"))
-        if not found:
+        folders, names = files.entries()
+        if folders:  # a tar beside class folders is somebody's backup
             return None
-        tars = {name: Tar(files.root / name) for name in found}
-        if not any(_says_class(name) for tar in tars.values() for name in tar.members):
-            return None
+        tars = {name: Tar(files.root / name) for name in names if name.endswith(".tar")}
         if "classes.txt" in names:
             classes = files.contents("classes.txt").decode("utf-8", "replace").splitlines()
     else:
+        return None
+    if not any(is_photo(name) and _said(tar, name) for tar in tars.values() for name in tar.members):
         return None
     photos, without = [], 0
     for shard, tar in tars.items():
         split = SPLITS.get(re.split(r"[-_.\d]", shard)[0].lower())
         for name in filter(is_photo, tar.members):
-            if (label := _label(tar, name.rpartition(".")[0])) is None:
+            if (label := _label(tar, name)) is None:
                 without += 1
                 continue
             named = classes[int(label)] if label.isdecimal() and int(label) < len(classes) else label
@@ -73,18 +71,21 @@ def listed(files: Files) -> Listed | None:
     return Listed(Shards(files.root, tars), photos, warnings)
 
 
-def _says_class(name: str) -> bool:
-    return name.endswith((".cls", ".json"))
+def _said(tar: Tar, photo: str) -> str | None:
+    """The name of the file that says the photo's class."""
+    key = photo.rpartition(".")[0]
+    return next((name for name in (f"{key}.cls", f"{key}.json") if name in tar.members), None)
 
 
-def _label(tar: Tar, key: str) -> str | None:
-    if f"{key}.cls" in tar.members:
-        return tar.read(f"{key}.cls").decode("utf-8", "surrogateescape").strip() or None
-    if f"{key}.json" not in tar.members:
+def _label(tar: Tar, photo: str) -> str | None:
+    if (name := _said(tar, photo)) is None:
         return None
     try:
-        said: Any = json.loads(tar.read(f"{key}.json"))
-    except ValueError:
-        raise FieldmarkError(f"{printable(f'{tar.root}: {key}.json')} is no JSON: pack it anew") from None
-    found = next((said[name] for name in _FIELDS if name in said), None) if isinstance(said, dict) else None
+        content = tar.read(name)
+        if name.endswith(".cls"):
+            return content.decode("utf-8", "surrogateescape").strip() or None
+        said: Any = json.loads(content)
+    except (Unreadable, ValueError) as error:
+        raise FieldmarkError(f"{printable(f'{tar.root}: {name}')} cannot be read ({error}): pack it anew") from None
+    found = next((said[field] for field in _FIELDS if field in said), None) if isinstance(said, dict) else None
     return None if found is None else str(found)

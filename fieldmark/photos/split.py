@@ -69,7 +69,7 @@ def write_split(path: Path, catalog: Catalog, assigned: Sequence[str]) -> None:
 def read_split(path: Path) -> tuple[Photo, ...]:
     """The rows of a split file; further columns are passed over. Raises `FieldmarkError` where it is none."""
     try:
-        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
             rows = list(csv.DictReader(file))
     except (OSError, csv.Error) as error:
         raise FieldmarkError(f"{printable(str(path))} cannot be read as a split file ({error})") from error
@@ -81,6 +81,8 @@ def read_split(path: Path) -> tuple[Photo, ...]:
         raise FieldmarkError(
             f"{printable(str(path))}, row {wrong or 1}: expected path,label,split with train, val or test as the split"
         )
+    if len({photo.path for photo in photos}) < len(photos):
+        raise FieldmarkError(f"{printable(str(path))} names a photo twice")
     return photos
 
 
@@ -98,8 +100,11 @@ def _fold(
     """All photos in so many parts, stratified and with groups whole: one is the test, of the rest some choose."""
     number, of = fold
     members = _members(groups, range(len(groups)))
-    parts = _place(catalog, members, {str(k): 1 / of for k in range(1, of)}, seed)  # the last part is what is left
-    tested = {group for group in members if parts.get(group, str(of)) == str(number)}
+    tested, left = set[int](), dict(members)
+    for k in range(1, number + 1):  # each takes its share of what is left, the last one all of it
+        share = {"test": 1 / (of - k + 1)}
+        tested = set(_place(catalog, left, share, seed)) if k < of else set(left)
+        left = {group: rows for group, rows in left.items() if group not in tested}
     rest = {group: rows for group, rows in members.items() if group not in tested}
     sides = dict.fromkeys(tested, "test") | _place(catalog, rest, {"val": validation}, seed)
     return tuple(sides.get(group, "train") for group in groups)

@@ -8,29 +8,47 @@ import io
 import json
 import math
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.catalog import SPLITS, Photo, printable
 from fieldmark.photos.decode import Box, Unreadable
-from fieldmark.photos.files import Files, within
+from fieldmark.photos.files import TABLES, Files, within
 from fieldmark.photos.folders import Listed
 
-SUFFIXES = (".csv", ".jsonl", ".parquet")
 NAMES = ("manifest", "metadata", "labels", "split")
 """What a manifest is called that is found in a folder or an archive by its name."""
 _PATH = ("path", "file_name", "filename", "file")
 Row = dict[str, Any]
 
 
-def beside(files: Files) -> str | None:
-    """The name of a manifest at the top of `files`; None where there is none."""
-    _, names = files.entries()
-    return next((name for stem in NAMES for suffix in SUFFIXES if (name := stem + suffix) in names), None)
+def beside(files: Files, group_by: str | None = None) -> Listed | None:
+    """The photos of the manifests that lie at the top of `files`, or in its folders train/, val/ and test/.
+
+    None where there is none: beside class folders a table of another kind is passed over.
+    """
+    folders, _ = files.entries()
+    splits = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
+    if name := _manifest(files, ""):
+        if not folders or columns(rows(files, name)) >= {"path", "label"}:
+            return listed(files, name, group_by)
+        return None
+    named = {folder: name for folder in splits if (name := _manifest(files, folder))}
+    photos = list[Photo]()
+    for folder, name in named.items():
+        found = listed(files, within(folder, name), group_by).photos
+        photos += [replace(p, path=within(folder, p.path), split=p.split or splits[folder]) for p in found]
+    return Listed(files, photos, []) if photos else None
+
+
+def _manifest(files: Files, folder: str) -> str | None:
+    _, names = files.entries(folder)
+    return next((name for stem in NAMES for suffix in TABLES if (name := stem + suffix) in names), None)
 
 
 def listed(files: Files, name: str, group_by: str | None = None) -> Listed:
-    """The photos that the manifest `name` in `files` lists, by paths below `files`. Raises `FieldmarkError`.
+    """The photos that the manifest `name` in `files` lists, by paths beside it. Raises `FieldmarkError`.
 
     The column of their groups is `group`, or `group_by` where there is such a column.
     """
@@ -38,14 +56,13 @@ def listed(files: Files, name: str, group_by: str | None = None) -> Listed:
     found = [{str(column).strip().lower(): value for column, value in row.items()} for row in rows(files, name)]
     group = "group"
     if found:
-        columns = set(found[0])
-        if group_by:  # no column: a regular expression on the path
-            group = group_by.lower() if group_by.lower() in columns else ""
-        if not columns & set(_PATH) or "label" not in columns:
-            shown = ", ".join(sorted(map(printable, columns)))
+        if not columns(found) >= {"path", "label"}:
+            shown = ", ".join(sorted(map(printable, found[0])))
             raise FieldmarkError(
                 f"{printable(name)} has the columns {shown}; it needs path and label, and may have split, group and box"
             )
+        if group_by:  # no column: a regular expression on the path
+            group = group_by.lower() if group_by.lower() in found[0] else ""
     for number, row in enumerate(found, 1):
         try:
             photo = _photo(row | {"group": row.get(group)})
@@ -55,6 +72,12 @@ def listed(files: Files, name: str, group_by: str | None = None) -> Listed:
             raise FieldmarkError(f"{printable(name)}, photo {number}: {error}") from None
         photos[photo.path] = photo
     return Listed(files, list(photos.values()), [])
+
+
+def columns(found: Iterable[Row]) -> set[str]:
+    """Of a table, by its first row; whatever the path is called, it is `path`."""
+    first = {str(column).strip().lower() for column in next(iter(found), {})}
+    return first | {"path"} if first & set(_PATH) else first
 
 
 def rows(files: Files, name: str) -> Iterator[Row]:

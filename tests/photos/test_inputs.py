@@ -5,6 +5,7 @@ import gzip
 import io
 import json
 import os
+import resource
 import struct
 import tarfile
 import zipfile
@@ -453,3 +454,102 @@ def test_names_of_a_chinese_zip(tmp_path):
     catalog = read(tmp_path / "photos.zip")
     assert catalog.classes == tuple(sorted(names))
     assert {catalog.contents(photo) for photo in catalog.photos} == {png(0), png(1)}
+
+
+def test_a_zip_that_lies_about_its_sizes(tmp_path):
+    """The directory says 100 bytes, and 64 MiB of zeros are there."""
+    path = tmp_path / "liar.zip"
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/1.png", png(1))
+        archive.writestr("b/1.png", bytes(64 << 20))
+    content = path.read_bytes().replace(struct.pack("<I", 64 << 20), struct.pack("<I", 100))
+    path.write_bytes(content)
+    catalog = read(path)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(Unreadable, match="damaged in the archive"):
+        catalog.contents(catalog.photos[1])
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 << 10
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
+        archive.writestr("a/1.png", png(1))
+    with pytest.raises(FieldmarkError, match="cannot be read in small steps"):
+        read(path)
+
+
+def test_a_tar_that_is_damaged_in_the_middle(tmp_path):
+    path = tarred("w")(tmp_path)
+    content = bytearray(path.read_bytes())
+    at = content.rindex(b"./set/test")
+    content[at] ^= 1
+    path.write_bytes(bytes(content))
+    with pytest.raises(FieldmarkError, match="is it whole"):
+        read(path)
+    path.write_bytes(tarred("w")(tmp_path).read_bytes() * 2)
+    with pytest.raises(FieldmarkError, match="several archives in one"):
+        read(path)
+
+
+@pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
+def test_headers_of_a_tar_that_are_too_large(tmp_path, kind):
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        add(archive, "a/1.png", png(1))
+        add(archive, "a/2.png", bytes(1 << 20), kind)
+    with pytest.raises(FieldmarkError, match="damaged header"):
+        read(tmp_path / "x.tar")
+
+
+def test_names_too_long_or_too_deep_are_refused(tmp_path):
+    for name in ("a/" * 100 + "1.png", "a/" + "x" * 5000):
+        for make in (evil_zip, evil_tar):
+            with pytest.raises(FieldmarkError, match="too long, too deep"):
+                read(make(tmp_path, name))
+
+
+def test_western_names_of_an_old_zip(tmp_path):
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        for k, name in enumerate(("Kxfer", "Bxcher")):
+            archive.writestr(f"{name}/{k}.png", png(k))
+    path = tmp_path / "photos.zip"
+    path.write_bytes(path.read_bytes().replace(b"Kxfer", b"K\x84fer").replace(b"Bxcher", b"B\x81cher"))
+    assert read(path).classes == ("Bücher", "Käfer")
+
+
+def test_what_only_looks_like_another_format(tmp_path):
+    """Class folders stay class folders, whatever lies beside them."""
+    folder(tmp_path / "photos")
+    with tarfile.open(tmp_path / "photos" / "backup.tar", "w") as archive:
+        add(archive, "x.json", b"{}")
+    (tmp_path / "photos" / "labels.csv").write_text("id,breed\n1,dog\n")
+    catalog = read(tmp_path / "photos")
+    assert table(catalog) == WANTED
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        for path, content in CONTENT.items():
+            add(archive, path, content)
+        add(archive, "labels.json", b"{}")
+    assert table(read(tmp_path / "set.tar")) == WANTED
+
+
+def test_mnist_as_torchvision_leaves_it(tmp_path):
+    """Packed and unpacked files lie side by side."""
+    files = {"images-idx3": np.zeros((2, 28, 28), np.uint8), "labels-idx1": np.arange(2, dtype=np.uint8)}
+    for name, array in files.items():
+        (tmp_path / f"train-{name}-ubyte").write_bytes(idx(array))
+        (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
+    assert [photo.label for photo in read(tmp_path).photos] == ["0", "1"]
+
+
+def test_an_imagefolder_with_metadata_in_each_split(tmp_path):
+    for split in ("train", "test"):
+        lines = ["file_name,label"]
+        for path, content in CONTENT.items():
+            if path.startswith(split):
+                name = path.removeprefix(split + "/").replace("/", "-")
+                (tmp_path / split).mkdir(exist_ok=True)
+                (tmp_path / split / name).write_bytes(content)
+                lines.append(f"{name},{path.split('/')[1]}")
+        (tmp_path / split / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
+    assert table(read(tmp_path)) == WANTED
+
+
+def test_photos_without_a_group_are_said(tmp_path):
+    (warning,) = read(folder(tmp_path), group_by="鳥").warnings
+    assert warning == "3 photos in which --group-by finds no group"

@@ -139,7 +139,10 @@ def test_no_share_no_side():
 names = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=12)
 
 
-@given(st.lists(st.tuples(names, names, st.sampled_from(["train", "val", "test"])), min_size=1, max_size=6))
+ROWS = st.tuples(names, names, st.sampled_from(["train", "val", "test"]))
+
+
+@given(st.lists(ROWS, min_size=1, max_size=6, unique_by=lambda row: row[:2]))
 @settings(max_examples=60, deadline=None)
 def test_a_split_file_gives_back_what_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "split.csv"
@@ -159,3 +162,29 @@ def test_further_columns_are_passed_over_and_wrong_files_refused(tmp_path):
             read_split(path)
     with pytest.raises(FieldmarkError, match="cannot be read"):
         read_split(tmp_path / "gone.csv")
+
+
+def test_folds_are_a_partition_of_even_parts():
+    photos = catalog([f"{label}" for label in range(20) for _ in range(7)])
+    tested = Counter()
+    for k in range(1, 6):
+        assigned = split(photos, range(140), fold=(k, 5))
+        assert {"train", "test"} <= set(assigned)
+        sizes = Counter(assigned)["test"]
+        assert 20 <= sizes <= 40
+        tested.update(photo.path for photo, side in zip(photos.photos, assigned, strict=True) if side == "test")
+    assert set(tested.values()) == {1} and len(tested) == 140
+
+
+@given(tables(), st.integers(2, 5))
+@settings(max_examples=60)
+def test_folds_keep_groups_whole(table, of):
+    photos, groups = table
+    tested = set()
+    for k in range(1, of + 1):
+        assigned = split(photos, groups, fold=(k, of))
+        assert all(len(sides) == 1 for sides in sides_of(groups, assigned).values())
+        rows = {i for i, side in enumerate(assigned) if side == "test"}
+        assert not rows & tested
+        tested |= rows
+    assert tested == set(range(len(groups)))
