@@ -117,14 +117,13 @@ def _shown(catalog: Catalog, kind: str, found: list[Any], label: dict[str, str])
     """Each finding as photos side by side and what is said below."""
     from fieldmark.photos.tile import tile
 
+    told = {
+        "unreadable": "{reason}",
+        "odd": "{kind}: {detail}",
+        "label_errors": "rather {suggested}? Its own label is believed to {confidence:.1%}.",
+    }
     for finding in found:
-        paths = finding if isinstance(finding, list) else [finding["path"]]
-        said = ""
-        if kind == "unreadable":
-            said = finding["reason"]
-        elif kind == "odd":
-            said = f"{finding['kind']}: {finding['detail']}"
-        elif kind == "label_errors":
-            said = f"rather {finding['suggested']}? Its own label is believed to {finding['confidence']:.1%}."
+        paths = [finding["path"]] if kind in told else finding
+        said = told[kind].format(**finding) if kind in told else ""
         pictures = [{"path": path, "label": label[path], "picture": tile(catalog.files, path)} for path in paths[:6]]
         yield {"photos": pictures, "said": said, "more": len(paths) - len(pictures)}

@@ -42,10 +42,10 @@ class Embedder:
     def __init__(self) -> None:
         machine.prepare()
         self.fabric = devices.fabric(Recipe())
-        self.network = self.fabric.to_device(build(INSTALLED["fast"], weights="imagenet")).eval().requires_grad_(False)
-        look = self.network.preprocessing
-        self.size, self.interpolation = whole_size(self.network), look.interpolation
-        self.layers: nn.Module = nn.Sequential(Normalise(look.mean, look.std), self.network.backbone)
+        network = build(INSTALLED["fast"], weights="imagenet").eval().requires_grad_(False)
+        look = network.preprocessing
+        self.size, self.interpolation = whole_size(network), look.interpolation
+        self.layers: nn.Module = nn.Sequential(Normalise(look.mean, look.std), network.backbone).eval()
         self.ready = False
         self.rows: list[int] = []
         self.waiting: list[np.ndarray] = []

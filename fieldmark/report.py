@@ -129,10 +129,10 @@ def _findings(path: Path) -> list[dict[str, Any]]:
 def _example(found: dict[str, Any] | list[str] | str) -> str:
     if isinstance(found, str):
         return found
-    if "kind" in found:
-        return f"{found['path']}: {found['kind']}, {found['detail']}"
     if isinstance(found, list):
         return " = ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+    if "kind" in found:
+        return f"{found['path']}: {found['kind']}, {found['detail']}"
     if "suggested" in found:
         return f"{found['path']}: {found.get('label')}, or rather {found['suggested']}?"
     return f"{found['path']}: {found.get('reason')}"

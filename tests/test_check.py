@@ -61,7 +61,7 @@ def test_a_page_and_a_table_to_decide_in(mislabelled, tmp_path):
     text = page.read_text(encoding="utf-8")
     assert "Labels that look wrong" in text and text.count("<img") >= len(found.findings["label_errors"])
     assert "http" not in text.replace("http://www.w3.org", "")
-    with decisions.open(encoding="utf-8", newline="") as file:
+    with decisions.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
     assert {row["path"] for row in rows} >= {error["path"] for error in found.findings["label_errors"]}
     assert len(ranking.read_text(encoding="utf-8").splitlines()) == 1 + found.findings["photos"]

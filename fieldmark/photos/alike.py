@@ -8,6 +8,8 @@ from PIL import Image
 SIDE = 16  # pixels of a thumbnail
 HAMMING = 10  # bits of 64 in which two dHashes of one photo may differ
 AGREEMENT = 0.85  # of the details of two such photos; see `details`
+CROPPED, CROPPED_HAMMING, CROPPED_AGREEMENT = 0.95, 16, 0.6
+"""One photo may be a crop of the other with this share of its sides: both measures fall, until the crop is undone."""
 LARGE = 20  # photos: more are hardly copies of one, but a family of look-alikes (MNIST's ones), unless ...
 COPIES = 0.98  # ... they agree by as much as this
 SHORT = 64  # numbers that stand for the 768 of `details` in the first look at a pair
@@ -64,8 +66,11 @@ def _pairs(hashes: np.ndarray, thumbnails: np.ndarray) -> Iterator[tuple[np.ndar
     """Blocks of index pairs that show the same, as they are or mirrored, with the agreement of their details.
 
     Both hashes and details must say so. Of those that dHash alone proposes on TrashNet, whose things lie on plain
-    boards, 99.6 % fail the details; so a bound on the agreement, one product of short vectors, is asked first.
+    boards, 99.6 % fail the details; so a bound on the agreement, one product of short vectors, is asked first. A pair
+    that nearly agrees is looked at once more, each cropped to match the other; not so a photo that nearly agrees with
+    many, which is one of a family.
     """
+    tried = np.zeros(len(thumbnails), int)
     basis = _basis(thumbnails)
     here = _in_steps(lambda some: _short(details(some), basis), thumbnails)
     for turned, seen in enumerate((thumbnails, thumbnails[:, :, ::-1])):
@@ -73,16 +78,51 @@ def _pairs(hashes: np.ndarray, thumbnails: np.ndarray) -> Iterator[tuple[np.ndar
         for top in range(0, len(here), _ROWS):
             for left in range(top, len(here), _COLUMNS):
                 bound = here[top : top + _ROWS] @ there[left : left + _COLUMNS].T
-                found = np.flatnonzero(bound >= AGREEMENT - _ROUNDING)  # in two dimensions it takes 50 times as long
+                found = np.flatnonzero(bound >= CROPPED_AGREEMENT)  # in two dimensions it takes 50 times as long
+                if len(found) > LARGE * len(bound):  # a family
+                    found = found[bound.ravel()[found] >= AGREEMENT - _ROUNDING]
                 rows, columns = top + found // bound.shape[1], left + found % bound.shape[1]
-                close = np.bitwise_count(hashes[rows, 0] ^ hashes[columns, turned]) <= HAMMING
-                i, j = (side[close & (rows < columns)] for side in (rows, columns))
-                (ones, at), (others, to) = (np.unique(side, return_inverse=True) for side in (i, j))
-                one, other = details(thumbnails[ones]), details(seen[others])
-                for some in np.array_split(np.arange(len(i)), len(i) // 4000 + 1):
-                    agreement = np.einsum("nd,nd->n", one[at[some]], other[to[some]], dtype=np.float32)
-                    alike = agreement >= AGREEMENT
-                    yield i[some][alike], j[some][alike], agreement[alike]
+                apart = np.bitwise_count(hashes[rows, 0] ^ hashes[columns, turned])
+                close = (rows < columns) & (apart <= CROPPED_HAMMING)
+                i, j, apart = rows[close], columns[close], apart[close]
+                agreement = _agreement(i, j, thumbnails, seen, lambda some: details(some)[:, None])
+                crop = (agreement < AGREEMENT) | (apart > HAMMING)
+                np.add.at(tried, i[crop], 1)
+                np.add.at(tried, j[crop], 1)
+                again = np.flatnonzero(crop & (agreement >= CROPPED_AGREEMENT) & (tried[i] + tried[j] <= LARGE))
+                undone = _agreement(i[again], j[again], thumbnails, seen, _cropped)
+                back = _agreement(j[again], i[again], seen, thumbnails, _cropped)
+                agreement[crop] = 0.0
+                agreement[again] = np.maximum(undone, back)
+                alike = agreement >= AGREEMENT
+                yield i[alike], j[alike], agreement[alike]
+
+
+def _agreement(
+    i: np.ndarray, j: np.ndarray, ones: np.ndarray, others: np.ndarray, looks: Callable[[np.ndarray], np.ndarray]
+) -> np.ndarray:
+    """Of the pairs (i, j) the agreement of the best of the looks (n, ways, 768) at `ones` with `others` as they are."""
+    (first, at), (second, to) = (np.unique(side, return_inverse=True) for side in (i, j))
+    one, other = looks(ones[first]), details(others[second])
+    parts = [np.empty(0, np.float32)]
+    for some in np.array_split(np.arange(len(i)), len(i) // 4000 + 1):
+        parts.append(np.einsum("nwd,nd->nw", one[at[some]], other[to[some]], dtype=np.float32).max(1))
+    return np.concatenate(parts)
+
+
+def _cropped(thumbnails: np.ndarray) -> np.ndarray:
+    """Details (n, 9, 768) of what a crop at each corner, side and in the middle leaves of thumbnails (n, 16, 16, 3)."""
+    spare = SIDE * (1 - CROPPED)
+    ways = [_resampled(offset) for offset in (0.0, spare / 2, spare)]
+    pixels = thumbnails.astype(np.float32)
+    crops = [np.einsum("yh,nhwc,xw->nyxc", rows, pixels, columns, optimize=True) for rows in ways for columns in ways]
+    return np.stack([details(crop) for crop in crops], axis=1)
+
+
+def _resampled(offset: float) -> np.ndarray:
+    """(16, 16): what takes SIDE pixels to SIDE pixels of their part CROPPED from `offset` on, linear in between."""
+    at = np.clip(offset + (np.arange(SIDE) + 0.5) * CROPPED - 0.5, 0, SIDE - 1)
+    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(SIDE))).astype(np.float32)
 
 
 def _basis(thumbnails: np.ndarray) -> np.ndarray:

@@ -118,12 +118,12 @@ def audit(
     looks = _in_order(
         lambda photo: _look(catalog, photo, shorter, interpolation, known), catalog.photos, workers or machine.cores()
     )
-    for i, (look, facts) in enumerate(looks):
+    for i, (look, known_of) in enumerate(looks):
         hashes.append(look.sha256)
         if isinstance(look, _Unseen):
             reasons[i] = look.reason
-        else:
-            seen.append((i, facts))
+        elif known_of is not None:
+            seen.append((i, known_of))
             dhashes[i], thumbnails[i] = look.dhash, look.thumbnail
             if keep:
                 keep(i, look)

@@ -67,7 +67,7 @@ def decode(
             full = image.size
             if shorter is not None:
                 least = shorter * min(full) / max(1, min(box[2:])) if box else shorter
-                image.draft(None, (math.ceil(least),) * 2)
+                image.draft(None, (math.ceil(least), math.ceil(least)))
             image.load()
             with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse good pixels
                 ImageOps.exif_transpose(image, in_place=True)

@@ -11,6 +11,7 @@ import tarfile
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -64,7 +65,7 @@ def zipped(root: Path) -> Path:
     return root / "photos.zip"
 
 
-def tarred(mode: str) -> Callable[[Path], Path]:
+def tarred(mode: Literal["w", "w:gz", "w:xz"]) -> Callable[[Path], Path]:
     def make(root: Path) -> Path:
         with tarfile.open(root / "photos.tar", mode) as archive:
             for path, content in CONTENT.items():
@@ -118,7 +119,7 @@ def manifest_in_zip(root: Path) -> Path:
 CLASSES = ["猫 2", "鳥"]
 
 
-def hub_table(paths: list[str]) -> "pa.Table":
+def hub_table(paths: list[str]) -> Any:
     """As `datasets` writes it: photos as structs, labels as numbers whose names are in the schema."""
     names = {"info": {"features": {"label": {"names": CLASSES, "_type": "ClassLabel"}, "image": {"_type": "Image"}}}}
     images = [{"bytes": CONTENT[path], "path": Path(path).name} for path in paths]
