@@ -272,18 +272,6 @@ def test_damage_gives_an_image_or_a_reason_and_no_warning(kind, data):
     assert [warning for warning in heard if not issubclass(warning.category, Image.DecompressionBombWarning)] == []
 
 
-def test_a_jpeg_of_endless_scans_is_refused_at_once():
-    """The scans of a progressive JPEG can be repeated at will, and each costs as much as the first."""
-    image = Image.effect_noise((2000, 1500), 80).convert("RGB")
-    packed = io.BytesIO()
-    image.save(packed, "JPEG", progressive=True, quality=30)
-    content = packed.getvalue()
-    assert decode(content, 64).size == (85, 64)
-    last = content.rindex(b"\xff\xda")
-    with pytest.raises(Unreadable, match="times over its 3,000,000 pixels"):
-        decode(content[:-2] + content[last:-2] * 2000 + b"\xff\xd9", 64)
-
-
 def test_threads_give_the_same_pixels():
     content = encoded(scene(300, 200), "JPEG")
     seen: list[bytes] = []
