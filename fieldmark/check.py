@@ -10,6 +10,7 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import audit
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decisions import COLUMNS, blank, chosen
+from fieldmark.photos.tile import tile
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 
@@ -26,7 +27,7 @@ class Checked:
     problems: bool
 
 
-SHOWN = 40  # findings of a kind on the page; the CSV holds all
+SHOWN, SIDE_BY_SIDE = 40, 8  # findings of a kind on the page, photos of one; the CSV holds all
 WITHOUT_TORCH = "wrong labels were not looked for, as that needs: pip install 'fieldmark[train]'"
 KINDS = {
     "unreadable": "Unreadable photos",
@@ -104,26 +105,32 @@ def _page(catalog: Catalog, findings: Findings, label: dict[str, str]) -> str:
         {
             "title": title,
             "count": len(findings[kind]),
-            "findings": list(_shown(catalog, kind, findings[kind][:SHOWN], label)),
+            "sets": list(_sets(catalog, kind, findings[kind][:SHOWN], label)),
         }
         for kind, title in KINDS.items()
         if findings[kind]
     ]
-    facts = {"name": catalog.root.resolve().name, "sections": sections, "shown": SHOWN}
+    facts = {"name": catalog.source.resolve().name, "sections": sections, "shown": SHOWN}
     return pages.render("check.html.j2", facts | {key: findings[key] for key in ("classes", "photos", "warnings")})
 
 
-def _shown(catalog: Catalog, kind: str, found: list[Any], label: dict[str, str]) -> Iterator[dict[str, Any]]:
-    """Each finding as photos side by side and what is said below."""
-    from fieldmark.photos.tile import tile
-
+def _sets(catalog: Catalog, kind: str, found: list[Any], label: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
+    """Photos side by side: a set of look-alikes each, or all that were found by themselves."""
     told = {
         "unreadable": "{reason}",
         "odd": "{kind}: {detail}",
-        "label_errors": "rather {suggested}? Its own label is believed to {confidence:.1%}.",
+        "label_errors": "or rather {suggested}?",
     }
-    for finding in found:
-        paths = [finding["path"]] if kind in told else finding
-        said = told[kind].format(**finding) if kind in told else ""
-        pictures = [{"path": path, "label": label[path], "picture": tile(catalog.files, path)} for path in paths[:6]]
-        yield {"photos": pictures, "said": said, "more": len(paths) - len(pictures)}
+    if kind in told:
+        yield [_tile(finding["path"], label, told[kind].format(**finding), catalog) for finding in found]
+        return
+    for paths in found:
+        more = f"and {len(paths) - SIDE_BY_SIDE} more" if len(paths) > SIDE_BY_SIDE else ""
+        yield [
+            _tile(path, label, more if k == SIDE_BY_SIDE - 1 else "", catalog)
+            for k, path in enumerate(paths[:SIDE_BY_SIDE])
+        ]
+
+
+def _tile(path: str, label: dict[str, str], said: str, catalog: Catalog) -> dict[str, Any]:
+    return {"path": path, "label": label[path], "said": said, "picture": tile(catalog.files, path)}
