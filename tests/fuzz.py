@@ -23,8 +23,9 @@ from PIL import Image
 SECONDS, MEMORY = 1.0, 1536 << 20  # of a decode; of the child's address space beyond what it starts with
 CHILD = """
 import resource, struct, sys, time
+from pathlib import Path
 from fieldmark.photos.decode import Unreadable, decode
-start = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+start = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (start + %d,) * 2)
 stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
 while head := stdin.read(4):
@@ -46,8 +47,9 @@ class Decoder:
     """The child; `decode` gives its seconds and its reason (empty for a photo), and raises where it crashed or hung."""
 
     def __init__(self) -> None:
+        # libtiff remarks on every damaged file, on stderr.
         words = [sys.executable, "-W", "error", "-c", CHILD % MEMORY]
-        self.child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.child = subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
 
     def decode(self, content: bytes) -> tuple[float, str]:
         assert self.child.stdin is not None and self.child.stdout is not None

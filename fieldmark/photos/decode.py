@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 MAX_BYTES = 256 * 2**20
 Box = tuple[float, float, float, float]
@@ -191,9 +191,9 @@ def _reason(error: Exception, content: bytes) -> Unreadable:
         number = f"{int(pixels[0]):,}" if pixels else "too many"
         return Unreadable(f"{number} pixels, more than the limit of {Image.MAX_IMAGE_PIXELS:,}")
     if isinstance(error, UnidentifiedImageError):
-        return Unreadable(
-            next((name for first, name in _OTHERS if re.match(first, content[:512], re.DOTALL)), "not a photo")
-        )
+        others = _OTHERS if not features.check("avif") else ((rb"....ftypavif", "damaged"), *_OTHERS)
+        found = (name for first, name in others if re.match(first, content[:512], re.DOTALL))
+        return Unreadable(next(found, "not a photo"))
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return Unreadable("truncated")
     if isinstance(error, MemoryError):
