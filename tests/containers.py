@@ -3,8 +3,10 @@
 import csv
 import io
 import json
+import struct
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +24,18 @@ def png(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:
     packed = io.BytesIO()
     Image.fromarray(coarse).resize(size, Image.Resampling.BICUBIC).save(packed, "PNG")
     return packed.getvalue()
+
+
+def bomb() -> bytes:
+    """A PNG of 30,000 x 30,000 white pixels, a bit each."""
+
+    def chunk(name: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    packer = zlib.compressobj(1)
+    pixels = b"".join(packer.compress(b"\0" + b"\xff" * 3750) for _ in range(30_000)) + packer.flush()
+    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 CONTENT = {

@@ -6,12 +6,11 @@ import io
 import json
 import os
 import shutil
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
+from containers import bomb
 from PIL import Image
 
 NAMES = ("健康 玉米叶.jpg", "two  spaces.jpg", "'single' \"double\".jpg", "line\nbreak.jpg", "return\r.jpg", "-rf.jpg")
@@ -32,18 +31,6 @@ def jpeg(image: Image.Image, **options) -> bytes:
     packed = io.BytesIO()
     image.save(packed, "JPEG", quality=90, **options)
     return packed.getvalue()
-
-
-def bomb() -> bytes:
-    """A PNG of 30,000 x 30,000 white pixels, a bit each."""
-
-    def chunk(name: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    packer = zlib.compressobj(1)
-    pixels = b"".join(packer.compress(b"\0" + b"\xff" * 3750) for _ in range(30_000)) + packer.flush()
-    header = struct.pack(">IIBBBBB", 30_000, 30_000, 1, 0, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 
 def state(folder: Path) -> dict[bytes, tuple]:

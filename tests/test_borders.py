@@ -19,7 +19,7 @@ WAY = (
     *("solve", "schedule", "phases", "routine", "devices", "labels", "finetune", "bundle", "predict", "evaluate"),
     *("explain", "export", "pages", "check", "report", "serve", "prepare", "plan", "verdict", "folds", "run", "cli"),
 )
-NO_TORCH = ("photos.decode", "predict", "serve")
+NO_TORCH = ("photos", "check", "predict", "serve")
 
 
 def modules() -> dict[str, Path]:

@@ -1,11 +1,15 @@
 """The same photos in any container give the same table and the same bytes."""
 
+import io
 import tarfile
 
+import numpy as np
 import pytest
-from containers import CLASSES, CONTAINERS, CONTENT, WANTED, add, folder, table
+from containers import CLASSES, CONTAINERS, CONTENT, WANTED, add, bomb, folder, table
+from PIL import Image
 
 from fieldmark.photos.audit import audit
+from fieldmark.photos.decode import decode
 from fieldmark.photos.inputs import read
 
 
@@ -22,12 +26,40 @@ def test_the_same_photos_in_any_container(tmp_path, container):
 def test_bad_photos_are_named_in_any_container(tmp_path, container, monkeypatch):
     good = next(iter(CONTENT))
     bad = {"train/鳥/cut.png": CONTENT[good][:-40], "train/鳥/empty.png": b"", "train/鳥/text.png": b"no photo"}
+    bad["train/鳥/bomb.png"] = bomb()
     for path, content in bad.items():
         monkeypatch.setitem(CONTENT, path, content)
     catalog = read(CONTAINERS[container](tmp_path))
     assert len(catalog.photos) == len(CONTENT)
     reasons = sorted(reason for _, reason in audit(catalog, shorter=32).unreadable)
-    assert reasons == ["empty file", "not a photo (text?)", "truncated"]
+    many = "900,000,000 pixels, more than the limit of 89,478,485"
+    assert reasons == [many, "empty file", "not a photo (text?)", "truncated"]
+
+
+ODD = {
+    "train/鳥/cmyk.jpg": ("CMYK", "JPEG", {}),
+    "train/鳥/deep.png": ("I;16", "PNG", {}),
+    "train/鳥/palette.png": ("P", "PNG", {"transparency": 0}),
+    "train/鳥/clear.png": ("RGBA", "PNG", {}),
+    "train/鳥/webp.jpeg": ("RGB", "WEBP", {}),
+    "train/鳥/two  spaces 'and' \"quotes\".gif": ("P", "GIF", {}),
+}
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_odd_photos_are_the_same_in_any_container(tmp_path, container, monkeypatch):
+    """CMYK, 16 bits, palettes, transparency, extensions that are wrong, names that are odd."""
+    wanted = dict(CONTENT)
+    for k, (path, (mode, kind, options)) in enumerate(ODD.items()):
+        packed, grey = io.BytesIO(), np.random.default_rng(k).integers(0, 255, (30, 40), np.uint8)
+        plain = Image.fromarray(grey)
+        image = Image.fromarray(grey.astype(np.uint16) * 257) if mode == "I;16" else plain.convert("RGB").convert(mode)
+        image.save(packed, kind, **options)
+        wanted[path] = packed.getvalue()
+        monkeypatch.setitem(CONTENT, path, packed.getvalue())
+    catalog = read(CONTAINERS[container](tmp_path))
+    pixels = {np.asarray(decode(catalog.contents(photo))).tobytes() for photo in catalog.photos}
+    assert pixels == {np.asarray(decode(content)).tobytes() for content in wanted.values()}
 
 
 def test_what_only_looks_like_another_format(tmp_path):
