@@ -21,6 +21,14 @@ Metrics = dict[str, Any]
 FIGURES = ("accuracy", "top5", "balanced_accuracy", "macro_f1", "ece", "roc_auc", "sensitivity", "specificity")
 
 
+def require(recipe: Recipe) -> None:
+    """Refuse folds that cannot be."""
+    if recipe.folds == 1 or recipe.fold > recipe.folds:
+        raise FieldmarkError(f"--folds is {recipe.folds}, --fold {recipe.fold}: give 2 folds or more, and one of them")
+    if recipe.folds and recipe.split_file:
+        raise FieldmarkError("--folds splits the photos itself: leave --split-file out")
+
+
 def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out: Path) -> Metrics:
     """Train every fold into `out`/fold-K and write the mean figures to `out`/metrics.json. -> them.
 

@@ -154,7 +154,7 @@ def of_run(files: Sequence[Path], data: Data, classes: list[str], groups: dict[s
     `files` hold the features of both, (photos, c) or maps (photos, c, h, w); `groups` are path -> group of
     all photos, by number.
     """
-    sides = zip(files, (data.train, data.val), strict=True)
+    sides = [(file, which) for file, which in zip(files, (data.train, data.val), strict=True) if len(which)]
     parts = [np.load(file, mmap_mode="r", allow_pickle=False)[: len(which)] for file, which in sides]
     features = np.concatenate([part if part.ndim == 2 else part.mean((2, 3)) for part in parts]).astype(np.float32)
     rows = [*data.train.tolist(), *data.val.tolist()]

@@ -162,12 +162,6 @@ class Recipe:
             raise FieldmarkError("--batch is 1: batch norms that start from scratch need at least 2 photos")
         if self.budget is not None:
             seconds(self.budget)
-        if self.folds == 1 or self.fold > self.folds:
-            raise FieldmarkError(
-                f"--folds is {self.folds} and --fold {self.fold}: give 2 folds or more, and one of them"
-            )
-        if self.folds and self.split_file:
-            raise FieldmarkError("--folds splits the photos itself: leave --split-file out")
 
 
 CHOICES = {

@@ -74,6 +74,7 @@ def train(
     begun = resume and out is not None and (Path(out) / "recipe.yaml").exists()
     recipe = devices.settled(_same(_begun(Path(out)), asked, Path(out))) if begun and out is not None else asked
     require(recipe.logger)
+    folds.require(recipe)
     if begun and out is not None and finished(Path(out)):
         return Run(Path(out), json.loads((Path(out) / "metrics.json").read_text(encoding="utf-8")))
     if recipe.folds and not recipe.fold:

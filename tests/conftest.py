@@ -206,17 +206,26 @@ def start(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
 
 @pytest.fixture(scope="session")
-def few(drawing, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Three classes of ten packed photos: 18 to train on, 6 to choose by, 6 to test."""
+def packed(drawing) -> Callable[[Path, int], Any]:
+    """Folder, pixels of a side -> thirty packed photos of three classes: 18 to train on, 6 to choose by, 6 to test."""
     from fieldmark.dataset import Data
     from fieldmark.photos.audit import Look
     from fieldmark.store import Packer
 
-    packer = Packer(tmp_path_factory.mktemp("few"))
-    for number in range(30):
-        photo = np.asarray(drawing(number % 3, 200 + number).resize((73, 73)))
-        packer.add(Look(f"{number:064x}", photo, (0, 0), np.zeros((16, 16, 3))))
-    return Data(packer.finish(), np.arange(30) % 3, np.arange(18), np.arange(18, 24), np.arange(24, 30))
+    def pack(folder: Path, side: int) -> Data:
+        packer = Packer(folder)
+        for number in range(30):
+            photo = np.asarray(drawing(number % 3, 200 + number).resize((side, side)))
+            packer.add(Look(f"{number:064x}", photo, (0, 0), np.zeros((16, 16, 3))))
+        return Data(packer.finish(), np.arange(30) % 3, np.arange(18), np.arange(18, 24), np.arange(24, 30))
+
+    return pack
+
+
+@pytest.fixture(scope="session")
+def few(packed, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Those of 73 pixels."""
+    return packed(tmp_path_factory.mktemp("few"), 73)
 
 
 @pytest.fixture

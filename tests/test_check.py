@@ -173,6 +173,21 @@ def test_decisions_train(small_photos, tmp_path, command, tiny_options):
     assert kept == done.json["test"]["n"]
 
 
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--folds", 1), "give 2 folds or more"),
+        (("--folds", 3, "--fold", 4), "give 2 folds or more, and one of them"),
+        (("--fold", 1), "give 2 folds or more, and one of them"),
+        (("--folds", 3, "--split-file", "x.csv"), "leave --split-file out"),
+        (("--folds", 3, "--batch", 31, "--accumulate", 2), "cannot share evenly"),
+    ],
+)
+def test_folds_that_cannot_be(small_photos, tmp_path, here, words, message):
+    assert message in here("train", small_photos, "--out", tmp_path / "run", *words).refusal
+    assert not (tmp_path / "run").exists()
+
+
 def test_folds(small_photos, tmp_path, command, tiny_options):
     words = ("train", small_photos, "--folds", "2", "--out", tmp_path / "run", "--json", *tiny_options)
     done = command(*words)

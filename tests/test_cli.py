@@ -93,7 +93,8 @@ def test_train(trained):
     assert found["seconds"].keys() >= {"decode", "features", "phase1", "phase2", "evaluate", "report", "other"}
     assert Path(found["bundle"]) == run / "bundle" and Path(found["bundle"]).is_dir()
     assert sum(found["seconds"].values()) == pytest.approx(done.seconds, rel=0.05, abs=1)  # quiet: 2 %, 0.5 s
-    assert found["warnings"] == []
+    doubts = "worth a second look"  # of labels: so few photos are hard to judge
+    assert [text for text in found["warnings"] if doubts not in text] == []
     assert "Warning" not in done.err  # Python's, of libraries: nothing that a person could see to
 
 
@@ -138,7 +139,7 @@ def test_wrong_words_are_refused_before_any_photo_is_read(here, small_photos, tm
 
     (tmp_path / "key.yaml").write_text("epoch: 3")
     save_file({"x": torch.zeros(1)}, tmp_path / "others.safetensors")
-    monkeypatch.setattr("fieldmark.photos.audit.contents", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("fieldmark.photos.decode.contents", lambda path: pytest.fail(f"{path} was read"))
     words, said = WRONG[what]
     options = words.replace("{here}", str(tmp_path)).split(" ")
     line = here("train", small_photos, "--out", tmp_path / "run", *options, "--json").refusal
@@ -263,18 +264,18 @@ def test_demo(here, small_photos, tmp_path, monkeypatch):
 
 
 def test_ctrl_c_is_one_line(here, monkeypatch, small_photos):
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fieldmark.photos.inputs.read", interrupted)
+    monkeypatch.setattr("fieldmark.photos.decisions.read", interrupted)
     assert "--resume" in here("check", small_photos).refusal
 
 
 def test_a_fault_of_ours_is_one_line_too(here, monkeypatch, small_photos):
-    def faulty(*_):
+    def faulty(*_, **__):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("fieldmark.photos.inputs.read", faulty)
+    monkeypatch.setattr("fieldmark.photos.decisions.read", faulty)
     assert "a fault of Fieldmark: RuntimeError: two lines" in here("check", small_photos).refusal
 
 

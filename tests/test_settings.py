@@ -25,7 +25,8 @@ OTHER = {
     "lr": 0.25, "backbone_lr": 0.125, "find_lr": True, "schedule": "plateau", "weight_decay": 0.0,
     "label_smoothing": 0.0, "ema": 0.99, "monitor": "loss", "patience": 3, "budget": "5m", "steps_per_epoch": 9,
     "precision": "bf16", "compile": True, "devices": 2, "nodes": 2, "logger": "wandb,mlflow", "allow_leaks": True,
-    "seed": 7,
+    "seed": 7, "group_by": "patient", "split_file": "split.csv", "folds": 5, "fold": 2, "apply": "decisions.csv",
+    "crop_boxes": True,
 }  # fmt: skip
 """Of each setting something else than its default."""
 
@@ -171,8 +172,8 @@ def test_the_running_mean_is_what_is_judged_and_kept(trainer):
     assert loss == pytest.approx(min(h["val_loss"] for h in histories[1]), rel=1e-5)
 
 
-def test_small_photos_first(trainer):
-    training = trainer(image_size=128, train_size=128, start_size=64, epochs=6)
+def test_small_photos_first(trainer, packed, tmp_path):
+    training = trainer(data=packed(tmp_path, 128), image_size=128, train_size=128, start_size=64, epochs=6)
     training.routine.enter(2)
     phase = training.routine.later(2, training.recipe)
     first = [next(iter(phase.batches(epoch * phase.steps, (epoch + 1) * phase.steps))) for epoch in range(6)]
