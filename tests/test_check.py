@@ -150,11 +150,11 @@ def test_the_command(small_photos, tmp_path, command):
     assert "exists: give the findings another --out" in again.refusal
 
 
-def test_decisions_train(small_photos, tmp_path, command, tiny_options):
+def test_decisions_train(small_photos, tmp_path, here, tiny_options):
     first = "disc/00.jpg,exclude,\nsquare/00.jpg,relabel,disc\n"
     (tmp_path / "decisions.csv").write_text("path,decision,to\n" + first)
     options = ("--apply", tmp_path / "decisions.csv", "--group-by", r"/(\d)", "--out", tmp_path / "run", "--json")
-    done = command("train", small_photos, *options, *tiny_options)
+    done = here("train", small_photos, *options, *tiny_options)
     assert done.code == 0, done.err
     with (tmp_path / "run" / "split.csv").open(encoding="utf-8", newline="") as file:
         rows = {row["path"]: row for row in csv.DictReader(file)}
@@ -164,7 +164,7 @@ def test_decisions_train(small_photos, tmp_path, command, tiny_options):
         sides.setdefault(row["group"], set()).add(row["split"])
     assert all(len(side) == 1 for side in sides.values())
     assert any("decisions.csv: 1 photo excluded, 1 relabelled" in text for text in done.json["warnings"])
-    again = command(
+    again = here(
         *("train", small_photos, "--split-file", tmp_path / "run" / "split.csv", "--out", tmp_path / "again", "--json"),
         *tiny_options,
     )
@@ -188,9 +188,9 @@ def test_folds_that_cannot_be(small_photos, tmp_path, here, words, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_folds(small_photos, tmp_path, command, tiny_options):
+def test_folds(small_photos, tmp_path, here, tiny_options):
     words = ("train", small_photos, "--folds", "2", "--out", tmp_path / "run", "--json", *tiny_options)
-    done = command(*words)
+    done = here(*words)
     assert done.code == 0, done.err
     tested: list[str] = []
     for k in (1, 2):
@@ -200,27 +200,27 @@ def test_folds(small_photos, tmp_path, command, tiny_options):
     accuracies = [fold["test"]["accuracy"] for fold in done.json["folds"]]
     assert done.json["test"]["n"] == 48 and min(accuracies) <= done.json["test"]["accuracy"] <= max(accuracies)
     assert Path(done.json["bundle"]).is_dir()
-    assert command(*words, "--resume").json == done.json
+    assert here(*words, "--resume").json == done.json
 
 
-def test_a_zip_trains_like_its_folder(small_photos, tmp_path, command, tiny_options):
+def test_a_zip_trains_like_its_folder(small_photos, tmp_path, here, tiny_options):
     """Same photos, same split, same figures; the report shows them, and evaluate finds them again."""
     with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
         for file in sorted(small_photos.rglob("*.jpg")):
             archive.write(file, Path("any name") / file.relative_to(small_photos))
     runs = [
-        command("train", photos, "--out", tmp_path / name, "--json", *tiny_options)
+        here("train", photos, "--out", tmp_path / name, "--json", *tiny_options)
         for photos, name in ((small_photos, "plain"), (tmp_path / "photos.zip", "zipped"))
     ]
     assert runs[0].code == runs[1].code == 0, runs[1].err
     assert runs[0].json["test"] == runs[1].json["test"] and runs[0].json["fingerprint"] == runs[1].json["fingerprint"]
     pages = [(tmp_path / name / "report.html").read_text(encoding="utf-8") for name in ("plain", "zipped")]
     assert pages[0].count("data:image/jpeg") == pages[1].count("data:image/jpeg") > 0
-    again = command("evaluate", tmp_path / "zipped", "--json")
+    again = here("evaluate", tmp_path / "zipped", "--json")
     assert again.json["accuracy"] == runs[1].json["test"]["accuracy"]
 
 
-def test_boxes_are_trained_on_and_judged_by(small_photos, tmp_path, command, tiny_options):
+def test_boxes_are_trained_on_and_judged_by(small_photos, tmp_path, here, tiny_options):
     """What lies outside of the boxes makes no difference, neither for the training nor for its evaluation."""
     digests = []
     for background in ("white", "black"):
@@ -237,9 +237,9 @@ def test_boxes_are_trained_on_and_judged_by(small_photos, tmp_path, command, tin
             lines.append(f'{name},{file.parent.name.replace(", ", "-")},"20,30,80,60"')
         (root / "list.csv").write_text("\n".join(lines))
         words = ("--crop-boxes", "--out", tmp_path / f"run-{background}", "--json", *tiny_options)
-        done = command("train", root / "list.csv", *words)
+        done = here("train", root / "list.csv", *words)
         assert done.code == 0, done.err
-        assert command("evaluate", tmp_path / f"run-{background}", "--json").json["loss"] == done.json["test"]["loss"]
+        assert here("evaluate", tmp_path / f"run-{background}", "--json").json["loss"] == done.json["test"]["loss"]
         digests.append((tmp_path / f"run-{background}" / "bundle" / "model.safetensors").read_bytes())
     assert digests[0] == digests[1]
-    assert "come without boxes" in command("train", small_photos, "--crop-boxes", "--out", tmp_path / "x").refusal
+    assert "come without boxes" in here("train", small_photos, "--crop-boxes", "--out", tmp_path / "x").refusal
