@@ -98,9 +98,7 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[int],
 def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """All rows (n,), the least believed label first; and of each row (n,) whether cleanlab calls the label wrong."""
     belief = probabilities[np.arange(len(labels)), labels]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # cleanlab remarks on classes without photos
-        wrong = np.asarray(find_label_issues(labels, probabilities, n_jobs=1))
+    wrong = np.asarray(find_label_issues(labels, probabilities, n_jobs=1))
     return np.argsort(belief, kind="stable"), wrong
 
 

@@ -149,7 +149,7 @@ class _Header(tarfile.TarInfo):
     def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size < 0 or (self.type in _HEADERS and self.size > 16 * LONGEST):
             raise tarfile.ReadError("damaged header")
-        return super()._proc_member(tarfile_)  # type: ignore[misc]
+        return super()._proc_member(tarfile_)  # type: ignore[misc]  # the hook that its source names for this
 
 
 _HEADERS = (
@@ -201,7 +201,7 @@ class Tar(Archive):
         """The members, from their headers."""
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
             while (member := tar.next()) is not None:
-                tar.members.clear()  # type: ignore[attr-defined]  # a million of them take a gigabyte
+                tar.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; else every header is kept
                 if member.isdir():
                     continue
                 link = member.issym() or member.islnk()
