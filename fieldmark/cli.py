@@ -1,22 +1,20 @@
 """Command line -> one plain function per verb; JSON on stdout, everything for people on stderr, exit codes 0, 1, 2."""
 
 import dataclasses
-import functools
-import inspect
 import io
 import os
 import shlex
 import sys
 import traceback
-from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from fieldmark import machine, records
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
+from fieldmark.options import OUT, Json, Model, Photos, with_settings
 from fieldmark.recipe import Recipe
 
 app = typer.Typer(
@@ -30,16 +28,6 @@ app = typer.Typer(
 USAGE_ERROR: Any = typer.BadParameter.__base__
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 FIGURES = ["top5", "balanced_accuracy", "macro_f1", "ece", "coverage", "roc_auc", "sensitivity", "specificity"]
-
-Photos = Annotated[
-    str,
-    typer.Argument(
-        metavar="PHOTOS", help="Folder with a folder of photos per class, or with train/, val/ and test/ of them."
-    ),
-]
-Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, its bundle, or an exported .onnx file.")]
-OUT = "New folder for a page of all findings and a CSV to decide in."
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
 
 def check(
@@ -103,31 +91,8 @@ def train(
     _train(photos, out, resume, chosen, as_json)
 
 
-def _with_settings(verb: Callable[..., None], *names: str) -> Callable[..., None]:
-    """The verb with an option for each of these fields of Recipe (without names, for all) in place of `**settings`."""
-    own = [p for p in inspect.signature(verb, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD]
-    types, texts, parameters = get_type_hints(Recipe), recipes.documented(), []
-    for field in dataclasses.fields(Recipe):
-        if names and field.name not in names:
-            continue
-        text = texts[field.name] + ("" if field.default is None else f" [default: {field.default}]")
-        name, kind = recipes.option(field.name), types[field.name]
-        flag = typer.Option(f"{name}/--no-{name[2:]}" if kind is bool else name, help=text, show_default=False)
-        kind = Annotated[kind | None, flag]
-        parameters.append(inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=kind))
-
-    @functools.wraps(verb)
-    def with_settings(*args: Any, **kwargs: Any) -> None:
-        verb(*args, **kwargs)
-
-    signature = inspect.Signature([*own, *parameters])
-    with_settings.__signature__ = signature  # type: ignore[attr-defined]
-    with_settings.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    return with_settings
-
-
-app.command()(_with_settings(check, "group_by", "split_file", "apply", "crop_boxes"))
-app.command()(_with_settings(train))
+app.command()(with_settings(check, "group_by", "split_file", "apply", "crop_boxes"))
+app.command()(with_settings(train))
 
 
 @app.command()
@@ -214,7 +179,7 @@ def zoo(
     print(records.text(rows) if as_json else text)
 
 
-app.command()(_with_settings(zoo, "attention", "after", "head", "aux", "image_size", "channels"))
+app.command()(with_settings(zoo, "attention", "after", "head", "aux", "image_size", "channels"))
 
 
 @app.command()

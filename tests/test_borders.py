@@ -17,7 +17,7 @@ WAY = (
     *("errors", "machine", "records", "recipe", "progress", "checkpoint", "demo", "charts", "wording", "trackers"),
     *("network", "quality", "bench", "showcase", "photos", "segments", "store", "augment", "dataset", "features"),
     *("solve", "schedule", "phases", "routine", "devices", "labels", "finetune", "bundle", "predict", "evaluate"),
-    *("explain", "export", "pages", "check", "report", "serve", "prepare", "plan", "verdict", "folds", "run", "cli"),
+    *("explain", "export", "pages", "check", "report", "serve", "prepare", "plan", "verdict", "folds", "run", "options", "cli"),
 )
 NO_TORCH = ("photos", "check", "predict", "serve")
 
