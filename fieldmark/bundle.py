@@ -2,6 +2,7 @@
 
     bundle/  model.safetensors   the weights under the network's own names
              model.onnx          the same network with preprocessing and calibration inside (fieldmark.export)
+             known.safetensors   what tells photos like those of the training from others (fieldmark.known)
              bundle.json         everything else, also inside model.onnx
 
 Reading needs no torch; `network` and `write_weights` do.
@@ -15,6 +16,7 @@ from fieldmark import machine, records
 from fieldmark.errors import FieldmarkError
 
 if TYPE_CHECKING:
+    from fieldmark.known import Known
     from fieldmark.network import Network
 
 FORMAT = 1
@@ -43,12 +45,13 @@ def describe(
     }
 
 
-def write(folder: Path, info: Info, network: "Network") -> None:
-    """`model.safetensors` and `bundle.json` into the folder."""
+def write(folder: Path, info: Info, network: "Network", known: "Known") -> None:
+    """`model.safetensors`, `known.safetensors` and `bundle.json` into the folder."""
     from fieldmark import checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / "model.safetensors", network.state_dict(), {})
+    checkpoint.save(folder / "known.safetensors", known.state_dict(), {})
     records.write(folder / "bundle.json", info)
 
 
@@ -96,6 +99,27 @@ def read(folder: str | Path) -> Info:
         return check(json.loads(file.read_text(encoding="utf-8")), file)
     except (OSError, ValueError) as error:
         raise FieldmarkError(f"cannot read {file}: {error}") from None
+
+
+def known(folder: str | Path) -> "Known":
+    """What tells the training's photos from others: pooled features (n, c), logits (n, classes) -> score (n,).
+
+    Raises:
+        FieldmarkError: it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from fieldmark.known import Known
+
+    file = find(folder).with_name("known.safetensors")
+    try:
+        state = load_file(file)
+        kept = Known(state["centroids"])
+        kept.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise FieldmarkError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from None
+    return kept.eval()
 
 
 def network(folder: str | Path) -> "Network":

@@ -1,18 +1,17 @@
-"""Predictions -> figures with intervals; temperature and threshold from the validation photos."""
+"""A run's classifier + labelled photos -> figures: of its own test photos, or of another folder."""
 
+import csv
 import json
-import math
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax, softmax
-from scipy.stats import binomtest
-from sklearn import metrics
+from PIL import Image
+from scipy.special import softmax
 
 from fieldmark.errors import FieldmarkError
+from fieldmark.figures import Answers, Figures, figures
 from fieldmark.photos.catalog import Catalog, Photo, count, listing, printable
 from fieldmark.photos.decode import Unreadable, prepare
 from fieldmark.photos.inputs import read
@@ -20,109 +19,39 @@ from fieldmark.photos.split import read_split
 from fieldmark.predict import Classifier, ahead
 from fieldmark.progress import Reporter
 
-Figures = dict[str, Any]
-
-FEW = 20
-"""With fewer validation photos than this nothing is calibrated."""
-COVERAGE = 0.95
-"""Share of the validation photos that the threshold lets through as known."""
+CLOSER = 7 / 8
+"""The part of a photo's side that test-time augmentation looks at more closely."""
 
 
-def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
-    """The T for which softmax(logits / T) fits the labels best.
-
-    logits (n, classes), labels (n,) -> T between 0.05 and 20; 1 where there are too few photos to tell.
-    Guo et al. 2017, "On calibration of modern neural networks".
-    """
-    if len(labels) < FEW:
-        return 1.0
-
-    def loss(log_t: float) -> float:
-        return float(-log_softmax(logits / math.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean())
-
-    return math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
-
-
-def threshold(logits: np.ndarray, t: float) -> float:
-    """The confidence below which a photo is "none of these": 95 % of the validation photos lie above it."""
-    if len(logits) < FEW:
-        return 0.0
-    return float(np.quantile(softmax(logits / t, axis=1).max(axis=1), 1 - COVERAGE))
-
-
-def figures(
-    probabilities: np.ndarray, labels: np.ndarray, classes: list[str], least: float, positive: str | None = None
-) -> Figures | None:
-    """Every figure of one set of photos; None where there are no photos.
-
-    Args:
-        probabilities: (n, classes).
-        labels: (n,) true class numbers.
-        least: the threshold of `known`.
-        positive: of two classes the one that is looked for; without it, the rarer of these photos.
-    """
-    n = len(labels)
-    if n == 0:
-        return None
-    numbers = list(range(len(classes)))
-    predicted, confidence = probabilities.argmax(1), probabilities.max(1)
-    right = predicted == labels
-    interval = binomtest(int(right.sum()), n).proportion_ci(method="wilson")
-    # scikit-learn documents the number; its annotation knows the words only.
-    scores = metrics.precision_recall_fscore_support(labels, predicted, labels=numbers, zero_division=0)  # type: ignore[arg-type]
-    precision, recall, f1, support = map(np.asarray, scores)
-    seen = support > 0
-    known = confidence >= least
-    top5 = (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == labels[:, None]).any(1)
-    found: Figures = {
-        "accuracy": float(right.mean()),
-        "top5": float(top5.mean()),
-        "n": n,
-        "ci95": [float(interval.low), float(interval.high)],
-        "balanced_accuracy": float(recall[seen].mean()),
-        "macro_f1": float(f1[seen].mean()),
-        "ece": calibration_error(confidence, right),
-        "loss": float(-np.log(np.maximum(probabilities[np.arange(n), labels], 1e-12)).mean()),
-        "per_class": {
-            name: {"precision": float(p), "recall": float(r), "f1": float(f), "n": int(s)}
-            for name, p, r, f, s in zip(classes, precision, recall, f1, support, strict=True)
-        },
-        "confusion": metrics.confusion_matrix(labels, predicted, labels=numbers).tolist(),
-        "threshold": least,
-        "coverage": float(known.mean()),
-        "accuracy_known": float(right[known].mean()) if known.any() else None,
-    }
-    if len(classes) == 2 and seen.all():
-        one = classes.index(positive) if positive else int(np.argmin(support))
-        found |= {
-            "roc_auc": float(metrics.roc_auc_score(labels == one, probabilities[:, one])),
-            "sensitivity": float(recall[one]),
-            "specificity": float(recall[1 - one]),
-            "positive": classes[one],
-        }
-    return found
-
-
-def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = 15) -> float:
-    """Expected calibration error: mean distance of confidence and accuracy over equal bins (Naeini et al. 2015)."""
-    place = np.minimum((confidence * bins).astype(int), bins - 1)
-    sums = np.bincount(place, confidence - right, bins)
-    return float(np.abs(sums).sum() / len(right))
-
-
-def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> Figures:
+def evaluate(
+    run: str | Path,
+    photos: str | Path | None,
+    reporter: Reporter,
+    *,
+    tta: bool = False,
+    positive: str | None = None,
+) -> Figures:
     """Figures of a run's classifier on its test photos, or on another folder: its test/ if it has one, else all of it.
 
     Classes are aligned by name: photos of classes that the classifier does not know are left out and named in
     `warnings`, as are its classes of which there is no photo, and photos on which the run was trained.
 
+    Args:
+        run: a finished run; with `photos`, a bundle or an exported file will do.
+        photos: another folder; without it, the run's own test photos.
+        reporter: hears of the progress.
+        tta: judge each photo in four views (`views`), by the mean of their logits.
+        positive: of two classes the one that is looked for; without it, the classifier's own.
+
     Raises:
         FieldmarkError: no finished run, no photos, or none of its classes.
     """
     classifier = Classifier(run)
+    decision, positive = _decision(classifier, positive)
     number = {printable(name): k for k, name in enumerate(classifier.classes)}
+    groups: dict[str, str] = {}
     if photos is None:
-        catalog, judged = _test_photos(Path(run))
+        catalog, judged, groups = _test_photos(Path(run))
     else:
         catalog = read(photos, least=1)
         for warning in catalog.warnings:
@@ -133,22 +62,16 @@ def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> 
     judged = [photo for photo in judged if printable(photo.label) in number]
     if not judged:
         raise FieldmarkError(f"no photo in {catalog.root} is of a class that {run} knows: {listing(list(number))}")
-    look = classifier.info["preprocessing"]
-
-    def seen(photo: Photo) -> np.ndarray:
-        return prepare(catalog.contents(photo), look, photo.box if look.get("boxes") else None)
-
-    probabilities, labels, unreadable = [], [], []
+    seen, answers, unreadable = list[Photo](), list[dict[str, np.ndarray]](), list[str]()
     with reporter.bar("judging", "photos") as advance:
-        prepared = ahead(((photo.path, photo) for photo in judged), seen)
-        for k, (path, photo) in enumerate(prepared):
-            if isinstance(photo, Unreadable):
-                unreadable.append(path)
+        for k, (photo, found) in enumerate(_judged(classifier, catalog, judged, tta)):
+            if found is None:
+                unreadable.append(photo.path)
             else:
-                probabilities.append(classifier.judge(photo)["probabilities"])
-                labels.append(number[printable(judged[k].label)])
+                seen.append(photo)
+                answers.append(found)
             advance(k + 1, len(judged))
-    if not labels:
+    if not seen:
         raise FieldmarkError(f"no photo in {catalog.root} can be read; `fieldmark check` says why")
     used = _trained_on(Path(run), catalog.source) & {photo.path for photo in judged}
     warnings = [
@@ -157,10 +80,61 @@ def evaluate(run: str | Path, photos: str | Path | None, reporter: Reporter) -> 
         (gone := sorted(set(number) - present)) and f"no photos of {listing(gone)}",
         unreadable and f"{count(len(unreadable), 'photo')} could not be read: {listing(unreadable)}",
     ]
-    least, positive = classifier.info["threshold"], classifier.info.get("positive")
-    found = figures(np.stack(probabilities), np.array(labels), classifier.classes, least, positive)
+    together = Answers(
+        *(np.stack([found[name] for found in answers]) for name in ("logits", "probabilities", "known_score")),
+        labels=np.array([number[printable(photo.label)] for photo in seen]),
+        groups=_groups(seen, groups),
+    )
+    found = figures(together, classifier.classes, classifier.info["threshold"], positive, decision)
     assert found is not None
     return found | {"warnings": [text for text in warnings if text]}
+
+
+def views(photo: np.ndarray) -> Iterator[np.ndarray]:
+    """uint8 (s, s, 3) -> as it is, mirrored, its middle 7/8 at full size, that mirrored."""
+    side = photo.shape[0]
+    edge = side * (1 - CLOSER) / 2
+    box = (edge, edge, side - edge, side - edge)
+    closer = Image.fromarray(photo).resize((side, side), Image.Resampling.BICUBIC, box)
+    for view in (photo, np.asarray(closer)):
+        yield view
+        yield np.ascontiguousarray(view[:, ::-1])
+
+
+def _judged(
+    classifier: Classifier, catalog: Catalog, judged: list[Photo], tta: bool
+) -> Iterator[tuple[Photo, dict[str, np.ndarray] | None]]:
+    """Each photo with what is said of it; None where it cannot be read."""
+    look, t = classifier.info["preprocessing"], classifier.info["temperature"]
+
+    def seen(photo: Photo) -> np.ndarray:
+        return prepare(catalog.contents(photo), look, photo.box if look.get("boxes") else None)
+
+    for photo, (_, pixels) in zip(judged, ahead(((photo.path, photo) for photo in judged), seen), strict=True):
+        if isinstance(pixels, Unreadable):
+            yield photo, None
+        elif tta:
+            each = [classifier.judge(view) for view in views(pixels)]
+            found = {name: np.mean([one[name] for one in each], 0) for name in ("logits", "known_score")}
+            yield photo, found | {"probabilities": softmax(found["logits"] / t)}
+        else:
+            yield photo, classifier.judge(pixels)
+
+
+def _decision(classifier: Classifier, positive: str | None) -> tuple[float, str | None]:
+    """The probability from which a photo is called positive, and which class that is."""
+    own, decision = classifier.info.get("positive"), classifier.info.get("decision", 0.5)
+    if positive is None or positive == own:
+        return decision, own
+    if len(classifier.classes) != 2 or positive not in classifier.classes:
+        raise FieldmarkError(f"--positive {positive}: name one of two classes; these are {listing(classifier.classes)}")
+    return 1 - decision, positive
+
+
+def _groups(photos: list[Photo], known: dict[str, str]) -> np.ndarray:
+    """A number for the group of each photo: that of the run's audit, or that which the photos come with."""
+    names = [known.get(photo.path) or photo.group or f"\0{photo.path}" for photo in photos]
+    return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1]
 
 
 def _trained_on(run: Path, root: Path) -> set[str]:
@@ -173,8 +147,8 @@ def _trained_on(run: Path, root: Path) -> set[str]:
         return set()
 
 
-def _test_photos(run: Path) -> tuple[Catalog, list[Photo]]:
-    """What a run was trained on, and its test photos."""
+def _test_photos(run: Path) -> tuple[Catalog, list[Photo], dict[str, str]]:
+    """What a run was trained on, its test photos, and the group of each as the run's audit found it."""
     try:
         folder = Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"])
         rows = [photo for photo in read_split(run / "split.csv") if photo.split == "test"]
@@ -184,4 +158,13 @@ def _test_photos(run: Path) -> tuple[Catalog, list[Photo]]:
         raise FieldmarkError(f"{run} has no test photos: give another folder to evaluate on")
     catalog = read(folder, least=1)
     boxes = {photo.path: photo.box for photo in catalog.photos}
-    return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows]
+    return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows], _groups_of(run)
+
+
+def _groups_of(run: Path) -> dict[str, str]:
+    """The groups in the run's predictions.csv; none where it is gone."""
+    try:
+        with (run / "predictions.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
+            return {row["path"]: row["group"] for row in csv.DictReader(file)}
+    except (OSError, KeyError, csv.Error):
+        return {}

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fieldmark import records
 from fieldmark.dataset import Normalise
+from fieldmark.known import Known
 from fieldmark.network import Network
 from fieldmark.predict import Classifier
 
@@ -21,27 +22,29 @@ from fieldmark.predict import Classifier
 class Answering(nn.Module):
     """uint8 photos (n, size, size, 3) -> probabilities and logits (n, classes), evidence (n, h, w), known_score (n,).
 
-    The evidence is that of the top class. `known_score` is the confidence of the top class.
+    The evidence is that of the top class.
     """
 
-    def __init__(self, network: Network, normalise: Normalise, temperature: float) -> None:
+    def __init__(self, network: Network, known: Known, info: dict[str, Any]) -> None:
         super().__init__()
-        self.network, self.normalise, self.temperature = network, normalise, temperature
+        look = info["preprocessing"]
+        self.network, self.known, self.temperature = network, known, info["temperature"]
+        self.normalise = Normalise(look["mean"], look["std"])
 
     def forward(self, photos: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         features = self.network.features(self.normalise(photos.permute(0, 3, 1, 2)))
         logits = self.network.head(features)
         probabilities = (logits / self.temperature).softmax(1)
-        known_score, top = probabilities.max(1)
-        return probabilities, logits, self.network.head.evidence(features, top), known_score
+        known_score = self.known(features.mean((2, 3)), logits)
+        return probabilities, logits, self.network.head.evidence(features, probabilities.argmax(1)), known_score
 
 
-def export(network: Network, info: dict[str, Any], file: Path) -> None:
+def export(network: Network, known: Known, info: dict[str, Any], file: Path) -> None:
     """Write the network as ONNX; `info` (what bundle.json holds) goes along as metadata, so that one file is enough."""
     import onnx
 
     look = info["preprocessing"]
-    answering = Answering(network, Normalise(look["mean"], look["std"]), info["temperature"]).cpu().eval()
+    answering = Answering(network, known, info).cpu().eval()
     photos = torch.zeros(2, look["size"], look["size"], 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -80,10 +83,11 @@ def judging_time(network: Network, size: int) -> float:
     return statistics.median(times[1:]) / len(photos)
 
 
-def verify(network: Network, info: dict[str, Any], classifier: Classifier, photos: list[np.ndarray]) -> dict[str, Any]:
+def verify(
+    network: Network, known: Known, info: dict[str, Any], classifier: Classifier, photos: list[np.ndarray]
+) -> dict[str, Any]:
     """Largest difference of a probability, and share of equal labels, between torch and the export on real photos."""
-    look = info["preprocessing"]
-    answering = Answering(network, Normalise(look["mean"], look["std"]), info["temperature"]).cpu().eval()
+    answering = Answering(network, known, info).cpu().eval()
     differences, agreed = [0.0], 0
     with torch.inference_mode():
         for photo in photos:

@@ -1,6 +1,7 @@
-"""Recipe with folds -> as many trainings one after the other, each tested on another part of all photos; their mean.
+"""Recipe with folds -> as many trainings one after the other, each tested on another part of all photos; all together.
 
-Figures over folds are means weighted by test photos; `sd` is the standard deviation of the accuracy from fold to fold.
+Figures over folds are those of all their photos together, each judged by the classifier that had not seen it; `sd` is
+the standard deviation of the accuracy from fold to fold.
 """
 
 import dataclasses
@@ -10,15 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from scipy.stats import binomtest
-
 from fieldmark import recipe as recipes
 from fieldmark import records
 from fieldmark.errors import FieldmarkError
+from fieldmark.figures import Answers, figures
 from fieldmark.recipe import Recipe, seconds
 
 Metrics = dict[str, Any]
-FIGURES = ("accuracy", "top5", "balanced_accuracy", "macro_f1", "ece", "roc_auc", "sensitivity", "specificity")
 
 
 def require(recipe: Recipe) -> None:
@@ -30,7 +29,7 @@ def require(recipe: Recipe) -> None:
 
 
 def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out: Path) -> Metrics:
-    """Train every fold into `out`/fold-K and write the mean figures to `out`/metrics.json. -> them.
+    """Train every fold into `out`/fold-K and write the figures of all to `out`/metrics.json. -> them.
 
     What `train` finds done it does not repeat, so an interrupted run goes on where it was. A budget is that of all.
     """
@@ -54,8 +53,8 @@ def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out
     best = max(each, key=lambda run: (run["validation"] or {}).get("accuracy", 0.0))
     warnings = dict.fromkeys(text for run in each for text in run["warnings"])
     found = {
-        "test": mean([run["test"] for run in each]),
-        "validation": mean([run["validation"] for run in each]),
+        "test": pooled(each, [out / f"fold-{k}" / "answers.npz" for k in range(1, recipe.folds + 1)]),
+        "validation": None,  # other photos chose in each
         "folds": [{"test": run["test"], "validation": run["validation"], "bundle": run["bundle"]} for run in each],
         "bundle": best["bundle"],
         "seconds": {part: sum(run["seconds"][part] for run in each) for part in best["seconds"]},
@@ -66,19 +65,16 @@ def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out
     return found
 
 
-def mean(each: list[Metrics | None]) -> Metrics | None:
-    """Of the figures of several folds; `ci95` is Wilson's interval of all their photos together."""
-    figures = [figures for figures in each if figures]
-    if not figures:
+def pooled(each: list[Metrics], files: list[Path]) -> Metrics | None:
+    """The figures of all test photos, each by its own fold's classifier and threshold; `sd` from fold to fold."""
+    tested = [(run, Answers.read(file)) for run, file in zip(each, files, strict=True) if run["test"]]
+    if not tested:
         return None
-    n = [one["n"] for one in figures]
-    right = round(sum(one["accuracy"] * k for one, k in zip(figures, n, strict=True)))
-    interval = binomtest(right, sum(n)).proportion_ci(method="wilson")
-    accuracies = [one["accuracy"] for one in figures]
-    found = {
-        name: sum(one[name] * k for one, k in zip(figures, n, strict=True)) / sum(n)
-        for name in FIGURES
-        if all(name in one for one in figures)
-    }
-    sd = statistics.stdev(accuracies) if len(figures) > 1 else 0.0
-    return found | {"n": sum(n), "sd": sd, "ci95": [float(interval.low), float(interval.high)]}
+    # Every fold has a threshold of its own: what counts is how far above it a score lies.
+    over = [dataclasses.replace(found, scores=found.scores - run["test"]["threshold"]) for run, found in tested]
+    at = [run["test"]["at_threshold"]["threshold"] for run, _ in tested if "at_threshold" in run["test"]]
+    together = Answers.together(over)
+    positive = next((run["test"]["positive"] for run, _ in tested if "positive" in run["test"]), None)
+    found = figures(together, each[0]["classes"], 0.0, positive, statistics.fmean(at) if at else 0.5)
+    accuracies = [run["test"]["accuracy"] for run, _ in tested]
+    return (found or {}) | {"sd": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0}

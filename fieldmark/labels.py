@@ -76,11 +76,15 @@ class Embedder:
         return self.fabric.to_device(photos.float().contiguous(memory_format=torch.channels_last))
 
 
-def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[int], classes: int) -> np.ndarray:
+def out_of_fold(
+    features: np.ndarray, labels: np.ndarray, groups: Sequence[int], classes: int, share: float = 1.0
+) -> np.ndarray:
     """What each photo is called by a linear classifier that has not seen its group: float32 (n, classes).
 
-    features (n, c); labels (n,) class numbers. A class of one group alone gets no probability there.
+    features (n, c); labels (n,) class numbers. A class of one group alone gets no probability there. The classifier
+    learns from this `share` of each class's photos, a larger one from those of a smaller one and others.
     """
+    lots = np.random.default_rng(0).random(len(labels))
     found = np.zeros((len(labels), classes), np.float32)
     parts = StratifiedGroupKFold(min(FOLDS, int(np.bincount(labels).max())), shuffle=True, random_state=0)
     with warnings.catch_warnings():
@@ -88,11 +92,21 @@ def out_of_fold(features: np.ndarray, labels: np.ndarray, groups: Sequence[int],
         sides = list(parts.split(features, labels, groups))
     known = torch.from_numpy(labels)
     for train, test in sides:
+        train = _part(train, labels, lots, share)
         fc = nn.Linear(features.shape[1], classes)
         logistic(features[train], known[train], features[:0], known[:0], fc)
         with torch.no_grad():
             found[test] = fc(torch.from_numpy(features[test])).softmax(1).numpy()
     return found
+
+
+def _part(rows: np.ndarray, labels: np.ndarray, lots: np.ndarray, share: float) -> np.ndarray:
+    """The rows of each class with the smallest lots, at least one, in order."""
+    kept = []
+    for label in np.unique(labels[rows]):
+        own = rows[labels[rows] == label]
+        kept.append(own[np.argsort(lots[own])][: max(1, round(share * len(own)))])
+    return np.sort(np.concatenate(kept))
 
 
 def suspects(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -146,15 +160,12 @@ def warnings_of(errors: list[dict[str, Any]]) -> list[str]:
     return [f"{count(len(errors), 'label')} worth a second look: {first}"] if errors else []
 
 
-def of_run(files: Sequence[Path], data: Data, classes: list[str], groups: dict[str, int]) -> list[dict[str, Any]]:
-    """Labels that look wrong among a run's training and validation photos, by what phase 1 learned from.
+def features_of(files: Sequence[Path], data: Data) -> tuple[list[int], np.ndarray]:
+    """What phase 1 learned from: the photos' numbers, training photos first, and their features (n, c), pooled.
 
-    `files` hold the features of both, (photos, c) or maps (photos, c, h, w); `groups` are path -> group of
-    all photos, by number.
+    `files` hold those of the training and of the validation photos, (photos, c) or maps (photos, c, h, w).
     """
     sides = [(file, which) for file, which in zip(files, (data.train, data.val), strict=True) if len(which)]
     parts = [np.load(file, mmap_mode="r", allow_pickle=False)[: len(which)] for file, which in sides]
     features = np.concatenate([part if part.ndim == 2 else part.mean((2, 3)) for part in parts]).astype(np.float32)
-    rows = [*data.train.tolist(), *data.val.tolist()]
-    labels = [classes[k] for k in data.labels.tolist()]
-    return flagged(ranked(rows, features, labels, list(groups), list(groups.values())))
+    return [*data.train.tolist(), *data.val.tolist()], features

@@ -18,6 +18,12 @@ Photos = Annotated[
     ),
 ]
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A run, its bundle, or an exported .onnx file.")]
+ROUTINE = tuple(
+    field.name
+    for field in dataclasses.fields(Recipe)
+    if field.name not in ("quality", "backbone", "attention", "after", "head", "aux", "folds", "fold")
+)
+"""The settings that several networks can share."""
 OUT = "New folder for a page of all findings and a CSV to decide in."
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
@@ -43,3 +49,8 @@ def with_settings(verb: Callable[..., None], *names: str) -> Callable[..., None]
     with_options.__signature__ = signature  # type: ignore[attr-defined]
     with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return with_options
+
+
+def plain(name: str) -> str:
+    """A name without line breaks and other control characters, which could play tricks on a terminal."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in name)

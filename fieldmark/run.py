@@ -1,8 +1,8 @@
 """Photos + recipe -> RUN: the whole way of a training, from the audit to the report.
 
 What a run leaves: bundle/, recipe.yaml, split.csv, quarantine.csv, audit.json, history.csv, log.txt, metrics.json,
-predictions.csv, curves.svg, card.md, report.html, and resume/ with the checkpoint and, until all else is there, the
-packed photos.
+predictions.csv, answers.npz, gallery.npz, curves.svg, card.md, report.html, and resume/ with the checkpoint and, until
+all else is there, the packed photos.
 """
 
 import dataclasses
@@ -31,8 +31,9 @@ from fieldmark.prepare import Table, prepare, prepared
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.report import write_report
+from fieldmark.shared import keep, lend
 from fieldmark.trackers import Trackers, require
-from fieldmark.verdict import disagreement, doubted_labels, judge
+from fieldmark.verdict import disagreement, judge, second_look
 
 PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
 
@@ -56,6 +57,7 @@ def train(
     resume: bool = False,
     started: float | None = None,
     command: str | None = None,
+    shared: Path | None = None,
 ) -> Run:
     """Train a classifier on a folder of photos and leave everything in the new folder `out`.
 
@@ -66,6 +68,7 @@ def train(
         resume: go on where an interrupted run stopped; without a checkpoint it starts anew.
         started: `time.monotonic()` of the start, from which a budget counts.
         command: what the report says repeats the run.
+        shared: a folder where runs leave features of the frozen layers for each other.
 
     Raises:
         FieldmarkError: whatever the user can mend.
@@ -96,19 +99,23 @@ def train(
     trainer = Trainer(network, table.data, recipe, out / "resume", reporter, fabric, tracked)
     for line in recipes.idle(asked, trainer.routine.exact) if not begun else []:
         reporter.warn(line)
+    borrowed = lend(shared, trainer, out) if shared else 0.0
     with devices.first(fabric):
         fabric.broadcast(str(out))
         trainer.train(
             lambda trainer: _plan(trainer, out, len(table.test)),
             lambda pass_seconds: plan.affords(trainer, pass_seconds, len(table.test)),
         )
+    if shared:
+        keep(shared, trainer, out, reporter.seconds.get("features", 0.0))
     with reporter.part("evaluate"):
         figures = judge(trainer, table, _preprocessing(network, recipe), out, reporter)
-        doubts = doubted_labels(out, table, recipe, reporter)
+        doubts, curve = second_look(out, table, recipe, reporter)
     differs = disagreement(figures["export"])
     for warning in differs:
         reporter.warn(warning)
     metrics = figures | {
+        "learning_curve": curve,
         "bundle": str(out / "bundle"),
         "warnings": [*table.audit["warnings"], *doubts, *differs],
         "classes": table.classes,
@@ -117,12 +124,13 @@ def train(
         "best_epoch": trainer.best_epoch(),
         "fingerprint": table.audit["fingerprint"],
         "seed": recipe.seed,
+        "borrowed_s": borrowed,
         "environment": machine.describe(),
         "command": command or f"fieldmark train {shlex.quote(str(photos))} --out {shlex.quote(str(out))}",
     }
     with reporter.part("report"):
         records.write(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
-        write_report(out, catalog.files)
+        write_report(out, catalog.files, lang=recipe.lang)
         tracked.close(figures, trainer.recipe)
     metrics["seconds"] = _seconds(reporter)
     records.write(out / "metrics.json", metrics)

@@ -1,20 +1,28 @@
-"""Trained network -> bundle, exported file, and the figures of that file on the test photos."""
+"""Trained network -> bundle, export, gallery, and the figures of the exported file on the test photos."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.special import softmax
+from torch import Tensor
 
-from fieldmark import bundle, evaluate, records
-from fieldmark.dataset import Judged
+from fieldmark import bundle, calibrate, records
+from fieldmark.dataset import Judged, judged
 from fieldmark.export import export, verify
+from fieldmark.figures import Answers, figures
 from fieldmark.finetune import Trainer
+from fieldmark.known import Known
 from fieldmark.predict import Classifier
 from fieldmark.prepare import Table
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe, seconds
 
+SHOWN, LEAST_SHOWN = 400, 8
+"""Training photos whose features are kept, at least so many of each class: more find no more strangers
+(docs/performance.md)."""
 TOLERANCE = 1e-5
 """Largest difference of a probability between the network and its export that is called equal."""
 VERIFIED = 32
@@ -25,43 +33,104 @@ def judge(
     trainer: Trainer, table: Table, preprocessing: dict[str, Any], out: Path, reporter: Reporter
 ) -> dict[str, Any]:
     """Calibrate on the validation photos, write the bundle, and test the file that people will use."""
-    data = table.data
+    data, classes = table.data, table.classes
     val, test = data.labels[data.val], data.labels[data.test]
-    logits = trainer.validation_logits() if len(val) else np.zeros((0, len(table.classes)))
-    network = trainer.network.cpu()
-    t = evaluate.temperature(logits, val)
-    least = evaluate.threshold(logits, t)
-    info = bundle.describe(network, table.classes, preprocessing, t, least, table.audit["fingerprint"])
-    if len(table.classes) == 2:  # what one looks for is the rarer class
-        used = data.labels[np.concatenate([data.train, data.val, data.test])]
-        info["positive"] = table.classes[int(np.bincount(used, minlength=2).argmin())]
-    bundle.write(out / "bundle", info, network)
-    export(network, info, out / "bundle" / "model.onnx")
+    network = trainer.network
+    shown = gallery(data.labels, data.train)
+    seen, _ = _described(trainer, map(trainer.routine.frozen.maps, judged(data.pack, shown, preprocessing["size"])))
+    features, logits = _described(trainer, trainer.routine.frozen.validation())
+    network.cpu()
+    t = calibrate.temperature(logits, val)
+    known = Known.fit(seen, data.labels[shown], features, logits)
+    scores = known.scores(features, logits)
+    least = calibrate.threshold(scores)
+    info = bundle.describe(network, classes, preprocessing, t, least, table.audit["fingerprint"])
+    if len(classes) == 2:
+        info |= _two(classes, data.labels, np.concatenate([data.train, data.val, data.test]), val, logits / t)
+    bundle.write(out / "bundle", info, network, known)
+    _write_gallery(out / "gallery.npz", table, shown, seen)
+    export(network, known, info, out / "bundle" / "model.onnx")
     classifier = Classifier(out)
-    judged = Judged(data.pack, data.val if len(val) else data.train, preprocessing["size"])
-    checked = verify(network, info, classifier, [judged.photo(k) for k in range(min(VERIFIED, len(judged)))])
+    some = Judged(data.pack, data.val if len(val) else data.train, preprocessing["size"])
+    checked = verify(network, known, info, classifier, [some.photo(k) for k in range(min(VERIFIED, len(some)))])
     photos = Judged(data.pack, data.test, preprocessing["size"])
-    probabilities = np.zeros((len(photos), len(table.classes)), np.float32)
+    found = []
     with reporter.bar("testing", "photos") as advance:
         for k in range(len(photos)):
-            probabilities[k] = classifier.judge(photos.photo(k))["probabilities"]
+            found.append(classifier.judge(photos.photo(k)))
             advance(k + 1, len(photos))
-    confidence = probabilities.max(1)
-    columns = {
-        "path": table.test,
-        "label": [table.classes[k] for k in test],
-        "predicted": [table.classes[k] for k in probabilities.argmax(1)],
-        "confidence": confidence.tolist(),
-        "known": (confidence >= least).tolist(),
-    }
-    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
-    records.table(out / "predictions.csv", rows, list(columns))
+    groups = np.array(list(table.groups.values()), np.int64)
+    tested = Answers(
+        *(_stacked([one[name] for one in found], len(classes)) for name in ("logits", "probabilities")),
+        scores=np.array([one["known_score"] for one in found], np.float32),
+        labels=test,
+        groups=groups[data.test],
+    )
+    validated = Answers(logits, softmax(logits / t, axis=1), scores, val, groups[data.val])
+    tested.write(out / "answers.npz")
+    _write_predictions(out / "predictions.csv", table, tested, least)
+    told = {"classes": classes, "least": least, "positive": info.get("positive"), "decision": info.get("decision", 0.5)}
     return {
-        "test": evaluate.figures(probabilities, test, table.classes, least, info.get("positive")),
-        "validation": evaluate.figures(softmax(logits / t, axis=1), val, table.classes, least, info.get("positive")),
+        "test": figures(tested, **told),
+        "validation": figures(validated, **told),
         "temperature": t,
         "export": checked,
     }
+
+
+def gallery(labels: np.ndarray, train: np.ndarray) -> np.ndarray:
+    """The training photos whose features are kept: of each class the same number, spread over all that it has."""
+    each = [train[labels[train] == k] for k in np.unique(labels[train])]
+    share = max(LEAST_SHOWN, SHOWN // max(1, len(each)))
+    return np.sort(np.concatenate([own[:: -(-len(own) // share)] for own in each]))
+
+
+def _described(trainer: Trainer, maps: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+    """Maps at the cut -> the last map, pooled (n, c), and logits (n, classes): by the weights of now, in 32 bits."""
+    rest, head = trainer.trained.eval().children()
+    width = list(trainer.network.backbone.stages.values())[-1]
+    features, logits = [torch.empty(0, width)], [torch.empty(0, trainer.routine.classes)]
+    with torch.inference_mode():
+        for x in maps:
+            last = rest(trainer.fabric.to_device(x))
+            features.append(last.mean((2, 3)).float().cpu())
+            logits.append(head(last).float().cpu())
+    return torch.cat(features).numpy(), torch.cat(logits).numpy()
+
+
+def _two(classes: list[str], labels: np.ndarray, used: np.ndarray, val: np.ndarray, logits: np.ndarray) -> bundle.Info:
+    """What one looks for of two classes, the rarer one, and the probability from which it is found."""
+    one = int(np.bincount(labels[used], minlength=2).argmin())
+    return {"positive": classes[one], "decision": calibrate.decision(softmax(logits, axis=1)[:, one], val == one)}
+
+
+def _stacked(rows: list[np.ndarray], classes: int) -> np.ndarray:
+    return np.stack(rows) if rows else np.zeros((0, classes), np.float32)
+
+
+def _write_gallery(file: Path, table: Table, shown: np.ndarray, features: np.ndarray) -> None:
+    """Paths, labels and float16 features (n, c) of some training photos: with what a photo can be compared."""
+    paths, half = list(table.groups), file.with_name("gallery.half.npz")
+    np.savez_compressed(
+        half,
+        paths=np.array([paths[k] for k in shown.tolist()], str),
+        labels=np.array([table.classes[k] for k in table.data.labels[shown].tolist()], str),
+        features=features.astype(np.float16),
+    )
+    half.replace(file)
+
+
+def _write_predictions(file: Path, table: Table, tested: Answers, least: float) -> None:
+    columns = {
+        "path": table.test,
+        "label": [table.classes[k] for k in tested.labels],
+        "predicted": [table.classes[k] for k in tested.probabilities.argmax(1)],
+        "confidence": tested.probabilities.max(1).tolist(),
+        "known": (tested.scores >= least).tolist(),
+        "group": tested.groups.tolist(),
+    }
+    rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    records.table(file, rows, list(columns))
 
 
 def disagreement(checked: dict[str, Any]) -> list[str]:
@@ -74,17 +143,22 @@ def disagreement(checked: dict[str, Any]) -> list[str]:
     ]
 
 
-def doubted_labels(out: Path, table: Table, recipe: Recipe, reporter: Reporter) -> list[str]:
-    """Look for wrong labels by the features of phase 1, where there are some and the budget has time; -> warnings."""
-    features = [out / "resume" / f"{side}_features.npy" for side in ("train", "val")]
-    needed = reporter.elapsed() + 2 * reporter.seconds.get("phase1", 0.0) if recipe.budget else 0.0
-    if not all(file.exists() for file in features) or (recipe.budget and needed > seconds(recipe.budget)):
-        return []
-    from fieldmark import labels
+def second_look(out: Path, table: Table, recipe: Recipe, reporter: Reporter) -> tuple[list[str], dict[str, Any] | None]:
+    """Labels that look wrong, as warnings, and the learning curve: by the features of phase 1.
 
-    errors = labels.of_run(features, table.data, table.classes, table.groups)
+    Nothing where there are no such features, or where the budget has no time for it.
+    """
+    features = [out / "resume" / f"{side}_features.npy" for side in ("train", "val")]
+    needed = reporter.elapsed() + 4 * reporter.seconds.get("phase1", 0.0) if recipe.budget else 0.0
+    if not all(file.exists() for file in features) or (recipe.budget and needed > seconds(recipe.budget)):
+        return [], None
+    from fieldmark import curve, labels
+
+    rows, pooled = labels.features_of(features, table.data)
+    groups, names = list(table.groups.values()), [table.classes[k] for k in table.data.labels.tolist()]
+    errors = labels.flagged(labels.ranked(rows, pooled, names, list(table.groups), groups))
     records.write(out / "audit.json", table.audit | {"label_errors": errors})
     doubts = labels.warnings_of(errors)
     for warning in doubts:
         reporter.warn(warning)
-    return doubts
+    return doubts, curve.learning_curve(pooled, table.data.labels[rows], [groups[k] for k in rows], table.classes)

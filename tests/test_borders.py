@@ -14,12 +14,27 @@ PACKAGE = ROOT / "fieldmark"
 
 # The way of a photo: a part imports only what stands before it. A new module needs a place here.
 WAY = (
-    *("errors", "machine", "records", "recipe", "progress", "checkpoint", "demo", "charts", "wording", "trackers"),
-    *("network", "quality", "bench", "showcase", "photos", "segments", "store", "augment", "dataset", "features"),
-    *("solve", "schedule", "phases", "routine", "devices", "labels", "finetune", "bundle", "predict", "evaluate"),
-    *("explain", "export", "pages", "check", "report", "serve", "prepare", "plan", "verdict", "folds", "run", "options", "cli"),
+    *("errors", "machine", "records", "languages", "recipe", "progress", "intervals", "checkpoint", "demo"),
+    *("charts", "trust_charts", "wording", "pages", "trackers", "network", "quality", "bench", "showcase"),
+    *(
+        "photos",
+        "segments",
+        "store",
+        "augment",
+        "dataset",
+        "features",
+        "solve",
+        "schedule",
+        "phases",
+        "routine",
+        "devices",
+    ),
+    *("labels", "curve", "finetune", "calibrate", "known", "bundle", "predict", "heat", "figures"),
+    *("evaluate", "saliency", "faithful", "sheet", "gallery", "examples", "explain", "export"),
+    *("check", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
+    *("scatter", "compare", "options", "verbs", "cli"),
 )
-NO_TORCH = ("photos", "check", "predict", "serve")
+NO_TORCH = ("photos", "check", "predict", "heat", "sheet", "gallery", "serve")
 
 
 def modules() -> dict[str, Path]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from fieldmark.recipe import Recipe
 
@@ -30,11 +31,12 @@ def test_closing_shows_the_figures_and_the_settings(begin, shown, tmp_path: Path
 
 def test_the_graph_shows_the_operations_by_module(begin, shown, tmp_path: Path):
     from fieldmark.export import export
+    from fieldmark.known import Known
     from fieldmark.network import build
 
     (tmp_path / "bundle").mkdir()
     info = {"preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32}, "temperature": 1.0}
-    export(build("resnet18", classes=2), info, tmp_path / "bundle" / "model.onnx")
+    export(build("resnet18", classes=2), Known(torch.zeros(2, 512)), info, tmp_path / "bundle" / "model.onnx")
     begin(tmp_path, 0, Recipe())[0].close(FIGURES, Recipe())
     drawn = shown(tmp_path).Graph().node
     nodes = {node.name: node for node in drawn}

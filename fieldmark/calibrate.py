@@ -1,0 +1,91 @@
+"""Answers to the validation photos -> temperature and thresholds; to any photos -> how far they are to be believed."""
+
+import math
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
+from sklearn.metrics import roc_curve
+
+BINS = 15
+STEPS = 20
+"""Points of the coverage curve."""
+FEW = 20
+"""With fewer validation photos than this nothing is calibrated."""
+COVERAGE = 0.9
+"""Share of the validation photos that the threshold lets through as known."""
+
+
+def temperature(logits: np.ndarray, labels: np.ndarray) -> float:
+    """The T for which softmax(logits / T) fits the labels best.
+
+    logits (n, classes), labels (n,) -> T between 0.05 and 20; 1 where there are too few photos to tell.
+    Guo et al. 2017, "On calibration of modern neural networks".
+    """
+    if len(labels) < FEW:
+        return 1.0
+
+    def loss(log_t: float) -> float:
+        return float(-log_softmax(logits / math.exp(log_t), axis=1)[np.arange(len(labels)), labels].mean())
+
+    return math.exp(minimize_scalar(loss, bounds=(math.log(0.05), math.log(20)), method="bounded").x)
+
+
+def threshold(scores: np.ndarray) -> float:
+    """The score below which a photo is "none of these": 90 % of the validation photos (n,) lie above it."""
+    return float(np.quantile(scores, 1 - COVERAGE)) if len(scores) >= FEW else 0.0
+
+
+def decision(probabilities: np.ndarray, positive: np.ndarray) -> float:
+    """The probability from which a photo is called positive, where missing one is as bad as a false alarm.
+
+    probabilities (n,) of being positive, positive (n,) truth values -> where sensitivity + specificity is highest
+    (Youden 1950, "Index for rating diagnostic tests"), midway to the next photo; 0.5 where there are too few photos.
+    """
+    if len(positive) < FEW or positive.all() or not positive.any():
+        return 0.5
+    fpr, tpr, at = roc_curve(positive, probabilities, drop_intermediate=False)
+    best = int(np.argmax(tpr - fpr))
+    following = at[best + 1] if best + 1 < len(at) else 0.0
+    return float((min(at[best], 1.0) + following) / 2)
+
+
+# ---- how far it is to be believed
+
+
+def bins(confidence: np.ndarray) -> np.ndarray:
+    """The number of each confidence's bin, of 15 of equal width."""
+    return np.minimum((confidence * BINS).astype(int), BINS - 1)
+
+
+def calibration_error(confidence: np.ndarray, right: np.ndarray) -> float:
+    """Expected calibration error: mean distance of confidence and accuracy over 15 equal bins (Naeini et al. 2015)."""
+    sums = np.bincount(bins(confidence), confidence - right, BINS)
+    return float(np.abs(sums).sum() / len(right))
+
+
+def reliability(confidence: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """What is said and what is right in each of 15 equal bins of confidence that has photos."""
+    place = bins(confidence)
+    inside = [place == k for k in range(BINS)]
+    return [
+        {"confidence": float(confidence[b].mean()), "accuracy": float(right[b].mean()), "n": int(b.sum())}
+        for b in inside
+        if b.any()
+    ]
+
+
+def coverage_curve(scores: np.ndarray, right: np.ndarray) -> list[dict[str, float]]:
+    """Accuracy of the photos that are answered, if the threshold answers so many: of 5 % to 100 %."""
+    order = np.argsort(-scores, kind="stable")
+    curve = []
+    for share in np.arange(1, STEPS + 1) / STEPS:
+        some = order[: max(1, round(share * len(order)))]
+        curve.append(
+            {
+                "coverage": len(some) / len(order),
+                "accuracy": float(right[some].mean()),
+                "threshold": float(scores[some[-1]]),
+            }
+        )
+    return curve

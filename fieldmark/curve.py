@@ -1,0 +1,69 @@
+"""features + labels -> the learning curve: would more photos help, and of which class?"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from fieldmark.intervals import wilson
+from fieldmark.labels import FOLDS, out_of_fold
+
+SHARES = (0.125, 0.25, 0.5, 1.0)
+
+
+def learning_curve(
+    features: np.ndarray, labels: np.ndarray, groups: Sequence[int], names: Sequence[str]
+) -> dict[str, Any] | None:
+    """How often a linear classifier on these features is right that has learnt from ever more of the photos.
+
+    Each photo is judged by one that has seen neither it nor its group, so all of them count. The features are those of
+    the frozen network: fine-tuning is better throughout, but what more photos bring shows here too.
+
+    Args:
+        features: (n, c).
+        labels: (n,) class numbers.
+        groups: of each photo, which stays on one side.
+        names: of the classes.
+
+    Returns:
+        `points`: photos learnt from, accuracy, ci95; `doubled`: the accuracy with twice as many photos, if the errors
+        go on to fall by the factor of the last doubling (a power law, Hestness et al. 2017); `classes`: of each class
+        photos, recall from half of them and from all, and the standard error of the difference, the largest
+        difference first. None where there are too few photos to tell.
+    """
+    counts = np.bincount(labels, minlength=len(names))
+    if len(np.unique(groups)) < 4 * FOLDS or (counts > 0).sum() < 2:
+        return None
+    right = {
+        share: out_of_fold(features, labels, groups, len(names), share).argmax(1) == labels
+        for share in SHARES
+        if share * len(labels) >= 2 * len(names)  # of fewer than two photos a class it would be a game of luck
+    }
+    if 0.5 not in right:
+        return None
+    points = [
+        {
+            "photos": round(share * (1 - 1 / FOLDS) * len(labels)),
+            "accuracy": float(found.mean()),
+            "ci95": wilson(found.mean(), len(found)).tolist(),
+        }
+        for share, found in right.items()
+    ]
+    half, full = right[0.5], right[1.0]
+    before, now = 1 - half.mean(), 1 - full.mean()
+    factor = float(np.clip(now / before, 0, 1)) if before else 1.0
+    classes = []
+    for k in np.flatnonzero(counts):
+        own = labels == k
+        gained, lost = (full & ~half & own).sum(), (half & ~full & own).sum()
+        classes.append(
+            {
+                "name": names[k],
+                "n": int(counts[k]),
+                "half": float(half[own].mean()),
+                "recall": float(full[own].mean()),
+                "se": float(np.sqrt(gained + lost) / own.sum()),
+            }
+        )
+    classes.sort(key=lambda row: row["half"] - row["recall"])
+    return {"points": points, "doubled": float(1 - now * factor), "classes": classes}

@@ -1,0 +1,67 @@
+"""Pooled features + logits -> one score of how much a photo is like those of the training: `known_score`.
+
+Two things tell a stranger. What resembles none of the classes much (a bird of another species) has no high logit: the
+best score there (Vaze et al. 2022, "Open-Set Recognition: A Good Closed-Set Classifier Is All You Need?"). What is of
+another world (waste) can have one, but its features point nowhere near those of any class. Neither alone will do
+(docs/performance.md), so the score is a sum of both.
+"""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+SHARE = 0.2
+"""How much the features count beside the logit, each in standard deviations over the validation photos."""
+
+
+class Known(nn.Module):
+    """Pooled last maps (n, c), logits (n, classes) -> known_score (n,), between 0 and 1.
+
+    The sigmoid of (l - mean l) / sd l + 0.2 (s - mean s) / sd s, where l is the top logit less the mean logit and s the
+    largest cosine of the features to a class's centroid; means and sds are those of the validation photos.
+    """
+
+    centroids: Tensor
+    mean: Tensor
+    sd: Tensor
+
+    def __init__(self, centroids: Tensor) -> None:
+        """`centroids` (classes, c), of length one or zero."""
+        super().__init__()
+        self.register_buffer("centroids", centroids)
+        self.register_buffer("mean", torch.zeros(2))
+        self.register_buffer("sd", torch.ones(2))
+
+    @classmethod
+    def fit(cls, shown: np.ndarray, labels: np.ndarray, features: np.ndarray, logits: np.ndarray) -> "Known":
+        """Centroids from training photos, `shown` (n, c) with `labels` (n,); the rest from the validation photos.
+
+        Args:
+            shown: pooled features of some training photos of each class; a class without any has no centroid.
+            labels: their class numbers.
+            features: pooled features of the validation photos, (m, c).
+            logits: of the validation photos, (m, classes).
+        """
+        directions = functional.normalize(torch.from_numpy(shown).float())
+        sums = torch.zeros(logits.shape[1], shown.shape[1]).index_add_(0, torch.from_numpy(labels), directions)
+        known = cls(functional.normalize(sums)).eval()
+        if len(logits) > 1:
+            parts = known.parts(torch.from_numpy(features), torch.from_numpy(logits))
+            known.mean, known.sd = parts.mean(0), parts.std(0).clamp_min(1e-6)
+        return known
+
+    def parts(self, features: Tensor, logits: Tensor) -> Tensor:
+        """(n, 2): the top logit above the mean one, the largest cosine to a centroid."""
+        height = logits.amax(1) - logits.mean(1)
+        cosine = (functional.normalize(features) @ self.centroids.T).amax(1)
+        return torch.stack((height, cosine), 1)
+
+    def forward(self, features: Tensor, logits: Tensor) -> Tensor:
+        height, cosine = ((self.parts(features, logits) - self.mean) / self.sd).unbind(1)
+        return torch.sigmoid(height + SHARE * cosine)
+
+    def scores(self, features: np.ndarray, logits: np.ndarray) -> np.ndarray:
+        """The same of arrays."""
+        with torch.inference_mode():
+            return self(torch.from_numpy(features), torch.from_numpy(logits)).numpy()

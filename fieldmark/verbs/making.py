@@ -1,0 +1,128 @@
+"""Photos -> findings, a run, several runs side by side."""
+
+import dataclasses
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fieldmark import machine, records
+from fieldmark import recipe as recipes
+from fieldmark.errors import FieldmarkError
+from fieldmark.options import OUT, Json, Photos, plain
+from fieldmark.recipe import Recipe
+
+
+def check(
+    photos: Photos,
+    out: Annotated[str | None, typer.Option("--out", metavar="DIR", help=OUT)] = None,
+    quick: Annotated[bool, typer.Option("--quick", help="Do not look for wrong labels, which takes longest.")] = False,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Audit photos before anything is trained; changes nothing. Exit code 1 when there is something to see to."""
+    from fieldmark import check as checks
+    from fieldmark.progress import Reporter
+
+    folder, reporter = Path(out) if out else None, Reporter()
+    checks.require_new(folder)
+    asked = Recipe(**{name: value for name, value in settings.items() if value is not None})
+    found = checks.check(photos, reporter, asked, quick=quick)
+    written = checks.write(found, folder, asked.lang) if folder else []
+    for warning in [] if as_json else found.findings["warnings"]:
+        reporter.warn(warning)
+    told = [*checks.lines(found.findings), *(f"Written: {file}" for file in written)]
+    print(records.text(found.findings) if as_json else "\n".join(map(plain, told)))
+    raise typer.Exit(1 if found.problems else 0)
+
+
+def _train(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: bool) -> None:
+    from fieldmark import wording
+    from fieldmark.run import train
+
+    run = train(
+        photos,
+        recipe,
+        out=out,
+        resume=resume,
+        started=machine.STARTED,
+        command=shlex.join(["fieldmark", *sys.argv[1:]]),
+    )
+    if as_json:
+        print(records.text(run.metrics))
+        return
+    for folder in sorted(run.folder.glob("fold-*")) or [run.folder]:
+        print(f"Read:  {folder / 'report.html'}")
+    print(f"Use:   fieldmark predict {shlex.quote(str(Path(run.metrics['bundle']).parent))} PHOTO")
+    print(wording.summary(run.metrics))
+
+
+def train(
+    photos: Photos,
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for all that the run leaves.")],
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", metavar="NAME|FILE", help="Settings of `classic` or of a YAML file; options win."),
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Train a classifier on a folder of photos: audit, split, two phases, test, report."""
+    asked = {name: value for name, value in settings.items() if value is not None}
+    chosen = dataclasses.replace(recipes.read(recipe), **asked) if recipe else Recipe(**asked)
+    _train(photos, out, resume, chosen, as_json)
+
+
+def compare(
+    things: Annotated[
+        list[str], typer.Argument(metavar="PHOTOS|RUN...", help="Photos to train on, or several finished runs.")
+    ],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the runs and the comparison.")],
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", metavar="SPEC", help="A network, as efficientnet_lite0+after=-1:mask; repeat it."),
+    ] = None,
+    seeds: Annotated[int, typer.Option("--seeds", min=1, help="Train each with so many seeds, splits included.")] = 3,
+    recipe: Annotated[str | None, typer.Option("--recipe", metavar="NAME|FILE", help="As of train.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted comparison.")] = False,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Several networks under one routine, on the same photos: is the difference real, and what does it cost?"""
+    from fieldmark import compare as comparing
+    from fieldmark.progress import Reporter
+
+    reporter = Reporter()
+    if Path(out).exists() and not resume:
+        raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
+    if len(network or things) < 2:
+        raise FieldmarkError("compare needs two networks or two runs: repeat --network, or name the runs")
+    asked = {name: value for name, value in settings.items() if value is not None}
+    if network:
+        chosen = dataclasses.replace(recipes.read(recipe), **asked) if recipe else Recipe(**asked)
+        if len(things) > 1:
+            raise FieldmarkError("compare trains on one set of photos: give one folder, or finished runs alone")
+        folders = comparing.compare(things[0], network, seeds, chosen, Path(out), reporter)
+    else:
+        folders = [Path(thing) for thing in things]
+    found = comparing.rows([comparing.read(folder) for folder in folders])
+    for file in comparing.write(found, Path(out)):
+        reporter.say(f"written: {file}")
+    print(records.text({"rows": found}) if as_json else "\n".join(comparing.sentences(found)))
+
+
+def demo(
+    out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for the run.")] = "runs/demo",
+    budget: Annotated[str, typer.Option("--budget", help="Time for all of it.")] = "3m",
+    as_json: Json = False,
+) -> None:
+    """The main job on real photos that a pip install brings: 2,624 solar cells, functional or defective."""
+    from fieldmark.demo import solar_cells
+
+    folder = Path(out).resolve()
+    photos = solar_cells(folder.with_name(folder.name + "-photos"))
+    # Accuracy on 393 photos with doubtful labels picks a lucky epoch: the loss is the steadier guide.
+    _train(str(photos), out, folder.exists(), Recipe(budget=budget, monitor="loss"), as_json)

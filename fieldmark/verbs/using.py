@@ -1,0 +1,128 @@
+"""A run -> its figures, its answers, and why it gives them."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fieldmark import records
+from fieldmark.errors import FieldmarkError
+from fieldmark.options import Json, Model, plain
+
+
+def evaluate(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    photos: Annotated[
+        str | None, typer.Argument(metavar="[PHOTOS]", help="Another folder; without it, the run's test photos.")
+    ] = None,
+    tta: Annotated[bool, typer.Option("--tta", help="Judge each photo in four views: four times the work.")] = False,
+    positive: Annotated[
+        str | None, typer.Option("--positive", metavar="CLASS", help="Of two classes, the one that is looked for.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Figures on the test photos of a run, or on another folder (classes aligned by name)."""
+    from fieldmark.evaluate import evaluate as judge
+    from fieldmark.figures import lines
+    from fieldmark.progress import Reporter
+
+    reporter = Reporter()
+    found = judge(run, photos, reporter, tta=tta, positive=positive)
+    print(records.text(found) if as_json else "\n".join(map(plain, lines(found))))
+    for warning in [] if as_json else found["warnings"]:
+        reporter.warn(warning)
+    raise typer.Exit(1 if found["warnings"] else 0)
+
+
+def predict(
+    model: Model,
+    photos: Annotated[
+        list[str], typer.Argument(metavar="PHOTO...", help="Files, folders, globs, or - for a list on stdin.")
+    ],
+    csv: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the answers as CSV.")] = None,
+    top: Annotated[int, typer.Option("--top", min=1, help="So many of the likeliest classes.")] = 5,
+    heatmap: Annotated[
+        str | None, typer.Option("--heatmap", metavar="DIR", help="New folder for pictures of what each answer saw.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Say what is on photos. Exit code 1 when one could not be read."""
+    from fieldmark import heat
+    from fieldmark.predict import Classifier, write_csv
+
+    classifier, failed, n, listed = Classifier(model), False, 0, []
+    answers = heat.answers(classifier, photos, Path(heatmap), top) if heatmap else classifier.stream(photos, top)
+    if csv:
+        answers = write_csv(answers, Path(csv))
+    for answer in answers:
+        n += 1
+        failed |= "error" in answer
+        if as_json:
+            listed.append(answer)
+        elif "error" in answer:
+            print(f"{plain(answer['path'])}: {answer['error']}", file=sys.stderr)
+        elif not csv:
+            doubt = "" if answer["known"] else "   (perhaps none of these)"
+            print(f"{plain(answer['path'])}: {plain(answer['label'])} {answer['confidence']:.1%}{doubt}")
+    if not n:
+        raise FieldmarkError(f"no photo found in {' '.join(photos)}: give files, or folders that hold photos")
+    if as_json:
+        print(records.text(listed))
+    raise typer.Exit(1 if failed else 0)
+
+
+def explain(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or its bundle.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for a page and the pictures.")],
+    photos: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[PHOTO...]", help="Files, folders, globs; without, a sheet of the run's test photos."),
+    ] = None,
+    method: Annotated[
+        str,
+        typer.Option("--method", metavar="NAME,...", help="Maps: evidence, grad_cam, occlusion and others, or all."),
+    ] = "evidence",
+    target: Annotated[
+        str | None,
+        typer.Option("--class", metavar="NAME", help="The class to explain, in place of each photo's answer."),
+    ] = None,
+    nearest: Annotated[int, typer.Option("--nearest", min=0, help="So many training photos that look alike.")] = 4,
+    as_json: Json = False,
+) -> None:
+    """Show why photos got their answers, and which map of that to believe. Exit code 1 when one could not be read."""
+    from fieldmark.explain import explain as why
+    from fieldmark.progress import Reporter
+
+    methods = [word.strip() for word in method.split(",")]
+    found = why(run, photos or [], out, Reporter(), methods=methods, target=target, nearest=nearest)
+    failed = [photo for photo in found["photos"] if "error" in photo]
+    if as_json:
+        print(records.text(found))
+    else:
+        for photo in failed:
+            print(f"{plain(photo['path'])}: {photo['error']}", file=sys.stderr)
+        print(f"Read:  {plain(found['files'][0])}")
+    raise typer.Exit(1 if failed else 0)
+
+
+def report(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    lang: Annotated[
+        str | None, typer.Option("--lang", metavar="en|zh", help="Language; without it, that of the run's recipe.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Write the report and the card of a finished run anew, as in another language. Exit code 1 without its photos."""
+    from fieldmark.progress import Reporter
+    from fieldmark.recipe import Recipe
+    from fieldmark.report import rewrite
+
+    files, warnings = rewrite(Path(run), Recipe(lang=lang).lang if lang else None)
+    if as_json:
+        print(records.text({"files": [str(file) for file in files], "warnings": warnings}))
+    else:
+        print(f"Read:  {plain(str(files[0]))}")
+    for warning in [] if as_json else warnings:
+        Reporter().warn(warning)
+    raise typer.Exit(1 if warnings else 0)
