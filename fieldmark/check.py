@@ -7,6 +7,7 @@ from typing import Any
 
 from fieldmark import records
 from fieldmark.errors import FieldmarkError
+from fieldmark.languages import Language, language, later
 from fieldmark.photos.audit import audit
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decisions import COLUMNS, blank, chosen
@@ -30,14 +31,14 @@ class Checked:
 SHOWN, SIDE_BY_SIDE = 40, 8  # findings of a kind on the page, photos of one; the CSV holds all
 WITHOUT_TORCH = "wrong labels were not looked for, as that needs: pip install 'fieldmark[train]'"
 KINDS = {
-    "unreadable": "Unreadable photos",
-    "conflicts": "The same photo under several classes",
-    "leaks": "The same photo in several splits",
-    "label_errors": "Labels that look wrong",
-    "near_leaks": "Photos that look the same, in several splits",
-    "duplicates": "Identical files",
-    "near_duplicates": "Photos that look the same",
-    "odd": "Photos that stand out",
+    "unreadable": later("Unreadable photos"),
+    "conflicts": later("The same photo under several classes"),
+    "leaks": later("The same photo in several splits"),
+    "label_errors": later("Labels that look wrong"),
+    "near_leaks": later("Photos that look the same, in several splits"),
+    "duplicates": later("Identical files"),
+    "near_duplicates": later("Photos that look the same"),
+    "odd": later("Photos that stand out"),
 }
 
 
@@ -79,8 +80,11 @@ def lines(findings: Findings) -> Iterator[str]:
         yield "Nothing to see to."
 
 
-def write(checked: Checked, out: Path) -> list[Path]:
-    """check.html, decisions.csv and, where labels were looked at, labels.csv in the new folder `out`. -> them."""
+def write(checked: Checked, out: Path, lang: str = "en") -> list[Path]:
+    """check.html, decisions.csv and, where labels were looked at, labels.csv in the new folder `out`. -> them.
+
+    `lang` is the language of the page.
+    """
     out.mkdir(parents=True)
     label = {photo.path: photo.label for photo in checked.catalog.photos}
     files = [out / "check.html", out / "decisions.csv"]
@@ -88,7 +92,8 @@ def write(checked: Checked, out: Path) -> list[Path]:
     if checked.ranking:
         files.append(out / "labels.csv")
         records.table(files[2], checked.ranking, list(checked.ranking[0]))
-    files[0].write_text(_page(checked.catalog, checked.findings, label), encoding="utf-8", errors="replace")
+    page = _page(checked.catalog, checked.findings, label, language(lang))
+    files[0].write_text(page, encoding="utf-8", errors="replace")
     return files
 
 
@@ -98,34 +103,37 @@ def require_new(out: Path | None) -> None:
         raise FieldmarkError(f"{out} exists: give the findings another --out")
 
 
-def _page(catalog: Catalog, findings: Findings, label: dict[str, str]) -> str:
+def _page(catalog: Catalog, findings: Findings, label: dict[str, str], _: Language) -> str:
     from fieldmark import pages
 
     sections = [
         {
-            "title": title,
+            "title": _(title),
             "count": len(findings[kind]),
-            "sets": list(_sets(catalog, kind, findings[kind][:SHOWN], label)),
+            "sets": list(_sets(catalog, kind, findings[kind][:SHOWN], label, _)),
         }
         for kind, title in KINDS.items()
         if findings[kind]
     ]
     facts = {"name": catalog.source.resolve().name, "sections": sections, "shown": SHOWN}
-    return pages.render("check.html.j2", facts | {key: findings[key] for key in ("classes", "photos", "warnings")})
+    facts |= {key: findings[key] for key in ("classes", "photos", "warnings")}
+    return pages.render("check.html.j2", facts, _)
 
 
-def _sets(catalog: Catalog, kind: str, found: list[Any], label: dict[str, str]) -> Iterator[list[dict[str, Any]]]:
+def _sets(
+    catalog: Catalog, kind: str, found: list[Any], label: dict[str, str], _: Language
+) -> Iterator[list[dict[str, Any]]]:
     """Photos side by side: a set of look-alikes each, or all that were found by themselves."""
     told = {
-        "unreadable": "{reason}",
-        "odd": "{kind}: {detail}",
-        "label_errors": "or rather {suggested}?",
+        "unreadable": lambda finding: finding["reason"],
+        "odd": lambda finding: f"{finding['kind']}: {finding['detail']}",
+        "label_errors": lambda finding: _("or rather {suggested}?", suggested=finding["suggested"]),
     }
     if kind in told:
-        yield [_tile(finding["path"], label, told[kind].format(**finding), catalog) for finding in found]
+        yield [_tile(finding["path"], label, told[kind](finding), catalog) for finding in found]
         return
     for paths in found:
-        more = f"and {len(paths) - SIDE_BY_SIDE} more" if len(paths) > SIDE_BY_SIDE else ""
+        more = _("and {n} more", n=len(paths) - SIDE_BY_SIDE) if len(paths) > SIDE_BY_SIDE else ""
         yield [
             _tile(path, label, more if k == SIDE_BY_SIDE - 1 else "", catalog)
             for k, path in enumerate(paths[:SIDE_BY_SIDE])

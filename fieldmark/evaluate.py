@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -87,6 +88,8 @@ def evaluate(
     )
     found = figures(together, classifier.classes, classifier.info["threshold"], positive, decision)
     assert found is not None
+    if photos is None:
+        found["learning_curve"] = _learning_curve(Path(run))
     return found | {"warnings": [text for text in warnings if text]}
 
 
@@ -159,6 +162,14 @@ def _test_photos(run: Path) -> tuple[Catalog, list[Photo], dict[str, str]]:
     catalog = read(folder, least=1)
     boxes = {photo.path: photo.box for photo in catalog.photos}
     return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows], _groups_of(run)
+
+
+def _learning_curve(run: Path) -> dict[str, Any] | None:
+    """What the training found out about more photos, from its cached features (`curve.learning_curve`)."""
+    try:
+        return json.loads((run / "metrics.json").read_text(encoding="utf-8")).get("learning_curve")
+    except (OSError, ValueError):
+        return None
 
 
 def _groups_of(run: Path) -> dict[str, str]:

@@ -244,6 +244,11 @@ def lines(found: Figures) -> Iterator[str]:
         yield f"called {found['positive']} from {at['threshold']:.3f} on, as the validation photos choose:"
         for name in OF_TWO[1:]:
             yield _line(name, at)
+    if curve := found.get("learning_curve"):
+        yield "would more photos help? On frozen features, learnt from so many:"
+        for point in curve["points"]:
+            yield f"  {point['photos']:8,} photos  {point['accuracy']:.4f}"
+        yield f"  twice as many     {curve['doubled']:.4f}, if errors go on to fall as they did"
     if found["confused"]:
         yield "most confused:"
         for pair in found["confused"]:

@@ -16,6 +16,7 @@ from fieldmark import records
 from fieldmark.errors import FieldmarkError
 from fieldmark.figures import Answers, figures
 from fieldmark.recipe import Recipe, seconds
+from fieldmark.report import rewrite
 
 Metrics = dict[str, Any]
 
@@ -29,7 +30,7 @@ def require(recipe: Recipe) -> None:
 
 
 def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out: Path) -> Metrics:
-    """Train every fold into `out`/fold-K and write the figures of all to `out`/metrics.json. -> them.
+    """Train every fold into `out`/fold-K and write the figures of all to `out`/metrics.json, and a report. -> them.
 
     What `train` finds done it does not repeat, so an interrupted run goes on where it was. A budget is that of all.
     """
@@ -62,6 +63,7 @@ def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out
         **{key: best[key] for key in ("classes", "network", "parameters", "fingerprint", "seed", "environment")},
     }
     records.write(out / "metrics.json", found)
+    rewrite(out)
     return found
 
 

@@ -1,5 +1,7 @@
 """Template + facts -> a page of one file, without scripts or requests."""
 
+from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -7,13 +9,28 @@ from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
 from fieldmark import charts, wording
+from fieldmark.languages import ENGLISH, Language, figure
 
-FILTERS = ("percent", "interval", "figure", "duration", "markdown")  # functions of wording.py
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def render(template: str, facts: dict[str, Any]) -> str:
+def environment(language: Language = ENGLISH) -> Environment:
+    """In a template `_("{n} photos", n=3)` says a text; what is put into it is escaped, the text itself is ours."""
+    made = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    numbers = {name: getattr(language, name) for name in ("percent", "interval", "duration", "listed")}
+    made.filters.update(numbers | {"figure": figure, "markdown": wording.markdown, "flow": partial(_flow, language)})
+    made.globals.update({"_": partial(_say, language), "lang": language.tag})
+    return made
+
+
+def render(template: str, facts: dict[str, Any], language: Language = ENGLISH) -> str:
     """The template of that name in templates/; `palette` are the colours of all pages."""
-    folder = Path(__file__).parent / "templates"
-    environment = Environment(loader=FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    environment.filters.update({name: getattr(wording, name) for name in FILTERS})
-    return environment.get_template(template).render(palette=Markup(charts.palette(":root")), **facts)
+    return environment(language).get_template(template).render(palette=Markup(charts.palette(":root")), **facts)
+
+
+def _flow(language: Language, sentences: Iterable[str]) -> Markup:
+    return Markup(language.between).join(sentence for sentence in sentences if sentence)
+
+
+def _say(language: Language, text: str, /, **values: Any) -> Markup:
+    return Markup(language.translated(text)).format(**values)

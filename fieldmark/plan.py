@@ -33,12 +33,12 @@ SLACK = 1.1
 """How much longer an epoch takes than its steps and its look, measured just before: checkpoints, a machine that warms
 up (docs/performance.md)."""
 CLOSING = 10.0
-"""Seconds that a budget keeps for the export and the report, beside the test photos: measured, docs/performance.md."""
+"""Seconds that a budget keeps for export and report, beside the photos judged last (docs/performance.md)."""
 MOST_PHOTOS = 256
 """A batch that is found automatically is not larger: with more, fewer steps learn less in the same time."""
 
 
-def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: int) -> tuple[Recipe, str]:
+def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, judged_last: int) -> tuple[Recipe, str]:
     """What is left of the budget, as epochs and steps of phase 2. -> the recipe with them, and a line that says so."""
     begun = recipe.weights != "none" and recipe.frozen_epochs > 0  # phase 1 has left something to fall back on
     spent = elapsed + CLOSING >= seconds(recipe.budget or "")
@@ -46,7 +46,7 @@ def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, test_photos: in
         return _without_phase_2(recipe, 0.0)
     step, look = costs(trainer, dataclasses.replace(recipe, start_size=None))
     judging = judging_time(trainer.network, trainer.routine.size) if trainer.fabric.is_global_zero else 0.0
-    closing = CLOSING + test_photos * judging + look
+    closing = CLOSING + judged_last * judging + look
     left = (seconds(recipe.budget or "") - elapsed - closing) / SLACK
     full = max(1, len(trainer.data.train) // recipe.batch)
     size = training_size(recipe, trainer.routine.size)
@@ -70,13 +70,13 @@ def _without_phase_2(recipe: Recipe, left: float) -> tuple[Recipe, str]:
     return planned, f"plan: {max(0, left):.0f} s are left, too few for phase 2"
 
 
-def affords(trainer: Trainer, pass_seconds: float, test_photos: int) -> bool:
+def affords(trainer: Trainer, pass_seconds: float, judged_last: int) -> bool:
     """Whether the budget has time for another pass of the frozen network over the training photos.
 
     What is judged after it, in 32 bits, is taken to be twice as slow.
     """
     recipe, data = trainer.recipe, trainer.data
-    judged = 2 * pass_seconds / max(1, len(data.train)) * (len(data.val) + test_photos)
+    judged = 2 * pass_seconds / max(1, len(data.train)) * (len(data.val) + judged_last)
     closing = pass_seconds + judged + CLOSING
     return recipe.budget is None or trainer.reporter.elapsed() + closing <= seconds(recipe.budget)
 

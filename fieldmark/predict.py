@@ -57,7 +57,10 @@ class Classifier:
 
     def answer(self, path: str, photo: np.ndarray, top: int = 5) -> Answer:
         """What the prepared photo shows."""
-        found = self.judge(photo)
+        return self.told(path, self.judge(photo), top)
+
+    def told(self, path: str, found: dict[str, np.ndarray], top: int = 5) -> Answer:
+        """What `judge` found, as an answer."""
         probabilities = found["probabilities"]
         best = np.argsort(-probabilities, kind="stable")[:top]
         names = [{"label": self.classes[k], "confidence": float(probabilities[k])} for k in best]

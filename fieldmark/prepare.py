@@ -11,11 +11,15 @@ from fieldmark import machine, records
 from fieldmark.dataset import Data
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import Look, audit, fingerprint, usable
-from fieldmark.photos.catalog import Catalog
+from fieldmark.photos.catalog import Catalog, listing
 from fieldmark.photos.split import read_split, split, write_split
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.store import Pack, Packer, kind
+
+SHOWN, LEAST_SHOWN = 400, 8
+"""Training photos whose features are kept, at least so many of each class: more find no more strangers
+(docs/performance.md)."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +32,26 @@ class Table:
     groups: dict[str, int]  # path -> group of all photos, by number
     audit: dict[str, Any]
 
+    @property
+    def shown(self) -> np.ndarray:
+        """The training photos whose features are kept: as many of each class, spread over all that it has."""
+        labels, train = self.data.labels, self.data.train
+        each = [train[labels[train] == k] for k in np.unique(labels[train])]
+        share = max(LEAST_SHOWN, SHOWN // max(1, len(each)))
+        return np.sort(np.concatenate([own[:: -(-len(own) // share)] for own in each]))
+
+    @property
+    def judged_last(self) -> int:
+        """Photos that the network looks at when it is trained, beside those that it was chosen by."""
+        return len(self.test) + len(self.shown)
+
 
 def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> Table:
     """Audit, packed pixels and split; taken up from the run's folder where they are whole."""
+    if recipe.positive and (len(catalog.classes) != 2 or recipe.positive not in catalog.classes):
+        raise FieldmarkError(
+            f"--positive {recipe.positive}: name one of two classes; these are {listing(list(catalog.classes))}"
+        )
     if begun := (out / "split.csv").exists():
         _same_photos(catalog, out)
     if not (begun and Pack.whole(out / "resume")):

@@ -15,6 +15,7 @@ from itertools import pairwise
 from pathlib import Path
 
 from fieldmark.errors import FieldmarkError
+from fieldmark.languages import LANGUAGES
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,8 @@ class Recipe:
     """Machines that train together, each started by torchrun; they see the same --out."""
     logger: str | None = None
     """Trackers beside TensorBoard and CSV: `wandb`, `mlflow`, or both with a comma."""
+    lang: str = "en"
+    """Language of the report and the card: `en` or `zh`."""
     group_by: str | None = None
     """What must stay on one side of the split: a column of the manifest, or a regular expression on the path, whose
     first group names it, as `(patient\\d+)`."""
@@ -123,6 +126,8 @@ class Recipe:
     """What was decided about photos: decisions.csv of `fieldmark check`, edited (exclude, relabel)."""
     crop_boxes: bool = False
     """Train on what lies in the boxes that the photos come with, in place of whole photos."""
+    positive: str | None = None
+    """Of two classes the one that is looked for, as `sick`; without it, the rarer one."""
     allow_leaks: bool = False
     """Train although the same photo or group lies in several of the given splits; the report will say so."""
     seed: int = 0
@@ -174,6 +179,7 @@ CHOICES = {
     "precision": ("auto", "32", "bf16"),
     "schedule": ("cosine", "plateau"),
     "monitor": ("accuracy", "loss"),
+    "lang": tuple(LANGUAGES),
 }
 SHIPPED = Path(__file__).parent / "recipes"
 """The named recipes."""

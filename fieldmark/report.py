@@ -4,7 +4,6 @@ The page is one file without scripts or requests; every number on it is read fro
 them, and what is missing there is left out here.
 """
 
-import csv
 import dataclasses
 import json
 from collections import Counter
@@ -13,97 +12,160 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fieldmark import charts, pages, wording
+from fieldmark import charts, examples, pages, trust_charts, wording
 from fieldmark import recipe as recipes
-from fieldmark.charts import number
 from fieldmark.errors import FieldmarkError
+from fieldmark.examples import rows
+from fieldmark.languages import Language, language, later, number
 from fieldmark.photos.files import Files
-from fieldmark.photos.tile import tile
+from fieldmark.photos.inputs import read
+
+Facts = dict[str, Any]
 
 SPLITS = ("train", "val", "test")
 FINDINGS = {
-    "unreadable": "Unreadable photos",
-    "duplicates": "Groups of identical files",
-    "near_duplicates": "Groups of near-identical photos",
-    "conflicts": "Same photo under several classes",
-    "leaks": "Same photo in several splits",
-    "group_leaks": "Groups in several splits",
-    "odd": "Photos that stand out (dark, bright, blank, blurred, small, long)",
-    "label_errors": "Labels worth a second look",
+    "unreadable": later("Unreadable photos"),
+    "duplicates": later("Groups of identical files"),
+    "near_duplicates": later("Groups of near-identical photos"),
+    "conflicts": later("Same photo under several classes"),
+    "leaks": later("Same photo in several splits"),
+    "group_leaks": later("Groups in several splits"),
+    "odd": later("Photos that stand out (dark, bright, blank, blurred, small, long)"),
+    "label_errors": later("Labels worth a second look"),
 }
 SECONDS = {
-    "decode": "reading the photos",
-    "features": "features of the frozen backbone",
-    "phase1": "training, backbone frozen",
-    "phase2": "training, backbone unfrozen",
-    "evaluate": "evaluation",
-    "report": "this report",
-    "other": "everything else",
+    "decode": later("reading the photos"),
+    "features": later("features of the frozen backbone"),
+    "phase1": later("training, backbone frozen"),
+    "phase2": later("training, backbone unfrozen"),
+    "evaluate": later("evaluation"),
+    "report": later("this report"),
+    "other": later("everything else"),
 }
+MISTAKES = 12
+"""Mistakes whose photos are shown."""
 
 
-def write_report(run: Path, photos: Files | None) -> list[Path]:
+def write_report(run: Path, photos: Files | None, *, lang: str = "en") -> list[Path]:
     """Write report.html, card.md and (where there is a history) curves.svg into the folder `run`; return their paths.
 
     `photos` is where the paths in predictions.csv lead; without it, or where a photo is gone,
-    the page shows names in place of pictures. Raises FieldmarkError when metrics.json is missing or damaged; every
-    other file may be absent.
+    the page shows names in place of pictures. `lang` is the language of all three. Raises FieldmarkError when
+    metrics.json is missing or damaged; every other file may be absent.
     """
-    try:
-        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise FieldmarkError(
-            f"{run} has no readable metrics.json ({error}); train again or finish with --resume"
-        ) from error
-    history = [row for row in _rows(run / "history.csv") if number(row["epoch"]) is not None]
-    facts = _facts(run, photos, metrics, history)
-    texts = {"report.html": pages.render("report.html.j2", facts), "card.md": pages.render("card.md.j2", facts)}
+    _ = language(lang)
+    metrics = _metrics(run)
+    history = [row for row in rows(run / "history.csv") if number(row["epoch"]) is not None]
+    facts = _facts(run, photos, metrics, history, _)
+    texts = {"report.html": pages.render("report.html.j2", facts, _), "card.md": pages.render("card.md.j2", facts, _)}
     if history:
-        texts["curves.svg"] = charts.curves(history, metrics.get("best_epoch"))
+        texts["curves.svg"] = charts.curves(history, metrics.get("best_epoch"), _)
     for name, text in texts.items():
         # A file name that is no valid Unicode must not cost the report.
         (run / name).write_text(text, encoding="utf-8", errors="replace")
     return [run / name for name in texts]
 
 
-def _facts(run: Path, photos: Files | None, metrics: dict[str, Any], history: list[dict[str, str]]) -> dict[str, Any]:
+def rewrite(run: Path, lang: str | None = None) -> tuple[list[Path], list[str]]:
+    """Write the report of a finished run anew, in the language of its recipe or another.
+
+    -> the files, and a line on the photos where they are gone, and the page goes without them. Raises FieldmarkError.
+    """
+    if lang is None:
+        lang = recipes.read(run / "recipe.yaml").lang if (run / "recipe.yaml").is_file() else "en"
+    try:
+        audit = json.loads((examples.runs(run)[0] / "audit.json").read_text(encoding="utf-8"))
+        photos, gone = read(audit["folder"], least=1).files, list[str]()
+    except (OSError, ValueError, KeyError, FieldmarkError) as error:
+        photos, gone = None, [f"the photos cannot be had, so the page goes without them: {error}"]
+    return write_report(run, photos, lang=lang), gone
+
+
+def _metrics(run: Path) -> Facts:
+    """metrics.json; what folds have in common stands in the first one's."""
+    try:
+        metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
+        if metrics.get("folds") and (first := examples.runs(run)[0]) != run:
+            metrics = {"command": _metrics(first).get("command")} | metrics
+            # The folds' thresholds differ: pooled scores are counted from them, and their zero says nothing.
+            metrics["test"] = metrics["test"] and metrics["test"] | {"threshold": None}
+        return metrics
+    except (OSError, ValueError) as error:
+        raise FieldmarkError(
+            f"{run} has no readable metrics.json ({error}); train again or finish with --resume"
+        ) from error
+
+
+def _facts(run: Path, photos: Files | None, metrics: Facts, history: list[dict[str, str]], _: Language) -> Facts:
     """Everything that the templates show, under the names they use."""
-    classes = metrics.get("classes") or []
-    figures = metrics.get("test") or metrics.get("validation") or {}
-    matrix = figures.get("confusion") or []
-    predictions = _predictions(run / "predictions.csv")
-    mistakes = sorted((p for p in predictions if not p["correct"]), key=lambda p: -p["confidence"])
-    barely = sorted((p for p in predictions if p["correct"]), key=lambda p: p["confidence"])
-    counts = Counter((row["label"], row["split"]) for row in _rows(run / "split.csv"))
+    classes, figures, first = metrics.get("classes") or [], wording.judged(metrics), examples.runs(run)[0]
+    counts = Counter((row["label"], row["split"]) for row in rows(run / "split.csv"))
     recipe = run / "recipe.yaml"
+    per_class, seconds = wording.per_class(figures), metrics.get("seconds") or {}
     return {
         "run": run.resolve().name,
         "photos": photos.root.resolve().name if photos else "photos",
         "metrics": metrics,
         "classes": classes,
+        "title": wording.title(classes, _),
         "tested": bool(metrics.get("test")),
         "figures": figures,
-        "summary": wording.summary(metrics),
+        "folds": [fold["test"] for fold in metrics.get("folds") or [] if fold.get("test")],
+        "summary": wording.summary(metrics, _),
         "baseline": wording.baseline(figures),
         "split": [(name, [counts[name, split] for split in SPLITS]) for name in classes] if counts else [],
-        "totals": [sum(n for (_, at), n in counts.items() if at == split) for split in SPLITS],
-        "findings": _findings(run / "audit.json"),
-        "quarantine": _rows(run / "quarantine.csv"),
+        "totals": [sum(n for (_name, at), n in counts.items() if at == split) for split in SPLITS],
+        "findings": _findings(first / "audit.json", _),
+        "quarantine": rows(first / "quarantine.csv"),
         "history": history,
-        "curves": [Markup(charts.curve(history, kind, metrics.get("best_epoch"))) for kind in charts.TITLES if history],
-        "per_class": wording.per_class(figures),
-        "confusion": Markup(charts.confusion(matrix, classes)) if matrix else "",
-        "pairs": charts.confused_pairs(matrix, classes) if matrix else [],
-        "mistakes": [_tile(photos, prediction) for prediction in mistakes[:12]],
-        "mistaken": len(mistakes),
-        "flagged": sum(not mistake["known"] for mistake in mistakes),
-        "barely": [_tile(photos, prediction) for prediction in barely[:4]],
-        "bands": wording.bands(predictions),
-        "limits": wording.limits(metrics, figures, counts),
-        "seconds": {text: (metrics.get("seconds") or {}).get(name) for name, text in SECONDS.items()},
+        "course": wording.course(history, metrics.get("best_epoch"), _),
+        "per_class": [row | {"bar": _bar(row)} for row in per_class],
+        "points": wording.operating_points(figures, _),
+        "limits": wording.limits(metrics, counts, _),
+        "seconds": {_(text): seconds.get(name) for name, text in SECONDS.items()},
         "settings": _settings(recipe),
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
+        **_pictures(run, photos, figures, [row["name"] for row in per_class]),
+        **_charts(metrics, figures, history, _),
     }
+
+
+def _charts(metrics: Facts, figures: Facts, history: list[dict[str, str]], _: Language) -> Facts:
+    """The drawings, and what is said beside that of the learning curve."""
+    classes, best, matrix = metrics.get("classes") or [], metrics.get("best_epoch"), figures.get("confusion")
+    curve, known = metrics.get("learning_curve"), figures.get("reliability") and figures.get("coverage_curve")
+    trust = [trust_charts.reliability(figures, _), trust_charts.coverage(figures, _)] if known else []
+    return {
+        "curves": [Markup(charts.curve(history, kind, best, _)) for kind in charts.TITLES if history],
+        "confusion": Markup(trust_charts.confusion(matrix, classes, _)) if matrix else "",
+        "roc": Markup(trust_charts.roc(figures, _)) if figures.get("roc") else "",
+        "trust": [Markup(chart) for chart in trust],
+        "growth": Markup(trust_charts.growth(curve, _)) if curve else "",
+        "more": wording.more_photos(curve, _) if curve else "",
+        "gained": wording.gains(curve, _) if curve else "",
+    }
+
+
+def _pictures(run: Path, photos: Files | None, figures: Facts, hardest: list[str]) -> Facts:
+    """The photos that are shown: the surest mistakes, confusions, and the sheet, whose hardest classes come first."""
+    answers, looks = examples.predictions(run), examples.Looks(photos)
+    wrong = sorted((one for one in answers if not one["correct"]), key=lambda one: -one["confidence"])
+    sheet = examples.sheet(hardest, answers, looks) if photos else []
+    return {
+        "pictured": photos is not None,
+        "answers": len(answers),
+        "mistaken": len(wrong),
+        "flagged": sum(not one["known"] for one in wrong),
+        "mistakes": looks.plain(wrong[:MISTAKES]),
+        "confusions": examples.confusions(figures.get("confused") or [], answers, looks) if photos else [],
+        "sheet": sheet,
+        "seen": any(one and one["evidence"] for row in sheet for one in row.values() if isinstance(one, dict)),
+    }
+
+
+def _bar(row: Facts) -> Markup | str:
+    bounds = row.get("recall_ci95")
+    return Markup(trust_charts.bar(row["recall"], *bounds)) if bounds and row["recall"] is not None else ""
 
 
 def _settings(file: Path) -> list[tuple[str, Any]]:
@@ -116,49 +178,25 @@ def _settings(file: Path) -> list[tuple[str, Any]]:
     return [(recipes.option(name), value) for name, value in chosen.items() if value != usual[name]]
 
 
-def _findings(path: Path) -> list[dict[str, Any]]:
+def _findings(path: Path, _: Language) -> list[Facts]:
     """What `check` found, one entry a kind: how many, in words, and the first few as text."""
     audit = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return [
-        {"count": len(audit[kind]), "text": text, "examples": [_example(found) for found in audit[kind][:3]]}
+        {"count": len(audit[kind]), "text": _(text), "examples": [_example(found, _) for found in audit[kind][:3]]}
         for kind, text in FINDINGS.items()
         if audit.get(kind) is not None  # what was not looked for is not mentioned
     ]
 
 
-def _example(found: dict[str, Any] | list[str] | str) -> str:
+def _example(found: dict[str, Any] | list[str] | str, _: Language) -> str:
     if isinstance(found, str):
         return found
     if isinstance(found, list):
-        return " = ".join(found[:4]) + (f" and {len(found) - 4} more" if len(found) > 4 else "")
+        shown = " = ".join(found[:4])
+        return _("{names} and {n} more", names=shown, n=len(found) - 4) if len(found) > 4 else shown
     if "kind" in found:
         return f"{found['path']}: {found['kind']}, {found['detail']}"
     if "suggested" in found:
-        return f"{found['path']}: {found.get('label')}, or rather {found['suggested']}?"
+        told = {"path": found["path"], "label": found.get("label"), "suggested": found["suggested"]}
+        return _("{path}: {label}, or rather {suggested}?", **told)
     return f"{found['path']}: {found.get('reason')}"
-
-
-def _predictions(path: Path) -> list[dict[str, Any]]:
-    """The answers in predictions.csv, with a number for `confidence` and truth values for `correct` and `known`."""
-    return [
-        {
-            **row,
-            "confidence": confidence,
-            "correct": row["label"] == row["predicted"],
-            "known": str(row.get("known")).lower() in ("true", "1"),
-        }
-        for row in _rows(path)
-        if (confidence := number(row["confidence"])) is not None
-    ]
-
-
-def _tile(photos: Files | None, prediction: dict[str, Any]) -> dict[str, Any]:
-    """A prediction with its photo, or with None where the photo cannot be had."""
-    return {**prediction, "picture": tile(photos, prediction["path"])}
-
-
-def _rows(path: Path) -> list[dict[str, str]]:
-    if not path.is_file():
-        return []
-    with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as file:
-        return list(csv.DictReader(file))

@@ -103,14 +103,14 @@ def train(
     with devices.first(fabric):
         fabric.broadcast(str(out))
         trainer.train(
-            lambda trainer: _plan(trainer, out, len(table.test)),
-            lambda pass_seconds: plan.affords(trainer, pass_seconds, len(table.test)),
+            lambda trainer: _plan(trainer, out, table.judged_last),
+            lambda pass_seconds: plan.affords(trainer, pass_seconds, table.judged_last),
         )
     if shared:
         keep(shared, trainer, out, reporter.seconds.get("features", 0.0))
     with reporter.part("evaluate"):
         figures = judge(trainer, table, _preprocessing(network, recipe), out, reporter)
-        doubts, curve = second_look(out, table, recipe, reporter)
+        doubts, curve = second_look(out, table, recipe, reporter) if not shared else ([], None)
     differs = disagreement(figures["export"])
     for warning in differs:
         reporter.warn(warning)
@@ -147,7 +147,7 @@ def _help(fabric: Fabric) -> None:
     torch.manual_seed(recipe.seed)
     network = _build(recipe, len(table.classes))
     trainer = Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric)
-    trainer.train(lambda trainer: _plan(trainer, out, len(table.test)))
+    trainer.train(lambda trainer: _plan(trainer, out, table.judged_last))
 
 
 def _new_folder(photos: Path) -> Path:
@@ -233,14 +233,14 @@ def _preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def _plan(trainer: Trainer, out: Path, test_photos: int) -> Recipe:
+def _plan(trainer: Trainer, out: Path, judged_last: int) -> Recipe:
     """The recipe, with what was left open until the speed is known; recorded, so that a resumed run does the same."""
     recipe = trainer.recipe
     if recipe.find_lr:
         recipe, told = plan.rates_for(trainer, recipe)
         trainer.reporter.say(told)
     if recipe.budget and not recipe.steps_per_epoch:
-        recipe, told = plan.epochs_for(trainer, recipe, trainer.reporter.elapsed(), test_photos)
+        recipe, told = plan.epochs_for(trainer, recipe, trainer.reporter.elapsed(), judged_last)
         trainer.reporter.say(told)
     if recipe != trainer.recipe and trainer.fabric.is_global_zero:
         _record(recipe, out)

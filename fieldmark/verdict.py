@@ -10,7 +10,7 @@ from scipy.special import softmax
 from torch import Tensor
 
 from fieldmark import bundle, calibrate, records
-from fieldmark.dataset import Judged, judged
+from fieldmark.dataset import Data, Judged, judged
 from fieldmark.export import export, verify
 from fieldmark.figures import Answers, figures
 from fieldmark.finetune import Trainer
@@ -20,9 +20,6 @@ from fieldmark.prepare import Table
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe, seconds
 
-SHOWN, LEAST_SHOWN = 400, 8
-"""Training photos whose features are kept, at least so many of each class: more find no more strangers
-(docs/performance.md)."""
 TOLERANCE = 1e-5
 """Largest difference of a probability between the network and its export that is called equal."""
 VERIFIED = 32
@@ -36,7 +33,7 @@ def judge(
     data, classes = table.data, table.classes
     val, test = data.labels[data.val], data.labels[data.test]
     network = trainer.network
-    shown = gallery(data.labels, data.train)
+    shown = table.shown
     seen, _ = _described(trainer, map(trainer.routine.frozen.maps, judged(data.pack, shown, preprocessing["size"])))
     features, logits = _described(trainer, trainer.routine.frozen.validation())
     network.cpu()
@@ -46,7 +43,9 @@ def judge(
     least = calibrate.threshold(scores)
     info = bundle.describe(network, classes, preprocessing, t, least, table.audit["fingerprint"])
     if len(classes) == 2:
-        info |= _two(classes, data.labels, np.concatenate([data.train, data.val, data.test]), val, logits / t)
+        positive = trainer.recipe.positive or _rarer(classes, data)
+        one = softmax(logits / t, axis=1)[:, classes.index(positive)]
+        info |= {"positive": positive, "decision": calibrate.decision(one, val == classes.index(positive))}
     bundle.write(out / "bundle", info, network, known)
     _write_gallery(out / "gallery.npz", table, shown, seen)
     export(network, known, info, out / "bundle" / "model.onnx")
@@ -78,13 +77,6 @@ def judge(
     }
 
 
-def gallery(labels: np.ndarray, train: np.ndarray) -> np.ndarray:
-    """The training photos whose features are kept: of each class the same number, spread over all that it has."""
-    each = [train[labels[train] == k] for k in np.unique(labels[train])]
-    share = max(LEAST_SHOWN, SHOWN // max(1, len(each)))
-    return np.sort(np.concatenate([own[:: -(-len(own) // share)] for own in each]))
-
-
 def _described(trainer: Trainer, maps: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Maps at the cut -> the last map, pooled (n, c), and logits (n, classes): by the weights of now, in 32 bits."""
     rest, head = trainer.trained.eval().children()
@@ -98,10 +90,10 @@ def _described(trainer: Trainer, maps: Iterable[Tensor]) -> tuple[np.ndarray, np
     return torch.cat(features).numpy(), torch.cat(logits).numpy()
 
 
-def _two(classes: list[str], labels: np.ndarray, used: np.ndarray, val: np.ndarray, logits: np.ndarray) -> bundle.Info:
-    """What one looks for of two classes, the rarer one, and the probability from which it is found."""
-    one = int(np.bincount(labels[used], minlength=2).argmin())
-    return {"positive": classes[one], "decision": calibrate.decision(softmax(logits, axis=1)[:, one], val == one)}
+def _rarer(classes: list[str], data: Data) -> str:
+    """Of two classes the one that is mostly looked for."""
+    used = np.concatenate([data.train, data.val, data.test])
+    return classes[int(np.bincount(data.labels[used], minlength=2).argmin())]
 
 
 def _stacked(rows: list[np.ndarray], classes: int) -> np.ndarray:

@@ -1,49 +1,85 @@
-"""figures -> words: the sentences, rows and numbers of the report, as people read them."""
+"""figures -> words: the sentences and rows of the report, as people read them, in the language of the page."""
 
-import math
 from collections import Counter
 from typing import Any
 
 from markupsafe import Markup
 
-from fieldmark import charts
-from fieldmark.charts import number
+from fieldmark.languages import ENGLISH, Language, number
 
+Figures = dict[str, Any]
 FEW_TRAINED, FEW_TESTED = 50, 20  # photos of a class below which we say that there were few
-BANDS = ((0.95, 1.01, "95 % and more"), (0.8, 0.95, "80 to 95 %"), (0.5, 0.8, "50 to 80 %"), (0, 0.5, "below 50 %"))
+CLEAR = 2  # standard errors beyond which a class is said to have gained by more photos
 
 
-def summary(metrics: dict[str, Any]) -> str:
+def judged(metrics: Figures) -> Figures:
+    """The figures that count: those of the test, where photos were kept for one."""
+    return metrics.get("test") or metrics.get("validation") or {}
+
+
+def summary(metrics: Figures, _: Language = ENGLISH) -> str:
     """What the run is worth in one plain sentence or two, hedged where few photos or none were kept for the test.
 
     >>> summary({"test": {"accuracy": 0.921, "n": 379, "ci95": [0.89, 0.944]}, "classes": list("abcdef")})[:46]
     'On 379 photos it had never seen, the classifie'
     """
-    figures, tested = metrics.get("test") or metrics.get("validation") or {}, bool(metrics.get("test"))
+    figures, classes = judged(metrics), len(metrics.get("classes") or [])
     accuracy, n = number(figures.get("accuracy")), figures.get("n") or 0
     if accuracy is None or not n:
-        return (
+        return _(
             "The classifier was trained, but no labelled photo was left to test it on: nobody knows yet how good it is."
         )
-    unseen = f"On {n:,} photos it had never seen,"
-    chosen = f"No photo was kept for a test. On {n:,} validation photos, which also chose the weights and so flatter,"
-    right = f"the classifier names the right one of {len(metrics.get('classes') or [])} classes"
     between = figures.get("ci95") or (None, None)
+    told = {"where": _where(metrics, n, _), "classes": classes, "share": _.percent(accuracy)}
     if n < 100:
-        text = f"{unseen if tested else chosen} {right} {round(accuracy * n)} times ({percent(accuracy)})."
-        text += " So few photos prove little: with 95\N{NO-BREAK SPACE}% confidence the true rate lies within"
-        text += f" {interval(between, 0)}."
+        text = _(
+            "{where} the classifier names the right one of {classes} classes {times} times ({share})."
+            " So few photos prove little: with 95 % confidence the true rate lies within {range}.",
+            **told,
+            times=round(accuracy * n),
+            range=_.interval(between, 0),
+        )
     else:
-        text = f"{unseen if tested else chosen} {right} {percent(accuracy)} of the time"
-        text += f" (95\N{NO-BREAK SPACE}% interval {interval(between)})."
-    guess = baseline(figures)
-    low = number(between[0])
+        text = _(
+            "{where} the classifier names the right one of {classes} classes {share} of the time"
+            " (95 % interval {range}).",
+            **told,
+            range=_.interval(between),
+        )
+    guess, low = baseline(figures), number(between[0])
     if guess and (accuracy if low is None else low) <= guess["share"]:
-        text += f" That is not shown to be better than always answering “{guess['name']}” ({percent(guess['share'])})."
+        doubt = _(
+            "That is not shown to be better than always answering “{name}” ({share}).",
+            name=guess["name"],
+            share=_.percent(guess["share"]),
+        )
+        return _.flow([text, doubt])
     return text
 
 
-def baseline(figures: dict[str, Any]) -> dict[str, Any] | None:
+def _where(metrics: Figures, n: int, _: Language) -> str:
+    if not metrics.get("test"):
+        return _(
+            "No photo was kept for a test. On {n:,} validation photos, which also chose the weights and so flatter,",
+            n=n,
+        )
+    if folds := metrics.get("folds"):
+        return _(
+            "On {n:,} photos, each judged by the one of {folds} classifiers that had not seen it,",
+            n=n,
+            folds=len(folds),
+        )
+    return _("On {n:,} photos it had never seen,", n=n)
+
+
+def title(classes: list[str], _: Language = ENGLISH) -> str:
+    """What the classifier decides, as a question."""
+    if 2 <= len(classes) <= 6 and len("".join(classes)) < 70:
+        return _("{names} or {last}?", names=_.listed(classes[:-1]), last=classes[-1])
+    return _("Which of {n:,} classes?", n=len(classes))
+
+
+def baseline(figures: Figures) -> Figures | None:
     """The share that always answering the commonest class would get right."""
     counts = {name: row.get("n") or 0 for name, row in (figures.get("per_class") or {}).items()}
     if not sum(counts.values()):
@@ -52,96 +88,139 @@ def baseline(figures: dict[str, Any]) -> dict[str, Any] | None:
     return {"name": name, "share": counts[name] / sum(counts.values())}
 
 
-def per_class(figures: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the table of classes, the lowest recall first, the untested last, each with its bar and 95 % interval."""
-    rows = []
-    for name, row in (figures.get("per_class") or {}).items():
-        recall, n = number(row.get("recall")), row.get("n") or 0
-        shown: dict[str, Any] = {"low": None, "high": None, "bar": ""}
-        if recall is not None and n:
-            low, high = _wilson(recall, n)
-            shown = {"low": low, "high": high, "bar": Markup(charts.bar(recall, low, high))}
-        rows.append({**row, **shown, "name": name, "n": n, "recall": recall})
+def per_class(figures: Figures) -> list[Figures]:
+    """Rows of the table of classes, the lowest recall first, the untested last."""
+    rows = [
+        {**row, "name": name, "n": row.get("n") or 0, "recall": number(row.get("recall"))}
+        for name, row in (figures.get("per_class") or {}).items()
+    ]
     return sorted(rows, key=lambda row: (not row["n"], row["recall"] if row["recall"] is not None else 1.0))
 
 
-def _wilson(share: float, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share of n (E. B. Wilson, 1927): sensible for small n and near 0 and 1."""
-    z = 1.96
-    centre = (share + z * z / (2 * n)) / (1 + z * z / n)
-    half = z / (1 + z * z / n) * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, centre - half), min(1.0, centre + half)
+def course(history: list[dict[str, str]], best: Any, _: Language = ENGLISH) -> str:
+    """How long it learnt, and what was kept of it."""
+    frozen = sum(row.get("phase") == "1" for row in history)
+    if frozen:
+        text = _("Epochs: {n}, of which {frozen} with the backbone frozen.", n=len(history), frozen=frozen)
+    else:
+        text = _("Epochs: {n}.", n=len(history))
+    if number(best) is None:
+        return text
+    kept = _("The weights of epoch {best}, chosen by the validation photos, were kept.", best=best)
+    return _.flow([text, kept])
 
 
-def limits(metrics: dict[str, Any], figures: dict[str, Any], counts: Counter[tuple[str, str]]) -> list[str]:
+def operating_points(figures: Figures, _: Language = ENGLISH) -> list[Figures]:
+    """Of two classes: what is found and left alone if the likelier class is the answer, and from the threshold on."""
+    if not figures.get("positive"):
+        return []
+    name, at = figures["positive"], figures.get("at_threshold") or {}
+    likelier = {**figures, "where": "", "told": _("the likelier class")}
+    text = _("“{name}” from {share} on", name=name, share=_.percent(at.get("threshold")))
+    return [likelier] + ([{**at, "where": "at_threshold.", "told": text}] if at else [])
+
+
+# ---- what it cannot do, and what more photos would bring
+
+
+def limits(metrics: Figures, counts: Counter[tuple[str, str]], _: Language = ENGLISH) -> list[str]:
     """What the classifier cannot do or has not shown, as sentences."""
-    classes = metrics.get("classes") or []
+    classes, figures = metrics.get("classes") or [], judged(metrics)
     rows = figures.get("per_class") or {}
     sentences = [
-        f"It knows {len(classes)} classes and nothing else; a photo of something else gets one of these names"
-        " unless its score falls below the threshold.",
-        "The figures hold for photos like these; another camera, place or season may bring others.",
+        _(
+            "It knows {n} classes and nothing else; a photo of something else gets one of these names unless its score"
+            " falls below the threshold.",
+            n=len(classes),
+        ),
+        _("The figures hold for photos like these; another camera, place or season may bring others."),
     ]
     trained = {name: counts[name, "train"] for name in classes if counts and counts[name, "train"] < FEW_TRAINED}
     tested = {name: row.get("n") or 0 for name, row in rows.items() if (row.get("n") or 0) < FEW_TESTED}
     recalls = {name: number(row.get("recall")) for name, row in rows.items() if row.get("n")}
-    weak = {name: round(100 * recall) for name, recall in recalls.items() if recall is not None and recall < 0.8}
+    weak = {name: recall for name, recall in recalls.items() if recall is not None and recall < 0.8}
     if trained:
-        sentences.append(f"It learnt from fewer than {FEW_TRAINED} photos of {_listed(trained)}.")
+        sentences.append(
+            _("It learnt from fewer than {n} photos of {classes}.", n=FEW_TRAINED, classes=_listed(trained, _))
+        )
     if tested:
         sentences.append(
-            f"Tested on fewer than {FEW_TESTED} photos, so that their own figures may be far off: {_listed(tested)}."
+            _(
+                "Tested on fewer than {n} photos, so that their own figures may be far off: {classes}.",
+                n=FEW_TESTED,
+                classes=_listed(tested, _),
+            )
         )
     if weak:
-        sentences.append(f"It finds less than 80 % of {_listed(weak, unit=' %')}.")
-    for true, answer, count, share in charts.confused_pairs(figures.get("confusion") or [], classes, most=3):
-        if share >= 0.05 and count > 2:
-            sentences.append(f"It takes {count} of {round(count / share)} photos of “{true}” for “{answer}”.")
+        sentences.append(
+            _("It finds less than {share} of {classes}.", share=_.percent(0.8, 0), classes=_listed(weak, _, True))
+        )
+    sentences += [confusion(pair, figures, _) for pair in common(figures)[:3]]
     return sentences
 
 
-def _listed(values: dict[str, int], unit: str = "", most: int = 8) -> str:
+def common(figures: Figures) -> list[Figures]:
+    """The pairs that are confused so often that it is no accident."""
+    return [pair for pair in figures.get("confused") or [] if pair["share"] >= 0.05 and pair["n"] > 2]
+
+
+def confusion(pair: Figures, figures: Figures, _: Language = ENGLISH) -> str:
+    return _(
+        "It takes {n} of {all} photos of “{label}” for “{predicted}” ({share}, 95 % interval {range}).",
+        **{key: pair[key] for key in ("n", "label", "predicted")},
+        all=(figures.get("per_class") or {}).get(pair["label"], {}).get("n"),
+        share=_.percent(pair["share"]),
+        range=_.interval(pair.get("ci95")),
+    )
+
+
+def _listed(values: dict[str, Any], _: Language, shares: bool = False, most: int = 8) -> str:
     """Classes with a number each, the lowest first, cut off where a reader would stop."""
     names = sorted(values, key=lambda name: values[name])
-    rest = f" and {len(names) - most} more classes" if len(names) > most else ""
-    return ", ".join(f"{name} ({values[name]}{unit})" for name in names[:most]) + rest
+    shown = [
+        _("{name} ({value})", name=name, value=_.percent(values[name], 0) if shares else values[name])
+        for name in names[:most]
+    ]
+    if len(names) > most:
+        return _("{names} and {n} more classes", names=_.listed(shown), n=len(names) - most)
+    return _.listed(shown)
 
 
-def bands(predictions: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """How often the classifier is right where it is sure, half sure and unsure: calibration that can be read."""
-    rows = []
-    for low, high, text in BANDS:
-        inside = [p for p in predictions if low <= p["confidence"] < high]
-        if inside:
-            said, correct = sum(p["confidence"] for p in inside), sum(p["correct"] for p in inside)
-            rows.append({"text": text, "n": len(inside), "said": said / len(inside), "right": correct / len(inside)})
-    return rows
+def more_photos(curve: Figures, _: Language = ENGLISH) -> str:
+    """What the learning curve says about twice as many photos."""
+    now, then = curve["points"][-1]["accuracy"], curve["doubled"]
+    told = {"now": _.percent(now), "then": _.percent(then)}
+    if then - now < 0.005:
+        return _(
+            "Hardly: with twice as many photos {then} instead of {now} would be right, if errors go on to fall as they"
+            " did when the photos last doubled.",
+            **told,
+        )
+    return _(
+        "Yes: with twice as many photos {then} instead of {now} would be right, if errors go on to fall as they did"
+        " when the photos last doubled.",
+        **told,
+    )
 
 
-def percent(share: Any, digits: int = 1) -> str:
-    """A share as people write it: 0.9213 -> "92.1 %", its space unbreakable; a dash where there is no figure."""
-    value = number(share)
-    return "–" if value is None else f"{100 * value:.{digits}f}\N{NO-BREAK SPACE}%"
-
-
-def interval(bounds: Any, digits: int = 1) -> str:
-    """Two shares as people write a range: (0.89, 0.944) -> "89.0–94.4 %"; a dash where one is missing."""
-    low, high = (number(bound) for bound in bounds)
-    return "–" if low is None or high is None else f"{100 * low:.{digits}f}–{percent(high, digits)}"
-
-
-def figure(value: Any, digits: int = 3) -> str:
-    """A number with so many decimals, or a dash where there is none."""
-    known = number(value)
-    return "–" if known is None else f"{known:,.{digits}f}"
-
-
-def duration(seconds: Any) -> str:
-    """Seconds as "4 min 52 s", "12.3 s" or a dash."""
-    value = number(seconds)
-    if value is None:
-        return "–"
-    return f"{value:.1f} s" if value < 60 else f"{round(value) // 60} min {round(value) % 60} s"
+def gains(curve: Figures, _: Language = ENGLISH) -> str:
+    """Which classes gained by the last doubling, beyond chance."""
+    clear = [row for row in curve["classes"] if row["recall"] - row["half"] > CLEAR * row["se"] > 0]
+    if not clear:
+        return _("No single class gained by the last doubling beyond chance (2 standard errors).")
+    named = [
+        _(
+            "{name} ({half} to {full})",
+            name=row["name"],
+            half=_.percent(row["half"], 0),
+            full=_.percent(row["recall"], 0),
+        )
+        for row in clear[:8]
+    ]
+    return _(
+        "By the last doubling these classes were found more often, beyond chance (2 standard errors): {classes}.",
+        classes=_.listed(named),
+    )
 
 
 def markdown(text: Any) -> Markup:

@@ -8,8 +8,11 @@ from xml.etree import ElementTree
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from told import CURVE, made
 
-from fieldmark import charts
+from fieldmark import charts, trust_charts
+from fieldmark.figures import figures
+from fieldmark.languages import ENGLISH, language
 
 SVG = "{http://www.w3.org/2000/svg}"
 CELLS = st.one_of(st.floats(-1e6, 1e6), st.sampled_from(["", "nan", "inf", None, math.nan]))
@@ -49,8 +52,8 @@ def test_curves_draw_any_history_as_xml_inside_the_frame(rows, unfrozen_from, be
 def test_curves_mark_the_unfreezing_and_the_best_epoch():
     drawing = charts.curves(history(5))
     assert drawing.count("unfrozen") == 2  # once a panel
-    assert drawing.count("epoch 5, best") == 2
-    assert charts.curves(history(5), best=2).count("epoch 2, best") == 2
+    assert drawing.count("best: 5") == 2
+    assert charts.curves(history(5), best=2).count("best: 2") == 2
     assert "unfrozen" not in charts.curves(history(5, unfrozen_from=1)), "it was never frozen"
     assert "unfrozen" not in charts.curves(history(5, unfrozen_from=9))
     gradual = [row | {"phase": phase} for row, phase in zip(history(6), (1, 2, 2, 3, 3, 3), strict=True)]
@@ -64,7 +67,7 @@ def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
     lines = [
         path.attrib["d"]
         for path in ElementTree.fromstring(charts.curve(rows, "loss")).iter(f"{SVG}path")
-        if path.attrib["class"] == "train"
+        if path.attrib["class"] == "other"
     ]
     assert [line.count("L") for line in lines[:2]] == [0, 2]
     assert lines[0].endswith("h8")
@@ -72,7 +75,7 @@ def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
 
 def test_curves_go_where_the_figures_go():
     drawing = ElementTree.fromstring(charts.curve(history(4), "accuracy"))
-    line = next(path.attrib["d"] for path in drawing.iter(f"{SVG}path") if path.attrib["class"] == "validation")
+    line = next(path.attrib["d"] for path in drawing.iter(f"{SVG}path") if path.attrib["class"] == "main")
     points = [tuple(map(float, point.split())) for point in line[1:].split("L")]
     assert points == sorted(points, key=lambda point: (point[0], -point[1])), "rising accuracy climbs to the right"
     assert len(points) == 4
@@ -81,7 +84,7 @@ def test_curves_go_where_the_figures_go():
 @given(st.floats(-1e5, 1e5), st.floats(-1e5, 1e5))
 def test_ticks_span_the_values_in_few_even_steps(one, other):
     low, high = min(one, other), max(one, other)
-    ticks = charts._ticks(low, high)
+    ticks = charts.ticks(low, high)
     slack = 1e-6 * max(1e-3, high - low)
     assert 2 <= len(ticks) <= 7
     assert ticks[0] <= low + slack and ticks[-1] >= high - slack
@@ -106,7 +109,7 @@ class Text(HTMLParser):
 def test_small_confusion_is_a_table_with_every_name_and_count(classes, data):
     row = st.lists(st.integers(0, 999), min_size=len(classes), max_size=len(classes))
     matrix = data.draw(st.lists(row, min_size=len(classes), max_size=len(classes)))
-    page = Text(charts.confusion(matrix, classes))
+    page = Text(trust_charts.confusion(matrix, classes))
     assert set(page.tags) <= {"table", "thead", "tbody", "tr", "th", "td", "span", "small"}
     assert page.tags.count("td") == len(classes) * (len(classes) + 1)
     shown = "".join(page.texts).replace("\r", "\n")
@@ -117,22 +120,102 @@ def test_small_confusion_is_a_table_with_every_name_and_count(classes, data):
 @pytest.mark.parametrize("classes", [13, 100, 400])
 def test_large_confusion_is_a_small_heat_map(classes):
     matrix = [[(3 * i + j) % 7 if abs(i - j) < 20 else 0 for j in range(classes)] for i in range(classes)]
-    drawing = charts.confusion(matrix, [f"<{i}>" for i in range(classes)])
+    drawing = trust_charts.confusion(matrix, [f"<{i}>" for i in range(classes)])
     paths = [path.attrib["d"] for path in ElementTree.fromstring(drawing).iter(f"{SVG}path")]
     assert sum(path.count("z") for path in paths) == 1 + sum(count > 0 for counts in matrix for count in counts)
     assert len(drawing) < 800_000
 
 
-def test_confused_pairs_are_the_mistakes_in_order():
-    pairs = charts.confused_pairs([[8, 2, 0], [0, 5, 0], [3, 1, 0]], ["a", "b", "c"])
-    assert pairs == [("c", "a", 3, 0.75), ("a", "b", 2, 0.2), ("c", "b", 1, 0.25)]
-    assert charts.confused_pairs([[4, 0], [0, 4]], ["a", "b"]) == []
-
-
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0.0, 0.3), (1.0, 0.7, 1.0), (0.5, 0.4, 0.6)])
 def test_bar_is_as_long_as_its_share(share, low, high):
-    track, value, whisker = ElementTree.fromstring(charts.bar(share, low, high))
+    track, value, whisker = ElementTree.fromstring(trust_charts.bar(share, low, high))
     assert float(value.attrib["width"]) == 100 * share
     assert float(whisker.attrib["x"]) == pytest.approx(100 * low)
     assert float(whisker.attrib["width"]) == pytest.approx(100 * (high - low))
     assert track.attrib["width"] == "100"
+
+
+# ---- how far to trust it
+
+
+@pytest.fixture(scope="module")
+def two():
+    """Figures of two classes, of which one is looked for."""
+    return figures(made(2, 40, 5), ["a", "b"], 0.6, "b", 0.4) or {}
+
+
+def inside(drawing: str, height: float) -> ElementTree.Element:
+    """The chart as XML, after a look that all of it lies in its frame."""
+    tree = ElementTree.fromstring(drawing)
+    for shape in [*tree.iter(f"{SVG}circle"), *tree.iter(f"{SVG}rect")]:
+        if shape.get("style") is None:
+            x, y = (float(shape.get(a) or shape.get(b) or 0) for a, b in (("cx", "x"), ("cy", "y")))
+            assert -5 <= x <= charts.WIDTH and -5 <= y <= height
+    for text in tree.iter(f"{SVG}text"):
+        assert 0 <= float(text.attrib["x"]) <= charts.WIDTH and float(text.attrib["y"]) <= height
+    return tree
+
+
+def lines(tree: ElementTree.Element, kind: str) -> list[list[tuple[float, float]]]:
+    """The points of the paths of a kind."""
+    paths = [path.attrib["d"] for path in tree.iter(f"{SVG}path") if path.get("class") == kind]
+    return [[tuple(map(float, point.split())) for point in path[1:].split("L")] for path in paths if "h" not in path]  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("_", [ENGLISH, language("zh")], ids=["en", "zh"])
+def test_reliability_shows_both_sides_and_the_photos_of_each_bin(two, _):
+    tree = inside(trust_charts.reliability(two, _), 364)
+    texts = ["".join(text.itertext()) for text in tree.iter(f"{SVG}text")]
+    after, before = two["reliability"]["after"], two["reliability"]["before"]
+    assert all(str(row["n"]) in texts for row in after)
+    (tempered,), (plain,) = lines(tree, "main"), lines(tree, "other")
+    assert (len(tempered), len(plain)) == (len(after), len(before))
+    assert [x for x, _y in tempered] == sorted(x for x, _y in tempered)
+    for error in (two["ece"], two["ece_before"]):
+        assert any(_.percent(error) in text for text in texts)
+
+
+def test_coverage_marks_the_chosen_threshold(two):
+    tree = inside(trust_charts.coverage(two), charts.HEIGHT)
+    (line,) = lines(tree, "main")
+    (mark,) = tree.iter(f"{SVG}circle")
+    assert len(line) == len(two["coverage_curve"])
+    x = charts.LEFT + two["coverage"] * (charts.WIDTH - charts.LEFT - charts.RIGHT)
+    assert float(mark.attrib["cx"]) == pytest.approx(x, abs=0.1)
+    assert "threshold 0.60" in "".join(tree.itertext())
+    perfect = {**two, "coverage_curve": [row | {"accuracy": 1.0} for row in two["coverage_curve"]], "threshold": None}
+    inside(trust_charts.coverage(perfect | {"accuracy_known": 1.0}), charts.HEIGHT)
+    inside(trust_charts.coverage(perfect | {"accuracy_known": None}), charts.HEIGHT)
+
+
+def test_roc_climbs_and_marks_both_ways_to_decide(two):
+    tree = inside(trust_charts.roc(two), 350)
+    (line,) = lines(tree, "main")
+    assert line == sorted(line, key=lambda point: (point[0], -point[1]))
+    circles = [shape for shape in tree.iter(f"{SVG}circle") if "point" in shape.attrib["class"]]
+    squares = [shape for shape in tree.iter(f"{SVG}rect") if "point" in shape.get("class", "")]
+    assert len(circles) == len(squares) == 2, "in the chart and in its legend"
+    inside(trust_charts.roc({**two, "at_threshold": None}), 350)
+
+
+def test_growth_has_an_interval_at_each_point_and_what_twice_as_many_may_bring():
+    tree = inside(trust_charts.growth(CURVE), charts.HEIGHT)
+    texts = ["".join(text.itertext()) for text in tree.iter(f"{SVG}text")]
+    assert {"160", "320", "640", "1,280", "2,560"} <= set(texts)
+    assert sum(path.get("class") == "whisker" for path in tree.iter(f"{SVG}path")) == len(CURVE["points"])
+    (ahead,) = lines(tree, "other")
+    assert ahead[1][0] > ahead[0][0] and ahead[1][1] < ahead[0][1]
+
+
+def test_charts_of_one_page_share_no_name(two):
+    drawings = [charts.curve(history(3), kind) for kind in charts.TITLES]
+    drawings += [draw(two) for draw in (trust_charts.reliability, trust_charts.coverage, trust_charts.roc)]
+    drawings += [trust_charts.growth(CURVE), trust_charts.confusion([[1] * 13] * 13, list("abcdefghijklm"))]
+    names = re.findall(r'id="([^"]+)"', "".join(drawings))
+    assert len(names) == len(set(names)) == 2 * len(drawings)
+
+
+def test_a_chinese_legend_is_given_room():
+    assert charts.width("验证集") == 39 and charts.width("abc") == 21
+    drawing = charts.curve(history(12), "accuracy", 12, language("zh"))
+    assert all(word in drawing for word in ("准确率", "训练集", "验证集", "最佳：第 12 轮", "解冻"))

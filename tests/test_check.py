@@ -199,7 +199,11 @@ def test_folds(small_photos, tmp_path, here, tiny_options):
     assert sorted(tested) == sorted(photo.path for photo in read(small_photos).photos)
     accuracies = [fold["test"]["accuracy"] for fold in done.json["folds"]]
     assert done.json["test"]["n"] == 48 and min(accuracies) <= done.json["test"]["accuracy"] <= max(accuracies)
-    assert Path(done.json["bundle"]).is_dir()
+    right = sum(fold["test"]["accuracy"] * fold["test"]["n"] for fold in done.json["folds"])
+    assert done.json["test"]["accuracy"] == pytest.approx(right / 48) and len(done.json["test"]["per_class"]) == 3
+    known = sum(fold["test"]["coverage"] * fold["test"]["n"] for fold in done.json["folds"])
+    assert done.json["test"]["coverage"] == pytest.approx(known / 48)  # each by the threshold of its own fold
+    assert Path(done.json["bundle"]).is_dir() and (tmp_path / "run" / "report.html").is_file()
     assert here(*words, "--resume").json == done.json
 
 

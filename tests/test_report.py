@@ -1,119 +1,25 @@
 """The page says what the files of RUN say, asks nobody for anything, and stands whatever is missing or oddly named."""
 
 import base64
-import csv
 import io
 import json
 import re
-from html.parser import HTMLParser
-from pathlib import Path
+import shutil
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 import yaml
 from PIL import Image
+from told import Page, make_run, write_csv
 
 from fieldmark.errors import FieldmarkError
+from fieldmark.evaluate import evaluate
 from fieldmark.photos.files import Folder
-from fieldmark.report import write_report
+from fieldmark.progress import Reporter
+from fieldmark.report import rewrite, write_report
 
 ODD = ["<script>alert(1)</script>", "健康 玉米叶", 'a "quoted" & odd|name']
-
-
-def make_run(run: Path, classes: list[str], per_class: int = 40, wrong: int = 3, epochs: int = 6) -> dict[str, Any]:
-    """A RUN as train leaves it: of each class's photos, `wrong` are taken for the next class. Returns its metrics."""
-    run.mkdir(parents=True, exist_ok=True)
-    size, right = len(classes), (per_class - wrong) / per_class
-    matrix = [
-        [per_class - wrong if i == j else wrong if j == (i + 1) % size else 0 for j in range(size)] for i in range(size)
-    ]
-    figures = {
-        "accuracy": right,
-        "top5": 0.987,
-        "n": per_class * size,
-        "ci95": [right - 0.0312, min(1.0, right + 0.0213)],
-        "balanced_accuracy": right,
-        "macro_f1": 0.9119,
-        "ece": 0.0234,
-        "loss": 0.27,
-        "per_class": {name: {"precision": right, "recall": right, "f1": right, "n": per_class} for name in classes},
-        "confusion": matrix,
-        "threshold": 0.53,
-        "coverage": 0.9137,
-    }
-    if size == 2:
-        figures |= {"roc_auc": 0.9632, "sensitivity": 0.8712, "specificity": 0.9423, "positive": classes[1]}
-    metrics = {
-        "test": figures,
-        "validation": {**figures, "accuracy": 0.8765},
-        "seconds": {"decode": 9.1, "features": 31.4, "phase1": 12.2, "phase2": 221.3, "evaluate": 8.2},
-        "bundle": "RUN/bundle",
-        "warnings": ["class <b>trash</b> has 137 photos"],
-        "classes": classes,
-        "network": {"backbone": "efficientnet_lite0", "attention": None, "after": None, "head": None},
-        "parameters": 3_378_694,
-        "best_epoch": epochs,
-        "temperature": 1.18,
-        "fingerprint": "9f3c51a2",
-        "seed": 7,
-        "environment": {"fieldmark": "0.1.0", "python": "3.11.2", "threads": 2},
-        "command": "fieldmark train PHOTOS --out RUN --seed 7",
-        "export": {"max_difference": 3.1e-7, "label_agreement": 1.0, "photos": 64},
-    }
-    predictions = [
-        (f"{name}/{k}.jpg", name, classes[(i + (k < wrong)) % size], round(0.5 + k / 100, 4), k > 1)
-        for i, name in enumerate(classes)
-        for k in range(per_class)
-    ]
-    history = [
-        (e, 1 if e < 3 else 2, 1e-3, "" if e == 1 else 1 / e, "", 1 / e, 1 - 0.3 / e, 9) for e in range(1, epochs + 1)
-    ]
-    split = [
-        (f"{name}/{part}{k}.jpg", name, part) for name in classes for part in ("train", "val", "test") for k in range(9)
-    ]
-    write_csv(run / "predictions.csv", "path,label,predicted,confidence,known", predictions)
-    write_csv(run / "history.csv", "epoch,phase,lr,train_loss,train_accuracy,val_loss,val_accuracy,seconds", history)
-    write_csv(run / "split.csv", "path,label,split", split)
-    write_csv(run / "quarantine.csv", "path,reason", [("<i>bad</i>.jpg", "truncated")])
-    audit = {
-        "duplicates": [["a/1.jpg", "b/<u>.jpg"]],
-        "unreadable": [{"path": "x.jpg", "reason": "empty file"}],
-        "leaks": [],
-    }
-    (run / "audit.json").write_text(json.dumps(audit))
-    (run / "recipe.yaml").write_text("epochs: 6 # <em>\n")
-    (run / "metrics.json").write_text(json.dumps(metrics))
-    return metrics
-
-
-def write_csv(path: Path, header: str, rows: list[tuple]) -> None:
-    with path.open("w", newline="", encoding="utf-8") as file:
-        csv.writer(file).writerows([header.split(","), *rows])
-
-
-class Page(HTMLParser):
-    """The tags, attributes and visible text of a page."""
-
-    def __init__(self, path: Path) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(path.read_text(encoding="utf-8"))
-        self.text = re.sub(r"\s+", " ", " ".join(self.words))
-
-    def handle_starttag(self, tag, attrs):
-        self.tags.append((tag, dict(attrs)))
-        self.open.append(tag)
-
-    def handle_endtag(self, tag):
-        while self.open and self.open.pop() != tag:
-            pass
-
-    def handle_data(self, data):
-        if "style" not in self.open:
-            self.words.append(data)
 
 
 def test_writes_page_card_and_curves_and_nothing_else(tmp_path):
@@ -127,28 +33,108 @@ def test_writes_page_card_and_curves_and_nothing_else(tmp_path):
     assert set(after) - set(before) == {path.name for path in written}
 
 
-def test_the_figures_on_page_and_card_are_those_of_metrics_json(tmp_path):
-    metrics = make_run(tmp_path, ["cat", "dog", "elk", "fox", "gnu", "hen"])
-    page, card = Page(write_report(tmp_path, None)[0]).text, (tmp_path / "card.md").read_text(encoding="utf-8")
-    sentence = "On 240 photos it had never seen, the classifier names the right one of 6 classes 92.5 % of the time"
-    for text in (page, re.sub(r"\s+", " ", card)):
-        assert sentence in text
-        assert "89.4–94.6 %" in text and "0.912" in text
-    for shown in (
-        "98.7 %",
-        "87.6 %",
-        "91.4 %",
-        "3,378,694",
-        "1.18",
-        "0.53",
-        "9f3c51a2",
-        metrics["command"],
-        "4 min 42 s",
-    ):
-        assert shown in page
+# ---- the figures
+
+
+def place(figures: dict[str, Any], path: str) -> Any:
+    for name in path.split("."):
+        figures = figures[name]
+    return figures
+
+
+def written(value: Any, path: str) -> str:
+    """A figure of metrics.json as the English page writes it."""
+    if path.endswith(("macro_f1", "roc_auc")):
+        return f"{value[0]:.3f}–{value[1]:.3f}" if isinstance(value, list) else f"{value:.3f}"
+    if isinstance(value, list):
+        return f"{100 * value[0]:.1f}–{100 * value[1]:.1f}\xa0%"
+    return "–" if value is None else f"{100 * value:.1f}\xa0%"
+
+
+def agree(page: Page, metrics: dict[str, Any]) -> None:
+    """Every figure on the page is that of metrics.json, each in its place."""
+    figures = metrics["test"]
+    for path, shown in page.figures.items():
+        assert set(shown) == {written(place(figures, path), path)}, path
+    shares = ["accuracy", "balanced_accuracy", "macro_f1", "coverage", "accuracy_known", "ece"]
+    shares += ["roc_auc", "sensitivity", "specificity", "ppv", "npv"] if "positive" in figures else []
+    expected = {*shares, *(f"intervals.{name}" for name in shares), "ece_before"}
+    if "positive" in figures:
+        own = [f"at_threshold.{name}" for name in ("accuracy", *shares[-4:])]
+        expected |= {*own, *(path.replace("threshold.", "threshold.intervals.") for path in own)}
+    assert expected <= set(page.figures)
+    rows = {
+        " ".join(row[0].split()): [" ".join(cell.split()) for cell in row[1:]] for row in page.tables["classes"][1:]
+    }
+    assert set(rows) == set(figures["per_class"])
+    for name, (n, recall, _bar, precision, f1) in rows.items():
+        of = figures["per_class"][name]
+        assert (n, f1) == (str(of["n"]), f"{of['f1']:.3f}")
+        for cell, kind in ((recall, "recall"), (precision, "precision")):
+            bounds = of[f"{kind}_ci95"]
+            told = f"{written(of[kind], kind)} {written(bounds, kind) if bounds else '–'}"
+            assert cell == " ".join(told.split()), (name, kind)
+    confused = [[" ".join(cell.split()) for cell in row] for row in page.tables.get("confused", [])[1:]]
+    assert confused == [
+        [
+            pair["label"],
+            pair["predicted"],
+            str(pair["n"]),
+            " ".join(f"{written(pair['share'], '')} {written(pair['ci95'], '')}".split()),
+        ]
+        for pair in figures["confused"]
+    ]
+    matrix = [[cell.split()[0] for cell in row[1:-1]] for row in page.tables.get("confusion", [])[1:]]
+    matrix = matrix or [[cell.split()[0] for cell in row[1:-1]] for row in page.tables.get("confusion long", [])[1:]]
+    assert matrix == [[str(n) for n in row] for row in figures["confusion"]]
+
+
+def close(found: Any, told: Any) -> None:
+    """All that is told is found, numbers up to what a photo that is decoded anew may differ by."""
+    if isinstance(told, dict):
+        for name in told:
+            close(found[name], told[name])
+    elif isinstance(told, list):
+        assert len(found) == len(told)
+        for one, other in zip(found, told, strict=True):
+            close(one, other)
+    else:
+        assert found == (pytest.approx(told, abs=1e-4) if isinstance(told, float) else told)
+
+
+def test_the_figures_in_the_report_metrics_json_and_evaluate_agree(small_run, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("resume", "tensorboard"))
+    files, gone = rewrite(tmp_path / "run")
+    assert not gone
+    metrics = json.loads((small_run / "metrics.json").read_text())
+    agree(Page(files[0]), metrics)
+    assert Page(files[0]).figures == Page(small_run / "report.html").figures
+    close(evaluate(small_run, None, Reporter(quiet=True)), metrics["test"])
+
+
+@pytest.mark.parametrize("classes", [["cat", "dog"], ["cat", "dog", "elk", "fox", "gnu", "hen"]], ids=["2", "6"])
+def test_the_figures_on_page_and_card_are_those_of_metrics_json(tmp_path, classes):
+    metrics = make_run(tmp_path, classes, per_class=60)
+    page, card = Page(write_report(tmp_path, None)[0]), (tmp_path / "card.md").read_text(encoding="utf-8")
+    agree(page, metrics)
+    test, validation = metrics["test"], metrics["validation"]
+    share, between = written(test["accuracy"], ""), written(test["ci95"], "")
+    n = len(classes)
+    sentence = f"On {60 * n} photos it had never seen, the classifier names the right one of {n} classes {share} of"
+    for text in (page.text, re.sub(r"\s+", " ", card)):
+        assert sentence.replace("\xa0", " ") in text and between.replace("\xa0", " ") in text
+        assert f"{test['macro_f1']:.3f}" in text and written(test["ece"], "").replace("\xa0", " ") in text
+    told = (written(validation["accuracy"], ""), "3,378,694", "1.18", "0.60", "9f3c51a2", metrics["command"])
+    assert all(shown.replace("\xa0", " ") in page.text for shown in (*told, "4 min 42 s", "91.0 %", "88.0 %"))
     front = yaml.safe_load(card.split("---")[1])
-    assert front["library_name"] == "fieldmark"
-    assert front["model-index"][0]["results"][0]["metrics"][0]["value"] == metrics["test"]["accuracy"]
+    assert (front["library_name"], front["language"]) == ("fieldmark", "en")
+    (figure,) = front["model-index"][0]["results"][0]["metrics"]
+    low, high = test["ci95"]
+    assert figure["value"] == test["accuracy"]
+    assert figure["name"] == f"accuracy (95 % interval {low:.3f} to {high:.3f})"
+
+
+# ---- the page
 
 
 @pytest.mark.parametrize("classes", [ODD, ODD[:2], [*ODD, *(f"kind {i}" for i in range(97))]], ids=["3", "2", "100"])
@@ -191,16 +177,28 @@ def test_the_surest_mistakes_come_first_with_their_photos(tmp_path, trashnet):
     write_csv(tmp_path / "predictions.csv", "path,label,predicted,confidence,known", photos + gone)
     page = Page(write_report(tmp_path, Folder(trashnet))[0])
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    assert [picture["alt"] for picture in pictures] == [
-        "A photo of paper, answered as glass",
-        "A photo of glass, answered as paper",
-        "A photo of paper, answered as paper",
-    ]
+    of = {"g": "A photo of glass, answered as paper", "p": "A photo of paper, answered as glass"}
+    of["r"] = "A photo of paper, answered as paper"
+    # Confusions (one photo is gone) beside a right one, mistakes, the sheet: glass confused; paper typical, confused.
+    assert [picture["alt"] for picture in pictures] == [of[k] for k in "gr" + "p" + "pg" + "grp"]
     for picture in pictures:
         content = base64.b64decode((picture["src"] or "").removeprefix("data:image/jpeg;base64,"))
         assert max(Image.open(io.BytesIO(content)).size) <= 240
-    assert page.text.index("97 %") < page.text.index("gone.jpg") < page.text.index("61 %")
     assert "3 of 4 test photos got a wrong answer" in page.text and "1 fell below the threshold" in page.text
+    worst = page.text[page.text.index("Where it was most wrong") :]
+    assert worst.index("97 %") < worst.index("gone.jpg") < worst.index("61 %")
+
+
+def test_the_evidence_of_a_run_stands_beside_its_photos(small_run, small_photos, tmp_path):
+    shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("resume", "tensorboard"))
+    page = Page(write_report(tmp_path / "run", Folder(small_photos))[0])
+    typical = [row[1] for row in page.tables["sheet"][1:]]
+    assert len(typical) == 3
+    spoke = [attributes["alt"] or "" for tag, attributes in page.tags if tag == "img"]
+    assert sum(alt.startswith("What spoke for") for alt in spoke) >= 3
+    shutil.rmtree(tmp_path / "run" / "bundle")
+    page = Page(write_report(tmp_path / "run", Folder(small_photos))[0])
+    assert "The photos alone" in page.text and not any("spoke for" in (a.get("alt") or "") for _, a in page.tags)
 
 
 def test_a_hundred_classes_with_photos_stay_small(tmp_path, birds100):
@@ -212,7 +210,7 @@ def test_a_hundred_classes_with_photos_stay_small(tmp_path, birds100):
     write_csv(tmp_path / "predictions.csv", "path,label,predicted,confidence,known", rows)
     path = write_report(tmp_path, Folder(birds100))[0]
     assert path.stat().st_size < 2_000_000
-    assert sum(tag == "img" for tag, _ in Page(path).tags) == 12 + 1
+    assert sum(tag == "img" for tag, _ in Page(path).tags) == 12 + 12
 
 
 @pytest.mark.parametrize(
@@ -259,6 +257,23 @@ def test_one_epoch_and_a_name_that_is_no_unicode(tmp_path):
     assert "1 of 1 test photos got a wrong answer" in Page(write_report(tmp_path, None)[0]).text
 
 
+def test_folds_are_told_together_and_one_by_one(tmp_path):
+    each = [make_run(tmp_path / f"fold-{k}", ["a", "b"], wrong=k) for k in (1, 2, 3)]
+    shared = {name: each[0][name] for name in ("classes", "network", "parameters", "seed", "environment", "seconds")}
+    folds = [{"test": run["test"], "validation": run["validation"], "bundle": run["bundle"]} for run in each]
+    pooled = each[1]["test"] | {"sd": 0.0123, "threshold": 0.0}
+    metrics = {"test": pooled, "validation": None, "folds": folds, "warnings": [], **shared}
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    page = Page(write_report(tmp_path, None)[0])
+    agree(page, metrics)
+    told = ("each judged by the one of 3 classifiers that had not seen it", "varies by 1.2 % (standard deviation)")
+    assert all(text in page.text for text in (*told, each[0]["command"], "empty file", "12 of 240 test photos got"))
+    assert "score of 0.00" not in page.text and "nan" not in page.text
+    rows = [[" ".join(cell.split()) for cell in row] for row in page.tables["folds"][1:]]
+    expected = [[str(k), "80", written(run["test"]["accuracy"], "")] for k, run in enumerate(each, 1)]
+    assert [row[:3] for row in rows] == [[cell.replace("\xa0", " ") for cell in row] for row in expected]
+
+
 @pytest.mark.parametrize("content", [None, "{", "\x00"])
 def test_without_metrics_it_says_what_to_do(tmp_path, content):
     if content is not None:
@@ -272,10 +287,12 @@ def test_what_was_asked_for_is_told_and_what_is_usual_is_not(tmp_path):
     (tmp_path / "recipe.yaml").write_text("epochs: 6\nafter: -1:mask\nseed: 0\naugment: standard\nmixup: 0.25\n")
     page, card = Page(write_report(tmp_path, None)[0]).text, (tmp_path / "card.md").read_text(encoding="utf-8")
     assert "--after -1:mask --mixup 0.25 --epochs 6 Time" in page
-    assert "6 epochs, 4 min 42 s in all." in card
+    assert "Epochs: 6, of which 2 with the backbone frozen." in card and "Time: 4 min 42 s in all." in card
     assert (
-        "- --after: -1:mask\n- --mixup: 0.25\n- --epochs: 6\n" in card and "seed" not in card and "standard" not in card
+        "- --after: -1:mask\n- --mixup: 0.25\n- --epochs: 6\n" in card
+        and "seed:" not in card
+        and "standard" not in card
     )
-    assert "6 epochs, the first 2 with the backbone frozen; the weights of epoch 6" in page
+    assert "Epochs: 6, of which 2 with the backbone frozen. The weights of epoch 6" in page
     (tmp_path / "recipe.yaml").write_text("of_a_later_version: 1")
     assert "Settings beyond" not in Page(write_report(tmp_path, None)[0]).text

@@ -137,6 +137,20 @@ def test_two_classes_have_figures_of_their_own(copies_run):
     assert found["sensitivity"] == pytest.approx(matrix[1, 1] / matrix[1].sum())
     assert found["specificity"] == pytest.approx(matrix[0, 0] / matrix[0].sum())
     assert 0 <= found["roc_auc"] <= 1 and found["n"] == 16 + 12 + 8
+    other = evaluate(copies_run.folder, copies_run.folder.parents[2] / "photos", Reporter(), positive="disc")
+    assert (other["positive"], other["specificity"]) == ("disc", found["sensitivity"])
+    assert other["at_threshold"]["threshold"] == pytest.approx(1 - found["at_threshold"]["threshold"])
+
+
+def test_look_alikes_are_one_witness(copies_run):
+    """The figures of the test count the sets of look-alikes, here and when the run is evaluated again."""
+    told = copies_run.metrics["test"]
+    group = {row["path"]: row["group"] for row in rows(copies_run.folder / "predictions.csv")}
+    assert told["groups"] == len(set(group.values()))
+    for alike in json.loads((copies_run.folder / "audit.json").read_text())["near_duplicates"]:
+        assert len({group[path] for path in alike if path in group}) <= 1
+    again = evaluate(copies_run.folder, None, Reporter())
+    assert {name: again[name] for name in told} == told
 
 
 def test_seconds_add_up(small_photos, tmp_path):

@@ -3,6 +3,8 @@
 import base64
 import io
 
+from PIL import Image
+
 from fieldmark.photos.decode import Unreadable, decode
 from fieldmark.photos.files import Files
 
@@ -15,9 +17,12 @@ def tile(files: Files | None, path: str) -> str | None:
         picture = decode(files.contents(path), shorter=160) if files else None
     except (Unreadable, OSError):
         picture = None
-    if picture is None:
-        return None
-    picture.thumbnail((TILE, TILE))
+    return None if picture is None else uri(picture)
+
+
+def uri(picture: Image.Image, side: int = TILE) -> str:
+    """The picture as a JPEG in a data URI, its longer side at most so many pixels."""
+    picture.thumbnail((side, side))
     packed = io.BytesIO()
     picture.save(packed, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"

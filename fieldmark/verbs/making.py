@@ -53,8 +53,7 @@ def _train(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: 
     if as_json:
         print(records.text(run.metrics))
         return
-    for folder in sorted(run.folder.glob("fold-*")) or [run.folder]:
-        print(f"Read:  {folder / 'report.html'}")
+    print(f"Read:  {run.folder / 'report.html'}")
     print(f"Use:   fieldmark predict {shlex.quote(str(Path(run.metrics['bundle']).parent))} PHOTO")
     print(wording.summary(run.metrics))
 

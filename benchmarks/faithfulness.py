@@ -1,0 +1,96 @@
+"""Which map points at what the network looks at: deletion and insertion of every method, beside maps that know nothing.
+
+    python benchmarks/faithfulness.py RUN                       # 200 of the run's test photos
+    python benchmarks/faithfulness.py RUN PHOTOS --photos 500   # of another folder
+    python benchmarks/faithfulness.py RUN --methods evidence grad_cam
+
+Each photo's map is that of the class the network answers. A row shows the mean over the photos +- its standard error:
+the areas (fieldmark/faithful.py), insertion less deletion, how much better the method is than a random map and than a
+centred Gaussian (photo by photo; positive is better), and the seconds that a map takes.
+"""
+
+import argparse
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from fieldmark import bundle, faithful, machine
+from fieldmark.photos.catalog import Photo
+from fieldmark.photos.decode import Unreadable, prepare
+from fieldmark.photos.inputs import read
+from fieldmark.photos.split import read_split
+from fieldmark.saliency import METHODS, ready, seen
+from fieldmark.sheet import catalog_of
+
+BASELINES = ("random", "centred")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path)
+    parser.add_argument("photos_in", type=Path, nargs="?", metavar="PHOTOS")
+    parser.add_argument("--photos", type=int, default=200)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    options = parser.parse_args()
+    machine.prepare()
+    areas, seconds = measure(options.run, options.photos_in, options.photos, options.methods)
+    print(f"{len(areas['random'])} photos, {faithful.STEPS} steps")
+    columns = ("deletion", "insertion", "ins. - del.", "over random", "over centred", "s a map")
+    print(f"{'map':22}" + "".join(f"{column:>16}" for column in columns))
+    gains = {name: area[:, 1] - area[:, 0] for name, area in areas.items()}
+    for name, area in areas.items():
+        over = [told(gains[name] - gains[other]) if other != name else "-" for other in BASELINES]
+        took = f"{np.mean(seconds[name]):.3f}" if name in seconds else "-"
+        cells = [told(area[:, 0]), told(area[:, 1]), told(gains[name]), *over, took]
+        print(f"{name:22}" + "".join(f"{cell:>16}" for cell in cells))
+    for name in options.methods:
+        for other in BASELINES:
+            less, more = (told(sign * (areas[name] - areas[other])[:, k]) for k, sign in ((0, -1), (1, 1)))
+            print(f"{name} against {other}: deletion lower by {less}, insertion higher by {more}")
+
+
+def measure(
+    run: Path, photos: Path | None, most: int, methods: list[str]
+) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
+    """Method or baseline -> areas (photos, 2), and the seconds that each of its maps took."""
+    network, info = ready(bundle.network(run)), bundle.read(run)
+    look, areas, seconds = info["preprocessing"], defaultdict(list), defaultdict(list)
+    for number, pixels in enumerate(chosen(run, photos, most, look)):
+        x, hidden = seen(pixels, look), seen(faithful.blurred(pixels), look)
+        with torch.inference_mode():
+            features = network.features(x)
+            target = int(network.head(features).argmax())
+        shape, maps = features.shape[2:], {}
+        for name in methods:
+            began = time.perf_counter()
+            maps[name] = METHODS[name](network, x, target)
+            seconds[name].append(time.perf_counter() - began)
+        maps |= {"random": faithful.random_map(shape, number), "centred": faithful.centred_map(shape)}
+        found = faithful.areas(network, x, hidden, list(maps.values()), target, info["temperature"])
+        for name, area in zip(maps, found, strict=True):
+            areas[name].append(area)
+    return {name: np.array(found) for name, found in areas.items()}, seconds
+
+
+def chosen(run: Path, photos: Path | None, most: int, look: dict):
+    """The pixels of that many of the photos, drawn at random, always the same."""
+    catalog = read(photos, least=1) if photos else catalog_of(run)
+    tested = {photo.path for photo in read_split(run / "split.csv") if photo.split == "test"} if not photos else None
+    judged: list[Photo] = [photo for photo in catalog.photos if tested is None or photo.path in tested]
+    for k in np.random.default_rng(0).permutation(len(judged))[:most]:
+        try:
+            yield prepare(catalog.contents(judged[k]), look, judged[k].box if look.get("boxes") else None)
+        except Unreadable as problem:
+            print(f"{judged[k].path}: {problem}")
+
+
+def told(values: np.ndarray) -> str:
+    """Mean +- standard error."""
+    return f"{values.mean():.3f} +- {values.std(ddof=1) / np.sqrt(len(values)):.3f}"
+
+
+if __name__ == "__main__":
+    main()

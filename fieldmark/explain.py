@@ -1,0 +1,256 @@
+"""RUN + photos -> why it answers so: overlays as files, and a page that says which of them to believe."""
+
+import copy
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fieldmark import bundle, faithful, heat, machine, pages, saliency
+from fieldmark.errors import FieldmarkError
+from fieldmark.gallery import read_gallery
+from fieldmark.languages import ENGLISH
+from fieldmark.photos.catalog import listing
+from fieldmark.photos.decode import Unreadable, prepare
+from fieldmark.photos.tile import tile
+from fieldmark.predict import Classifier, ahead, each
+from fieldmark.progress import Reporter
+from fieldmark.sheet import sheet
+
+Found = dict[str, Any]
+
+RANDOM = 2
+"""Random maps to compare with: of one both areas have the same mean, so that two give four numbers."""
+SHOWN = 40
+"""Photos on a page; the files and --json hold all."""
+PIXELS = 320
+"""A side of a picture on the page."""
+
+
+def explain(
+    run: str | Path,
+    photos: Sequence[str | Path],
+    out: str | Path,
+    reporter: Reporter,
+    *,
+    methods: Sequence[str] = ("evidence",),
+    target: str | None = None,
+    nearest: int = 4,
+) -> Found:
+    """Write a picture per photo and method, and explain.html, into the new folder `out`; without photos, sheet.html.
+
+    Args:
+        run: a finished run, or its bundle.
+        photos: files, folders and globs; none for a sheet of the run's test photos.
+        out: must not exist; nothing is written elsewhere.
+        reporter: hears of the progress.
+        methods: names in `saliency.METHODS`, or "all".
+        target: the class to explain; without it, each photo's answer.
+        nearest: so many training photos that look alike.
+
+    Returns:
+        "files" and "photos": for each photo `path, label, confidence, known, target, logit, evidence, bias, chance,
+        maps[{method, file, deletion, insertion}], attention[{module, file}], nearest[{path, label, similarity}]` or
+        `path, error`. evidence + bias = logit; `chance` is what deletion and insertion are of a random map.
+
+    Raises:
+        FieldmarkError: the folder is there, a name is unknown, or no photo can be read.
+    """
+    out = Path(out)
+    if out.exists():
+        raise FieldmarkError(f"{out} exists: give the explanations another --out")
+    if not photos:
+        return sheet(run, out, reporter)
+    machine.prepare()
+    explainer = Explainer(run, _methods(methods), target, nearest)
+    found, shown = list[Found](), list[Found]()
+    sources, taken = list(each(photos)), dict[str, int]()
+    with reporter.bar("explaining", "photos") as advance:
+        for path, photo in ahead(sources, partial(prepare, preprocessing=explainer.look)):
+            if isinstance(photo, Unreadable):
+                found.append({"path": path, "error": str(photo)})
+            else:
+                explanation = explainer.explain(path, photo)
+                _draw(explanation, out, heat.file_name(path, taken))
+                found.append(explanation.found)
+                if len(shown) < SHOWN:
+                    shown.append(_on_page(explanation, explainer))
+            advance(len(found), len(sources))
+    if not shown:
+        reason = f"{found[0]['path']}: {found[0]['error']}" if found else f"no photo in {listing([*map(str, photos)])}"
+        raise FieldmarkError(f"nothing to explain: {reason}")
+    facts = {"run": Path(run).resolve().name, "photos": shown, "colours": heat.COLOURS}
+    facts |= {"failed": [one for one in found if "error" in one]}
+    facts["more"] = len(found) - len(shown) - len(facts["failed"])
+    page = pages.render("explain.html.j2", facts)
+    (out / "explain.html").write_text(page, encoding="utf-8", errors="replace")
+    files = [one["file"] for photo in found for one in (*photo.get("maps", ()), *photo.get("attention", ()))]
+    return {"files": [str(out / "explain.html"), *files], "photos": found}
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """Why a photo, uint8 (H, W, 3), got its answer. `found` is what --json says of it.
+
+    `maps` are those of the methods, `masks` those of the gates, by name, each (h, w); `rival` is the likeliest other
+    class: its `label`, `logit`, `evidence`, `bias` and `map`.
+    """
+
+    photo: np.ndarray
+    found: Found
+    maps: dict[str, np.ndarray]
+    masks: dict[str, np.ndarray]
+    rival: Found | None
+
+
+class Explainer:
+    """A run's network, its answers and its gallery; explains prepared photos one by one."""
+
+    def __init__(self, run: str | Path, methods: Sequence[str], target: str | None, nearest: int) -> None:
+        self.classifier = Classifier(run)
+        self.classes, self.look = self.classifier.classes, self.classifier.info["preprocessing"]
+        self.methods, self.most = methods, nearest
+        self.target = None if target is None else _number(target, self.classes)
+        self.network = saliency.ready(bundle.network(run))
+        # In 64 bits evidence and bias sum to the logit in all digits that are shown.
+        self.head = copy.deepcopy(self.network.head).double()
+        self.gallery = read_gallery(Path(run), [*self.network.backbone.stages.values()][-1])
+
+    def explain(self, path: str, photo: np.ndarray) -> Explanation:
+        """Why the photo, uint8 (H, W, 3) from `prepare`, gets its answer."""
+        answer = self.classifier.answer(path, photo, 1)
+        target = self.classes.index(answer["label"]) if self.target is None else self.target
+        x = saliency.seen(photo, self.look)
+        with torch.inference_mode():
+            features = self.network.features(x)
+        first, *rivals = self._classes(features, target)
+        maps = {name: saliency.METHODS[name](self.network, x, target) for name in self.methods}
+        masks = saliency.attention(self.network, x)
+        areas, chance = self._areas(photo, x, list(maps.values()), target, features.shape[2:])
+        found = {name: answer[name] for name in ("path", "label", "confidence", "known")}
+        found |= {"target": first["label"]} | {name: first[name] for name in ("logit", "evidence", "bias")}
+        found |= {
+            "chance": chance,
+            "maps": [{"method": name, "deletion": d, "insertion": i} for name, (d, i) in zip(maps, areas, strict=True)],
+            "attention": [{"module": name} for name in masks],
+            "nearest": [],
+        }
+        if self.gallery:
+            found["nearest"] = self.gallery.nearest(features.mean((2, 3))[0].numpy(), self.most)
+        return Explanation(photo, found, maps, masks, rivals[0] if rivals else None)
+
+    def _areas(
+        self, photo: np.ndarray, x: Tensor, maps: list[np.ndarray], target: int, shape: Sequence[int]
+    ) -> tuple[list[list[float]], float]:
+        """Deletion and insertion of each map, and what both are of a random one."""
+        hidden = saliency.seen(faithful.blurred(photo), self.look)
+        unknowing = [faithful.random_map(shape, k) for k in range(RANDOM)]
+        t = self.classifier.info["temperature"]
+        areas = faithful.areas(self.network, x, hidden, [*maps, *unknowing], target, t)
+        return areas[: len(maps)].tolist(), float(areas[len(maps) :].mean())
+
+    @torch.inference_mode()
+    def _classes(self, features: Tensor, target: int) -> list[Found]:
+        """Of the target and its likeliest rival: `label`, `logit`, the sum of the `evidence`, `bias`, and the `map`."""
+        features = features.double()
+        logits = self.head(features)[0]
+        rivals = [k for k in logits.argsort(descending=True).tolist() if k != target]
+        classes = torch.tensor([target, *rivals[:1]])
+        features = features.expand(len(classes), -1, -1, -1)
+        maps, biases = self.head.evidence(features, classes), self.head.bias(features, classes)
+        rows = zip(classes.tolist(), maps.numpy(), biases.tolist(), strict=True)
+        return [
+            {"label": self.classes[k], "logit": float(logits[k]), "evidence": float(m.sum()), "bias": b, "map": m}
+            for k, m, b in rows
+        ]
+
+
+# ---- words and pictures
+
+
+def _methods(words: Iterable[str]) -> list[str]:
+    """The methods that are meant, each once."""
+    names = [name for word in words for name in (saliency.METHODS if word == "all" else [word])]
+    if unknown := [name for name in names if name not in saliency.METHODS]:
+        close = get_close_matches(unknown[0], saliency.METHODS, 1)
+        hint = f"did you mean {close[0]}? " if close else ""
+        raise FieldmarkError(f"no method {unknown[0]!r}: {hint}there are {', '.join(saliency.METHODS)}, or all")
+    return list(dict.fromkeys(names))
+
+
+def _number(name: str, classes: list[str]) -> int:
+    if name not in classes:
+        close = get_close_matches(name, classes, 3) or classes
+        raise FieldmarkError(f"no class {name!r}: the classifier knows {listing(close)}")
+    return classes.index(name)
+
+
+def _unit(method: str) -> str:
+    return "logits" if method in saliency.IN_LOGITS else ""
+
+
+def _draw(explanation: Explanation, out: Path, name: str) -> None:
+    """A file for every map and mask, named in what was found."""
+    out.mkdir(parents=True, exist_ok=True)
+    photo, found = explanation.photo, explanation.found
+    for one, (method, values) in zip(found["maps"], explanation.maps.items(), strict=True):
+        one["file"] = str(out / f"{name}.{method}.png")
+        heat.drawn(photo, values, _unit(method)).save(one["file"])
+    for one, (module, values) in zip(found["attention"], explanation.masks.items(), strict=True):
+        one["file"] = str(out / f"{name}.attention.{re.sub('[^A-Za-z0-9_.]', '-', module)[:100]}.png")
+        heat.drawn(photo, values - values.mean(), "").save(one["file"])
+
+
+def _on_page(explanation: Explanation, explainer: Explainer) -> Found:
+    """What the template shows of it: what was found, with pictures."""
+    photo, found, rival, gallery = explanation.photo, explanation.found, explanation.rival, explainer.gallery
+    maps = [
+        one | _shown(photo, values) | {"unit": _unit(one["method"]), "text": _text(one["method"])}
+        for one, values in zip(found["maps"], explanation.maps.values(), strict=True)
+    ]
+    masks = [
+        one | _shown(photo, values - values.mean()) | {"least": float(values.min()), "most": float(values.max())}
+        for one, values in zip(found["attention"], explanation.masks.values(), strict=True)
+    ]
+    alike = gallery and [one | {"picture": tile(gallery.files, one["path"])} for one in found["nearest"]]
+    nothing = np.zeros((1, 1))
+    return found | {
+        "picture": _shown(photo, nothing)["picture"],
+        "maps": maps,
+        "attention": masks,
+        "rival": rival and rival | _shown(photo, rival["map"]),
+        "alike": alike,
+        "believe": _believe(found),
+    }
+
+
+def _shown(photo: np.ndarray, values: np.ndarray) -> Found:
+    return {"picture": heat.tile(photo, values, side=PIXELS), "scale": heat.strongest(values)}
+
+
+def _text(method: str) -> str:
+    """What the method shows: the first line of its documentation."""
+    return (saliency.METHODS[method].__doc__ or "").strip().partition("\n")[0]
+
+
+def _believe(found: Found) -> str:
+    """Which map points at what counts, in a sentence or two."""
+    chance, percent = found["chance"], partial(ENGLISH.percent, digits=0)
+    good = [one for one in found["maps"] if one["deletion"] < chance < one["insertion"]]
+    others = [one["method"].replace("_", " ") for one in found["maps"] if one not in good]
+    if not good:
+        return f"No map here does better than a random one ({percent(chance)}): believe none of them on this photo."
+    best = max(good, key=lambda one: one["insertion"] - one["deletion"])
+    text = (
+        f"Believe the {best['method'].replace('_', ' ')} map: where what it marks is blurred first, "
+        f"“{found['target']}” keeps {percent(best['deletion'])} on average, and where that is shown first it has "
+        f"{percent(best['insertion'])}; of a random map both are {percent(chance)}."
+    )
+    return text + (f" No better than random: {', '.join(others)}." if others else "")
