@@ -45,7 +45,7 @@ def learning_curve(
         {
             "photos": round(share * (1 - 1 / FOLDS) * len(labels)),
             "accuracy": float(found.mean()),
-            "ci95": wilson(found.mean(), len(found)).tolist(),
+            "ci95": wilson(found.mean(), np.array(len(found))).tolist(),
         }
         for share, found in right.items()
     ]
@@ -53,7 +53,7 @@ def learning_curve(
     before, now = 1 - half.mean(), 1 - full.mean()
     factor = float(np.clip(now / before, 0, 1)) if before else 1.0
     classes = []
-    for k in np.flatnonzero(counts):
+    for k in np.flatnonzero(counts).tolist():
         own = labels == k
         gained, lost = (full & ~half & own).sum(), (half & ~full & own).sum()
         classes.append(

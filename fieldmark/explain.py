@@ -26,10 +26,12 @@ from fieldmark.sheet import sheet
 
 Found = dict[str, Any]
 
-RANDOM = 2
-"""Random maps to compare with: of one both areas have the same mean, so that two give four numbers."""
+RANDOM = 4
+"""Random maps to compare with; the negative of one has its areas the other way round, so that they count twice."""
 SHOWN = 40
 """Photos on a page; the files and --json hold all."""
+FEW = 0.05
+"""A class less probable than this with random parts of the photo blurred is no match for the answer."""
 PIXELS = 320
 """A side of a picture on the page."""
 
@@ -57,8 +59,9 @@ def explain(
 
     Returns:
         "files" and "photos": for each photo `path, label, confidence, known, target, logit, evidence, bias, chance,
-        maps[{method, file, deletion, insertion}], attention[{module, file}], nearest[{path, label, similarity}]` or
-        `path, error`. evidence + bias = logit; `chance` is what deletion and insertion are of a random map.
+        maps[{method, file, deletion, insertion, beats_random}], attention[{module, file}], nearest[{path, label,
+        similarity}]` or `path, error`. evidence + bias = logit; `chance` is what deletion and insertion are of random
+        maps on average, and a map beats them where its insertion exceeds its deletion by more than any of theirs.
 
     Raises:
         FieldmarkError: the folder is there, a name is unknown, or no photo can be read.
@@ -100,7 +103,7 @@ class Explanation:
     """Why a photo, uint8 (H, W, 3), got its answer. `found` is what --json says of it.
 
     `maps` are those of the methods, `masks` those of the gates, by name, each (h, w); `rival` is the likeliest other
-    class: its `label`, `logit`, `evidence`, `bias` and `map`.
+    class: its `label`, `logit`, `evidence`, `bias`, `map`, and the `scale` of the target's evidence.
     """
 
     photo: np.ndarray
@@ -133,28 +136,32 @@ class Explainer:
         first, *rivals = self._classes(features, target)
         maps = {name: saliency.METHODS[name](self.network, x, target) for name in self.methods}
         masks = saliency.attention(self.network, x)
-        areas, chance = self._areas(photo, x, list(maps.values()), target, features.shape[2:])
+        areas = self._areas(photo, x, list(maps.values()), target, features.shape[2:])
+        luck = np.ptp(areas[len(maps) :], axis=1).max()
         found = {name: answer[name] for name in ("path", "label", "confidence", "known")}
         found |= {"target": first["label"]} | {name: first[name] for name in ("logit", "evidence", "bias")}
         found |= {
-            "chance": chance,
-            "maps": [{"method": name, "deletion": d, "insertion": i} for name, (d, i) in zip(maps, areas, strict=True)],
+            "chance": float(areas[len(maps) :].mean()),
+            "maps": [
+                {"method": name, "deletion": float(d), "insertion": float(i), "beats_random": bool(i - d > luck)}
+                for name, (d, i) in zip(maps, areas, strict=False)
+            ],
             "attention": [{"module": name} for name in masks],
             "nearest": [],
         }
         if self.gallery:
             found["nearest"] = self.gallery.nearest(features.mean((2, 3))[0].numpy(), self.most)
-        return Explanation(photo, found, maps, masks, rivals[0] if rivals else None)
+        rival = rivals[0] | {"scale": heat.strongest(first["map"])} if rivals else None
+        return Explanation(photo, found, maps, masks, rival)
 
     def _areas(
         self, photo: np.ndarray, x: Tensor, maps: list[np.ndarray], target: int, shape: Sequence[int]
-    ) -> tuple[list[list[float]], float]:
-        """Deletion and insertion of each map, and what both are of a random one."""
+    ) -> np.ndarray:
+        """Deletion and insertion of the maps and, behind them, of random ones, (maps + RANDOM, 2)."""
         hidden = saliency.seen(faithful.blurred(photo), self.look)
         unknowing = [faithful.random_map(shape, k) for k in range(RANDOM)]
         t = self.classifier.info["temperature"]
-        areas = faithful.areas(self.network, x, hidden, [*maps, *unknowing], target, t)
-        return areas[: len(maps)].tolist(), float(areas[len(maps) :].mean())
+        return faithful.areas(self.network, x, hidden, [*maps, *unknowing], target, t)
 
     @torch.inference_mode()
     def _classes(self, features: Tensor, target: int) -> list[Found]:
@@ -192,10 +199,6 @@ def _number(name: str, classes: list[str]) -> int:
     return classes.index(name)
 
 
-def _unit(method: str) -> str:
-    return "logits" if method in saliency.IN_LOGITS else ""
-
-
 def _draw(explanation: Explanation, out: Path, name: str) -> None:
     """A file for every map and mask, named in what was found."""
     out.mkdir(parents=True, exist_ok=True)
@@ -212,7 +215,7 @@ def _on_page(explanation: Explanation, explainer: Explainer) -> Found:
     """What the template shows of it: what was found, with pictures."""
     photo, found, rival, gallery = explanation.photo, explanation.found, explanation.rival, explainer.gallery
     maps = [
-        one | _shown(photo, values) | {"unit": _unit(one["method"]), "text": _text(one["method"])}
+        one | _shown(photo, values) | _words(one["method"])
         for one, values in zip(found["maps"], explanation.maps.values(), strict=True)
     ]
     masks = [
@@ -225,32 +228,47 @@ def _on_page(explanation: Explanation, explainer: Explainer) -> Found:
         "picture": _shown(photo, nothing)["picture"],
         "maps": maps,
         "attention": masks,
-        "rival": rival and rival | _shown(photo, rival["map"]),
+        "rival": rival and rival | _shown(photo, rival["map"], rival["scale"]),
         "alike": alike,
         "believe": _believe(found),
     }
 
 
-def _shown(photo: np.ndarray, values: np.ndarray) -> Found:
-    return {"picture": heat.tile(photo, values, side=PIXELS), "scale": heat.strongest(values)}
+def _shown(photo: np.ndarray, values: np.ndarray, scale: float | None = None) -> Found:
+    scale = heat.strongest(values) if scale is None else scale
+    return {"picture": heat.tile(photo, values, scale, PIXELS), "scale": scale}
 
 
-def _text(method: str) -> str:
-    """What the method shows: the first line of its documentation."""
-    return (saliency.METHODS[method].__doc__ or "").strip().partition("\n")[0]
+def _unit(method: str) -> str:
+    return "logits" if method in saliency.IN_LOGITS else ""
+
+
+def _title(method: str) -> str:
+    return method.replace("_", " ").replace("grad cam", "Grad-CAM")
+
+
+def _words(method: str) -> Found:
+    """What the page says of a method: beside title and unit the first line of its documentation."""
+    text = (saliency.METHODS[method].__doc__ or "").strip().partition("\n")[0]
+    return {"title": _title(method), "unit": _unit(method), "text": text}
 
 
 def _believe(found: Found) -> str:
     """Which map points at what counts, in a sentence or two."""
     chance, percent = found["chance"], partial(ENGLISH.percent, digits=0)
-    good = [one for one in found["maps"] if one["deletion"] < chance < one["insertion"]]
-    others = [one["method"].replace("_", " ") for one in found["maps"] if one not in good]
+    good = [one for one in found["maps"] if one["beats_random"]]
+    others = [_title(one["method"]) for one in found["maps"] if one not in good]
+    if not good and found["label"] != found["target"] and chance < FEW:
+        return (
+            f"“{found['target']}” is as good as out of the question here, whatever is blurred ({percent(chance)} on "
+            "average): so nothing tells which map to believe."
+        )
     if not good:
-        return f"No map here does better than a random one ({percent(chance)}): believe none of them on this photo."
+        return "No map here points at what counts better than random maps do: believe none of them on this photo."
     best = max(good, key=lambda one: one["insertion"] - one["deletion"])
     text = (
-        f"Believe the {best['method'].replace('_', ' ')} map: where what it marks is blurred first, "
-        f"“{found['target']}” keeps {percent(best['deletion'])} on average, and where that is shown first it has "
-        f"{percent(best['insertion'])}; of a random map both are {percent(chance)}."
+        f"Believe the {_title(best['method'])} map: where what it marks is blurred first, “{found['target']}” keeps "
+        f"{percent(best['deletion'])} on average, and where that is shown first it has {percent(best['insertion'])}; "
+        f"with random maps it is {percent(chance)} both ways."
     )
     return text + (f" No better than random: {', '.join(others)}." if others else "")

@@ -31,12 +31,12 @@ def blurred(photo: np.ndarray) -> np.ndarray:
     return np.asarray(Image.fromarray(photo).filter(ImageFilter.GaussianBlur(radius)))
 
 
-def random_map(shape: tuple[int, ...], *seed: int) -> np.ndarray:
+def random_map(shape: Sequence[int], *seed: int) -> np.ndarray:
     """Noise at a map's resolution (h, w), as smooth as the map once it has the photo's size."""
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def centred_map(shape: tuple[int, ...]) -> np.ndarray:
+def centred_map(shape: Sequence[int]) -> np.ndarray:
     """A Gaussian in the middle (h, w): the guess that the thing is there, which photographers make true."""
     rows, columns = (((np.arange(n) + 0.5) / n - 0.5) / SPREAD for n in shape)
     return np.exp(-(rows[:, None] ** 2 + columns**2) / 2).astype(np.float32)

@@ -48,7 +48,7 @@ def overlay(photo: np.ndarray, evidence: np.ndarray, scale: float | None = None)
     if not scale:
         return photo.copy()
     strength = np.clip(upsampled(evidence, *photo.shape[:2]) / scale, -1, 1)[..., None]
-    hue = np.where(strength < 0, np.float32(AGAINST), np.float32(FOR))
+    hue = np.where(strength < 0, np.asarray(AGAINST, np.float32), np.asarray(FOR, np.float32))
     return np.rint(photo + MOST * np.abs(strength) * (hue - photo)).astype(np.uint8)
 
 

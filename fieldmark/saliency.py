@@ -18,7 +18,7 @@ from torch.nn import functional
 from fieldmark.dataset import Normalise
 from fieldmark.network import Attention, Gate, Network
 
-EVEN = 1e-3
+EVEN = 0.02
 """A gate that differs by less than this between positions lets the same through everywhere."""
 STEPS = 32  # of the integral in integrated gradients
 WINDOWS = 8  # occlusion hides a quarter of the side at a time, in this many steps along it
@@ -43,7 +43,11 @@ def seen(photo: np.ndarray, look: Mapping[str, Any]) -> Tensor:
 
 
 def evidence(network: Network, x: Tensor, target: int) -> np.ndarray:
-    """What each position said for the class, in logits: with the bias they sum to the logit (network/heads.py)."""
+    """What each position said for the class, in logits: with the bias they sum to the logit.
+
+    Ours, in closed form (network/heads.py). For a linear head it is the class activation map of Zhou et al. 2016,
+    "Learning Deep Features for Discriminative Localization", equation 2.
+    """
     with torch.inference_mode():
         return network.head.evidence(network.features(x), torch.tensor([target]))[0].numpy()
 
@@ -153,7 +157,9 @@ def attention(network: Network, x: Tensor) -> dict[str, np.ndarray]:
     for name, y in behind.items():
         if _varies(before[name][0], y[0]):
             length = before[name][0].norm(dim=0)
-            found[name] = torch.where(length > 0, y[0].norm(dim=0) / length, 1).numpy()
+            passed = torch.where(length > 0, y[0].norm(dim=0) / length, 1).numpy()
+            if np.ptp(passed) > EVEN:
+                found[name] = passed
     return found
 
 

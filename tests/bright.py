@@ -6,15 +6,18 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fieldmark.network import Attention, Backbone, Linear, Network, Preprocessing
+from fieldmark.network import Backbone, Linear, Network, Preprocessing
 from fieldmark.network.backbone import ends_stage
 
 LOOK = Preprocessing(64, 1.0, (0, 0, 0), (1, 1, 1), "bicubic")
 
 
-def counts_brightness(gate: Attention | None = None) -> Network:
-    """A network that says class 0 as much as a photo is bright, class 1 as much as it is not; in eval mode."""
-    last = nn.Sequential(nn.ReLU(inplace=True), gate or Attention(3))
+def counts_brightness(*behind: nn.Module) -> Network:
+    """A network that says class 0 as much as a photo is bright, class 1 as much as it is not; in eval mode.
+
+    What stands `behind` its rectifier takes and gives three channels.
+    """
+    last = nn.Sequential(nn.ReLU(inplace=True), *behind)
     layers = OrderedDict(pool=nn.AvgPool2d(8), last=ends_stage(last, 3))
     network = Network(Backbone(layers), Linear(3, 2), LOOK, None, {})
     with torch.no_grad():

@@ -24,9 +24,28 @@ CHECKS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
 settings.register_profile("fieldmark", deadline=None, suppress_health_check=CHECKS)
 settings.load_profile("fieldmark")
 
+# Workers of pytest-xdist have a core each, and so have the processes that they start: two threads on it would wait for
+# each other. What a test says of threads and bits holds for one thread as for two.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+if CORES and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
+
 # No test, nor a process that one starts, writes into the cache of whoever runs it.
 os.environ["FIELDMARK_CACHE"] = tempfile.mkdtemp(prefix="fieldmark-")
 atexit.register(shutil.rmtree, os.environ["FIELDMARK_CACHE"], ignore_errors=True)
+
+
+@pytest.fixture(scope="module")
+def all_cores() -> Iterator[None]:
+    """All of the machine's cores again, from here to the end of the module: for what needs several."""
+    if not CORES:
+        yield
+        return
+    own = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    yield
+    os.sched_setaffinity(0, own)
+
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 

@@ -41,9 +41,9 @@ def test_temperature_stays_within_bounds():
     assert 19 < temperature(logits, (labels + 1) % 4) <= 20  # all wrong
 
 
-def test_the_threshold_lets_90_percent_through():
+def test_the_threshold_lets_92_percent_through():
     scores = np.random.default_rng(0).random(400)
-    assert (scores >= threshold(scores)).sum() == 360
+    assert (scores >= threshold(scores)).sum() == 368
 
 
 @given(st.integers(0, 9999), st.integers(20, 60))

@@ -168,6 +168,7 @@ def test_judged_photos_are_those_of_no_augmentation_at_their_size(pack: Pack):
     assert torch.equal(judged, torch.stack([seen[0, k][0] for k in range(4)]))
 
 
+@pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_worker_changes_nothing(number: int, pack: Pack, monkeypatch: pytest.MonkeyPatch):
     def everything(number: int) -> tuple[list[torch.Tensor], list[torch.Tensor]]:

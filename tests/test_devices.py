@@ -22,6 +22,7 @@ def machine_of(monkeypatch: pytest.MonkeyPatch):
     def make(cores: int, gpus: int = 0) -> None:
         monkeypatch.setattr(machine, "cores", lambda: cores)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
+        monkeypatch.setattr(sys, "argv", [__file__])  # a script, as pytest is and a worker of it is not
 
     return make
 

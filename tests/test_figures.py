@@ -68,9 +68,9 @@ def test_figures_by_their_definitions(photos: tuple[np.ndarray, np.ndarray], lea
         row = found["per_class"][name]
         assert {key: row[key] for key in expected} == pytest.approx(expected)
         for key, some in (("recall", true), ("precision", said)):
-            low, high = row[f"{key}_ci95"] or (None, None)
-            assert (low is None) == (some == 0)
-            assert low is None or low - 1e-9 <= row[key] <= high + 1e-9
+            interval = row[f"{key}_ci95"]
+            assert (interval is None) == (some == 0)
+            assert interval is None or interval[0] - 1e-9 <= row[key] <= interval[1] + 1e-9
         if true:
             recalls.append(both / true)
             f1s.append(f1)

@@ -128,8 +128,8 @@ def test_full_in_the_middle_of_a_file(here, small_photos, tiny_options, tmp_path
     module = import_module(f"fieldmark.{home}")
     whole = getattr(module, victim)
 
-    def half(place, *others):
-        whole(place, *others)
+    def half(place, *others, **named):
+        whole(place, *others, **named)
         file = place / "report.html" if place.is_dir() else place
         os.truncate(file, file.stat().st_size // 2)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from fieldmark.network import build
 
+pytestmark = pytest.mark.usefixtures("all_cores")
+
 ALONE = {"OMP_NUM_THREADS": "1"}
 COLUMNS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 import fieldmark
 from fieldmark.errors import FieldmarkError
+from fieldmark.photos.decode import prepare
 from fieldmark.predict import Classifier, ahead, each, write_csv
 
 
@@ -101,8 +102,9 @@ def test_top(classifier: Classifier, alone: dict[str, dict], top: int):
 
 def test_the_threshold_decides_what_is_known(small_run: Path, alone: dict[str, dict]):
     classifier = Classifier(small_run)
-    path, answer = next(iter(alone.items()))
-    for least, known in ((answer["confidence"], True), (answer["confidence"] + 1e-4, False)):
+    path = next(iter(alone))
+    score = float(classifier.judge(prepare(path, classifier.info["preprocessing"]))["known_score"])
+    for least, known in ((score, True), (score + 1e-4, False)):
         classifier.info = classifier.info | {"threshold": least}
         assert classifier.predict(path)[0]["known"] is known
 
