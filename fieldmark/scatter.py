@@ -23,7 +23,9 @@ def scatter(rows: Sequence[dict[str, Any]], cost: str, title: str, unit: str) ->
         x, (low, high) = axes.x(scale(value)), row["ci95"]
         parts.append(f'<path class="whisker" d="M{x} {axes.y(low)}V{axes.y(high)}"/>')
         parts.append(charts.circle(x, axes.y(row["accuracy"])))
-        parts.append(f'<text class="name" x="{x + 8}" y="{axes.y(row["accuracy"]) + 4}">{number}</text>')
+        beside, anchor = (x - 8, "end") if x > 0.9 * WIDTH else (x + 8, "start")
+        y = axes.y(row["accuracy"]) + 4
+        parts.append(f'<text class="name" x="{beside}" y="{y}" text-anchor="{anchor}">{number}</text>')
     told = "; ".join(f"{k}: {100 * row['accuracy']:.1f} % at {float(row[cost]):.4g}" for k, row in enumerate(rows, 1))
     return charts.svg(f"over-{cost}", (WIDTH, HEIGHT), title, told, "".join(parts))
 

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from fieldmark import bundle, faithful, records, saliency, sheet
-from fieldmark.explain import explain
+from fieldmark.explain import _believe, explain
 from fieldmark.gallery import read_gallery
 from fieldmark.progress import Reporter
 from fieldmark.saliency import METHODS
@@ -126,6 +126,41 @@ def test_every_method_has_its_picture(
     page = Page(tmp_path / "out" / "explain.html")
     assert "You asked about square" in page.text and len(page.pictures()) == 1 + len(METHODS) + 1 + 4
     assert ("Believe the" in page.text) != ("believe none" in page.text)
+
+
+def test_attention_is_shown_by_the_name_of_its_gate(
+    small_run: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3), "../<b>odd</b>": np.array([[0.0, 1.0]])}
+    monkeypatch.setattr(saliency, "attention", lambda network, x: gates)
+    monkeypatch.setattr(faithful, "STEPS", 4)
+    found = explain(small_run, [small_photos / "disc" / "01.jpg"], tmp_path / "out", Reporter(quiet=True))
+    shown = found["photos"][0]["attention"]
+    assert [one["module"] for one in shown] == list(gates)
+    assert all(Path(one["file"]).resolve().parent == tmp_path / "out" for one in shown)
+    assert sorted(map(str, (tmp_path / "out").iterdir())) == sorted(found["files"])
+    page = Page(tmp_path / "out" / "explain.html")
+    assert page.stands_alone() and "0.25 to 1.50 times what comes in" in page.text and "<b>" not in page.source
+
+
+def area(method: str, deletion: float, insertion: float) -> dict[str, Any]:
+    beats = insertion - deletion > 0.2
+    return {"method": method, "deletion": deletion, "insertion": insertion, "beats_random": beats}
+
+
+@pytest.mark.parametrize(
+    ("maps", "chance", "says"),
+    [
+        ([area("evidence", 0.2, 0.9)], 0.5, "Believe the evidence map: .* keeps 20.% .* it has 90.%; .* 50.% both"),
+        ([area("evidence", 0.3, 0.8), area("grad_cam", 0.2, 0.9)], 0.5, "Believe the Grad-CAM map.* ways.$"),
+        ([area("evidence", 0.2, 0.9), area("occlusion", 0.5, 0.5)], 0.5, "No better than random: occlusion"),
+        ([area("evidence", 0.5, 0.6)], 0.5, "believe none of them"),
+        ([area("evidence", 0.0, 0.01)], 0.01, "out of the question"),
+    ],
+)
+def test_it_says_which_map_to_believe(maps: list[dict[str, Any]], chance: float, says: str):
+    found = {"label": "elk", "target": "gnu", "chance": chance, "maps": maps}
+    assert re.search(says, _believe(found))
 
 
 def test_nearest_photos_are_shown(odd_run: Path, small_photos: Path, tmp_path: Path):
