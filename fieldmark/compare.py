@@ -24,8 +24,9 @@ from scipy.stats import binomtest
 from fieldmark import bundle, pages, records
 from fieldmark.errors import FieldmarkError
 from fieldmark.intervals import Resampled, wilson
-from fieldmark.network import inspect, rebuild
+from fieldmark.network import build, inspect, rebuild
 from fieldmark.network.spec import parse_network, spell_network
+from fieldmark.photos.split import read_split
 from fieldmark.predict import Classifier
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
@@ -34,6 +35,8 @@ from fieldmark.scatter import scatter
 
 Row = dict[str, Any]
 DRAWS = 4000
+SAME = 0.9
+"""Share of their photos that two runs have in common, if they are of one set: what cannot be read may be left out."""
 REAL = 0.05
 """A difference is called real below this p, counted for all the comparisons that are made (Holm 1979)."""
 
@@ -46,6 +49,7 @@ class One:
     network: str
     seed: int
     metrics: dict[str, Any]
+    photos: frozenset[str]  # all that it was trained and tested on
     right: dict[str, tuple[bool, str]]  # test photo -> whether it was told right, and its group
 
 
@@ -65,22 +69,23 @@ def compare(
     Raises:
         FieldmarkError: words that name no network, or settings that cannot be compared.
     """
-    words = {spec: parse_network(spec) for spec in networks}  # wrong ones are refused before an hour of training
-    if len(words) < len(networks):
+    with torch.device("meta"):  # wrong words are refused before an hour of training, and two spellings of one network
+        words = {spell_network(build(spec).spec): parse_network(spec) for spec in networks}
+    if len({name_of(spec, 0) for spec in words}) < len(networks):
         raise FieldmarkError("a network is named twice: give each once, and more --seeds")
-    if recipe.folds:
-        raise FieldmarkError("compare takes several --seeds: leave --folds out")
-    folders, shared = [], out / "shared"
+    if recipe.folds or recipe.devices * recipe.nodes > 1:
+        raise FieldmarkError("compare trains one run after the other, on one device: leave --folds and --devices out")
+    folders, shared = [], None if recipe.budget else out / ".shared"  # or those behind the first would have more time
     for seed in range(recipe.seed, recipe.seed + seeds):
         for spec, fields in words.items():
             folder = out / name_of(spec, seed)
             reporter.say(f"{spec}, seed {seed}", style="bold")
             own = dataclasses.replace(recipe, seed=seed, **fields)
             if len(folders) % len(words) and not recipe.split_file:  # audits at another size may see other look-alikes
-                own = dataclasses.replace(own, split_file=str(folders[-1] / "split.csv"))
+                own = dataclasses.replace(own, split_file=str((folders[-1] / "split.csv").resolve()))
             train(photos, own, out=folder, resume=True, shared=shared)
             folders.append(folder)
-        shutil.rmtree(shared, ignore_errors=True)  # of another seed, others are the training photos
+        shutil.rmtree(out / ".shared", ignore_errors=True)  # of another seed, others are the training photos
     return folders
 
 
@@ -97,7 +102,8 @@ def read(folder: Path) -> One:
                 row["path"]: (row["label"] == row["predicted"], row.get("group") or row["path"])
                 for row in csv.DictReader(file)
             }
-        found = One(folder, spell_network(metrics["network"]), metrics["seed"], metrics, right)
+        photos = frozenset(photo.path for photo in read_split(folder / "split.csv"))
+        found = One(folder, spell_network(metrics["network"]), metrics["seed"], metrics, photos, right)
     except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
         raise FieldmarkError(f"{folder} is no finished run ({error})") from None
     if not right:
@@ -111,7 +117,7 @@ def rows(runs: Sequence[One]) -> list[Row]:
     Raises:
         FieldmarkError: the runs are of other photos, or one network has run twice with a seed.
     """
-    if len({run.metrics["fingerprint"] for run in runs}) > 1:
+    if any(len(run.photos & runs[0].photos) < SAME * len(run.photos | runs[0].photos) for run in runs):
         raise FieldmarkError("these runs are of different photos: compare runs on one set")
     by: dict[str, dict[int, One]] = {}
     for run in runs:
@@ -131,7 +137,8 @@ def rows(runs: Sequence[One]) -> list[Row]:
 def _row(network: str, runs: list[One]) -> Row:
     """What one network reached and cost, over its seeds."""
     accuracies = [run.metrics["test"]["accuracy"] for run in runs]
-    seconds = [sum(run.metrics["seconds"].values()) + run.metrics.get("borrowed_s", 0.0) for run in runs]
+    spent = [run.metrics["seconds"] | {"decode": run.metrics.get("borrowed_s", 0.0)} for run in runs]
+    seconds = [sum(parts.values()) for parts in spent]  # the photos are decoded once, for all
     model = runs[0].folder / "bundle" / "model.onnx"
     together = {(seed, path): told for seed, run in enumerate(runs) for path, told in run.right.items()}
     right, groups = zip(*together.values(), strict=True)
@@ -225,13 +232,18 @@ def difference(pairs: Sequence[tuple[One, One]]) -> Row:
 
 
 def _drawn(gain: np.ndarray, photos: np.ndarray) -> np.ndarray:
-    """Differences (draws,) of resampled seeds and groups, from the gains and photos (groups, seeds) of each."""
+    """Differences (draws,) of resampled seeds and groups, from the gains and photos (groups, seeds) of each.
+
+    What a draw of few seeds is off their mean is stretched by sqrt(s / (s - 1)), or it would vary too little.
+    """
     rng, seeds = np.random.default_rng(1), gain.shape[1]
     values = []
     for weights in Resampled(np.arange(len(gain)), DRAWS).weights():
         each = (weights @ gain) / np.maximum(weights @ photos, 1)  # (block, seeds)
         chosen = rng.integers(seeds, size=each.shape)
-        values.append(np.take_along_axis(each, chosen, 1).mean(1))
+        mean = each.mean(1)
+        off = np.take_along_axis(each, chosen, 1).mean(1) - mean
+        values.append(mean + off * (seeds / max(1, seeds - 1)) ** 0.5)
     return np.concatenate(values)
 
 

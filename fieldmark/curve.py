@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldmark.intervals import wilson
+from fieldmark.intervals import Resampled, column
 from fieldmark.labels import FOLDS, out_of_fold
 
 SHARES = (0.125, 0.25, 0.5, 1.0)
@@ -26,26 +26,31 @@ def learning_curve(
         names: of the classes.
 
     Returns:
-        `points`: photos learnt from, accuracy, ci95; `doubled`: the accuracy with twice as many photos, if the errors
+        `points`: photos learnt from, accuracy, ci95; `rises`: whether the last doubling brought more than two standard
+        errors; `doubled`: the accuracy with twice as many photos, if the errors
         go on to fall by the factor of the last doubling (a power law, Hestness et al. 2017); `classes`: of each class
         photos, recall from half of them and from all, and the standard error of the difference, the largest
         difference first. None where there are too few photos to tell.
     """
+    pairs = np.unique(np.stack([labels, np.asarray(groups)]), axis=1)
+    told = np.bincount(pairs[0], minlength=len(names)) > 1  # of a class of one group nobody else could say what it is
+    features, groups, labels = features[told[labels]], np.asarray(groups)[told[labels]], labels[told[labels]]
     counts = np.bincount(labels, minlength=len(names))
     if len(np.unique(groups)) < 4 * FOLDS or (counts > 0).sum() < 2:
         return None
     right = {
-        share: out_of_fold(features, labels, groups, len(names), share).argmax(1) == labels
+        share: out_of_fold(features, labels, groups.tolist(), len(names), share).argmax(1) == labels
         for share in SHARES
         if share * len(labels) >= 2 * len(names)  # of fewer than two photos a class it would be a game of luck
     }
     if 0.5 not in right:
         return None
+    drawn = Resampled(groups)
     points = [
         {
             "photos": round(share * (1 - 1 / FOLDS) * len(labels)),
             "accuracy": float(found.mean()),
-            "ci95": wilson(found.mean(), np.array(len(found))).tolist(),
+            "ci95": drawn.shares(column(found), column(np.ones(len(found))))[0].tolist(),
         }
         for share, found in right.items()
     ]
@@ -66,4 +71,6 @@ def learning_curve(
             }
         )
     classes.sort(key=lambda row: row["half"] - row["recall"])
-    return {"points": points, "doubled": float(1 - now * factor), "classes": classes}
+    gained, lost = (full & ~half).sum(), (half & ~full).sum()
+    rises = bool(gained - lost > 2 * np.sqrt(gained + lost))
+    return {"points": points, "doubled": float(1 - now * factor), "rises": rises, "classes": classes}

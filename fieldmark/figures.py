@@ -60,7 +60,11 @@ class Answers:
 
 
 def figures(
-    answers: Answers, classes: list[str], least: float, positive: str | None = None, decision: float = 0.5
+    answers: Answers,
+    classes: list[str],
+    least: float,
+    positive: str | None = None,
+    decision: float | np.ndarray = 0.5,
 ) -> Figures | None:
     """Every figure of one set of photos; None where there are no photos.
 
@@ -69,7 +73,7 @@ def figures(
         classes: their names.
         least: the score from which a photo is `known`.
         positive: of two classes the one that is looked for; without it, the rarer of these photos.
-        decision: the probability of `positive` from which `at_threshold` calls a photo so.
+        decision: the probability of `positive` from which `at_threshold` calls a photo so; for each, or (n,).
     """
     n = len(answers)
     if n == 0:
@@ -78,7 +82,9 @@ def figures(
     drawn = Resampled(answers.groups)
     predicted, confidence = probabilities.argmax(1), probabilities.max(1)
     right, known = predicted == labels, answers.scores >= least
-    top5 = (np.argsort(-probabilities, axis=1, kind="stable")[:, :5] == labels[:, None]).any(1)
+    own = probabilities[np.arange(n), labels][:, None]
+    ahead = (probabilities > own) | ((probabilities == own) & (np.arange(k) < labels[:, None]))
+    top5 = ahead.sum(1) < 5
     found: Figures = {"n": n, "groups": drawn.groups, "intervals": {}}
 
     shares = {
@@ -173,7 +179,12 @@ def confused(
 
 
 def _of_two(
-    found: Figures, drawn: Resampled, true: np.ndarray, score: np.ndarray, said: np.ndarray, decision: float
+    found: Figures,
+    drawn: Resampled,
+    true: np.ndarray,
+    score: np.ndarray,
+    said: np.ndarray,
+    decision: float | np.ndarray,
 ) -> Figures:
     """ROC-AUC, and what share is found and left alone: by the likelier class, and `at_threshold`.
 
@@ -182,7 +193,7 @@ def _of_two(
     _add_shares(found, drawn, _four(true, said))
     fpr, tpr, _ = metrics.roc_curve(true, score)
     few = np.unique(np.linspace(0, len(fpr) - 1, 100).round().astype(int))
-    at: Figures = {"threshold": decision, "intervals": {}}
+    at: Figures = {"threshold": float(np.mean(decision)), "intervals": {}}
     called = score >= decision
     _add_shares(at, drawn, {"accuracy": (called == true, np.ones(len(true)))} | _four(true, called))
     auc = float(metrics.roc_auc_score(true, score))
@@ -221,7 +232,8 @@ def _interval_of_ece(drawn: Resampled, confidence: np.ndarray, right: np.ndarray
     sums = drawn.totals(one_hot(bins(confidence), BINS, confidence - right))
     many = drawn.totals(column(np.ones(len(right))))[:, 0]
     low, high = np.quantile(np.abs(sums).sum(1) / many, (0.025, 0.975))
-    return [max(0.0, float(2 * ece - high)), max(0.0, float(2 * ece - low))]
+    # Where it takes off so much that the figure itself would lie outside, the interval reaches up to it.
+    return [max(0.0, float(min(ece, 2 * ece - high))), max(0.0, float(max(ece, 2 * ece - low)))]
 
 
 # ---- text

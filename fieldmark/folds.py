@@ -11,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fieldmark import recipe as recipes
 from fieldmark import records
 from fieldmark.errors import FieldmarkError
@@ -37,6 +39,9 @@ def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out
     if recipe.devices * recipe.nodes > 1:
         raise FieldmarkError("--folds trains one after the other: with several devices give each fold its --fold")
     fresh = not out.exists()
+    for fold in out.glob("fold-*"):
+        if (fold / "metrics.json").exists() and not (fold / "answers.npz").exists():
+            raise FieldmarkError(f"{fold} was trained by an earlier version, without its answers: give another --out")
     out.mkdir(parents=True, exist_ok=True)
     recipes.write(recipe, out / "recipe.half")
     (out / "recipe.half").replace(out / "recipe.yaml")
@@ -67,6 +72,12 @@ def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out
     return found
 
 
+def _decision(figures: Metrics, positive: str | None) -> float:
+    """The probability from which this fold calls a photo positive."""
+    own = figures.get("at_threshold", {}).get("threshold", 0.5)
+    return own if figures.get("positive") == positive else 1 - own
+
+
 def pooled(each: list[Metrics], files: list[Path]) -> Metrics | None:
     """The figures of all test photos, each by its own fold's classifier and threshold; `sd` from fold to fold."""
     tested = [(run, Answers.read(file)) for run, file in zip(each, files, strict=True) if run["test"]]
@@ -74,9 +85,8 @@ def pooled(each: list[Metrics], files: list[Path]) -> Metrics | None:
         return None
     # Every fold has a threshold of its own: what counts is how far above it a score lies.
     over = [dataclasses.replace(found, scores=found.scores - run["test"]["threshold"]) for run, found in tested]
-    at = [run["test"]["at_threshold"]["threshold"] for run, _ in tested if "at_threshold" in run["test"]]
-    together = Answers.together(over)
     positive = next((run["test"]["positive"] for run, _ in tested if "positive" in run["test"]), None)
-    found = figures(together, each[0]["classes"], 0.0, positive, statistics.fmean(at) if at else 0.5)
+    decisions = np.concatenate([np.full(len(found), _decision(run["test"], positive)) for run, found in tested])
+    found = figures(Answers.together(over), each[0]["classes"], 0.0, positive, decisions)
     accuracies = [run["test"]["accuracy"] for run, _ in tested]
     return (found or {}) | {"sd": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0}

@@ -7,6 +7,7 @@ see the same features in phase 1.
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 
 from fieldmark.finetune import Trainer
@@ -48,7 +49,12 @@ def keep(shared: Path, trainer: Trainer, out: Path, seconds: float) -> None:
 def _link(file: Path, place: Path) -> None:
     """These files are never written into once they are whole, so two names for one will do."""
     place.unlink(missing_ok=True)
-    os.link(file, place)
+    try:
+        os.link(file, place)
+    except OSError:  # a file system without them
+        half = place.with_suffix(".half")
+        shutil.copyfile(file, half)
+        half.replace(place)
 
 
 def _cut(trainer: Trainer) -> str:

@@ -1,5 +1,6 @@
 """Trained network -> bundle, export, gallery, and the figures of the exported file on the test photos."""
 
+import math
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -141,7 +142,8 @@ def second_look(out: Path, table: Table, recipe: Recipe, reporter: Reporter) -> 
     Nothing where there are no such features, or where the budget has no time for it.
     """
     features = [out / "resume" / f"{side}_features.npy" for side in ("train", "val")]
-    needed = reporter.elapsed() + 4 * reporter.seconds.get("phase1", 0.0) if recipe.budget else 0.0
+    known = reporter.seconds.get("phase1", math.inf)  # a run that was resumed behind phase 1 does not know
+    needed = reporter.elapsed() + 4 * known if recipe.budget else 0.0
     if not all(file.exists() for file in features) or (recipe.budget and needed > seconds(recipe.budget)):
         return [], None
     from fieldmark import curve, labels

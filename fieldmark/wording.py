@@ -190,6 +190,8 @@ def more_photos(curve: Figures, _: Language = ENGLISH) -> str:
     """What the learning curve says about twice as many photos."""
     now, then = curve["points"][-1]["accuracy"], curve["doubled"]
     told = {"now": _.percent(now), "then": _.percent(then)}
+    if not curve.get("rises", True):
+        return _("Not shown: the last doubling of the photos brought no more than chance; {now} are right.", **told)
     if then - now < 0.005:
         return _(
             "Hardly: with twice as many photos {then} instead of {now} would be right, if errors go on to fall as they"
