@@ -32,20 +32,21 @@ def learning_curve(
         photos, recall from half of them and from all, and the standard error of the difference, the largest
         difference first. None where there are too few photos to tell.
     """
-    pairs = np.unique(np.stack([labels, np.asarray(groups)]), axis=1)
+    own = np.asarray(groups)
+    pairs = np.unique(np.stack([labels, own]), axis=1)
     told = np.bincount(pairs[0], minlength=len(names)) > 1  # of a class of one group nobody else could say what it is
-    features, groups, labels = features[told[labels]], np.asarray(groups)[told[labels]], labels[told[labels]]
+    features, own, labels = features[told[labels]], own[told[labels]], labels[told[labels]]
     counts = np.bincount(labels, minlength=len(names))
-    if len(np.unique(groups)) < 4 * FOLDS or (counts > 0).sum() < 2:
+    if len(np.unique(own)) < 4 * FOLDS or (counts > 0).sum() < 2:
         return None
     right = {
-        share: out_of_fold(features, labels, groups.tolist(), len(names), share).argmax(1) == labels
+        share: out_of_fold(features, labels, own.tolist(), len(names), share).argmax(1) == labels
         for share in SHARES
         if share * len(labels) >= 2 * len(names)  # of fewer than two photos a class it would be a game of luck
     }
     if 0.5 not in right:
         return None
-    drawn = Resampled(groups)
+    drawn = Resampled(own)
     points = [
         {
             "photos": round(share * (1 - 1 / FOLDS) * len(labels)),
@@ -59,15 +60,15 @@ def learning_curve(
     factor = float(np.clip(now / before, 0, 1)) if before else 1.0
     classes = []
     for k in np.flatnonzero(counts).tolist():
-        own = labels == k
-        gained, lost = (full & ~half & own).sum(), (half & ~full & own).sum()
+        mine = labels == k
+        gained, lost = (full & ~half & mine).sum(), (half & ~full & mine).sum()
         classes.append(
             {
                 "name": names[k],
                 "n": int(counts[k]),
-                "half": float(half[own].mean()),
-                "recall": float(full[own].mean()),
-                "se": float(np.sqrt(gained + lost) / own.sum()),
+                "half": float(half[mine].mean()),
+                "recall": float(full[mine].mean()),
+                "se": float(np.sqrt(gained + lost) / mine.sum()),
             }
         )
     classes.sort(key=lambda row: row["half"] - row["recall"])
