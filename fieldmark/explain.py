@@ -32,6 +32,8 @@ SHOWN = 40
 """Photos on a page; the files and --json hold all."""
 FEW = 0.05
 """A class less probable than this with random parts of the photo blurred is no match for the answer."""
+ALIKE = 0.02
+"""Maps whose insertion less deletion differ by no more are as good: the one that was asked for first is named."""
 PIXELS = 320
 """A side of a picture on the page."""
 
@@ -265,7 +267,8 @@ def _believe(found: Found) -> str:
         )
     if not good:
         return "No map here points at what counts better than random maps do: believe none of them on this photo."
-    best = max(good, key=lambda one: one["insertion"] - one["deletion"])
+    gains = [one["insertion"] - one["deletion"] for one in good]
+    best = next(one for one, gain in zip(good, gains, strict=True) if gain >= max(gains) - ALIKE)
     text = (
         f"Believe the {_title(best['method'])} map: where what it marks is blurred first, “{found['target']}” keeps "
         f"{percent(best['deletion'])} on average, and where that is shown first it has {percent(best['insertion'])}; "

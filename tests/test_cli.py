@@ -15,7 +15,7 @@ import pytest
 import fieldmark
 from fieldmark.recipe import Recipe
 
-VERBS = ("check", "train", "evaluate", "predict", "report", "zoo", "bench", "demo")
+VERBS = ("check", "train", "evaluate", "compare", "predict", "explain", "report", "zoo", "bench", "demo")
 FIGURES = {"accuracy", "top5", "balanced_accuracy", "macro_f1", "ece", "n", "ci95", "per_class", "confusion"}
 FIGURES |= {"coverage", "threshold"}
 ANSWER = {"path", "label", "confidence", "known", "top"}

@@ -153,6 +153,7 @@ def area(method: str, deletion: float, insertion: float) -> dict[str, Any]:
     [
         ([area("evidence", 0.2, 0.9)], 0.5, "Believe the evidence map: .* keeps 20.% .* it has 90.%; .* 50.% both"),
         ([area("evidence", 0.3, 0.8), area("grad_cam", 0.2, 0.9)], 0.5, "Believe the Grad-CAM map.* ways.$"),
+        ([area("evidence", 0.21, 0.9), area("grad_cam", 0.2, 0.9)], 0.5, "Believe the evidence map.* ways.$"),
         ([area("evidence", 0.2, 0.9), area("occlusion", 0.5, 0.5)], 0.5, "No better than random: occlusion"),
         ([area("evidence", 0.5, 0.6)], 0.5, "believe none of them"),
         ([area("evidence", 0.0, 0.01)], 0.01, "out of the question"),
