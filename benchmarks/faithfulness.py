@@ -18,12 +18,12 @@ import numpy as np
 import torch
 
 from fieldmark import bundle, faithful, machine
+from fieldmark.finished import catalog_of
 from fieldmark.photos.catalog import Photo
 from fieldmark.photos.decode import Unreadable, prepare
 from fieldmark.photos.inputs import read
 from fieldmark.photos.split import read_split
 from fieldmark.saliency import METHODS, ready, seen
-from fieldmark.sheet import catalog_of
 
 BASELINES = ("random", "centred")
 

@@ -3,7 +3,6 @@
 Runs with the same seed have the same split, so two networks are compared on the same test photos, one by one.
 """
 
-import csv
 import dataclasses
 import json
 import re
@@ -18,12 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from markupsafe import Markup
-from scipy.sparse import csr_array
 from scipy.stats import binomtest
 
 from fieldmark import bundle, pages, records
 from fieldmark.errors import FieldmarkError
-from fieldmark.intervals import Resampled, wilson
+from fieldmark.intervals import Resampled, column
 from fieldmark.network import build, inspect, rebuild
 from fieldmark.network.spec import parse_network, spell_network
 from fieldmark.photos.split import read_split
@@ -97,14 +95,11 @@ def read(folder: Path) -> One:
     """
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        with (folder / "predictions.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            right = {
-                row["path"]: (row["label"] == row["predicted"], row.get("group") or row["path"])
-                for row in csv.DictReader(file)
-            }
+        answers = records.rows(folder / "predictions.csv")
+        right = {row["path"]: (row["label"] == row["predicted"], row.get("group") or row["path"]) for row in answers}
         photos = frozenset(photo.path for photo in read_split(folder / "split.csv"))
         found = One(folder, spell_network(metrics["network"]), metrics["seed"], metrics, photos, right)
-    except (OSError, ValueError, KeyError, TypeError, csv.Error) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise FieldmarkError(f"{folder} is no finished run ({error})") from None
     if not right:
         raise FieldmarkError(f"{folder} has no test photos: nothing to compare by")
@@ -176,12 +171,7 @@ def images_per_s(folder: Path, photos: int = 30) -> float:
 
 def _interval(right: np.ndarray, groups: np.ndarray) -> list[float]:
     """Of the share that is right, a photo that several seeds tested being one witness."""
-    drawn = Resampled(groups)
-    if drawn.independent:
-        return wilson(right.mean(), np.array(len(right))).tolist()
-    ones = np.ones((len(right), 1), np.float32)
-    totals = drawn.totals(csr_array(np.hstack([right[:, None].astype(np.float32), ones])))
-    return drawn.of(totals[:, 0] / totals[:, 1], right.mean())
+    return Resampled(groups).shares(column(right), column(np.ones(len(right))))[0].tolist()
 
 
 def _costs(spec: Row, folder: Path) -> Row:

@@ -12,7 +12,11 @@ SHARES = (0.125, 0.25, 0.5, 1.0)
 
 
 def learning_curve(
-    features: np.ndarray, labels: np.ndarray, groups: Sequence[int], names: Sequence[str]
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: Sequence[int],
+    names: Sequence[str],
+    full: np.ndarray | None = None,
 ) -> dict[str, Any] | None:
     """How often a linear classifier on these features is right that has learnt from ever more of the photos.
 
@@ -24,6 +28,7 @@ def learning_curve(
         labels: (n,) class numbers.
         groups: of each photo, which stays on one side.
         names: of the classes.
+        full: (n,) which photos are told right by a classifier that has learnt from all, where that is known already.
 
     Returns:
         `points`: photos learnt from, accuracy, ci95; `rises`: whether the last doubling brought more than two standard
@@ -35,15 +40,17 @@ def learning_curve(
     own = np.asarray(groups)
     pairs = np.unique(np.stack([labels, own]), axis=1)
     told = np.bincount(pairs[0], minlength=len(names)) > 1  # of a class of one group nobody else could say what it is
-    features, own, labels = features[told[labels]], own[told[labels]], labels[told[labels]]
+    kept = told[labels]
+    features, own, labels, full = features[kept], own[kept], labels[kept], None if full is None else full[kept]
     counts = np.bincount(labels, minlength=len(names))
     if len(np.unique(own)) < 4 * FOLDS or (counts > 0).sum() < 2:
         return None
-    right = {
-        share: out_of_fold(features, labels, own.tolist(), len(names), share).argmax(1) == labels
-        for share in SHARES
-        if share * len(labels) >= 2 * len(names)  # of fewer than two photos a class it would be a game of luck
-    }
+    right = {} if full is None else {1.0: full}
+    for share in SHARES:
+        if share * len(labels) < 2 * len(names):  # with fewer than two photos a class it would be a game of luck
+            continue
+        if share not in right:
+            right[share] = out_of_fold(features, labels, own.tolist(), len(names), share).argmax(1) == labels
     if 0.5 not in right:
         return None
     drawn = Resampled(own)
@@ -53,7 +60,7 @@ def learning_curve(
             "accuracy": float(found.mean()),
             "ci95": drawn.shares(column(found), column(np.ones(len(found))))[0].tolist(),
         }
-        for share, found in right.items()
+        for share, found in sorted(right.items())
     ]
     half, full = right[0.5], right[1.0]
     before, now = 1 - half.mean(), 1 - full.mean()

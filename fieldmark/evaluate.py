@@ -1,6 +1,5 @@
 """A run's classifier + labelled photos -> figures: of its own test photos, or of another folder."""
 
-import csv
 import json
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,15 +10,18 @@ import numpy as np
 from PIL import Image
 from scipy.special import softmax
 
+from fieldmark import machine, records
 from fieldmark.errors import FieldmarkError
 from fieldmark.figures import Answers, Figures, figures
+from fieldmark.finished import catalog_of, source_of
 from fieldmark.photos.catalog import Catalog, Photo, count, listing, printable
 from fieldmark.photos.decode import Unreadable, prepare
 from fieldmark.photos.inputs import read
 from fieldmark.photos.split import read_split
-from fieldmark.predict import Classifier, ahead
+from fieldmark.predict import Classifier, Found, ahead
 from fieldmark.progress import Reporter
 
+SAID = ("logits", "probabilities", "known_score")
 CLOSER = 7 / 8
 """The part of a photo's side that test-time augmentation looks at more closely."""
 
@@ -63,14 +65,14 @@ def evaluate(
     judged = [photo for photo in judged if printable(photo.label) in number]
     if not judged:
         raise FieldmarkError(f"no photo in {catalog.root} is of a class that {run} knows: {listing(list(number))}")
-    seen, answers, unreadable = list[Photo](), list[dict[str, np.ndarray]](), list[str]()
+    seen, answers, unreadable = list[Photo](), list[Found](), list[str]()
     with reporter.bar("judging", "photos") as advance:
         for k, (photo, found) in enumerate(_judged(classifier, catalog, judged, tta)):
             if found is None:
                 unreadable.append(photo.path)
             else:
                 seen.append(photo)
-                answers.append(found)
+                answers.append({name: found[name] for name in SAID})  # not the evidence of all photos
             advance(k + 1, len(judged))
     if not seen:
         raise FieldmarkError(f"no photo in {catalog.root} can be read; `fieldmark check` says why")
@@ -82,7 +84,7 @@ def evaluate(
         unreadable and f"{count(len(unreadable), 'photo')} could not be read: {listing(unreadable)}",
     ]
     together = Answers(
-        *(np.stack([found[name] for found in answers]) for name in ("logits", "probabilities", "known_score")),
+        *(np.stack([found[name] for found in answers]) for name in SAID),
         labels=np.array([number[printable(photo.label)] for photo in seen]),
         groups=_groups(seen, groups),
     )
@@ -106,22 +108,21 @@ def views(photo: np.ndarray) -> Iterator[np.ndarray]:
 
 def _judged(
     classifier: Classifier, catalog: Catalog, judged: list[Photo], tta: bool
-) -> Iterator[tuple[Photo, dict[str, np.ndarray] | None]]:
+) -> Iterator[tuple[Photo, Found | None]]:
     """Each photo with what is said of it; None where it cannot be read."""
     look, t = classifier.info["preprocessing"], classifier.info["temperature"]
 
-    def seen(photo: Photo) -> np.ndarray:
-        return prepare(catalog.contents(photo), look, photo.box if look.get("boxes") else None)
+    def judge(photo: Photo) -> Found:
+        pixels = prepare(catalog.contents(photo), look, photo.box if look.get("boxes") else None)
+        if not tta:
+            return classifier.judge(pixels)
+        each = [classifier.judge(view) for view in views(pixels)]
+        found = {name: np.mean([one[name] for one in each], 0) for name in ("logits", "known_score")}
+        return found | {"probabilities": softmax(found["logits"] / t)}
 
-    for photo, (_, pixels) in zip(judged, ahead(((photo.path, photo) for photo in judged), seen), strict=True):
-        if isinstance(pixels, Unreadable):
-            yield photo, None
-        elif tta:
-            each = [classifier.judge(view) for view in views(pixels)]
-            found = {name: np.mean([one[name] for one in each], 0) for name in ("logits", "known_score")}
-            yield photo, found | {"probabilities": softmax(found["logits"] / t)}
-        else:
-            yield photo, classifier.judge(pixels)
+    sources = ((photo.path, photo) for photo in judged)
+    for photo, (_, found) in zip(judged, ahead(sources, judge, machine.cores()), strict=True):
+        yield photo, None if isinstance(found, Unreadable) else found
 
 
 def _decision(classifier: Classifier, positive: str | None) -> tuple[float, str | None]:
@@ -137,31 +138,29 @@ def _decision(classifier: Classifier, positive: str | None) -> tuple[float, str 
 def _groups(photos: list[Photo], known: dict[str, str]) -> np.ndarray:
     """A number for the group of each photo: that of the run's audit, or that which the photos come with."""
     names = [known.get(photo.path) or photo.group or f"\0{photo.path}" for photo in photos]
-    return np.unique(np.array(names, dtype=object).astype(str), return_inverse=True)[1]
+    return np.unique(names, return_inverse=True)[1]
 
 
 def _trained_on(run: Path, root: Path) -> set[str]:
     """The photos below `root` that the run trained on or chose by, where it is the run's own folder."""
     try:
-        if Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"]) != root.resolve():
+        if source_of(run) != root.resolve():
             return set()
         return {photo.path for photo in read_split(run / "split.csv") if photo.split != "test"}
-    except (OSError, ValueError, KeyError, FieldmarkError):  # a bundle alone does not know
+    except FieldmarkError:  # a bundle alone does not know
         return set()
 
 
 def _test_photos(run: Path) -> tuple[Catalog, list[Photo], dict[str, str]]:
     """What a run was trained on, its test photos, and the group of each as the run's audit found it."""
-    try:
-        folder = Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"])
-        rows = [photo for photo in read_split(run / "split.csv") if photo.split == "test"]
-    except (OSError, ValueError, KeyError) as error:
-        raise FieldmarkError(f"{run} is no whole run ({error}): give the photos to evaluate on as well") from None
+    source_of(run)  # or it is no run
+    rows = [photo for photo in read_split(run / "split.csv") if photo.split == "test"]
     if not rows:
         raise FieldmarkError(f"{run} has no test photos: give another folder to evaluate on")
-    catalog = read(folder, least=1)
+    catalog = catalog_of(run)
     boxes = {photo.path: photo.box for photo in catalog.photos}
-    return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows], _groups_of(run)
+    groups = {row["path"]: row.get("group") or "" for row in records.rows(run / "predictions.csv")}
+    return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows], groups
 
 
 def _learning_curve(run: Path) -> dict[str, Any] | None:
@@ -170,12 +169,3 @@ def _learning_curve(run: Path) -> dict[str, Any] | None:
         return json.loads((run / "metrics.json").read_text(encoding="utf-8")).get("learning_curve")
     except (OSError, ValueError):
         return None
-
-
-def _groups_of(run: Path) -> dict[str, str]:
-    """The groups in the run's predictions.csv; none where it is gone."""
-    try:
-        with (run / "predictions.csv").open(encoding="utf-8", errors="surrogateescape", newline="") as file:
-            return {row["path"]: row["group"] for row in csv.DictReader(file)}
-    except (OSError, KeyError, csv.Error):
-        return {}

@@ -1,6 +1,5 @@
 """RUN + its photos -> the test photos that tell most, as tiles of a page: mistakes, confusions, an evidence sheet."""
 
-import csv
 from collections import defaultdict
 from collections.abc import Iterable
 from functools import cache
@@ -9,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from fieldmark import heat
+from fieldmark import heat, records
 from fieldmark.errors import FieldmarkError
 from fieldmark.languages import number
 from fieldmark.photos.decode import Unreadable, prepare
@@ -42,7 +41,7 @@ def predictions(run: Path) -> list[Prediction]:
             "known": str(row.get("known")).lower() in ("true", "1"),
         }
         for folder in runs(run)
-        for row in rows(folder / "predictions.csv")
+        for row in records.rows(folder / "predictions.csv")
         if (confidence := number(row["confidence"])) is not None
     ]
 
@@ -50,14 +49,6 @@ def predictions(run: Path) -> list[Prediction]:
 def runs(run: Path) -> list[Path]:
     """The folds of a run, or the run alone."""
     return sorted(folder for folder in run.glob("fold-*") if folder.is_dir()) or [run]
-
-
-def rows(file: Path) -> list[dict[str, str]]:
-    """Those of a CSV file; none where it is gone."""
-    if not file.is_file():
-        return []
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
-        return list(csv.DictReader(opened))
 
 
 class Looks:

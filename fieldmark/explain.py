@@ -130,7 +130,7 @@ class Explainer:
 
     def explain(self, path: str, photo: np.ndarray) -> Explanation:
         """Why the photo, uint8 (H, W, 3) from `prepare`, gets its answer."""
-        answer = self.classifier.answer(path, photo, 1)
+        answer = self.classifier.told(path, self.classifier.judge(photo), 1)
         target = self.classes.index(answer["label"]) if self.target is None else self.target
         x = saliency.seen(photo, self.look)
         with torch.inference_mode():

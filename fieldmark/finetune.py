@@ -13,7 +13,6 @@ from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from lightning_fabric.wrappers import _FabricModule
@@ -247,10 +246,6 @@ class Trainer:
         with torch.inference_mode():
             parts = [module(self.fabric.to_device(x)).float().cpu() for x in maps]
         return torch.cat([torch.empty(0, self.routine.classes), *parts])
-
-    def validation_logits(self) -> np.ndarray:
-        """(validation photos, classes), by the weights as they are now."""
-        return self.logits(self.trained, self.routine.frozen.validation()).numpy()
 
     # ---- survival
 

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 
 from fieldmark.errors import FieldmarkError
+from fieldmark.finished import catalog_of
 from fieldmark.photos.files import Files
-from fieldmark.sheet import catalog_of
 
 
 @dataclass(frozen=True)

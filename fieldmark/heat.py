@@ -3,16 +3,17 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from functools import partial
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from fieldmark import machine
+from fieldmark.answers import Answer
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.decode import Unreadable, prepare
 from fieldmark.photos.tile import TILE, uri
-from fieldmark.predict import Answer, Classifier, ahead, each
+from fieldmark.predict import Classifier, ahead, each
 
 FOR, AGAINST = (232, 60, 0), (0, 92, 230)
 """Orange speaks for the class, blue against it: told apart by those too who confuse red and green."""
@@ -50,6 +51,15 @@ def overlay(photo: np.ndarray, evidence: np.ndarray, scale: float | None = None)
     strength = np.clip(upsampled(evidence, *photo.shape[:2]) / scale, -1, 1)[..., None]
     hue = np.where(strength < 0, np.asarray(AGAINST, np.float32), np.asarray(FOR, np.float32))
     return np.rint(photo + MOST * np.abs(strength) * (hue - photo)).astype(np.uint8)
+
+
+def layer(evidence: np.ndarray, side: int) -> Image.Image:
+    """What `overlay` lays over a photo, by itself: RGBA of (side, side) pixels, transparent where it says nothing."""
+    scale = strongest(evidence)
+    strength = np.clip(upsampled(evidence, side, side) / scale, -1, 1) if scale else np.zeros((side, side), np.float32)
+    hue = np.where(strength[..., None] < 0, np.asarray(AGAINST, np.uint8), np.asarray(FOR, np.uint8))
+    cover = np.rint(255 * MOST * np.abs(strength)).astype(np.uint8)
+    return Image.fromarray(np.concatenate((hue, cover[..., None]), -1))
 
 
 def legend(width: int, scale: float, unit: str = "logits") -> np.ndarray:
@@ -101,13 +111,19 @@ def answers(classifier: Classifier, photos: Iterable[str | Path | bytes], out: P
     """
     if out.exists():
         raise FieldmarkError(f"{out} exists: give the heat maps another folder")
-    look, taken = partial(prepare, preprocessing=classifier.info["preprocessing"]), dict[str, int]()
-    for path, photo in ahead(each(photos), look):
-        if isinstance(photo, Unreadable):
-            yield {"path": path, "error": str(photo)}
-            continue
+    taken = dict[str, int]()
+
+    def shown(source: str | bytes) -> tuple[Image.Image, Answer]:
+        photo = prepare(source, classifier.info["preprocessing"])
         found = classifier.judge(photo)
+        return drawn(photo, found["evidence"]), classifier.told("", found, top)
+
+    for path, found in ahead(each(photos), shown, machine.cores()):
+        if isinstance(found, Unreadable):
+            yield {"path": path, "error": str(found)}
+            continue
+        picture, answer = found
         file = out / f"{file_name(path, taken)}.png"
         out.mkdir(parents=True, exist_ok=True)
-        drawn(photo, found["evidence"]).save(file)
-        yield classifier.told(path, found, top) | {"heatmap": str(file)}
+        picture.save(file)
+        yield answer | {"path": path, "heatmap": str(file)}

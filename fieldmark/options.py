@@ -46,7 +46,7 @@ def with_settings(verb: Callable[..., None], *names: str) -> Callable[..., None]
         verb(*args, **kwargs)
 
     signature = inspect.Signature([*own, *parameters])
-    with_options.__signature__ = signature  # type: ignore[attr-defined]
+    with_options.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads the options from
     with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return with_options
 

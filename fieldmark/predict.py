@@ -1,32 +1,34 @@
 """Photo -> answer, without torch: decode, run `model.onnx`, name the class and say whether it is one of ours."""
 
-import csv
 import glob
 import json
 import os
 import sys
 from collections import deque
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fieldmark import bundle, machine
+from fieldmark.answers import Answer
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.catalog import EXTENSIONS
 from fieldmark.photos.decode import Unreadable, prepare
 
-Answer = dict[str, Any]
+AHEAD = 4
+"""Photos that a thread may be ahead of who asks: enough that a slow one keeps nobody waiting."""
+Found = dict[str, np.ndarray]
+"""What the network says of a photo: probabilities and logits (classes,), evidence (h, w), known_score ()."""
 
 
 class Classifier:
     """A trained classifier, from a run, a bundle or an exported file.
 
-    Photos go through one at a time: on a CPU a batch is no faster, and so a photo's answer never depends on its
-    neighbours.
+    Photos go through one at a time, a thread for each core: on a CPU a batch is no faster, several threads for one
+    photo are slower, and so a photo's answer never depends on its neighbours.
 
     >>> fieldmark.load("RUN").predict("photo.jpg")[0]["label"]  # doctest: +SKIP
     'glass'
@@ -37,7 +39,7 @@ class Classifier:
 
         self.file = bundle.find(model)
         options = ort.SessionOptions()
-        options.intra_op_num_threads = machine.cores()
+        options.intra_op_num_threads = 1
         options.log_severity_level = 3
         try:
             self.session = ort.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
@@ -48,18 +50,22 @@ class Classifier:
             raise FieldmarkError(f"{self.file} is damaged: {' '.join(str(error).split())[:200]}") from None
         self.info = bundle.check(info, self.file)
         self.classes: list[str] = self.info["classes"]
+        self.outputs = [output.name for output in self.session.get_outputs()]
 
-    def judge(self, photo: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8 (h, w, 3) from `prepare` -> probabilities and logits (classes,), evidence (h', w'), known_score ()."""
-        names = [output.name for output in self.session.get_outputs()]
-        values = self.session.run(names, {"photos": photo[None]})
-        return {name: np.asarray(value)[0] for name, value in zip(names, values, strict=True)}
+    def judge(self, photo: np.ndarray) -> Found:
+        """uint8 (h, w, 3) from `prepare` -> what the network says of it; in any number of threads."""
+        return self.judge_all(photo[None])[0]
 
-    def answer(self, path: str, photo: np.ndarray, top: int = 5) -> Answer:
-        """What the prepared photo shows."""
-        return self.told(path, self.judge(photo), top)
+    def judge_all(self, photos: np.ndarray) -> list[Found]:
+        """The same of several at once, (n, h, w, 3)."""
+        values = self.session.run(self.outputs, {"photos": photos})
+        return [dict(zip(self.outputs, map(np.asarray, one), strict=True)) for one in zip(*values, strict=True)]
 
-    def told(self, path: str, found: dict[str, np.ndarray], top: int = 5) -> Answer:
+    def look(self, source: str | Path | bytes) -> Found:
+        """A photo's file or bytes -> what the network says of it. Raises Unreadable."""
+        return self.judge(prepare(source, self.info["preprocessing"]))
+
+    def told(self, path: str, found: Found, top: int = 5) -> Answer:
         """What `judge` found, as an answer."""
         probabilities = found["probabilities"]
         best = np.argsort(-probabilities, kind="stable")[:top]
@@ -71,26 +77,20 @@ class Classifier:
         """Answers for files, folders, globs or a photo's bytes, in order; a bad photo is an answer with `error`."""
         return list(self.stream([photos] if isinstance(photos, str | Path | bytes) else photos, top))
 
-    def stream(self, photos: Iterable[str | Path | bytes], top: int = 5) -> Iterator[Answer]:
-        """The same one by one, decoding ahead while the network works."""
-        for path, photo in ahead(each(photos), partial(prepare, preprocessing=self.info["preprocessing"])):
-            if isinstance(photo, Unreadable):
-                yield {"path": path, "error": str(photo)}
-            else:
-                yield self.answer(path, photo, top)
+    def stream(
+        self, photos: Iterable[str | Path | bytes], top: int = 5, done: Callable[[str], bool] = lambda path: False
+    ) -> Iterator[Answer]:
+        """The same one by one, a few ahead in a thread for each core; photos that are `done` are left out."""
+        sources = (source for source in each(photos) if not done(source[0]))
+        for path, found in ahead(sources, self.look, machine.cores()):
+            yield {"path": path, "error": str(found)} if isinstance(found, Unreadable) else self.told(path, found, top)
 
-
-def write_csv(answers: Iterable[Answer], file: Path) -> Iterator[Answer]:
-    """Hands the answers on, writing each as a row `path,label,confidence,known,error` of a new file."""
-    columns = ["path", "label", "confidence", "known", "error"]
-    if os.path.lexists(file):  # a slip in the order of words must not cost a photo
-        raise FieldmarkError(f"{file} exists: give the CSV another name")
-    with file.open("x", encoding="utf-8", errors="surrogateescape", newline="") as opened:
-        writer = csv.DictWriter(opened, columns, extrasaction="ignore")
-        writer.writeheader()
-        for answer in answers:
-            writer.writerow(answer)
-            yield answer
+    def card(self) -> str | None:
+        """The model card of the training, where it lies beside the bundle."""
+        try:
+            return self.file.parents[1].joinpath("card.md").read_text(encoding="utf-8")
+        except (OSError, ValueError, IndexError):
+            return None
 
 
 def each(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, str | bytes]]:
@@ -125,22 +125,26 @@ def _walk(folder: str) -> Iterator[str]:
         yield from (os.path.join(parent, name) for name in shown if Path(name).suffix.lower() in EXTENSIONS)
 
 
-def ahead(sources: Iterable[tuple[str, Any]], prepare_one, most: int = 4) -> Iterator[tuple[str, Any]]:
-    """Prepares a few photos ahead in a thread. -> (path, photo or Unreadable) in order."""
+def ahead(
+    sources: Iterable[tuple[Any, Any]], work: Callable[[Any], Any], workers: int = 1
+) -> Iterator[tuple[Any, Any]]:
+    """Works on some sources ahead, in threads. -> (name, what became of it or Unreadable) in order."""
 
     def attempt(source: Any) -> Any:
         try:
-            return prepare_one(source)
+            return work(source)
         except Unreadable as problem:
             return problem
 
-    with ThreadPoolExecutor(1) as pool:
-        waiting: deque = deque()
+    pool, waiting = ThreadPoolExecutor(workers), deque[tuple[str, Future]]()
+    try:
         for path, source in sources:
             waiting.append((path, pool.submit(attempt, source)))
-            if len(waiting) > most:
-                path, photo = waiting.popleft()
-                yield path, photo.result()
+            if len(waiting) > AHEAD * workers:
+                path, done = waiting.popleft()
+                yield path, done.result()
         while waiting:
-            path, photo = waiting.popleft()
-            yield path, photo.result()
+            path, done = waiting.popleft()
+            yield path, done.result()
+    finally:  # whoever stops asking does not wait for what he has not asked for
+        pool.shutdown(wait=True, cancel_futures=True)

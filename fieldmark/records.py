@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fieldmark.errors import FieldmarkError
+
 
 def text(found: Any) -> str:
     """The JSON of plain Python values; what is not a number becomes null, since JSON knows no NaN.
@@ -37,6 +39,20 @@ def table(file: Path, rows: Iterable[Mapping[str, Any]], columns: list[str], enc
         writer.writeheader()
         writer.writerows(rows)
     half.replace(file)
+
+
+def rows(file: Path) -> list[dict[str, str]]:
+    """The rows of a CSV file with a header, as text; none where it is gone.
+
+    Raises FieldmarkError where it is damaged.
+    """
+    if not file.is_file():
+        return []
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+        try:
+            return list(csv.DictReader(opened))
+        except csv.Error as error:
+            raise FieldmarkError(f"{file} is damaged: {error}") from None
 
 
 def _finite(found: Any) -> Any:

@@ -15,10 +15,10 @@ from markupsafe import Markup
 from fieldmark import charts, examples, pages, trust_charts, wording
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
-from fieldmark.examples import rows
+from fieldmark.finished import catalog_of
 from fieldmark.languages import Language, language, later, number
 from fieldmark.photos.files import Files
-from fieldmark.photos.inputs import read
+from fieldmark.records import rows
 
 Facts = dict[str, Any]
 
@@ -74,9 +74,8 @@ def rewrite(run: Path, lang: str | None = None) -> tuple[list[Path], list[str]]:
     if lang is None:
         lang = recipes.read(run / "recipe.yaml").lang if (run / "recipe.yaml").is_file() else "en"
     try:
-        audit = json.loads((examples.runs(run)[0] / "audit.json").read_text(encoding="utf-8"))
-        photos, gone = read(audit["folder"], least=1).files, list[str]()
-    except (OSError, ValueError, KeyError, FieldmarkError) as error:
+        photos, gone = catalog_of(examples.runs(run)[0]).files, list[str]()
+    except (OSError, FieldmarkError) as error:
         photos, gone = None, [f"the photos cannot be had, so the page goes without them: {error}"]
     return write_report(run, photos, lang=lang), gone
 

@@ -3,8 +3,6 @@
 The evidence on it is that of model.onnx for the answer.
 """
 
-import csv
-import json
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +11,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from fieldmark import heat, pages
+from fieldmark import heat, pages, records
 from fieldmark.errors import FieldmarkError
+from fieldmark.finished import catalog_of
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decode import Box, Unreadable, prepare
-from fieldmark.photos.inputs import read
 from fieldmark.photos.tile import uri
 from fieldmark.predict import Classifier
 from fieldmark.progress import Reporter
@@ -62,25 +60,12 @@ def sheet(run: str | Path, out: Path, reporter: Reporter) -> dict[str, Any]:
     return {"files": [str(out / "sheet.html")], "photos": photos}
 
 
-def catalog_of(run: Path) -> Catalog:
-    """The photos that a run was trained and tested on, where they are still there.
-
-    Raises FieldmarkError where the run does not say, or the photos are gone.
-    """
-    try:
-        folder = json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FieldmarkError(f"{run} is no whole run ({error}): name photos to explain") from None
-    return read(folder, least=1)
-
-
 def _rows(file: Path) -> list[Row]:
     """What the run answered to its test photos."""
     try:
-        with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
-            rows = [{**row, "confidence": float(row["confidence"])} for row in csv.DictReader(opened)]
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise FieldmarkError(f"{file} cannot be read ({error}): name photos to explain") from None
+        rows = [{**row, "confidence": float(row["confidence"])} for row in records.rows(file)]
+    except (ValueError, KeyError) as error:
+        raise FieldmarkError(f"{file} is damaged ({error}): name photos to explain") from None
     if not rows:
         raise FieldmarkError(f"{file} holds no test photos: name photos to explain")
     return rows
@@ -119,7 +104,7 @@ def _explained(
     said = {"path": row["path"], "class": row["label"], "kind": row["kind"]}
     try:
         photo = prepare(catalog.files.contents(row["path"]), classifier.info["preprocessing"], box)
-    except Unreadable as problem:
+    except (Unreadable, OSError) as problem:  # the file may be gone by now
         return said | {"error": str(problem)}, None
     found = classifier.judge(photo)
     pair = Image.fromarray(np.concatenate((photo, heat.overlay(photo, found["evidence"])), 1))

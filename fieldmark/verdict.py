@@ -10,13 +10,13 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
-from fieldmark import bundle, calibrate, records
+from fieldmark import bundle, calibrate, machine, records
 from fieldmark.dataset import Data, Judged, judged
 from fieldmark.export import export, verify
 from fieldmark.figures import Answers, figures
 from fieldmark.finetune import Trainer
 from fieldmark.known import Known
-from fieldmark.predict import Classifier
+from fieldmark.predict import Classifier, ahead
 from fieldmark.prepare import Table
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe, seconds
@@ -35,8 +35,8 @@ def judge(
     val, test = data.labels[data.val], data.labels[data.test]
     network = trainer.network
     shown = table.shown
-    seen, _ = _described(trainer, map(trainer.routine.frozen.maps, judged(data.pack, shown, preprocessing["size"])))
-    features, logits = _described(trainer, trainer.routine.frozen.validation())
+    seen, _ = described(trainer, map(trainer.routine.frozen.maps, judged(data.pack, shown, preprocessing["size"])))
+    features, logits = described(trainer, trainer.routine.frozen.validation())
     network.cpu()
     t = calibrate.temperature(logits, val)
     known = Known.fit(seen, data.labels[shown], features, logits)
@@ -54,18 +54,19 @@ def judge(
     some = Judged(data.pack, data.val if len(val) else data.train, preprocessing["size"])
     checked = verify(network, known, info, classifier, [some.photo(k) for k in range(min(VERIFIED, len(some)))])
     photos = Judged(data.pack, data.test, preprocessing["size"])
-    found = []
-    with reporter.bar("testing", "photos") as advance:
-        for k in range(len(photos)):
-            found.append(classifier.judge(photos.photo(k)))
-            advance(k + 1, len(photos))
     groups = np.array(list(table.groups.values()), np.int64)
     tested = Answers(
-        *(_stacked([one[name] for one in found], len(classes)) for name in ("logits", "probabilities")),
-        scores=np.array([one["known_score"] for one in found], np.float32),
+        *(np.zeros((len(test), len(classes)), np.float32) for _ in ("logits", "probabilities")),
+        scores=np.zeros(len(test), np.float32),
         labels=test,
         groups=groups[data.test],
     )
+    with reporter.bar("testing", "photos") as advance:
+        looks = ahead(enumerate(range(len(photos))), lambda k: classifier.judge(photos.photo(k)), machine.cores())
+        for k, found in looks:
+            tested.logits[k], tested.probabilities[k] = found["logits"], found["probabilities"]
+            tested.scores[k] = found["known_score"]
+            advance(k + 1, len(photos))
     validated = Answers(logits, softmax(logits / t, axis=1), scores, val, groups[data.val])
     tested.write(out / "answers.npz")
     _write_predictions(out / "predictions.csv", table, tested, least)
@@ -78,7 +79,7 @@ def judge(
     }
 
 
-def _described(trainer: Trainer, maps: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def described(trainer: Trainer, maps: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
     """Maps at the cut -> the last map, pooled (n, c), and logits (n, classes): by the weights of now, in 32 bits."""
     rest, head = trainer.trained.eval().children()
     width = list(trainer.network.backbone.stages.values())[-1]
@@ -95,10 +96,6 @@ def _rarer(classes: list[str], data: Data) -> str:
     """Of two classes the one that is mostly looked for."""
     used = np.concatenate([data.train, data.val, data.test])
     return classes[int(np.bincount(data.labels[used], minlength=2).argmin())]
-
-
-def _stacked(rows: list[np.ndarray], classes: int) -> np.ndarray:
-    return np.stack(rows) if rows else np.zeros((0, classes), np.float32)
 
 
 def _write_gallery(file: Path, table: Table, shown: np.ndarray, features: np.ndarray) -> None:
@@ -150,9 +147,13 @@ def second_look(out: Path, table: Table, recipe: Recipe, reporter: Reporter) -> 
 
     rows, pooled = labels.features_of(features, table.data)
     groups, names = list(table.groups.values()), [table.classes[k] for k in table.data.labels.tolist()]
-    errors = labels.flagged(labels.ranked(rows, pooled, names, list(table.groups), groups))
+    ranking = labels.ranked(rows, pooled, names, list(table.groups), groups)
+    errors = labels.flagged(ranking)
     records.write(out / "audit.json", table.audit | {"label_errors": errors})
     doubts = labels.warnings_of(errors)
     for warning in doubts:
         reporter.warn(warning)
-    return doubts, curve.learning_curve(pooled, table.data.labels[rows], [groups[k] for k in rows], table.classes)
+    told, paths = {one["path"]: one["suggested"] == one["label"] for one in ranking}, list(table.groups)
+    right = np.array([told.get(paths[k], False) for k in rows])  # what was looked for above is the curve's end
+    own = [groups[k] for k in rows]
+    return doubts, curve.learning_curve(pooled, table.data.labels[rows], own, table.classes, right)

@@ -29,12 +29,12 @@ WAY = (
         "routine",
         "devices",
     ),
-    *("labels", "curve", "finetune", "calibrate", "known", "bundle", "predict", "heat", "figures"),
-    *("evaluate", "saliency", "faithful", "sheet", "gallery", "examples", "explain", "export"),
+    *("labels", "curve", "finetune", "calibrate", "known", "bundle", "answers", "predict", "heat", "figures"),
+    *("finished", "evaluate", "saliency", "faithful", "sheet", "gallery", "examples", "explain", "export"),
     *("check", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
     *("scatter", "compare", "options", "verbs", "cli"),
 )
-NO_TORCH = ("photos", "check", "predict", "heat", "sheet", "gallery", "serve")
+NO_TORCH = ("photos", "check", "answers", "predict", "heat", "sheet", "gallery", "serve")
 
 
 def modules() -> dict[str, Path]:

@@ -159,7 +159,8 @@ def inside(drawing: str, height: float) -> ElementTree.Element:
 def lines(tree: ElementTree.Element, kind: str) -> list[list[tuple[float, float]]]:
     """The points of the paths of a kind."""
     paths = [path.attrib["d"] for path in tree.iter(f"{SVG}path") if path.get("class") == kind]
-    return [[tuple(map(float, point.split())) for point in path[1:].split("L")] for path in paths if "h" not in path]  # type: ignore[misc]
+    points = [[point.split() for point in path[1:].split("L")] for path in paths if "h" not in path]
+    return [[(float(x), float(y)) for x, y in line] for line in points]
 
 
 @pytest.mark.parametrize("_", [ENGLISH, language("zh")], ids=["en", "zh"])

@@ -250,7 +250,7 @@ def test_a_sheet_that_grows_too_long_ends(odd_run: Path, tmp_path: Path, monkeyp
 
 
 def test_without_test_photos_there_is_no_sheet(here, small_run: Path, tmp_path: Path):
-    assert "name photos" in here("explain", small_run / "bundle", "--out", tmp_path / "out").refusal
+    assert "name the photos" in here("explain", small_run / "bundle", "--out", tmp_path / "out").refusal
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     (run / "predictions.csv").write_text("path,label,predicted,confidence,known\n")
     assert "no test photos" in here("explain", run, "--out", tmp_path / "out").refusal

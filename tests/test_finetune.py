@@ -19,6 +19,7 @@ from fieldmark.plan import costs, rates_for
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.store import Packer
+from fieldmark.verdict import described
 
 SIZE = 64
 
@@ -99,7 +100,7 @@ def test_the_best_weights_come_back(data: Data, tmp_path: Path):
     training = trainer(data, tmp_path, epochs=3, backbone_lr=0.0)
     history = training.train()
     best = history[training.best_epoch() - 1]
-    logits = torch.from_numpy(training.validation_logits())
+    logits = torch.from_numpy(described(training, training.routine.frozen.validation())[1])
     labels = torch.from_numpy(data.labels[data.val])
     assert (logits.argmax(1) == labels).float().mean().item() == best["val_accuracy"]
     assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(best["val_loss"], abs=1e-6)

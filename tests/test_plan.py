@@ -135,7 +135,7 @@ OPTIONS = ["--image-size", "64", "--train-size", "64", "--batch", "8"]
 
 def test_the_plan_of_a_budget_is_made_once(start, tmp_path: Path):
     """A run that is killed in phase 2 goes on with its plan, although its time is up."""
-    words = [*OPTIONS, "--budget", "8s", "--find-lr"]
+    words = [*OPTIONS, "--budget", "16s", "--find-lr"]
     dies = {"home": "finetune.Trainer", "name": "_step", "when": "args[0].state.step == 3"}
     killed = start(tmp_path / "run", words, first=NOW.format(closing=2), dies=dies)
     assert killed.code == -9, killed.said

@@ -1,20 +1,20 @@
 """A photo's answer is the same whichever way it comes in, and a bad photo is a row, never an end."""
 
-import csv
 import io
 import os
 import random
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 
 import fieldmark
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.decode import prepare
-from fieldmark.predict import Classifier, ahead, each, write_csv
+from fieldmark.predict import AHEAD, Classifier, ahead, each
 
 
 @pytest.fixture(scope="module")
@@ -133,51 +133,38 @@ def test_names_on_stdin_keep_their_bytes(tmp_path: Path, monkeypatch: pytest.Mon
     assert [os.fsencode(path) for path, _ in each(["-"])] == [name, name]
 
 
-@given(st.lists(st.integers(0, 9), max_size=12), st.integers(1, 5))
-def test_looking_ahead_keeps_the_order(numbers: list[int], most: int):
-    assert list(ahead(((str(n), n) for n in numbers), lambda n: n * n, most)) == [(str(n), n * n) for n in numbers]
+@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 5))
+def test_looking_ahead_keeps_the_order(numbers: list[int], workers: int):
+    assert list(ahead(((str(n), n) for n in numbers), lambda n: n * n, workers)) == [(str(n), n * n) for n in numbers]
+
+
+def test_it_looks_only_so_far_ahead():
+    """Of a million photos none is looked for before it is needed, nor behind the last that is asked for."""
+    read, worked = [], []
+    looks = ahead(((n, n) for n in range(1000) if not read.append(n)), worked.append, 2)
+    for _ in range(3):
+        next(looks)
+    looks.close()
+    assert len(worked) <= len(read) <= 3 + 2 * AHEAD + 1
+
+
+def test_what_is_done_is_left_out(classifier: Classifier, alone: dict[str, dict], small_photos: Path):
+    some = set(list(alone)[::3])
+    assert list(classifier.stream([small_photos], done=some.__contains__)) == [
+        a for p, a in alone.items() if p not in some
+    ]
+
+
+def test_several_at_once_are_as_they_are_alone(classifier: Classifier, alone: dict[str, dict]):
+    photos = [prepare(path, classifier.info["preprocessing"]) for path in list(alone)[:5]]
+    for one, photo in zip(classifier.judge_all(np.stack(photos)), photos, strict=True):
+        for name, value in classifier.judge(photo).items():
+            np.testing.assert_allclose(one[name], value, rtol=0, atol=1e-4 if name == "evidence" else 1e-5)
 
 
 def test_a_fault_while_looking_ahead_is_not_swallowed():
     with pytest.raises(ZeroDivisionError):
         list(ahead([("a", 1), ("b", 0), ("c", 1)], lambda n: 1 / n))
-
-
-# ---- what is written
-
-
-@given(
-    labels=st.lists(st.text(st.characters(blacklist_categories=("Cs",), blacklist_characters="\0")), max_size=5),
-    known=st.booleans(),
-)
-@example(labels=["a\rb", "\n", 'c"', "d,e", ""], known=True)
-def test_csv_round_trip(labels: list[str], known: bool, tmp_path_factory: pytest.TempPathFactory):
-    file = tmp_path_factory.mktemp("csv") / "answers.csv"
-    answers = [
-        {"path": f"{label}.jpg", "label": label, "confidence": 1 / (k + 3), "known": known, "top": []}
-        for k, label in enumerate(labels)
-    ] + [{"path": 'a, "b"\udce9.jpg', "error": "truncated"}]
-    assert list(write_csv(answers, file)) == answers
-    with file.open(encoding="utf-8", errors="surrogateescape", newline="") as opened:
-        rows = list(csv.DictReader(opened))
-    assert list(rows[0]) == ["path", "label", "confidence", "known", "error"]
-    for row, answer in zip(rows, answers, strict=True):
-        assert row == {key: str(answer.get(key, "")) for key in row}
-        assert "error" in answer or float(row["confidence"]) == answer["confidence"]
-
-
-def test_csv_never_replaces_a_file(tmp_path: Path):
-    (tmp_path / "photo.jpg").write_bytes(b"mine")
-    with pytest.raises(FieldmarkError, match="exists"):
-        next(write_csv([{"path": "a"}], tmp_path / "photo.jpg"))
-    assert (tmp_path / "photo.jpg").read_bytes() == b"mine"
-
-
-def test_csv_of_a_class_with_a_comma(classifier: Classifier, small_photos: Path, tmp_path: Path):
-    answers = list(write_csv(classifier.stream([small_photos / "cross, blue"]), tmp_path / "answers.csv"))
-    with (tmp_path / "answers.csv").open(newline="") as opened:
-        assert [row["label"] for row in csv.DictReader(opened)] == [answer["label"] for answer in answers]
-    assert "cross, blue" in {answer["label"] for answer in answers}
 
 
 # ---- what is no model

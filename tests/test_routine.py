@@ -8,6 +8,8 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from fieldmark.verdict import described
+
 
 @pytest.mark.parametrize(
     ("words", "settings", "exact"),
@@ -33,7 +35,7 @@ def test_the_row_of_the_exact_head_says_what_it_is_worth(trainer):
     """And it is worth about what thirty epochs of steps are."""
     training = trainer(epochs=0, label_smoothing=0.1)
     (row,) = training.train()
-    logits = torch.from_numpy(training.validation_logits())
+    logits = torch.from_numpy(described(training, training.routine.frozen.validation())[1])
     assert row["val_loss"] == pytest.approx(F.cross_entropy(logits, training.routine.val_labels).item(), rel=1e-4)
     assert row["val_accuracy"] == (logits.argmax(1) == training.routine.val_labels).float().mean().item()
     stepped = trainer(epochs=0, exact=False, frozen_epochs=30, label_smoothing=0.1).train()

@@ -16,6 +16,7 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.finetune import Trainer
 from fieldmark.network import build
 from fieldmark.recipe import Recipe
+from fieldmark.verdict import described
 
 OTHER = {
     "quality": "good", "backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem",
@@ -167,7 +168,7 @@ def test_the_running_mean_is_what_is_judged_and_kept(trainer):
     histories = [plain.train(), mean.train()]
     assert [h["train_loss"] for h in histories[0]] == [h["train_loss"] for h in histories[1]]  # the same steps
     assert [h["val_loss"] for h in histories[0]] != [h["val_loss"] for h in histories[1]]
-    logits = torch.from_numpy(mean.validation_logits())
+    logits = torch.from_numpy(described(mean, mean.routine.frozen.validation())[1])
     loss = torch.nn.functional.cross_entropy(logits, mean.routine.val_labels).item()
     assert loss == pytest.approx(min(h["val_loss"] for h in histories[1]), rel=1e-5)
 
@@ -202,12 +203,12 @@ def test_precision_is_of_the_training_alone(trainer, few):
         (photos,) = judged(few.pack, few.val, 64)
         with training.fabric.autocast():
             first.append(training.routine.frozen.maps(photos).dtype)
-        assert training.validation_logits().dtype == np.float32
-        before = training.validation_logits()
+        assert described(training, training.routine.frozen.validation())[1].dtype == np.float32
+        before = described(training, training.routine.frozen.validation())[1]
         histories.append(training.train())
     assert first == [torch.float32, torch.bfloat16]
     again = trainer(precision="32", frozen_epochs=0)
-    assert np.array_equal(before, again.validation_logits())
+    assert np.array_equal(before, described(again, again.routine.frozen.validation())[1])
     losses = [[row["train_loss"] for row in history] for history in histories]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.1)
 

@@ -41,6 +41,9 @@ def predict(
         list[str], typer.Argument(metavar="PHOTO...", help="Files, folders, globs, or - for a list on stdin.")
     ],
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the answers as CSV.")] = None,
+    jsonl: Annotated[str | None, typer.Option("--jsonl", metavar="FILE", help="Or as a line of JSON each.")] = None,
+    parquet: Annotated[str | None, typer.Option("--parquet", metavar="DIR", help="Or as a Parquet dataset.")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with that file: leave out what it holds.")] = False,
     top: Annotated[int, typer.Option("--top", min=1, help="So many of the likeliest classes.")] = 5,
     heatmap: Annotated[
         str | None, typer.Option("--heatmap", metavar="DIR", help="New folder for pictures of what each answer saw.")
@@ -48,24 +51,29 @@ def predict(
     as_json: Json = False,
 ) -> None:
     """Say what is on photos. Exit code 1 when one could not be read."""
+    from fieldmark import answers as sheets
     from fieldmark import heat
-    from fieldmark.predict import Classifier, write_csv
+    from fieldmark.predict import Classifier
 
-    classifier, failed, n, listed = Classifier(model), False, 0, []
-    answers = heat.answers(classifier, photos, Path(heatmap), top) if heatmap else classifier.stream(photos, top)
-    if csv:
-        answers = write_csv(answers, Path(csv))
-    for answer in answers:
+    kinds = ((sheets.Csv, csv), (sheets.JsonLines, jsonl), (sheets.Parquet, parquet))
+    asked = [(kind, Path(file)) for kind, file in kinds if file]
+    if len(asked) > 1 or (resume and (heatmap or not asked)):
+        raise FieldmarkError("name one file for the answers (--csv, --jsonl or --parquet); --resume goes on with it")
+    classifier, failed, n, listed = Classifier(model), 0, 0, []
+    sheet = asked[0][0](asked[0][1], resume) if asked else None
+    left = sheet.has if sheet else lambda path: False
+    answers = heat.answers(classifier, photos, Path(heatmap), top) if heatmap else classifier.stream(photos, top, left)
+    for answer in sheets.written(answers, sheet) if sheet else answers:
         n += 1
-        failed |= "error" in answer
+        failed += "error" in answer
         if as_json:
             listed.append(answer)
         elif "error" in answer:
             print(f"{plain(answer['path'])}: {answer['error']}", file=sys.stderr)
-        elif not csv:
+        elif not sheet:
             doubt = "" if answer["known"] else "   (perhaps none of these)"
             print(f"{plain(answer['path'])}: {plain(answer['label'])} {answer['confidence']:.1%}{doubt}")
-    if not n:
+    if not n and not resume:
         raise FieldmarkError(f"no photo found in {' '.join(photos)}: give files, or folders that hold photos")
     if as_json:
         print(records.text(listed))

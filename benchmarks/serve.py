@@ -1,0 +1,133 @@
+"""A server under load: requests a second against what decoding and the network alone allow, waiting times, memory.
+
+    python benchmarks/serve.py RUN PHOTOS [--clients 8] [--seconds 60]
+
+One photo a request, connections kept alive. The bound is cores / (decode + inference), both measured first, in one
+thread, on the same photos, while nothing else runs; the clients and the server share the machine's cores.
+"""
+
+import argparse
+import itertools
+import json
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+from fieldmark import machine
+from fieldmark.photos.decode import prepare
+from fieldmark.predict import Classifier, each
+
+
+def bound(model: str, files: list[str]) -> tuple[float, float]:
+    """Median seconds of decoding and of judging one photo, in one thread."""
+    classifier, decoding, judging = Classifier(model), [], []
+    for file in files:
+        began = time.perf_counter()
+        photo = prepare(file, classifier.info["preprocessing"])
+        seen = time.perf_counter()
+        classifier.judge(photo)
+        decoding.append(seen - began)
+        judging.append(time.perf_counter() - seen)
+    return statistics.median(decoding), statistics.median(judging)
+
+
+def request(file: str, host: str) -> bytes:
+    """All bytes of a request with this photo."""
+    line = "--b0undary"
+    head = f'{line}\r\nContent-Disposition: form-data; name="photo"; filename="photo"\r\n\r\n'
+    body = head.encode() + Path(file).read_bytes() + f"\r\n{line}--\r\n".encode()
+    kind = "Content-Type: multipart/form-data; boundary=b0undary"
+    return f"POST /predict HTTP/1.1\r\nHost: {host}\r\n{kind}\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def answer(opened: socket.socket) -> int:
+    """Reads one response with a length. -> its status."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        if not (more := opened.recv(65536)):
+            raise ConnectionError("closed")
+        head += more
+    head, _, body = head.partition(b"\r\n\r\n")
+    length = int(head.lower().split(b"content-length:")[1].split()[0])
+    while len(body) < length:
+        if not (more := opened.recv(65536)):
+            raise ConnectionError("closed")
+        body += more
+    return int(head.split()[1])
+
+
+def resident(pid: int) -> float:
+    """MiB that the process holds."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1]) / 1024
+
+
+def load(address: tuple[str, int], requests: list[bytes], clients: int, seconds: float) -> tuple[list[float], int]:
+    """Seconds of each answered request, and how many failed."""
+    took: list[float] = []
+    failed = itertools.count()
+    ends = time.perf_counter() + seconds
+
+    def client(first: int) -> None:
+        with socket.create_connection(address) as opened:
+            opened.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            for k in itertools.count(first):
+                if (began := time.perf_counter()) > ends:
+                    return
+                opened.sendall(requests[k % len(requests)])
+                if answer(opened) == 200:
+                    took.append(time.perf_counter() - began)
+                else:
+                    next(failed)
+
+    threads = [threading.Thread(target=client, args=(k * 7,)) for k in range(clients)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return took, next(failed)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run")
+    parser.add_argument("photos")
+    parser.add_argument("--clients", type=int, default=8)
+    parser.add_argument("--seconds", type=float, default=60)
+    parser.add_argument("--count", type=int, default=200, help="so many different photos")
+    asked = parser.parse_args()
+    files = [path for path, _ in each([asked.photos])]
+    files = files[:: max(1, len(files) // asked.count)][: asked.count]
+    decoding, judging = bound(asked.run, files)
+    most = machine.cores() / (decoding + judging)
+    print(f"decode {1e3 * decoding:.1f} ms, network {1e3 * judging:.1f} ms: at most {most:.1f} photos/s", flush=True)
+    command = [sys.executable, "-m", "fieldmark.cli", "serve", asked.run, "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
+        assert process.stdout
+        told = "".join(iter(process.stdout.readline, "}\n")) + "}"
+        host = json.loads(told)["url"].removeprefix("http://")
+        address = (host.partition(":")[0], int(host.partition(":")[2]))
+        requests = [request(file, host) for file in files]
+        try:
+            alone, _ = load(address, requests, 1, 5)
+            before = resident(process.pid)
+            began = time.perf_counter()
+            took, failed = load(address, requests, asked.clients, asked.seconds)
+            rate = len(took) / (time.perf_counter() - began)
+            after = resident(process.pid)
+        finally:
+            process.terminate()
+    single, ordered = statistics.median(alone), sorted(took)
+    p50, p99 = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99))
+    print(f"alone: {1e3 * single:.1f} ms a request")
+    print(f"{asked.clients} clients: {rate:.1f} photos/s ({rate / most:.2f} of the bound), {failed} failed")
+    print(f"p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms ({p99 / single:.1f} x alone)")
+    print(f"memory {before:.0f} MiB after 5 s, {after:.0f} MiB at the end")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,176 @@
+"""Answers -> a file, row by row: CSV, JSON lines or Parquet; what stands there already need not be asked again."""
+
+import csv
+import json
+import os
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import IO, Any, Protocol
+
+from fieldmark.errors import FieldmarkError
+
+Answer = dict[str, Any]
+COLUMNS: tuple[str, ...] = ("path", "label", "confidence", "known", "error")
+PART = 10_000
+"""Rows of a part of a Parquet dataset: so many photos are asked again at most after a kill."""
+
+
+class Sheet(Protocol):
+    """A file of answers, new or gone on with."""
+
+    def has(self, path: str) -> bool:
+        """Whether the answer to this photo stood in it when it was opened."""
+        ...
+
+    def write(self, answer: Answer) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def written(answers: Iterable[Answer], sheet: Sheet) -> Iterator[Answer]:
+    """Hands the answers on, each once it is written; the sheet is closed behind the last, however that comes."""
+    try:
+        for answer in answers:
+            sheet.write(answer)
+            yield answer
+    finally:
+        sheet.close()
+
+
+class Csv:
+    """A row `path,label,confidence,known,error` an answer."""
+
+    def __init__(self, file: Path, resume: bool = False) -> None:
+        self.done = _again(file, resume, ",".join(COLUMNS).encode() + b"\r\n", self._whole)
+        self.opened = file.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        self.writer = csv.DictWriter(self.opened, COLUMNS, extrasaction="ignore")
+        if not self.opened.tell():
+            self.writer.writeheader()
+
+    def has(self, path: str) -> bool:
+        return path in self.done
+
+    def write(self, answer: Answer) -> None:
+        self.writer.writerow(answer)
+
+    def close(self) -> None:
+        self.opened.close()
+
+    @staticmethod
+    def _whole(file: IO[bytes]) -> tuple[set[str], int]:
+        """Paths, and where the last whole row ends: the process may have been killed in the middle of one."""
+        done, ends, read = set[str](), 0, 0
+
+        def lines() -> Iterator[str]:
+            nonlocal read
+            for line in file:
+                read += len(line)
+                yield line.decode("utf-8", "surrogateescape") if line.endswith(b"\n") else ""
+
+        try:
+            rows = csv.reader(lines(), strict=True)
+            for k, row in enumerate(rows):
+                if len(row) == len(COLUMNS):
+                    done.update(row[:1] if k else ())  # the first is the header
+                    ends = read
+        except csv.Error:  # a quote that never ends: the row in which it was killed
+            pass
+        return done, ends
+
+
+class JsonLines:
+    """A line of JSON an answer, all of it."""
+
+    def __init__(self, file: Path, resume: bool = False) -> None:
+        self.done = _again(file, resume, b'{"path": ', self._whole)
+        self.opened = file.open("a", encoding="utf-8", newline="\n")
+
+    def has(self, path: str) -> bool:
+        return path in self.done
+
+    def write(self, answer: Answer) -> None:
+        line = json.dumps(answer, ensure_ascii=False)
+        self.opened.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+
+    def close(self) -> None:
+        self.opened.close()
+
+    @staticmethod
+    def _whole(file: IO[bytes]) -> tuple[set[str], int]:
+        done, ends = set[str](), 0
+        for line in file:
+            if line.endswith(b"\n"):
+                try:
+                    done.add(json.loads(line)["path"])
+                except (ValueError, KeyError, TypeError):
+                    raise FieldmarkError(f"{file.name} holds other things than answers: give another name") from None
+                ends += len(line)
+        return done, ends
+
+
+class Parquet:
+    """A dataset: a folder of parts of 10,000 rows, each of which appears whole."""
+
+    def __init__(self, folder: Path, resume: bool = False) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if os.path.lexists(folder) and not (resume and folder.is_dir()):
+            raise FieldmarkError(f"{folder} exists: give the answers another name, or --resume")
+        folder.mkdir(parents=True, exist_ok=True)
+        self.folder, self.parts, self.rows, self.done = folder, 0, list[Answer](), set[str]()
+        names = {"path": pa.string(), "label": pa.string(), "confidence": pa.float64(), "known": pa.bool_()}
+        one = pa.struct([("label", pa.string()), ("confidence", pa.float64())])
+        self.schema = pa.schema([*names.items(), ("top", pa.list_(one)), ("error", pa.string())])
+        for part in sorted(folder.glob("part-*.parquet")):
+            try:
+                self.done.update(pq.read_table(part, columns=["path"])["path"].to_pylist())
+            except (pa.ArrowException, OSError, KeyError) as error:
+                raise FieldmarkError(f"{part} is damaged: {' '.join(str(error).split())[:200]}") from None
+            self.parts += 1
+
+    def has(self, path: str) -> bool:
+        return _text(path) in self.done
+
+    def write(self, answer: Answer) -> None:
+        self.rows.append(answer)
+        if len(self.rows) == PART:
+            self._part()
+
+    def close(self) -> None:
+        if self.rows:
+            self._part()
+
+    def _part(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        rows = [row | {"path": _text(row["path"])} for row in self.rows]
+        part = self.folder / f"part-{self.parts:06}.parquet"
+        half = part.with_suffix(".half")
+        pq.write_table(pa.Table.from_pylist(rows, self.schema), half)
+        half.replace(part)
+        self.parts, self.rows = self.parts + 1, []
+
+
+def _again(file: Path, resume: bool, first: bytes, whole: Callable[[IO[bytes]], tuple[set[str], int]]) -> set[str]:
+    """The paths in an earlier file of answers, whose torn end is cut off; none where there is no file yet.
+
+    Such a file begins with `first`, or with as much of it as was written; no other is touched.
+    """
+    if not os.path.lexists(file):
+        return set()
+    if not resume or not file.is_file():  # a slip in the order of words must not cost a photo
+        raise FieldmarkError(f"{file} exists: give the answers another name, or go on with --resume")
+    with file.open("rb+") as opened:
+        if not first.startswith(opened.read(len(first))):
+            raise FieldmarkError(f"{file} holds other things than such answers: give another name")
+        opened.seek(0)
+        done, ends = whole(opened)
+        opened.truncate(ends)
+    return done
+
+
+def _text(path: str) -> str:
+    """A name as Parquet holds it: bytes of no text, which Python holds as lone surrogates, stand as `\\udcXX`."""
+    return path.encode("utf-8", "backslashreplace").decode()

@@ -1,0 +1,82 @@
+"""A bound socket, the application on it, and an end that finishes what it began."""
+
+import asyncio
+import logging
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import uvicorn
+from PIL import Image
+
+from fieldmark import machine
+from fieldmark.errors import FieldmarkError
+from fieldmark.predict import Classifier
+from fieldmark.serve.app import create
+from fieldmark.serve.desk import Desk
+from fieldmark.serve.limits import Limits
+from fieldmark.serve.watch import Lines
+
+LAST_CALL = 1.0
+"""Seconds between the signal to end and the closed door, in which clients are told to close their connections."""
+
+
+def bound(host: str, port: int) -> socket.socket:
+    """A socket that takes connections there; port 0 is any free one. FieldmarkError where it cannot."""
+    try:
+        family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
+        opened = socket.create_server((host, port), family=family, backlog=socket.SOMAXCONN)
+    except (OSError, OverflowError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise FieldmarkError(f"cannot listen on {host}:{port}: {reason}; --port 0 takes any free port") from None
+    opened.setblocking(False)
+    return opened
+
+
+def serve(
+    model: str | Path, host: str, port: int, limits: Limits, token: str | None, listening: Callable[[str], None]
+) -> None:
+    """Answers until SIGTERM or Ctrl-C, and then what it has taken in; the log is JSON lines on stderr.
+
+    `listening` is called with the URL once it takes photos. Raises FieldmarkError where there is no model, or no such
+    place to listen.
+    """
+    machine.keep_freed_memory()
+    classifier, opened = Classifier(model), bound(host, port)
+    Image.MAX_IMAGE_PIXELS = limits.pixels  # what decoding holds photos against
+    _log_as_lines()
+    desk = Desk(classifier)
+    config = uvicorn.Config(
+        create(desk, limits, token),
+        access_log=False,
+        log_config=None,
+        server_header=False,
+        timeout_graceful_shutdown=int(2 * limits.seconds) + 1,
+    )
+    name, taken = opened.getsockname()[:2]
+    listening(f"http://[{name}]:{taken}" if ":" in name else f"http://{name}:{taken}")
+    try:
+        _Server(config).run(sockets=[opened])
+    finally:
+        desk.close()
+
+
+class _Server(uvicorn.Server):
+    """uvicorn's, with a last call: a connection that it closes while a client writes would lose that request."""
+
+    def handle_exit(self, sig: int, frame: Any) -> None:
+        watch: Any = self.config.app
+        if not watch.ready:  # asked twice
+            self.should_exit = self.force_exit = True
+        watch.ready = False
+        asyncio.get_running_loop().call_later(LAST_CALL, setattr, self, "should_exit", True)
+
+
+def _log_as_lines() -> None:
+    handler = logging.StreamHandler()
+    handler.setFormatter(Lines())
+    for name in ("fieldmark.serve", "uvicorn"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(logging.INFO)
