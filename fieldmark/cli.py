@@ -57,7 +57,7 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("fieldmark"):
             raise
-        extra = "parquet" if error.name == "pyarrow" else "train"
+        extra = {"pyarrow": "parquet", "openvino": "openvino"}.get(error.name or "", "train")
         problem = f"this needs {error.name}: pip install 'fieldmark[{extra}]'"
     except KeyboardInterrupt:
         problem = "stopped; a training goes on with --resume"

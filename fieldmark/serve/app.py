@@ -2,11 +2,13 @@
 
 import asyncio
 import hmac
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
 from fastapi import Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
@@ -34,8 +36,11 @@ class Json(Response):
         return records.text(content).encode()
 
 
-def create(desk: Desk, limits: Limits, token: str | None = None) -> Watch:
-    """The application; with a `token`, all but the page's own files and health wants `Authorization: Bearer TOKEN`."""
+def create(desk: Desk, limits: Limits, token: str | None = None, origins: Sequence[str] = ()) -> Watch:
+    """The application; with a `token`, all but the page's own files and health wants `Authorization: Bearer TOKEN`.
+
+    Pages of other `origins` may ask it by script; by default none may.
+    """
     info, watch = desk.classifier.info, Watch(limits.requests)
     app = watch.app = FastAPI(
         title="Fieldmark",
@@ -44,6 +49,9 @@ def create(desk: Desk, limits: Limits, token: str | None = None) -> Watch:
         redoc_url=None,
         default_response_class=Json,
     )
+
+    if origins:
+        app.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=["Authorization"])
 
     async def allowed(given: Bearer) -> None:
         # Compared in a time that tells nothing of the token.

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,13 @@ def bound(host: str, port: int) -> socket.socket:
 
 
 def serve(
-    model: str | Path, host: str, port: int, limits: Limits, token: str | None, listening: Callable[[str], None]
+    model: str | Path,
+    host: str,
+    port: int,
+    limits: Limits,
+    token: str | None,
+    origins: Sequence[str],
+    listening: Callable[[str], None],
 ) -> None:
     """Answers until SIGTERM or Ctrl-C, and then what it has taken in; the log is JSON lines on stderr.
 
@@ -48,7 +54,7 @@ def serve(
     _log_as_lines()
     desk = Desk(classifier)
     config = uvicorn.Config(
-        create(desk, limits, token),
+        create(desk, limits, token, origins),
         access_log=False,
         log_config=None,
         server_header=False,

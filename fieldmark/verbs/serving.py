@@ -19,6 +19,10 @@ def serve(
         str | None,
         typer.Option("--token", envvar="FIELDMARK_TOKEN", help="Whoever asks must know it."),
     ] = None,
+    origin: Annotated[
+        list[str] | None,
+        typer.Option("--origin", metavar="URL", help="A page elsewhere whose scripts may ask; several times for more."),
+    ] = None,
     max_mib: Annotated[int, typer.Option("--max-mib", min=1, help="Of a request, in MiB.")] = 32,
     max_photos: Annotated[int, typer.Option("--max-photos", min=1, help="Of a request.")] = 32,
     max_megapixels: Annotated[int, typer.Option("--max-megapixels", min=1, help="Of a photo.")] = 50,
@@ -36,4 +40,4 @@ def serve(
         print(records.text({"url": url, "model": model}) if as_json else f"Open:  {url}   (Ctrl-C ends it)", flush=True)
 
     limits = Limits(max_mib * 2**20, max_photos, max_megapixels * 10**6, max_seconds, max_requests)
-    run(model, host, port, limits, token, listening)
+    run(model, host, port, limits, token, origin or [], listening)

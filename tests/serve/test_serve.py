@@ -87,6 +87,18 @@ def test_every_answer_has_the_headers(served: str):
     assert crossing.status_code == 405 and "access-control-allow-origin" not in crossing.headers
 
 
+def test_pages_elsewhere_ask_only_where_they_may(serving: Callable[..., Any], small_photos: Path):
+    sent = form(*photos(small_photos, 1))
+    with serving("--origin", "https://shop.example") as server:
+        asked = {"Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "authorization"}
+        for origin, allowed in (("https://shop.example", "https://shop.example"), ("https://else.example", None)):
+            given = {"Origin": origin}
+            before = httpx.options(f"{server.url}/predict", headers=given | asked)
+            answer = httpx.post(f"{server.url}/predict", files=sent, headers=given)
+            assert before.headers.get("access-control-allow-origin") == allowed
+            assert answer.headers.get("access-control-allow-origin") == allowed
+
+
 def test_openapi_says_how_to_ask(served: str):
     told = httpx.get(f"{served}/openapi.json").json()
     asked = told["paths"]["/predict"]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]

@@ -1,0 +1,138 @@
+"""Folder of photos -> answers: against decoding plus inference, onnxruntime alone, and timm's own loop.
+
+    python benchmarks/predict.py PHOTOS --networks efficientnet_lite0 resnet50 --rounds 3
+
+Each network has random weights, which cost the same, and its published preprocessing. In each round, one after the
+other: decoding and the network alone, in one thread (cores / their seconds together is the bound); `Classifier.stream`
+over the files; onnxruntime alone on decoded photos, all cores in a call, the better of 1 and 8 photos; timm's loop
+(create_loader with two workers, torch.inference_mode, as in its inference.py; the better of 32 and its 256 photos a
+batch). Shown are photos a second, medians, and the ratios of each round.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from fieldmark import bundle, export, machine
+from fieldmark.known import Known
+from fieldmark.network import build
+from fieldmark.photos.decode import prepare
+from fieldmark.predict import Classifier, each
+
+THEIRS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
+
+
+def exported(name: str, folder: Path) -> Classifier:
+    """The network with random weights, as a file that answers."""
+    network = build(name).eval()
+    known = Known(torch.nn.functional.normalize(torch.randn(1000, list(network.backbone.stages.values())[-1])))
+    names = [f"class {k}" for k in range(1000)]
+    info = bundle.describe(network, names, asdict(network.preprocessing), 1.0, 0.5, "none")
+    export.export(network, known, info, folder / f"{name}.onnx")
+    return Classifier(folder / f"{name}.onnx")
+
+
+def alone(classifier: Classifier, photos: list[np.ndarray]) -> float:
+    """Photos a second of onnxruntime with all cores in each call, at the better size of a batch."""
+    import onnxruntime as ort
+
+    options, rates = ort.SessionOptions(), []
+    options.intra_op_num_threads = machine.cores()
+    session = ort.InferenceSession(str(classifier.file), options, providers=["CPUExecutionProvider"])
+    for batch in (1, 8):
+        stacks = [np.stack(photos[k : k + batch]) for k in range(0, len(photos) - batch + 1, batch)]
+        session.run(None, {"photos": stacks[0]})
+        began = time.perf_counter()
+        for stack in stacks:
+            session.run(None, {"photos": stack})
+        rates.append(len(stacks) * batch / (time.perf_counter() - began))
+    return max(rates)
+
+
+def timms(name: str, folder: str, most: int) -> float:
+    """Photos a second of timm's loop over the folder."""
+    import timm
+    from timm.data import create_dataset, create_loader, resolve_data_config
+
+    model, rates = timm.create_model(THEIRS.get(name, name)).eval(), []
+    config = resolve_data_config({}, model=model)
+    for batch in (32, 256):
+        data: Any = create_dataset("", root=folder)
+        data = torch.utils.data.Subset(data, range(0, len(data), max(1, len(data) // most)))
+        loader = create_loader(
+            data,
+            batch_size=batch,
+            use_prefetcher=False,
+            num_workers=2,
+            input_size=config["input_size"],
+            interpolation=config["interpolation"],
+            mean=config["mean"],
+            std=config["std"],
+            crop_pct=config["crop_pct"],
+            device=torch.device("cpu"),
+        )
+        data.dataset.transform = data.transform  # what the loader has set
+        began, n = time.perf_counter(), 0
+        with torch.inference_mode():
+            for photos, _ in loader:
+                model(photos).softmax(-1).topk(5)
+                n += len(photos)
+        rates.append(n / (time.perf_counter() - began))
+    return max(rates)
+
+
+def round_of(name: str, classifier: Classifier, folder: str, files: list[str]) -> dict[str, float]:
+    """Photos a second of everything, once."""
+    began = time.perf_counter()
+    photos = [prepare(file, classifier.info["preprocessing"]) for file in files]
+    seen = time.perf_counter()
+    for photo in photos:
+        classifier.judge(photo)
+    done = time.perf_counter()
+    answers = sum("label" in answer for answer in classifier.stream(files))
+    ours = time.perf_counter() - done
+    assert answers == len(files)
+    return {
+        "decode, one core": len(files) / (seen - began),
+        "network, one core": len(files) / (done - seen),
+        "bound": machine.cores() * len(files) / (done - began),
+        "fieldmark": len(files) / ours,
+        "onnxruntime alone": alone(classifier, photos),
+        "timm": timms(name, folder, len(files)),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photos")
+    parser.add_argument("--networks", nargs="+", default=["efficientnet_lite0", "resnet50"])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--count", type=int, default=300, help="so many photos")
+    asked = parser.parse_args()
+    machine.prepare()
+    files = [path for path, _ in each([asked.photos])]
+    files = files[:: max(1, len(files) // asked.count)][: asked.count]
+    with tempfile.TemporaryDirectory() as folder:
+        for name in asked.networks:
+            rates: dict[str, list[float]] = defaultdict(list)
+            classifier: Any = exported(name, Path(folder))
+            for _ in range(asked.rounds):
+                for what, rate in round_of(name, classifier, asked.photos, files).items():
+                    rates[what].append(rate)
+            print(f"{name}, {len(files)} photos")
+            for what, found in rates.items():
+                ratio = [ours / theirs for ours, theirs in zip(rates["fieldmark"], found, strict=True)]
+                spread = f"{statistics.median(ratio):.2f} ({min(ratio):.2f} to {max(ratio):.2f})"
+                print(f"  {what:<18} {statistics.median(found):7.1f} photos/s   fieldmark / this: {spread}", flush=True)
+
+
+if __name__ == "__main__":
+    main()
