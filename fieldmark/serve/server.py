@@ -58,7 +58,7 @@ def serve(
         access_log=False,
         log_config=None,
         server_header=False,
-        timeout_graceful_shutdown=int(2 * limits.seconds) + 1,
+        timeout_graceful_shutdown=int(5 * limits.seconds) + 1,  # photos on their way, and their answer,
     )
     name, taken = opened.getsockname()[:2]
     listening(f"http://[{name}]:{taken}" if ":" in name else f"http://{name}:{taken}")

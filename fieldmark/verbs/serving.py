@@ -8,6 +8,7 @@ from urllib.parse import urlsplit
 import typer
 
 from fieldmark import records
+from fieldmark.errors import FieldmarkError
 from fieldmark.options import Json, Model
 
 
@@ -26,11 +27,15 @@ def serve(
     max_mib: Annotated[int, typer.Option("--max-mib", min=1, help="Of a request, in MiB.")] = 32,
     max_photos: Annotated[int, typer.Option("--max-photos", min=1, help="Of a request.")] = 32,
     max_megapixels: Annotated[int, typer.Option("--max-megapixels", min=1, help="Of a photo.")] = 50,
-    max_seconds: Annotated[float, typer.Option("--max-seconds", min=0.1, help="For a request to be answered.")] = 30,
+    max_seconds: Annotated[
+        float, typer.Option("--max-seconds", min=0.1, help="For an answer; four times that for the photos.")
+    ] = 30,
     max_requests: Annotated[int, typer.Option("--max-requests", min=1, help="At a time.")] = 64,
     as_json: Json = False,
 ) -> None:
     """A page for people and POST /predict for programs, until Ctrl-C; requests that were taken are answered first."""
+    if token is not None and not (token and token.isascii() and token.isprintable()):
+        raise FieldmarkError("--token must be of letters, digits and other characters of ASCII, at least one")
     from fieldmark.serve.limits import Limits
     from fieldmark.serve.server import serve as run
 

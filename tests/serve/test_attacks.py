@@ -96,7 +96,7 @@ def test_more_than_it_says_and_less(server: Any, photo: bytes):
 
 
 def test_a_slow_client(serving: Callable[..., Any], photo: bytes):
-    with serving("--max-seconds", "1") as slow:
+    with serving("--max-seconds", "0.25") as slow:
         whole = part(photo)
         pieces = [whole[k : k + 10] for k in range(0, 200, 10)]
         status, body = send(slow, pieces, f"Content-Length: {len(whole)}\r\n", wait=0.1)

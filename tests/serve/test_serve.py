@@ -184,6 +184,8 @@ def test_the_command_says_where_it_listens_and_what_it_cannot_do(small_run: Path
     port = served.rpartition(":")[2]
     assert "--port 0" in command("serve", small_run, "--port", port).refusal
     assert "is no run" in command("serve", tmp_path).refusal
+    for token in ("", "密码", "a\nb"):
+        assert "--token" in command("serve", small_run, "--token", token).refusal
     with pytest.raises(FieldmarkError, match="cannot listen"):
         bound("256.0.0.1", 0)
 
