@@ -60,7 +60,9 @@ def alone(classifier: Classifier, photos: list[np.ndarray]) -> float:
 def timms(name: str, folder: str, most: int) -> float:
     """Photos a second of timm's loop over the folder."""
     import timm
-    from timm.data import create_dataset, create_loader, resolve_data_config
+    from timm.data.config import resolve_data_config
+    from timm.data.dataset_factory import create_dataset
+    from timm.data.loader import create_loader
 
     model, rates = timm.create_model(THEIRS.get(name, name)).eval(), []
     config = resolve_data_config({}, model=model)

@@ -116,7 +116,9 @@ def main() -> None:
             alone, _ = load(address, requests, 1, 5)
             before = resident(process.pid)
             began = time.perf_counter()
+            used = time.process_time()
             took, failed = load(address, requests, asked.clients, asked.seconds)
+            used = time.process_time() - used
             rate = len(took) / (time.perf_counter() - began)
             after = resident(process.pid)
         finally:
@@ -125,6 +127,7 @@ def main() -> None:
     p50, p99 = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99))
     print(f"alone: {1e3 * single:.1f} ms a request")
     print(f"{asked.clients} clients: {rate:.1f} photos/s ({rate / most:.2f} of the bound), {failed} failed")
+    print(f"the clients took {1e3 * used / len(took):.1f} ms of a core for each")
     print(f"p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms ({p99 / single:.1f} x alone)")
     print(f"memory {before:.0f} MiB after 5 s, {after:.0f} MiB at the end")
 

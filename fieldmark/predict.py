@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -127,7 +127,7 @@ def _walk(folder: str) -> Iterator[str]:
 
 def ahead(
     sources: Iterable[tuple[Any, Any]], work: Callable[[Any], Any], workers: int = 1
-) -> Iterator[tuple[Any, Any]]:
+) -> Generator[tuple[Any, Any], None, None]:
     """Works on some sources ahead, in threads. -> (name, what became of it or Unreadable) in order."""
 
     def attempt(source: Any) -> Any:

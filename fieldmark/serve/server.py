@@ -26,10 +26,12 @@ def bound(host: str, port: int) -> socket.socket:
     """A socket that takes connections there; port 0 is any free one. FieldmarkError where it cannot."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        opened = socket.create_server((host, port), family=family, backlog=socket.SOMAXCONN)
+        made = socket.create_server((host, port), family=family, backlog=socket.SOMAXCONN)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FieldmarkError(f"cannot listen on {host}:{port}: {reason}; --port 0 takes any free port") from None
+    # Read anew, it knows that it is TCP; else asyncio lets small answers wait for the client's next word, some 40 ms.
+    opened = socket.socket(fileno=made.detach())
     opened.setblocking(False)
     return opened
 
@@ -58,6 +60,7 @@ def serve(
         access_log=False,
         log_config=None,
         server_header=False,
+        proxy_headers=False,  # who asks is not told anywhere
         timeout_graceful_shutdown=int(5 * limits.seconds) + 1,  # photos on their way, and their answer,
     )
     name, taken = opened.getsockname()[:2]

@@ -110,7 +110,7 @@ def test_a_token(served_with_token: str, small_photos: Path):
     for path in ("/", "/page.js", "/health", "/ready"):
         assert httpx.get(url + path).status_code == 200
     for word in (None, "Bearer wrong", "Basic let me in", "Bearer", "Bearer l\u00e9t"):
-        given = {"Authorization": word.encode()} if word else {}
+        given: Any = {"Authorization": word.encode()} if word else {}
         posted = httpx.post(f"{url}/predict", files=sent, headers=given)
         for refused in (posted, httpx.get(f"{url}/card", headers=given), httpx.get(f"{url}/metrics", headers=given)):
             assert refused.status_code == 401 and refused.headers["www-authenticate"] == "Bearer"
