@@ -10,7 +10,7 @@ import typer
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.options import ROUTINE, with_settings
-from fieldmark.verbs import making, networks, serving, using
+from fieldmark.verbs import exporting, making, networks, serving, using
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -31,6 +31,7 @@ app.command()(with_settings(making.compare, *ROUTINE))
 app.command()(using.predict)
 app.command()(using.explain)
 app.command()(using.report)
+app.command()(exporting.export)
 app.command()(serving.serve)
 app.command()(with_settings(networks.zoo, "attention", "after", "head", "aux", "image_size", "channels"))
 app.command()(networks.bench)

@@ -31,6 +31,7 @@ WAY = (
     ),
     *("labels", "curve", "finetune", "calibrate", "known", "bundle", "answers", "predict", "heat", "figures"),
     *("finished", "evaluate", "saliency", "faithful", "sheet", "gallery", "examples", "explain", "export"),
+    *("sides", "quantise", "int8", "intermediate", "exported"),
     *("check", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
     *("scatter", "compare", "options", "verbs", "cli"),
 )
