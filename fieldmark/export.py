@@ -25,6 +25,10 @@ if TYPE_CHECKING:
 
 KEY = "fieldmark"
 """Under this name an exported file carries what bundle.json holds."""
+TOLERANCE = 1e-5
+"""Largest difference of a probability between the network and its export that is called equal."""
+VERIFIED = 32
+"""Photos on which an export is held against the network: one takes torch longer than the export."""
 FITTED = ("temperature", "known.mean", "known.sd")
 """What is fitted to validation photos: constants of the graph under these names."""
 

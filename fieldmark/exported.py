@@ -10,18 +10,13 @@ import numpy as np
 
 from fieldmark import bundle, machine
 from fieldmark.errors import FieldmarkError
-from fieldmark.export import export, stamp, verify
+from fieldmark.export import TOLERANCE, VERIFIED, export, stamp, verify
 from fieldmark.photos.catalog import count
 from fieldmark.predict import Classifier
 from fieldmark.progress import Reporter
 from fieldmark.sides import Sides, spread
 
 Found = dict[str, Any]
-
-TOLERANCE = 1e-5
-"""Largest difference of a probability between the network and its export that is called equal."""
-VERIFIED = 32
-"""Photos on which an export is held against the network: one takes torch longer than the export."""
 
 
 def export_run(

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fieldmark import bundle, calibrate, machine, records
 from fieldmark.dataset import Data, Judged, judged
-from fieldmark.export import export, verify
+from fieldmark.export import TOLERANCE, VERIFIED, export, verify
 from fieldmark.figures import Answers, figures
 from fieldmark.finetune import Trainer
 from fieldmark.known import Known
@@ -20,11 +20,6 @@ from fieldmark.predict import Classifier, ahead
 from fieldmark.prepare import Table
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe, seconds
-
-TOLERANCE = 1e-5
-"""Largest difference of a probability between the network and its export that is called equal."""
-VERIFIED = 32
-"""Photos on which the export is compared with the original."""
 
 
 def judge(
