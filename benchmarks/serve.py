@@ -2,8 +2,8 @@
 
     python benchmarks/serve.py RUN PHOTOS [--clients 8] [--seconds 60]
 
-One photo a request, connections kept alive. The bound is cores / (decode + inference), both measured first, in one
-thread, on the same photos, while nothing else runs; the clients and the server share the machine's cores.
+One photo a request, connections kept alive. The bound is cores / (decode + inference), both measured in one thread on
+the same photos, before and after each third of the load; the clients and the server share the machine's cores.
 """
 
 import argparse
@@ -20,6 +20,8 @@ from pathlib import Path
 from fieldmark import machine
 from fieldmark.photos.decode import prepare
 from fieldmark.predict import Classifier, each
+
+THIRDS = 3
 
 
 def bound(model: str, files: list[str]) -> tuple[float, float]:
@@ -102,9 +104,6 @@ def main() -> None:
     asked = parser.parse_args()
     files = [path for path, _ in each([asked.photos])]
     files = files[:: max(1, len(files) // asked.count)][: asked.count]
-    decoding, judging = bound(asked.run, files)
-    most = machine.cores() / (decoding + judging)
-    print(f"decode {1e3 * decoding:.1f} ms, network {1e3 * judging:.1f} ms: at most {most:.1f} photos/s", flush=True)
     command = [sys.executable, "-m", "fieldmark.cli", "serve", asked.run, "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         assert process.stdout
@@ -112,24 +111,31 @@ def main() -> None:
         host = json.loads(told)["url"].removeprefix("http://")
         address = (host.partition(":")[0], int(host.partition(":")[2]))
         requests = [request(file, host) for file in files]
+        took: list[float] = []
+        failed, rates, bounds, memory = 0, list[float](), [bound(asked.run, files)], list[float]()
         try:
             alone, _ = load(address, requests, 1, 5)
-            before = resident(process.pid)
-            began = time.perf_counter()
-            used = time.process_time()
-            took, failed = load(address, requests, asked.clients, asked.seconds)
-            used = time.process_time() - used
-            rate = len(took) / (time.perf_counter() - began)
-            after = resident(process.pid)
+            for _ in range(THIRDS):
+                memory.append(resident(process.pid))
+                began = time.perf_counter()
+                answered, bad = load(address, requests, asked.clients, asked.seconds / THIRDS)
+                rates.append(len(answered) / (time.perf_counter() - began))
+                took, failed = took + answered, failed + bad
+                bounds.append(bound(asked.run, files))
+            memory.append(resident(process.pid))
         finally:
             process.terminate()
+    most = [machine.cores() / statistics.mean(map(sum, pair)) for pair in itertools.pairwise(bounds)]
+    shares = [rate / limit for rate, limit in zip(rates, most, strict=True)]
+    decoding, judging = (1e3 * statistics.median(one[k] for one in bounds) for k in (0, 1))
+    print(f"decode {decoding:.1f} ms, network {judging:.1f} ms: at most {statistics.median(most):.1f} photos/s")
     single, ordered = statistics.median(alone), sorted(took)
     p50, p99 = (ordered[int(share * (len(ordered) - 1))] for share in (0.5, 0.99))
     print(f"alone: {1e3 * single:.1f} ms a request")
-    print(f"{asked.clients} clients: {rate:.1f} photos/s ({rate / most:.2f} of the bound), {failed} failed")
-    print(f"the clients took {1e3 * used / len(took):.1f} ms of a core for each")
+    print(f"{asked.clients} clients: {statistics.median(rates):.1f} photos/s, {failed} of {len(took) + failed} failed")
+    print(f"of the bound: {statistics.median(shares):.2f} ({min(shares):.2f} to {max(shares):.2f})")
     print(f"p50 {1e3 * p50:.0f} ms, p99 {1e3 * p99:.0f} ms ({p99 / single:.1f} x alone)")
-    print(f"memory {before:.0f} MiB after 5 s, {after:.0f} MiB at the end")
+    print(f"memory, MiB: {', '.join(f'{held:.0f}' for held in memory)}")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return records.text(content).encode()
+        return records.text(content, indent=None).encode()
 
 
 def create(desk: Desk, limits: Limits, token: str | None = None, origins: Sequence[str] = ()) -> Watch:
