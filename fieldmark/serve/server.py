@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from fieldmark.serve.limits import Limits
 from fieldmark.serve.watch import Lines
 
 LAST_CALL = 1.0
-"""Seconds between the signal to end and the closed door, in which clients are told to close their connections."""
+"""Seconds between the signal to end and the closed door, in which clients are told to close their connections; and as
+many behind it, for requests of those who came in last."""
 
 
 def bound(host: str, port: int) -> socket.socket:
@@ -80,6 +82,16 @@ class _Server(uvicorn.Server):
             self.should_exit = self.force_exit = True
         watch.ready = False
         asyncio.get_running_loop().call_later(LAST_CALL, setattr, self, "should_exit", True)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        for server in self.servers:
+            server.close()
+        for opened in sockets or []:
+            opened.close()
+        ends = time.monotonic() + LAST_CALL
+        while self.server_state.connections and not self.force_exit and time.monotonic() < ends:
+            await asyncio.sleep(0.05)
+        await super().shutdown(sockets)
 
 
 def _log_as_lines() -> None:
