@@ -131,12 +131,14 @@ def network(folder: str | Path) -> "Network":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from fieldmark.network import rebuild
+    from fieldmark.network import Preprocessing, rebuild
 
     info, file = read(folder), find(folder).with_name("model.safetensors")
     try:
         rebuilt = rebuild(info["network"])
         rebuilt.load_state_dict(load_file(file))
+        size, crop, mean, std, interpolation = (info["preprocessing"][name] for name in Preprocessing.__annotations__)
+        rebuilt.preprocessing = Preprocessing(size, crop, tuple(mean), tuple(std), interpolation)
     except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
         raise FieldmarkError(f"{file} is damaged or of another network: {' '.join(str(error).split())[:200]}") from None
     return rebuilt.eval()

@@ -202,3 +202,17 @@ class Data:
     train: np.ndarray  # photo numbers of each side
     val: np.ndarray
     test: np.ndarray
+
+
+def statistics(data: Data, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel over the pixels of the training photos, in 0..255."""
+    as_seen = Normalise((0.0,) * channels, (1.0,) * channels)
+    sums, squares, pixels = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64), 0
+    for k in data.train:
+        photo = as_seen(torch.from_numpy(np.array(data.pack[int(k)])).permute(2, 0, 1)[None]).double()
+        sums += photo.sum((0, 2, 3))
+        squares += photo.square().sum((0, 2, 3))
+        pixels += photo[0, 0].numel()
+    mean = sums / pixels
+    std = (squares / pixels - mean.square()).clamp_min(1).sqrt()  # photos of one colour have none
+    return tuple(mean.tolist()), tuple(std.tolist())

@@ -48,7 +48,10 @@ def share(epochs: int, phases: int, index: int) -> int:
 
 
 def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The optimiser's groups: backbone and new parts, each with and without decay (biases and norms have none)."""
+    """The optimiser's groups: backbone and new parts, each with decay and without.
+
+    Biases and norms have none, unless the recipe says `decay_all`.
+    """
     fresh = {id(p) for m in rest.modules() if is_added(m) or isinstance(m, Auxiliary) for p in m.parameters()}
     old = [p for p in rest.parameters() if id(p) not in fresh]
     new = [p for p in rest.parameters() if id(p) in fresh] + list(network.head.parameters())
@@ -57,8 +60,9 @@ def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[
     for parameters, lr in ((old, backbone_lr), (new, head_lr)):
         for decayed in (False, True):
             some = [p for p in parameters if (p.ndim > 1) == decayed]
+            decay = recipe.weight_decay if decayed or recipe.decay_all else 0.0
             if some:
-                groups.append({"params": some, "lr": lr, "weight_decay": recipe.weight_decay if decayed else 0.0})
+                groups.append({"params": some, "lr": lr, "weight_decay": decay})
     return groups
 
 

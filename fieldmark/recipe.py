@@ -47,8 +47,14 @@ class Recipe:
     whole photo does when it is judged."""
     start_size: int | None = None
     """Pixels of a photo when phase 2 begins; they grow to `train_size` in three steps (progressive resizing)."""
+    pad: int = 0
+    """Pixels put around a photo on each side, of the mean colour, once it has its size: small photos in a network that
+    takes larger ones."""
     channels: int = 3
     """What the network sees of a photo: 3 for its colours, 1 for grey alone."""
+    standardise: bool = False
+    """Give the network colours of mean 0 and standard deviation 1 over the training photos, in place of what published
+    weights expect: for a training from scratch (`weights` none)."""
     augment: str = "standard"
     """How training photos vary: `none`, `flip-crop` (flipped and shifted a little), `standard` (cropped at random and
     flipped) or `strong` (TrivialAugment and random erasing too)."""
@@ -83,9 +89,12 @@ class Recipe:
     find_lr: bool = False
     """Find the learning rates of phase 2 by a range test (Smith 2017) before it begins."""
     schedule: str = "cosine"
-    """The rate of phase 2 over time: `cosine` with a warm-up, or `plateau` (times 0.2 after 4 epochs without gain)."""
+    """The rate of phase 2 over time: `cosine` with a warm-up, `plateau` (times 0.2 after 4 epochs without gain),
+    `steps` (times 0.1 after 30, 60 and 90 % of the epochs) or `constant`."""
     weight_decay: float = 1e-4
     """L2 decay of the weights of convolutions and linear layers in phase 2."""
+    decay_all: bool = False
+    """Decay biases and the scales of norms too."""
     label_smoothing: float = 0.1
     """How far the target of a photo is spread over the other classes."""
     ema: float = 0.0
@@ -177,7 +186,7 @@ CHOICES = {
     "unfreeze": ("late", "all", "gradual"),
     "optimizer": ("sgd", "adamw", "adam"),
     "precision": ("auto", "32", "bf16"),
-    "schedule": ("cosine", "plateau"),
+    "schedule": ("cosine", "plateau", "steps", "constant"),
     "monitor": ("accuracy", "loss"),
     "lang": tuple(LANGUAGES),
 }
@@ -185,37 +194,13 @@ SHIPPED = Path(__file__).parent / "recipes"
 """The named recipes."""
 WORDS = {"backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem"}
 LEAST = {
-    "image_size": 28, "train_size": 28, "start_size": 28, "batch": 0, "accumulate": 1, "mixup": 0, "cutmix": 0,
-    "ema": 0, "folds": 0, "fold": 0, "devices": 0, "nodes": 1, "frozen_epochs": 0, "frozen_lr": 0, "epochs": 0, "lr": 0,
-    "backbone_lr": 0, "weight_decay": 0, "label_smoothing": 0, "patience": 1, "steps_per_epoch": 1, "seed": 0,
+    "image_size": 28, "train_size": 28, "start_size": 28, "pad": 0, "batch": 0, "accumulate": 1, "mixup": 0,
+    "cutmix": 0, "ema": 0, "folds": 0, "fold": 0, "devices": 0, "nodes": 1, "frozen_epochs": 0, "frozen_lr": 0,
+    "epochs": 0, "lr": 0, "backbone_lr": 0, "weight_decay": 0, "label_smoothing": 0, "patience": 1,
+    "steps_per_epoch": 1, "seed": 0,
 }  # fmt: skip
 
-MOST = {"label_smoothing": 0.99, "ema": 0.99999, "seed": 2**32 - 1}
-
-
-FIRST = ("frozen_epochs", "frozen_lr")
-DEPTH = ("unfreeze", "backbone_lr")
-SECOND = ("train_size", "start_size", "augment", "mixup", "cutmix", "lr", "find_lr", "schedule", "weight_decay", "ema")
-SECOND += ("patience", "steps_per_epoch", "compile")
-"""Settings of phase 1, of how deep training goes, and of phase 2 alone."""
-
-
-def idle(asked: Recipe, solved: bool) -> list[str]:
-    """Lines on settings that others leave without effect; `solved` says that phase 1 is solved exactly."""
-    frozen = asked.weights != "none" and asked.frozen_epochs > 0
-    in_vain = (
-        (asked.backbone is not None, "--backbone names the network", ("quality",)),
-        (asked.weights == "none", "--weights none trains everything from the start", (*FIRST, *DEPTH)),
-        (frozen and solved, "phase 1 is solved exactly (--no-exact takes steps)", FIRST),
-        (not asked.epochs and not asked.budget, "--epochs 0 leaves phase 2 out", (*DEPTH, *SECOND)),
-        (asked.find_lr, "--find-lr finds the rates of phase 2", ("lr", "backbone_lr")),
-        (asked.budget is not None, "--budget plans phase 2", ("epochs", "steps_per_epoch")),
-    )
-    usual, lines = Recipe(), []
-    for so, why, fields in in_vain:
-        if so and (found := [option(f) for f in fields if getattr(asked, f) not in (getattr(usual, f), 0)]):
-            lines.append(f"{', '.join(found)}: without effect, as {why}")
-    return lines
+MOST = {"pad": 512, "label_smoothing": 0.99, "ema": 0.99999, "seed": 2**32 - 1}
 
 
 def option(field: str) -> str:

@@ -17,12 +17,13 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from fieldmark import devices, folds, machine, plan, quality, records, store
+from fieldmark import devices, folds, machine, plan, records, store
 from fieldmark import recipe as recipes
+from fieldmark.blueprint import named, network_of, preprocessing, standardise
 from fieldmark.errors import FieldmarkError
 from fieldmark.finetune import Trainer
-from fieldmark.network import Network, build
-from fieldmark.network.inspect import require_size, whole_size
+from fieldmark.idle import idle
+from fieldmark.network import Network
 from fieldmark.phases import training_size
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decisions import chosen
@@ -97,7 +98,7 @@ def train(
 
     tracked = Trackers(out, recipe, reporter.warn)
     trainer = Trainer(network, table.data, recipe, out / "resume", reporter, fabric, tracked)
-    for line in recipes.idle(asked, trainer.routine.exact) if not begun else []:
+    for line in idle(asked, trainer.routine.exact) if not begun else []:
         reporter.warn(line)
     borrowed = lend(shared, trainer, out) if shared else 0.0
     with devices.first(fabric):
@@ -109,7 +110,7 @@ def train(
     if shared:
         keep(shared, trainer, out, reporter.seconds.get("features", 0.0))
     with reporter.part("evaluate"):
-        figures = judge(trainer, table, _preprocessing(network, recipe), out, reporter)
+        figures = judge(trainer, table, preprocessing(network, recipe), out, reporter)
         doubts, curve = second_look(out, table, recipe, reporter) if not shared else ([], None)
     differs = disagreement(figures["export"])
     for warning in differs:
@@ -145,7 +146,8 @@ def _help(fabric: Fabric) -> None:
     out = Path(fabric.broadcast(""))
     recipe, table = recipes.read(out / "recipe.yaml"), prepared(out)
     torch.manual_seed(recipe.seed)
-    network = _build(recipe, len(table.classes))
+    network = network_of(recipe, len(table.classes))
+    standardise(network, recipe, table.data)
     trainer = Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric)
     trainer.train(lambda trainer: _plan(trainer, out, table.judged_last))
 
@@ -180,24 +182,13 @@ def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, s
         raise FieldmarkError(f"{out} holds other things than a run: give another --out")
     if recipe.budget and not begun:  # a plan that another run has left in its recipe does not hold for this one
         recipe = dataclasses.replace(recipe, steps_per_epoch=None)
-    if recipe.backbone is None:
-        recipe = dataclasses.replace(recipe, backbone=quality.backbone(recipe.quality, Reporter(started=started).say))
-    with torch.device("meta"):  # wrong words are refused before anything is read or written
-        network = _build(recipe, 2, weights=False)
-    if recipe.image_size is None:
-        recipe = dataclasses.replace(recipe, image_size=whole_size(network))
-    preprocessing = _preprocessing(network, recipe)
-    size = training_size(recipe, preprocessing["size"])
-    for pixels in (preprocessing["size"], size, recipe.start_size):
-        if pixels is not None:
-            require_size(network, pixels)
-    if recipe.start_size is not None and recipe.start_size >= size:
-        raise FieldmarkError(f"--start-size is {recipe.start_size}, but photos are trained on at {size}: give less")
+    recipe = named(recipe, Reporter(started=started).say)
     catalog = chosen(photos, recipe)
     torch.manual_seed(recipe.seed)
-    network = _build(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
+    network = network_of(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
+    looks = preprocessing(network, recipe)
     if not recipe.batch:
-        parts = recipe.devices * recipe.nodes * recipe.accumulate
+        size, parts = training_size(recipe, looks["size"]), recipe.devices * recipe.nodes * recipe.accumulate
         recipe = dataclasses.replace(recipe, batch=plan.batch_for(network, size, len(catalog.photos), parts))
     fresh = not out.exists()
     try:
@@ -208,29 +199,21 @@ def _begin(photos: Path, recipe: Recipe, out: Path, resume: bool, begun: bool, s
     reporter = Reporter(out / "log.txt", started)
     try:
         with reporter.part("decode"):
-            table = prepare(catalog, preprocessing, recipe, out, reporter)
+            table = prepare(catalog, looks, recipe, out, reporter)
     except FieldmarkError:
         if fresh:  # nothing is lost, and the same command works once the photos are in order
             shutil.rmtree(out)
         raise
     if len(table.classes) != len(catalog.classes):  # a class without a photo that can be read
         torch.manual_seed(recipe.seed)
-        network = _build(recipe, len(table.classes))
+        network = network_of(recipe, len(table.classes))
+    standardise(network, recipe, table.data)
     return _Start(recipe, catalog, table, network, reporter)
 
 
 def _require_new(out: Path, resume: bool) -> None:
     if out.exists() and not resume:
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
-
-
-def _preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
-    """How photos are judged: as the weights want it, but whole, and at the size of the recipe."""
-    return dataclasses.asdict(network.preprocessing) | {
-        "size": recipe.image_size,
-        "crop": 1.0,
-        "boxes": recipe.crop_boxes,
-    }
 
 
 def _plan(trainer: Trainer, out: Path, judged_last: int) -> Recipe:
@@ -245,20 +228,6 @@ def _plan(trainer: Trainer, out: Path, judged_last: int) -> Recipe:
     if recipe != trainer.recipe and trainer.fabric.is_global_zero:
         _record(recipe, out)
     return recipe
-
-
-def _build(recipe: Recipe, classes: int, weights: bool = True) -> Network:
-    named = {"none": None}.get(recipe.weights, recipe.weights) if weights else None
-    return build(
-        recipe.backbone or quality.INSTALLED["fast"],
-        attention=recipe.attention,
-        after=recipe.after,
-        head=recipe.head,
-        classes=classes,
-        weights=named,
-        channels=recipe.channels,
-        aux=recipe.aux,
-    )
 
 
 def _begun(out: Path) -> Recipe:

@@ -10,14 +10,21 @@ Row = dict[str, Any]
 
 DROP, WAIT = 0.2, 4
 """The write-ups' plateau rule: the rate times DROP after WAIT epochs without gain."""
+MILESTONES = (0.3, 0.6, 0.9)
+"""Shares of the epochs behind which `steps` divides the rate by ten: 30, 60 and 90 of a hundred."""
 
 
 def rate_factor(schedule: str, step: int, total: int, history: list[Row], monitor: str) -> float:
     """What the learning rate is multiplied with at `step` of `total`: a pure function of the step and the history.
 
     `cosine` rises over a tenth of the steps and falls along half a cosine (Loshchilov & Hutter 2017); `plateau` drops
-    whenever the watched figure has not been better for some epochs, as Keras' ReduceLROnPlateau.
+    whenever the watched figure has not been better for some epochs, as Keras' ReduceLROnPlateau; `steps` divides by ten
+    at each milestone (He et al. 2016, section 3.4, by hand there).
     """
+    if schedule == "constant":
+        return 1.0
+    if schedule == "steps":
+        return 0.1 ** sum(step >= round(share * total) for share in MILESTONES)
     if schedule == "plateau":
         drops = wait = 0
         best: tuple[float, ...] | None = None

@@ -75,5 +75,5 @@ def _key(trainer: Trainer, out: Path) -> str:
     audit = json.loads((out / "audit.json").read_text(encoding="utf-8"))
     split = hashlib.sha256((out / "split.csv").read_bytes()).hexdigest()
     parts = [spec["backbone"], spec["channels"], recipe.weights, changes, pooled, routine.size, recipe.precision]
-    parts += [audit["fingerprint"], split, routine.exact and recipe.augment != "none", recipe.crop_boxes]
+    parts += [spec["pad"], audit["fingerprint"], split, routine.exact and recipe.augment != "none", recipe.crop_boxes]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]

@@ -14,7 +14,7 @@ PACKAGE = ROOT / "fieldmark"
 
 # The way of a photo: a part imports only what stands before it. A new module needs a place here.
 WAY = (
-    *("errors", "machine", "records", "languages", "recipe", "progress", "intervals", "checkpoint", "demo"),
+    *("errors", "machine", "records", "languages", "recipe", "idle", "progress", "intervals", "checkpoint", "demo"),
     *("charts", "trust_charts", "wording", "pages", "trackers", "network", "quality", "bench", "showcase"),
     *(
         "photos",
@@ -26,6 +26,7 @@ WAY = (
         "solve",
         "schedule",
         "phases",
+        "blueprint",
         "routine",
         "devices",
     ),

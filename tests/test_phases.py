@@ -67,6 +67,13 @@ def test_groups_hold_every_parameter_once_at_its_rate():
             assert group["weight_decay"] == (0.5 if parameter.ndim > 1 else 0.0)
 
 
+def test_biases_and_norms_decay_where_asked():
+    with torch.device("meta"):
+        network = build(LITE, classes=3)
+    groups = parameter_groups(network, network.backbone, Recipe(weight_decay=0.5, decay_all=True))
+    assert {group["weight_decay"] for group in groups} == {0.5}
+
+
 def test_only_what_should_learn_is_in_train_mode():
     with torch.device("meta"):
         network = build(LITE, classes=3, after="-1:mask(norm=True)")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
+from fieldmark.idle import idle
 from fieldmark.recipe import CHOICES, LEAST, MOST, Recipe
 
 FIELDS = typing.get_type_hints(Recipe)
@@ -179,8 +180,8 @@ def test_the_write_ups_routine_is_what_they_say():
     ],
 )
 def test_settings_without_effect_are_told(settings: dict[str, Any], lines: list[str]):
-    assert recipes.idle(Recipe(**settings), solved=True) == lines
-    assert not any("phase 1" in line for line in recipes.idle(Recipe(**settings), solved=False))
+    assert idle(Recipe(**settings), solved=True) == lines
+    assert not any("phase 1" in line for line in idle(Recipe(**settings), solved=False))
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,13 @@ def test_plateau_drops_after_four_epochs_without_gain():
     assert rate_factor("plateau", 0, 1, history, "accuracy") == pytest.approx(0.04)
 
 
+def test_steps_divide_by_ten_at_30_60_and_90_of_100_epochs():
+    rates = [rate_factor("steps", step, 100 * 7, [], "accuracy") for step in range(100 * 7)]
+    changes = [step for step in range(1, 700) if rates[step] != rates[step - 1]]
+    assert [step / 7 for step in changes] == [30, 60, 90]
+    assert [rates[0], *(rates[step] for step in changes)] == pytest.approx([1, 0.1, 0.01, 0.001])
+
+
 def test_plateau_watches_the_loss_where_it_is_monitored():
     better = rows(*[(2, 0.5, 1 / k) for k in range(1, 9)])  # no more accuracy, but less and less loss
     assert rate_factor("plateau", 0, 1, better, "loss") == 1

@@ -20,14 +20,14 @@ from fieldmark.verdict import described
 
 OTHER = {
     "quality": "good", "backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem",
-    "aux": True, "weights": "none", "image_size": 64, "train_size": 48, "start_size": 32, "channels": 1,
-    "augment": "flip-crop", "mixup": 0.2, "cutmix": 1.0, "imbalance": "sampling", "batch": 0, "accumulate": 4,
-    "exact": False, "frozen_epochs": 3, "frozen_lr": 0.5, "epochs": 7, "unfreeze": "gradual", "optimizer": "adamw",
-    "lr": 0.25, "backbone_lr": 0.125, "find_lr": True, "schedule": "plateau", "weight_decay": 0.0,
-    "label_smoothing": 0.0, "ema": 0.99, "monitor": "loss", "patience": 3, "budget": "5m", "steps_per_epoch": 9,
-    "precision": "bf16", "compile": True, "devices": 2, "nodes": 2, "logger": "wandb,mlflow", "allow_leaks": True,
-    "seed": 7, "group_by": "patient", "split_file": "split.csv", "folds": 5, "fold": 2, "apply": "decisions.csv",
-    "crop_boxes": True, "lang": "zh", "positive": "sick",
+    "aux": True, "weights": "none", "image_size": 64, "train_size": 48, "start_size": 32, "pad": 4, "channels": 1,
+    "standardise": True, "augment": "flip-crop", "mixup": 0.2, "cutmix": 1.0, "imbalance": "sampling", "batch": 0,
+    "accumulate": 4, "exact": False, "frozen_epochs": 3, "frozen_lr": 0.5, "epochs": 7, "unfreeze": "gradual",
+    "optimizer": "adamw", "lr": 0.25, "backbone_lr": 0.125, "find_lr": True, "schedule": "plateau",
+    "weight_decay": 0.0, "decay_all": True, "label_smoothing": 0.0, "ema": 0.99, "monitor": "loss", "patience": 3,
+    "budget": "5m", "steps_per_epoch": 9, "precision": "bf16", "compile": True, "devices": 2, "nodes": 2,
+    "logger": "wandb,mlflow", "allow_leaks": True, "seed": 7, "group_by": "patient", "split_file": "split.csv", "folds": 5, "fold": 2,
+    "apply": "decisions.csv", "crop_boxes": True, "lang": "zh", "positive": "sick",
 }  # fmt: skip
 """Of each setting something else than its default."""
 
@@ -111,7 +111,7 @@ def batches(training: Trainer, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     return torch.cat([maps for maps, _ in found]), torch.cat([targets for _, targets in found])
 
 
-@pytest.mark.parametrize("schedule", ["cosine", "plateau"])
+@pytest.mark.parametrize("schedule", ["cosine", "plateau", "steps", "constant"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw", "adam"])
 def test_every_optimiser_with_every_schedule(trainer, optimizer: str, schedule: str):
     training = trainer(optimizer=optimizer, schedule=schedule, epochs=3, patience=9)
@@ -119,7 +119,8 @@ def test_every_optimiser_with_every_schedule(trainer, optimizer: str, schedule: 
     assert [row["phase"] for row in history] == [1, 2, 2, 2]
     assert all(math.isfinite(row["train_loss"]) and 0 <= row["val_accuracy"] <= 1 for row in history)
     rates, highest = [row["lr"] for row in history[1:]], training.recipe.rates[0]  # of an epoch's last step
-    assert rates == [highest] * 3 if schedule == "plateau" else highest > rates[0] > rates[1] > rates[2]
+    expected = [highest, highest / 10, highest / 100] if schedule == "steps" else [highest] * 3
+    assert highest > rates[0] > rates[1] > rates[2] if schedule == "cosine" else rates == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("mixed", [{}, {"mixup": 0.4}, {"imbalance": "weights"}])

@@ -1,5 +1,6 @@
 """Words or constructors -> a Network: backbone x attention x head, with published weights where asked."""
 
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -59,6 +60,7 @@ def build(
     weights: str | Path | None = None,
     channels: int = 3,
     aux: bool = False,
+    pad: int = 0,
 ) -> Network:
     """Build a network of the zoo, in training mode as torch does.
 
@@ -66,8 +68,9 @@ def build(
     `se(ratio=8)` and `-1:mask,-2:se`, or constructors. None is the paper's own, "none" no attention; a name adds its
     gate behind the paper's, `replace(se)` takes their place. `head=None` is the published head. `weights` is None
     (random), "imagenet", or a .safetensors or .pth file under the published names; attention that they do not bring
-    starts as the identity. `channels` is the input's (3: RGB). `aux` builds the auxiliary heads of the paper. The
-    backbone's word may carry the others: `resnet50+after=-1:mask+head=bilinear(reduced=64)`.
+    starts as the identity. `channels` is the input's (3: RGB). `aux` builds the auxiliary heads of the paper. `pad`
+    puts so many zeros around the input, on each side; evidence then covers them too. The backbone's word may carry the
+    others: `resnet50+after=-1:mask+head=bilinear(reduced=64)`.
 
     Raises FieldmarkError for unknown words, for weights that do not fit, and where weights cannot be had.
 
@@ -105,6 +108,8 @@ def build(
     for layer, (name, make) in variant.auxiliary.items() if aux else ():
         layers.tap(layer, name, make(classes))
     layers.insert(slots)
+    if pad:
+        layers = Backbone(OrderedDict([("pad", nn.ZeroPad2d(pad)), *layers.named_children()]))
     made_head = (make_head or variant.head)(width, classes)
     if not isinstance(made_head, Head):
         raise FieldmarkError(f"head={make_head}: makes no fieldmark.network.Head, which knows its evidence")
@@ -121,6 +126,7 @@ def build(
             "classes": classes,
             "channels": channels,
             "aux": aux,
+            "pad": pad,
             "inserted": False,
         },
     )
