@@ -100,7 +100,7 @@ def write(checked: Checked, out: Path, lang: str = "en") -> list[Path]:
 def require_new(out: Path | None) -> None:
     """Said before an hour of reading, not after."""
     if out is not None and out.exists():
-        raise FieldmarkError(f"{out} exists: give the findings another --out")
+        raise FieldmarkError(f"{out} exists: give another --out")
 
 
 def _page(catalog: Catalog, findings: Findings, label: dict[str, str], _: Language) -> str:

@@ -24,6 +24,7 @@ USAGE_ERROR: Any = typer.BadParameter.__base__
 INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
+app.command()(with_settings(making.look))
 app.command()(with_settings(making.check, "group_by", "split_file", "apply", "crop_boxes", "lang"))
 app.command()(with_settings(making.train))
 app.command()(using.evaluate)

@@ -33,7 +33,7 @@ WAY = (
     *("labels", "curve", "finetune", "calibrate", "known", "bundle", "answers", "predict", "heat", "figures"),
     *("finished", "evaluate", "saliency", "faithful", "sheet", "gallery", "examples", "explain", "export"),
     *("sides", "quantise", "int8", "intermediate", "exported"),
-    *("check", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
+    *("look", "check", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
     *("scatter", "compare", "options", "verbs", "cli"),
 )
 NO_TORCH = ("photos", "check", "answers", "predict", "heat", "sheet", "gallery", "serve")

@@ -147,7 +147,7 @@ def test_the_command(small_photos, tmp_path, command):
     assert done.code == 0 and done.json["label_errors"] is None
     assert {file.name for file in (tmp_path / "found").iterdir()} == {"check.html", "decisions.csv"}
     again = command("check", small_photos, "--quick", "--out", tmp_path / "found")
-    assert "exists: give the findings another --out" in again.refusal
+    assert "exists: give another --out" in again.refusal
 
 
 def test_decisions_train(small_photos, tmp_path, here, tiny_options):

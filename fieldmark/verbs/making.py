@@ -14,6 +14,41 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.options import OUT, Json, Photos, plain
 from fieldmark.recipe import Recipe
 
+Named = Annotated[
+    str | None,
+    typer.Option("--recipe", metavar="NAME|FILE", help="Settings of `classic` or of a YAML file; options win."),
+]
+
+
+def _recipe(name: str | None, settings: dict[str, Any]) -> Recipe:
+    """The recipe of that name or file, with what was said beside it."""
+    asked = {field: value for field, value in settings.items() if value is not None}
+    return dataclasses.replace(recipes.read(name), **asked) if name else Recipe(**asked)
+
+
+def look(
+    photos: Photos,
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for the page.")],
+    count: Annotated[int, typer.Option("--count", min=1, max=200, help="So many photos on it.")] = 12,
+    recipe: Named = None,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Count the photos of each class and show some: as they are judged, and as training varies them."""
+    from fieldmark.check import require_new
+    from fieldmark.look import lines
+    from fieldmark.look import look as show
+    from fieldmark.progress import Reporter
+
+    reporter = Reporter()
+    require_new(Path(out))
+    found = show(photos, _recipe(recipe, settings), count, Path(out), reporter)
+    for warning in [] if as_json else found["warnings"]:
+        reporter.warn(warning)
+    told = [*lines(found), *(f"Written: {file}" for file in found["files"])]
+    print(records.text(found) if as_json else "\n".join(map(plain, told)))
+    raise typer.Exit(1 if any("error" in photo for photo in found["preview"]) else 0)
+
 
 def check(
     photos: Photos,
@@ -28,7 +63,7 @@ def check(
 
     folder, reporter = Path(out) if out else None, Reporter()
     checks.require_new(folder)
-    asked = Recipe(**{name: value for name, value in settings.items() if value is not None})
+    asked = _recipe(None, settings)
     found = checks.check(photos, reporter, asked, quick=quick)
     written = checks.write(found, folder, asked.lang) if folder else []
     for warning in [] if as_json else found.findings["warnings"]:
@@ -61,18 +96,13 @@ def _train(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: 
 def train(
     photos: Photos,
     out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for all that the run leaves.")],
-    recipe: Annotated[
-        str | None,
-        typer.Option("--recipe", metavar="NAME|FILE", help="Settings of `classic` or of a YAML file; options win."),
-    ] = None,
+    recipe: Named = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted run.")] = False,
     as_json: Json = False,
     **settings: Any,
 ) -> None:
     """Train a classifier on a folder of photos: audit, split, two phases, test, report."""
-    asked = {name: value for name, value in settings.items() if value is not None}
-    chosen = dataclasses.replace(recipes.read(recipe), **asked) if recipe else Recipe(**asked)
-    _train(photos, out, resume, chosen, as_json)
+    _train(photos, out, resume, _recipe(recipe, settings), as_json)
 
 
 def compare(
@@ -85,7 +115,7 @@ def compare(
         typer.Option("--network", metavar="SPEC", help="A network, as efficientnet_lite0+after=-1:mask; repeat it."),
     ] = None,
     seeds: Annotated[int, typer.Option("--seeds", min=1, help="Train each with so many seeds, splits included.")] = 3,
-    recipe: Annotated[str | None, typer.Option("--recipe", metavar="NAME|FILE", help="As of train.")] = None,
+    recipe: Named = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with an interrupted comparison.")] = False,
     as_json: Json = False,
     **settings: Any,
@@ -99,9 +129,8 @@ def compare(
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
     if len(network or things) < 2:
         raise FieldmarkError("compare needs two networks or two runs: repeat --network, or name the runs")
-    asked = {name: value for name, value in settings.items() if value is not None}
     if network:
-        chosen = dataclasses.replace(recipes.read(recipe), **asked) if recipe else Recipe(**asked)
+        chosen = _recipe(recipe, settings)
         if len(things) > 1:
             raise FieldmarkError("compare trains on one set of photos: give one folder, or finished runs alone")
         folders = comparing.compare(things[0], network, seeds, chosen, Path(out), reporter)
