@@ -231,12 +231,14 @@ def documented() -> dict[str, str]:
 def read(file: str | Path) -> Recipe:
     """A recipe by the name of one that comes with Fieldmark, or from YAML; unknown keys and wrong types are refused.
 
+    A key `recipe` names one that comes with Fieldmark, whose settings hold where the file has none of its own.
+
     Raises:
         FieldmarkError: no such file, no YAML, a key or a value that no recipe has.
     """
     import yaml
 
-    shipped = {named.stem: named for named in SHIPPED.glob("*.yaml")}
+    shipped = {named.stem: named for named in sorted(SHIPPED.glob("*.yaml"))}
     file = shipped.get(str(file), file)
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
@@ -248,7 +250,9 @@ def read(file: str | Path) -> Recipe:
         raise FieldmarkError(f"cannot read the recipe {file}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise FieldmarkError(f"the recipe {file} holds no `key: value` lines")
-    types = typing.get_type_hints(Recipe)
+    types, base = typing.get_type_hints(Recipe), values.pop("recipe", None)
+    if base is not None and str(base) not in shipped:
+        raise FieldmarkError(f"the recipe {file} is to begin from {base!r}, but can from {', '.join(shipped)}")
     for key, value in values.items():
         if key not in types:
             near = difflib.get_close_matches(str(key), types, 1)
@@ -261,7 +265,7 @@ def read(file: str | Path) -> Recipe:
             values[key] = str(value)
         elif not isinstance(value, types[key]) or (isinstance(value, bool) and types[key] is not bool):
             raise FieldmarkError(f"the recipe {file} has {key}: {value!r}, which is not of the right kind")
-    return Recipe(**values)
+    return dataclasses.replace(read(str(base)) if base is not None else Recipe(), **values)
 
 
 def _number(value: int | str) -> float | None:

@@ -1,6 +1,7 @@
 """Fixtures that several test modules share."""
 
 import atexit
+import dataclasses
 import json
 import os
 import shlex
@@ -253,8 +254,8 @@ def trainer(few, tmp_path: Path) -> Callable[..., Any]:
     import torch
 
     from fieldmark import devices
+    from fieldmark.blueprint import network_of
     from fieldmark.finetune import Trainer
-    from fieldmark.network import build
     from fieldmark.progress import Reporter
     from fieldmark.recipe import Recipe
 
@@ -262,8 +263,7 @@ def trainer(few, tmp_path: Path) -> Callable[..., Any]:
         usual = {"image_size": 64, "train_size": 64, "batch": 6, "epochs": 2, "backbone": "efficientnet_lite0"}
         recipe = Recipe(**usual | settings)
         torch.manual_seed(recipe.seed)
-        weights = None if recipe.weights == "none" else recipe.weights
-        network = build(f"{recipe.backbone}{words}", classes=3, weights=weights)
+        network = network_of(dataclasses.replace(recipe, backbone=f"{recipe.backbone}{words}"), 3)
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         return Trainer(network, data, recipe, folder, Reporter(quiet=True), devices.fabric(recipe), trackers)
 

@@ -138,13 +138,22 @@ def test_a_missing_file_is_refused(tmp_path: Path):
 
 
 def test_a_name_that_no_recipe_has_is_refused_with_those_that_are_there(tmp_path: Path, monkeypatch):
-    with pytest.raises(FieldmarkError, match=r"no such file; the recipes that come with Fieldmark: classic$"):
+    with pytest.raises(FieldmarkError, match=r"no such file; the recipes that come with Fieldmark: .*classic, "):
         recipes.read("classics")
     (tmp_path / "mine.yaml").write_text("seed: 3")
     monkeypatch.chdir(tmp_path)
     assert recipes.read("mine.yaml").seed == 3
     with pytest.raises(FieldmarkError, match="cannot read the recipe mine"):
         recipes.read("mine")
+
+
+def test_a_file_may_begin_from_a_recipe_that_comes_with_fieldmark(tmp_path: Path):
+    (tmp_path / "mine.yaml").write_text("recipe: classic\nbatch: 8")
+    assert recipes.read(tmp_path / "mine.yaml") == dataclasses.replace(recipes.read("classic"), batch=8)
+    for base in ("mine", "mine.yaml", "[classic]", "''"):
+        (tmp_path / "mine.yaml").write_text(f"recipe: {base}")
+        with pytest.raises(FieldmarkError, match="to begin from"):
+            recipes.read(tmp_path / "mine.yaml")
 
 
 def test_the_write_ups_routine_is_what_they_say():

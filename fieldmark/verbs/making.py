@@ -16,7 +16,9 @@ from fieldmark.recipe import Recipe
 
 Named = Annotated[
     str | None,
-    typer.Option("--recipe", metavar="NAME|FILE", help="Settings of `classic` or of a YAML file; options win."),
+    typer.Option(
+        "--recipe", metavar="NAME|FILE", help="Settings by a name of docs/recipes.md, or of a YAML file; options win."
+    ),
 ]
 
 
