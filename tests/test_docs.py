@@ -39,3 +39,23 @@ def test_the_smallest_example_of_each_part(monkeypatch):
         total = network.head.evidence(features, target).sum((1, 2)) + network.head.bias(features, target)
         torch.testing.assert_close(total, logits[[0, 1], target], rtol=1e-4, atol=1e-4)
         assert here["fieldmark"].build("resnet26", classes=2).eval()(x).shape == (2, 2)
+
+
+def test_both_readmes_say_the_same_commands_figures_and_files():
+    english, chinese = ((DOCS.parent / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+
+    def commands(text: str) -> list[str]:
+        blocks = re.findall(r"^```(?:sh|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        return [line.partition("  #")[0].rstrip() for block in blocks for line in block.splitlines()]
+
+    def words(text: str) -> set[str]:
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        return set(re.findall(r"`[^`]+`", " ".join(prose.split())))
+
+    def figures(text: str) -> list[str]:
+        return sorted(re.findall(r"(?<![\w.])\d[\d,]*\.\d+|\b\d{3,}\b", text))
+
+    assert commands(english) == commands(chinese)
+    assert words(english) == words(chinese)
+    assert figures(english) == figures(chinese)
+    assert english.count("\n## ") == chinese.count("\n## ")
