@@ -98,21 +98,28 @@ def scores(t: Told) -> dict[str, Score]:
         a, b = unit[name] @ whiten, means @ whiten
         return -((a**2).sum(1)[:, None] - 2 * a @ b.T + (b**2).sum(1)).min(1)
 
-    def both(share: float, name: str) -> np.ndarray:
-        return _standard(top, name) + share * _standard(cosine, name)
+    def shape(name: str) -> np.ndarray:
+        return top(name) / np.linalg.norm(logits[name], axis=1)
+
+    def both(first: Score, share: float, name: str) -> np.ndarray:
+        return _standard(first, name) + share * _standard(cosine, name)
 
     found: dict[str, Score] = {
         "top probability": lambda name: softmax(logits[name], 1).max(1),
         "entropy": entropy,
         "energy": lambda name: np.asarray(logsumexp(logits[name], 1)),
         "top logit": top,
-        "top logit / 2-norm": lambda name: top(name) / np.linalg.norm(logits[name], axis=1),
+        "top logit / 2-norm": shape,
         "cosine to a centroid": cosine,
         "fifth nearest photo": lambda name: np.sort(unit[name] @ shown.T, 1)[:, -5],
         "Mahalanobis": mahalanobis,
         "ViM, 128": lambda name: np.asarray(logsumexp(logits[name], 1)) - alpha * off[name],
     }
-    return found | {f"top logit + {share} cosine": partial(both, share) for share in (0.1, 0.2, 0.3, 0.5)}
+    for share in (0.1, 0.2, 0.3, 0.5):
+        found[f"top logit + {share} cosine"] = partial(both, top, share)
+        found[f"top logit / 2-norm + {share} cosine"] = partial(both, shape, share)
+    found["both, + 0.2 cosine"] = lambda name: _standard(shape, name) + both(top, 0.2, name)
+    return found
 
 
 def _standard(score: Score, name: str) -> np.ndarray:
@@ -137,10 +144,10 @@ def main() -> None:
             least = np.quantile(each["val"], 0.1)
             found = [(each["test"] >= least).mean(), (each["near"] < least).mean(), (each["far"] < least).mean()]
             rows.setdefault(name, []).append([*found, (each["near"] < np.quantile(each["test"], 0.1)).mean()])
-    print(f"{'score':26}  answered   near    far   near, where 90 % are answered")
+    print(f"{'score':34}  answered   near    far   near, where 90 % are answered")
     for name, found in rows.items():
         answered, near, far, at_90 = 100 * np.mean(found, 0)
-        print(f"{name:26} {answered:8.1f} {near:8.1f} {far:6.1f} {at_90:8.1f}   {len(found)} runs")
+        print(f"{name:34} {answered:8.1f} {near:8.1f} {far:6.1f} {at_90:8.1f}   {len(found)} runs")
 
 
 if __name__ == "__main__":

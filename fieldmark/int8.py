@@ -14,7 +14,7 @@ from scipy.special import expit, softmax
 from fieldmark import calibrate, machine
 from fieldmark.errors import FieldmarkError
 from fieldmark.export import FITTED, put, write
-from fieldmark.known import SHARE
+from fieldmark.known import FLAT, SHARE
 from fieldmark.photos.catalog import Photo, count, printable
 from fieldmark.predict import Classifier
 from fieldmark.progress import Reporter
@@ -92,7 +92,7 @@ def eight_bits(file: Path, small_file: Path, info: Found, sides: Sides, reporter
 
 
 def asked(small: ModelProto) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A photo -> its `logits` (classes,) and `parts` (2,), of which known_score is made (`Known.parts`)."""
+    """A photo -> its `logits` (classes,) and `parts` (3,), of which known_score is made (`Known.parts`)."""
     parts = next(node.input[0] for node in small.graph.node if "known.mean" in node.input)
     watch = watcher(small, ["logits", parts])
 
@@ -111,14 +111,14 @@ def refit(small: ModelProto, info: Found, logits: np.ndarray, parts: np.ndarray,
     Args:
         small: the network in 8 bits.
         info: what bundle.json holds.
-        logits: (n, classes), and parts: (n, 2), both from `asked`.
+        logits: (n, classes), and parts: (n, 3), both from `asked`.
         labels: the numbers of the true classes, (n,).
     """
     t = calibrate.temperature(logits, labels)
-    mean, sd = parts.mean(0), np.maximum(parts.std(0, ddof=1), 1e-6)
-    height, cosine = ((parts - mean) / sd).T
+    mean, sd = parts.mean(0), np.maximum(parts.std(0, ddof=1), FLAT)
+    height, share, cosine = ((parts - mean) / sd).T
     put(small, dict(zip(FITTED, (t, mean, sd), strict=True)))
-    info = info | {"temperature": t, "threshold": calibrate.threshold(expit(height + SHARE * cosine))}
+    info = info | {"temperature": t, "threshold": calibrate.threshold(expit(height + share + SHARE * cosine))}
     if "positive" in info:
         one = info["classes"].index(info["positive"])
         info["decision"] = calibrate.decision(softmax(logits / t, axis=1)[:, one], labels == one)

@@ -3,7 +3,8 @@
 Two things tell a stranger. What resembles none of the classes much (a bird of another species) has no high logit: the
 best score there (Vaze et al. 2022, "Open-Set Recognition: A Good Closed-Set Classifier Is All You Need?"). What is of
 another world (waste) can have one, but its features point nowhere near those of any class. Neither alone will do
-(docs/performance.md), so the score is a sum of both.
+(docs/performance.md), so the score is a sum. The best logit stands in it twice: as it is, and as a share of all that
+the logits say, since a photo that resembles many classes a little has it high, and others too.
 """
 
 import numpy as np
@@ -12,14 +13,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 SHARE = 0.2
-"""How much the features count beside the logit, each in standard deviations over the validation photos."""
+"""How much the features count beside the logits, each in standard deviations over the validation photos."""
+FLAT = 1e-3
+"""Smallest standard deviation: of two classes the second part is the same for all photos, but for its last bits."""
 
 
 class Known(nn.Module):
     """Pooled last maps (n, c), logits (n, classes) -> known_score (n,), between 0 and 1.
 
-    The sigmoid of (l - mean l) / sd l + 0.2 (s - mean s) / sd s, where l is the top logit less the mean logit and s the
-    largest cosine of the features to a class's centroid; means and sds are those of the validation photos.
+    The sigmoid of z(l) + z(l / |logits|) + 0.2 z(s), where l is the top logit and |logits| their 2-norm, all of them
+    less the mean logit, and s the largest cosine of the features to a class's centroid; z(x) = (x - mean x) / sd x with
+    mean and sd of the validation photos.
     """
 
     centroids: Tensor
@@ -30,8 +34,8 @@ class Known(nn.Module):
         """`centroids` (classes, c), of length one or zero."""
         super().__init__()
         self.register_buffer("centroids", centroids)
-        self.register_buffer("mean", torch.zeros(2))
-        self.register_buffer("sd", torch.ones(2))
+        self.register_buffer("mean", torch.zeros(3))
+        self.register_buffer("sd", torch.ones(3))
 
     @classmethod
     def fit(cls, shown: np.ndarray, labels: np.ndarray, features: np.ndarray, logits: np.ndarray) -> "Known":
@@ -48,18 +52,18 @@ class Known(nn.Module):
         known = cls(functional.normalize(sums)).eval()
         if len(logits) > 1:
             parts = known.parts(torch.from_numpy(features), torch.from_numpy(logits))
-            known.mean, known.sd = parts.mean(0), parts.std(0).clamp_min(1e-6)
+            known.mean, known.sd = parts.mean(0), parts.std(0).clamp_min(FLAT)
         return known
 
     def parts(self, features: Tensor, logits: Tensor) -> Tensor:
-        """(n, 2): the top logit above the mean one, the largest cosine to a centroid."""
-        height = logits.amax(1) - logits.mean(1)
+        """(n, 3): the top logit above the mean, its share of the logits' length, the largest cosine to a centroid."""
+        logits = logits - logits.mean(1, keepdim=True)
         cosine = (functional.normalize(features) @ self.centroids.T).amax(1)
-        return torch.stack((height, cosine), 1)
+        return torch.stack((logits.amax(1), functional.normalize(logits).amax(1), cosine), 1)
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        height, cosine = ((self.parts(features, logits) - self.mean) / self.sd).unbind(1)
-        return torch.sigmoid(height + SHARE * cosine)
+        height, share, cosine = ((self.parts(features, logits) - self.mean) / self.sd).unbind(1)
+        return torch.sigmoid(height + share + SHARE * cosine)
 
     def scores(self, features: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """The same of arrays."""

@@ -31,6 +31,14 @@ def test_both_kinds_of_strangers_score_lower():
     np.testing.assert_allclose(longer, known.scores(features, logits), atol=1e-5)  # lengths say nothing
 
 
+def test_of_two_classes_the_share_is_the_same_for_all_and_says_nothing():
+    rng = np.random.default_rng(0)
+    features, logits = rng.random((300, 40)).astype(np.float32), rng.normal(size=(300, 2)).astype(np.float32)
+    known = Known.fit(features, rng.integers(0, 2, 300), features, logits)
+    parts = (known.parts(torch.from_numpy(features), torch.from_numpy(logits)) - known.mean) / known.sd
+    assert parts[:, 1].abs().max() < 1e-2 < parts[:, 0].std()
+
+
 def test_without_validation_photos_or_a_class():
     shown, labels, _ = photos(30, 0)
     known = Known.fit(shown[labels < 2], labels[labels < 2], shown[:0], np.zeros((0, 3), np.float32))
