@@ -1,6 +1,8 @@
 """The examples of the documentation run, and do what the text around them says."""
 
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import torch
@@ -59,3 +61,26 @@ def test_both_readmes_say_the_same_commands_figures_and_files():
     assert words(english) == words(chinese)
     assert figures(english) == figures(chinese)
     assert english.count("\n## ") == chinese.count("\n## ")
+
+
+def test_the_examples_of_the_how_to_run():
+    exec(compile(examples(DOCS / "howto.md"), "docs/howto.md", "exec"), {})
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_option_that_a_page_names_is_one():
+    help_ = "".join(
+        subprocess.run([sys.executable, "-m", "fieldmark.cli", verb, "--help"], capture_output=True, text=True).stdout
+        for verb in ("train", "look", "check", "explain", "serve", "predict", "export", "compare", "evaluate", "zoo")
+    )
+    known = set(re.findall(r"--[a-z][a-z-]+", help_))
+    torchrun = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
+    for page in (DOCS / "howto.md", DOCS / "recipes.md", DOCS / "concepts.md", DOCS.parent / "README.md"):
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
+        assert named - known - torchrun - {"--logdir", "--help", "--batch"} == set(), page.name
