@@ -1,4 +1,4 @@
-"""Photos that came in -> answers: a thread for each core decodes and judges, in batches where those are faster."""
+"""Photos that came in -> answers: threads that decode and judge, in batches where those are faster."""
 
 import base64
 import io
@@ -41,7 +41,8 @@ class Desk:
 
     def __init__(self, classifier: Classifier, batch: int | None = None) -> None:
         """`batch` is the most photos that are judged at once; without it, what is measured to be fastest here."""
-        self.classifier, self.workers = classifier, machine.cores()
+        # One more than cores: while one waits for Python's lock, a core would have nothing to do (docs/performance.md).
+        self.classifier, self.workers = classifier, machine.cores() + 1
         self.batch = batch or fastest(classifier, self.workers)
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()
         self.threads = [threading.Thread(target=self._work, daemon=True) for _ in range(self.workers)]
