@@ -123,7 +123,7 @@ WRONG = {
     "kind": ("--epochs many", "'--epochs'"),
     "option": ("--epoch 3", "--epoch"),
     "recipe file": ("--recipe {here}/none.yaml", "cannot read the recipe"),
-    "recipe name": ("--recipe classical", "the recipes that come with Fieldmark: classic"),
+    "recipe name": ("--recipe classical", "the recipes that come with Fieldmark: "),
     "size to begin with": ("--image-size 64 --start-size 64", "--start-size is 64, but photos are trained on at 64"),
     "recipe key": ("--recipe {here}/key.yaml", "'epoch', which is no setting; epochs?"),
     "weights file": ("--weights {here}/none.safetensors", "none.safetensors"),
