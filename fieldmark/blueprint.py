@@ -27,11 +27,10 @@ def named(recipe: Recipe, say: Callable[[str], object]) -> Recipe:
         raise FieldmarkError("--standardise: published weights expect the colours they were trained on; --weights none")
     with torch.device("meta"):
         network = network_of(recipe, 2, weights=False)
-    if recipe.image_size is None:
-        recipe = dataclasses.replace(recipe, image_size=whole_size(network))
-    judged = preprocessing(network, recipe)["size"]
-    trained = training_size(recipe, judged)
-    for pixels in (judged, trained, recipe.start_size):
+    image_size = recipe.image_size or whole_size(network)
+    recipe = dataclasses.replace(recipe, image_size=image_size)
+    trained = training_size(recipe, image_size)
+    for pixels in (image_size, trained, recipe.start_size):
         if pixels is not None:
             require_size(network, pixels)
     if recipe.start_size is not None and recipe.start_size >= trained:

@@ -37,7 +37,8 @@ def look(photos: str | Path, recipe: Recipe, count: int, out: Path, reporter: Re
         judging = preprocessing(network_of(recipe, 2, weights=False), recipe)
     size = training_size(recipe, judging["size"])
     counted = Counter(photo.label for photo in catalog.photos)
-    shown = [_seen(catalog, photo, judging, size, recipe) for photo in some(catalog.photos, count, recipe.seed)]
+    chosen_ones = enumerate(some(catalog.photos, count, recipe.seed))
+    shown = [_seen(catalog, photo, judging, size, recipe, number) for number, photo in chosen_ones]
     found = {
         "classes": {name: counted[name] for name in catalog.classes},
         "photos": len(catalog.photos),
@@ -75,7 +76,9 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     yield f"A photo when it is judged: {judged}"
 
 
-def _seen(catalog: Catalog, photo: Photo, judging: dict[str, Any], size: int, recipe: Recipe) -> dict[str, Any]:
+def _seen(
+    catalog: Catalog, photo: Photo, judging: dict[str, Any], size: int, recipe: Recipe, number: int
+) -> dict[str, Any]:
     """The photo as it is judged, and as training varies it: data URIs; or why it cannot be read."""
     row: dict[str, Any] = {"path": photo.path, "label": photo.label}
     try:
@@ -85,7 +88,7 @@ def _seen(catalog: Catalog, photo: Photo, judging: dict[str, Any], size: int, re
     vary, pixels = transform(recipe.augment, size, crop=1.0), torch.from_numpy(np.array(whole)).permute(2, 0, 1)
     pictures = [centre(whole, judging["size"])]
     for k in range(LOOKS):
-        torch.default_generator.manual_seed(seed_of(recipe.seed, 1, k))
+        torch.default_generator.manual_seed(seed_of(recipe.seed, 1, k, number))
         pictures.append(vary(pixels).permute(1, 2, 0).numpy())
     mode = "L" if recipe.channels == 1 else "RGB"
     return row | {"pictures": [uri(Image.fromarray(one).convert(mode)) for one in pictures]}

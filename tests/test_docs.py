@@ -68,7 +68,7 @@ def test_the_examples_of_the_how_to_run():
 
 
 def test_links_between_pages_lead_somewhere():
-    pages = [*DOCS.glob("*.md"), *DOCS.parent.glob("*.md")]
+    pages = [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]
     for page in pages:
         for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
             assert (page.parent / target).exists(), f"{page.name}: {target}"
@@ -81,6 +81,7 @@ def test_every_option_that_a_page_names_is_one():
     )
     known = set(re.findall(r"--[a-z][a-z-]+", help_))
     torchrun = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
-    for page in (DOCS / "howto.md", DOCS / "recipes.md", DOCS / "concepts.md", DOCS.parent / "README.md"):
+    pages = (DOCS / "howto.md", DOCS / "recipes.md", DOCS / "concepts.md", *DOCS.glob("tutorials/*.md"))
+    for page in (*pages, DOCS.parent / "README.md"):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert named - known - torchrun - {"--logdir", "--help", "--batch"} == set(), page.name

@@ -19,15 +19,15 @@ from fieldmark.recipe import Recipe
 from fieldmark.verdict import described
 
 OTHER = {
-    "quality": "good", "backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem", "aux":
-    True, "weights": "none", "image_size": 64, "train_size": 48, "start_size": 32, "pad": 4, "channels": 1,
+    "quality": "good", "backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem",
+    "aux": True, "weights": "none", "image_size": 64, "train_size": 48, "start_size": 32, "pad": 4, "channels": 1,
     "standardise": True, "augment": "flip-crop", "mixup": 0.2, "cutmix": 1.0, "imbalance": "sampling", "batch": 0,
     "accumulate": 4, "exact": False, "frozen_epochs": 3, "frozen_lr": 0.5, "epochs": 7, "unfreeze": "gradual",
-    "optimizer": "adamw", "lr": 0.25, "backbone_lr": 0.125, "find_lr": True, "schedule": "plateau", "weight_decay":
-    0.0, "decay_all": True, "label_smoothing": 0.0, "ema": 0.99, "monitor": "loss", "patience": 3, "budget": "5m",
-    "steps_per_epoch": 9, "precision": "bf16", "compile": True, "devices": 2, "nodes": 2, "logger": "wandb,mlflow",
-    "allow_leaks": True, "seed": 7, "group_by": "patient", "split_file": "split.csv", "folds": 5, "fold": 2, "apply":
-    "decisions.csv", "crop_boxes": True, "lang": "zh", "positive": "sick",
+    "optimizer": "adamw", "lr": 0.25, "backbone_lr": 0.125, "find_lr": True, "schedule": "plateau",
+    "weight_decay": 0.0, "decay_all": True, "label_smoothing": 0.0, "ema": 0.99, "monitor": "loss", "patience": 3,
+    "budget": "5m", "steps_per_epoch": 9, "precision": "bf16", "compile": True, "devices": 2, "nodes": 2,
+    "logger": "wandb,mlflow", "allow_leaks": True, "seed": 7, "group_by": "patient", "split_file": "split.csv",
+    "folds": 5, "fold": 2, "apply": "decisions.csv", "crop_boxes": True, "lang": "zh", "positive": "sick",
 }  # fmt: skip
 """Of each setting something else than its default."""
 
