@@ -4,6 +4,7 @@ import concurrent.futures
 import json
 import re
 import signal
+import socket
 import subprocess
 import time
 from collections.abc import Callable
@@ -178,6 +179,23 @@ def test_its_end_loses_no_request(end: signal.Signals, serving: Callable[..., An
         assert len(answered) > 4 and set(answered) == {200}
         lines = [line for line in server.lines() if line["event"] == "request"]
         assert len(lines) == len(answered)
+
+
+def test_who_came_in_last_is_answered(serving: Callable[..., Any], small_photos: Path):
+    """A connection that was opened before the door closed, and whose request comes behind that."""
+    boundary, content = b"b0undary", next(small_photos.glob("*/*.jpg")).read_bytes()
+    body = b'--%s\r\nContent-Disposition: form-data; name="photo"; filename="a"\r\n\r\n' % boundary
+    body += content + b"\r\n--%s--\r\n" % boundary
+    head = b"POST /predict HTTP/1.1\r\nHost: a\r\nContent-Type: multipart/form-data; boundary=%s\r\n" % boundary
+    with serving() as server, socket.create_connection(server.address) as opened:
+        httpx.get(f"{server.url}/health")  # by now it has taken the connection in
+        server.process.send_signal(signal.SIGTERM)
+        with pytest.raises(httpx.ConnectError):
+            while True:
+                httpx.get(f"{server.url}/health")
+        opened.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        assert opened.recv(12) == b"HTTP/1.1 200"
+        assert server.process.wait(30) == 0
 
 
 def test_the_command_says_where_it_listens_and_what_it_cannot_do(small_run: Path, tmp_path: Path, command, served: str):
