@@ -74,6 +74,7 @@ def lines(found: dict[str, Any]) -> Iterator[str]:
     batch, judged = (" x ".join(map(str, found[name])) for name in ("batch", "judged"))
     yield f"A batch while training: {batch} (photos, channels, rows, columns) and {found['batch'][0]} labels"
     yield f"A photo when it is judged: {judged}"
+    yield from (f"{photo['path']}: {photo['error']}" for photo in found["preview"] if "error" in photo)
 
 
 def _seen(

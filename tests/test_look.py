@@ -67,6 +67,7 @@ def test_odd_names_bad_photos_grey_and_chinese(drawing, tmp_path: Path, here):
     assert "麻雀" in page and "<b>" not in page and "&lt;b&gt;tit" in page and 'lang="zh-CN"' in page
     shown = pictures(page)
     assert {picture.mode for picture in shown} == {"L"} and shown[0].tobytes() == shown[1].tobytes()
+    assert "\n麻雀/bad.jpg: truncated" in here(*words, "--out", tmp_path / "again").out
     assert "exists: give another --out" in here(*words, "--out", tmp_path / "out").refusal
     assert {p.name: p.read_bytes() for p in photos.rglob("*.png")} == {
         p.name: p.read_bytes() for p in (tmp_path / "before").rglob("*.png")
