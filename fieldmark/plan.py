@@ -25,8 +25,8 @@ from fieldmark.recipe import Recipe, seconds
 
 Watch = Callable[[float, float], bool | None]
 """Takes the seconds and the loss of a step; True ends the rehearsal."""
-MOST_EPOCHS = 30
-"""More epochs than this a budget does not buy: the write-ups' routine stops there too."""
+MOST_EPOCHS, FROM_SCRATCH = 30, 100
+"""More epochs than this a budget does not buy: the write-ups' routines stop there too."""
 LEAST_PASSES, LEAST_STEPS = 3, 200
 """With fewer of both phase 2 ends below where phase 1 stood (docs/performance.md)."""
 SLACK = 1.1
@@ -55,10 +55,11 @@ def epochs_for(trainer: Trainer, recipe: Recipe, elapsed: float, judged_last: in
     passes = left / (full * step + look)
     if begun and passes * full < min(LEAST_PASSES * full, LEAST_STEPS):
         return _without_phase_2(recipe, left)
-    epochs = min(MOST_EPOCHS, max(1, round(passes)))
+    most = FROM_SCRATCH if recipe.weights == "none" else MOST_EPOCHS
+    epochs = min(most, max(1, round(passes)))
     if left / epochs - look < step:  # of few photos, less than a step would fit into each
         epochs = max(1, int(passes))
-    steps = min(int((left / epochs - look) / step), full if epochs == MOST_EPOCHS else 2 * full)
+    steps = min(int((left / epochs - look) / step), full if epochs == most else 2 * full)
     if steps <= 0:
         return _without_phase_2(recipe, left)
     planned = dataclasses.replace(recipe, epochs=epochs, steps_per_epoch=steps)

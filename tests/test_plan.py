@@ -52,15 +52,16 @@ def test_a_plan_fits_into_the_budget(speed, budget, elapsed, step, look, photos,
     planned, told = plan.epochs_for(Stage(photos), recipe, elapsed, 100)  # type: ignore[arg-type]
     assert dataclasses.replace(planned, epochs=recipe.epochs, steps_per_epoch=None) == recipe and told
     assert planned.steps_per_epoch is not None  # by that a resumed run knows that it is planned
+    most = plan.MOST_EPOCHS if weights == "imagenet" else plan.FROM_SCRATCH
     left = (budget - elapsed - plan.CLOSING - 1 - look) / plan.SLACK
     spent = planned.epochs * (planned.steps_per_epoch * step * (0.5 if start else 1) + look)
-    assert 0 <= planned.epochs <= plan.MOST_EPOCHS and spent <= max(0, left) + 1e-6
+    assert 0 <= planned.epochs <= most and spent <= max(0, left) + 1e-6
     full = max(1, photos // recipe.batch)
     if planned.epochs == 0:
         least = min(plan.LEAST_PASSES, plan.LEAST_STEPS / full)  # with less it would gain nothing
         least = least * (full * step + look) if weights == "imagenet" else step + look  # or no step could be done
         assert left <= least + 1e-6
-    elif planned.epochs < plan.MOST_EPOCHS:
+    elif planned.epochs < most:
         assert planned.steps_per_epoch <= 2 * full
         if start is None and planned.steps_per_epoch < 2 * full:
             assert left - spent <= planned.epochs * step + 1e-6  # nothing worth a step is wasted
