@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test
+.PHONY: demo docs test
 
 demo: .venv/installed
 	$(BIN)/fieldmark demo
@@ -12,6 +12,9 @@ test: .venv/installed
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses 2 --dist loadfile
+
+docs: .venv/installed
+	$(BIN)/sphinx-build --fresh-env --fail-on-warning --quiet docs build/site
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv .venv

@@ -21,9 +21,9 @@ FLAT = 1e-3
 class Known(nn.Module):
     """Pooled last maps (n, c), logits (n, classes) -> known_score (n,), between 0 and 1.
 
-    The sigmoid of z(l) + z(l / |logits|) + 0.2 z(s), where l is the top logit and |logits| their 2-norm, all of them
-    less the mean logit, and s the largest cosine of the features to a class's centroid; z(x) = (x - mean x) / sd x with
-    mean and sd of the validation photos.
+    The sigmoid of z(l) + z(l / n) + 0.2 z(s), where l is the top logit and n the 2-norm of the logits, all of them less
+    the mean logit, and s the largest cosine of the features to a class's centroid; z(x) = (x - mean x) / sd x with mean
+    and sd of the validation photos.
     """
 
     centroids: Tensor

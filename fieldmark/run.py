@@ -45,8 +45,10 @@ class Run:
 
     folder: Path
     metrics: dict[str, Any]
+    """What metrics.json holds, as `metrics["test"]["accuracy"]`."""
 
     def classifier(self) -> Classifier:
+        """What it has learnt, from its bundle."""
         return Classifier(self.folder)
 
 

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 import torch
 
 from fieldmark.network import VARIANTS, rebuild, spec
@@ -85,3 +86,27 @@ def test_every_option_that_a_page_names_is_one():
     for page in (*pages, DOCS.parent / "README.md"):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert named - known - torchrun - {"--logdir", "--help", "--batch"} == set(), page.name
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    words = ["sphinx", "--fresh-env", "--fail-on-warning", "--quiet", str(DOCS), str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    reference = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "Attention after stages" in reference and "fieldmark.train" in reference
+    assert "--group-by" in (tmp_path / "reference" / "command_line.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("tutorials/*.zh-CN.md")), ids=lambda page: page.stem)
+def test_a_tutorial_in_chinese_has_the_commands_and_links_of_the_english(page):
+    pages = [page.with_name(page.name.replace(".zh-CN", "")), page]
+    english, chinese = (text.read_text(encoding="utf-8") for text in pages)
+    blocks, links = re.compile(r"^```sh\n.*?^```", re.DOTALL | re.MULTILINE), re.compile(r"\]\(([^)]*)\)")
+    recipes = re.compile(r"--[a-z][\w-]+|[a-z]+-[\w-]*\d[\w-]*")
+    assert blocks.findall(english) == blocks.findall(chinese)
+    assert sorted(links.findall(english))[:-1] == sorted(links.findall(chinese))[:-1]
+    assert set(recipes.findall(english)) == set(recipes.findall(chinese))
+
+
+def test_every_tutorial_is_there_in_chinese():
+    assert len(list(DOCS.glob("tutorials/*.md"))) == 2 * len(list(DOCS.glob("tutorials/*.zh-CN.md")))

@@ -1,0 +1,39 @@
+"""The documentation as a site: `make docs`. Pages are Markdown; the reference comes from the docstrings."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+
+project = "Fieldmark"
+copyright = "the Fieldmark developers, Apache-2.0"
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+exclude_patterns = ["build"]
+html_theme = "furo"
+html_title = project
+html_show_sphinx = False
+myst_heading_anchors = 3
+napoleon_numpy_docstring = False
+default_role = "code"  # docstrings say `name` as Markdown does
+autodoc_member_order = "bysource"
+autodoc_typehints = "description"
+autodoc_typehints_description_target = "documented"
+
+
+def _command_line(_app) -> None:
+    """reference/command_line.md: what `fieldmark VERB --help` says, by typer's own means."""
+    words = [sys.executable, "-m", "typer", "fieldmark.cli", "utils", "docs", "--name", "fieldmark"]
+    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    (HERE / "reference" / "command_line.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
+
+
+def _no_type_before_a_colon(_app, what: str, _name, _thing, _options, lines: list[str]) -> None:
+    """Napoleon takes what stands before the first colon of an attribute's text for its type; ours are annotated."""
+    if what in ("attribute", "data", "property"):
+        lines[:0] = ["..", ""]  # an empty comment
+
+
+def setup(app) -> None:
+    app.connect("builder-inited", _command_line)
+    app.connect("autodoc-process-docstring", _no_type_before_a_colon, priority=400)  # napoleon comes at 500
