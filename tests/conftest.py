@@ -15,21 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pytest
-from hypothesis import HealthCheck, settings
-from PIL import Image, ImageDraw
+# Workers of pytest-xdist have a core each, and so have the processes that they start: two threads on it would wait for
+# each other. What a test says of threads and bits holds for one thread as for two. Before numpy is imported, whose
+# OpenBLAS counts the cores then and spins where there are fewer: a `clusters` of ten photos took seconds.
+CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+if CORES and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
+    os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+from hypothesis import HealthCheck, settings  # noqa: E402
+from PIL import Image, ImageDraw  # noqa: E402
 
 # No example is timed, since the machine may be busy; examples of one test may share its folder.
 CHECKS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
 settings.register_profile("fieldmark", deadline=None, suppress_health_check=CHECKS)
 settings.load_profile("fieldmark")
-
-# Workers of pytest-xdist have a core each, and so have the processes that they start: two threads on it would wait for
-# each other. What a test says of threads and bits holds for one thread as for two.
-CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
-if CORES and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
-    os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
 
 # No test, nor a process that one starts, writes into the cache of whoever runs it.
 os.environ["FIELDMARK_CACHE"] = tempfile.mkdtemp(prefix="fieldmark-")

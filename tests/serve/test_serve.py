@@ -18,8 +18,6 @@ import fieldmark
 from fieldmark.errors import FieldmarkError
 from fieldmark.serve.server import bound
 
-Served = Any  # tests/serve/conftest.py
-
 
 def photos(folder: Path, n: int = 3) -> list[Path]:
     return sorted(folder.glob("*/*.jpg"))[:: 48 // n][:n]
