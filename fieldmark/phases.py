@@ -67,10 +67,11 @@ def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[
 
 
 def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """Phase 2's optimiser over these groups."""
+    """Phase 2's optimiser over these groups; fused, its steps take a fifth of the time (docs/performance.md)."""
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.rates[0], momentum=0.9, nesterov=True)
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer](groups, lr=recipe.rates[0])
+        return torch.optim.SGD(groups, lr=recipe.rates[0], momentum=0.9, nesterov=True, fused=True)
+    kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
+    return kind(groups, lr=recipe.rates[0], fused=True)
 
 
 def running_mean(module: nn.Module, decay: float) -> AveragedModel:

@@ -1,5 +1,6 @@
 """A checkpoint gives back every bit, is whole or absent, and never more than a refusal when it is damaged."""
 
+import copy
 import json
 import math
 from pathlib import Path
@@ -113,19 +114,21 @@ def test_nothing_of_it_is_a_pickle(tmp_path: Path):
     "make",
     [
         lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True),
+        lambda parameters: torch.optim.SGD(parameters, lr=0.1, momentum=0.9, nesterov=True, fused=True),
         lambda parameters: torch.optim.SGD(parameters, lr=0.1),
         lambda parameters: torch.optim.AdamW(parameters, lr=0.1),
+        lambda parameters: torch.optim.AdamW(parameters, lr=0.1, fused=True),
     ],
 )
 def test_an_optimizer_goes_on_to_the_same_bits(make, tmp_path: Path):
     def steps(net: nn.Module, optimizer: torch.optim.Optimizer, first: int, last: int) -> None:
         for k in range(first, last):
             optimizer.zero_grad()
-            net(torch.full((2, 3), float(k + 1))).square().mean().backward()
+            net(torch.arange(150.0).add(k).sin().view(2, 3, 5, 5)).square().mean().backward()
             optimizer.step()
 
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make(net.parameters())
     steps(net, optimizer, 0, 3)
     saved = {f"net.{n}": t for n, t in checkpoint.snapshot(net).items()}
@@ -134,7 +137,7 @@ def test_an_optimizer_goes_on_to_the_same_bits(make, tmp_path: Path):
     steps(net, optimizer, 3, 6)
 
     loaded, _ = checkpoint.load(tmp_path / "c.safetensors")
-    again = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2))
+    again = copy.deepcopy(net)
     again.load_state_dict(checkpoint.part(loaded, "net"))
     resumed = make(again.parameters())
     checkpoint.restore_optimizer(resumed, checkpoint.part(loaded, "optimizer"))

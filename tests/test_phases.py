@@ -147,6 +147,26 @@ def test_every_optimiser_takes_the_groups(name: str):
     assert name in type(optimizer).__name__.lower() and optimizer.param_groups[0]["lr"] == 0.25
 
 
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
+def test_a_fused_step_is_the_plain_one(name: str):
+    """On weights that lie as those of a training do: torch's fused steps do not look how they lie."""
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
+    plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    fused, recipe = copy.deepcopy(plain), Recipe(optimizer=name, lr=0.01)
+    optimizers = [make_optimizer([{"params": net.parameters(), "weight_decay": 0.1}], recipe) for net in (plain, fused)]
+    for group in optimizers[0].param_groups:
+        assert group["fused"]
+        group["fused"], group["foreach"] = False, False
+    for net, optimizer in zip((plain, fused), optimizers, strict=True):
+        for step in range(4):
+            optimizer.zero_grad()
+            photos = torch.linspace(-1, 1, 2 * 3 * 64).add(step).sin().view(2, 3, 8, 8)
+            net(photos.to(memory_format=torch.channels_last)).square().mean().backward()
+            optimizer.step()
+    for ours, theirs in zip(plain.parameters(), fused.parameters(), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_the_running_mean_follows_and_its_buffers_are_the_modules():
     module = nn.BatchNorm1d(1)
     average = running_mean(module, 0.9)
