@@ -92,3 +92,12 @@ def test_what_lies_behind_a_stage_leaves_its_map_as_it_is():
         before = features.clone()
         rest(features)
         assert torch.equal(features, before)
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.endswith("_bn")])
+def test_from_scratch_the_signal_keeps_its_size_of_grey_photos_too(name: str):
+    torch.manual_seed(0)
+    photos = torch.randn(4, 1, 64, 64)
+    with torch.no_grad():
+        size = build(name, channels=1, classes=2).features(photos).square().mean().sqrt()
+    assert 0.7 < size < 7
