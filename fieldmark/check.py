@@ -76,6 +76,8 @@ def lines(findings: Findings) -> Iterator[str]:
     for name, n in findings["classes"].items():
         yield f"{n:8,}  {name}"
     yield f"{findings['photos']:8,}  photos"
+    if findings["given_groups"]:
+        yield f"{findings['given_groups']:8,}  groups that stay on one side"
     if not findings["warnings"]:
         yield "Nothing to see to."
 

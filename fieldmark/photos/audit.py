@@ -56,6 +56,7 @@ class Audit:
         return {
             "classes": dict(sorted(Counter(photo.label for photo in catalog.photos).items())),
             "photos": len(catalog.photos),
+            "given_groups": len({photo.group for photo in catalog.photos} - {None}),
             "unreadable": [{"path": path, "reason": reason} for path, reason in self.unreadable],
             "duplicates": [list(paths) for paths in self.duplicates],
             "near_duplicates": [list(paths) for paths in self.near_duplicates],

@@ -89,11 +89,11 @@ def test_json_keeps_the_contract(messy):
     told = json.loads(json.dumps(found.to_json(catalog)))
     lists = {"unreadable", "duplicates", "near_duplicates", "conflicts", "leaks", "near_leaks", "warnings"}
     lists |= {"group_leaks", "odd", "giveaways"}
-    assert set(told) == lists | {"classes", "photos", "label_errors"}
+    assert set(told) == lists | {"classes", "photos", "given_groups", "label_errors"}
     assert told["classes"] == {"a": 12, "b": 10}
     assert told["photos"] == len(catalog.photos) == 22
     assert told["unreadable"][0] == {"path": "train/a/empty.jpg", "reason": "empty file"}
-    assert told["label_errors"] is None
+    assert told["label_errors"] is None and told["given_groups"] == 0
     text = " | ".join(told["warnings"])
     for part in (
         "4 unreadable photos: train/a/empty.jpg (empty file)",
