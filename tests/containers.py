@@ -7,7 +7,8 @@ import struct
 import tarfile
 import zipfile
 import zlib
-from collections.abc import Callable
+from collections import defaultdict
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -44,6 +45,25 @@ CONTENT = {
     for k, split in enumerate(("train", "train", "test"))
 }
 """Split folders with class folders: what is packed into every container."""
+
+
+def cub(root: Path, photos: Iterable[tuple[int, bytes]]) -> Path:
+    """Labels from 1 on with PNG or JPEG files, as CUB-200-2011 is shipped: every other one to train on, with boxes."""
+    lines: dict[str, list[str]] = defaultdict(list)
+    for k, (label, content) in enumerate(photos, 1):
+        name = f"{label:03}.Bird_{label}"
+        path = root / "images" / name / f"{k}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+        lines["images"].append(f"{k} {name}/{k}.png")
+        lines["image_class_labels"].append(f"{k} {label}")
+        lines["train_test_split"].append(f"{k} {int(k % 2 == 0)}")
+        lines["bounding_boxes"].append(f"{k} {float(k % 9)} 2.0 20.0 10.0")
+        if f"{label} {name}" not in lines["classes"]:
+            lines["classes"].append(f"{label} {name}")
+    for name, text in lines.items():
+        (root / f"{name}.txt").write_text("\n".join(text))
+    return root
 
 
 def table(catalog: Catalog) -> set[tuple[bytes, str, str | None]]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from containers import cub
 from PIL import Image
 from served import running
 
@@ -67,31 +68,15 @@ def at_hand(small_photos: Path, drawing, tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path
 
 
-def as_cub(photos: Path) -> None:
-    """The same photos as CUB-200-2011 is shipped: with a split and boxes."""
-    lines: dict[str, list[str]] = {name: [] for name in ("images", "image_class_labels", "train_test_split", "classes")}
-    lines["bounding_boxes"] = []
-    folders = sorted(photos.iterdir())
-    (photos / "images").mkdir()
-    for label, folder in enumerate(folders, 1):
-        lines["classes"].append(f"{label} {label:03}.Bird")
-        for photo in sorted(folder.rename(photos / "images" / f"{label:03}.Bird").iterdir()):
-            number = len(lines["images"]) + 1
-            lines["images"].append(f"{number} {photo.parent.name}/{photo.name}")
-            lines["image_class_labels"].append(f"{number} {label}")
-            lines["train_test_split"].append(f"{number} {int(number % 4 > 0)}")
-            lines["bounding_boxes"].append(f"{number} 4.0 4.0 60.0 50.0")
-    for name, text in lines.items():
-        (photos / f"{name}.txt").write_text("\n".join(text))
-
-
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_a_page_can_be_followed_from_top_to_bottom(page: Path, at_hand: Path, here, small_options):
     if page.stem == "lesions":
         shutil.rmtree("PHOTOS")
         Path("LESIONS").rename("PHOTOS")
     if page.stem == "birds":
-        as_cub(Path("PHOTOS"))
+        shutil.rmtree("PHOTOS")
+        files = sorted(Path("OTHER_PHOTOS").glob("*/*.jpg"))
+        cub(Path("PHOTOS"), [(k * 3 // len(files) + 1, file.read_bytes()) for k, file in enumerate(files)])
     for program, *words in commands(page):
         before = set(Path().iterdir())
         if program == "fieldmark" and words[0] == "serve":
