@@ -1,6 +1,7 @@
 """Who trains together: what the machine has, what torchrun has started, and one process that stays alone."""
 
 import os
+import subprocess
 import sys
 
 import numpy as np
@@ -131,3 +132,10 @@ def test_the_validation_photos_are_shared_out(world: int, few, trainer, monkeypa
     whole = torch.cat(list(frozen.validation()))  # in batches of another size, so up to rounding
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
     assert sum(map(len, parts)) == len(few.val)
+
+
+def test_numbers_below_the_smallest_normal_one_are_zeros_in_every_thread_that_trains():
+    program = "import torch, fieldmark.run; torch.set_num_threads(4); t = torch.full((1_000_000,), 1e-39) * 0.5"
+    program += "; print(int(t.count_nonzero()), torch.ones(3).mul(1e-37).count_nonzero().item())"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["0", "3"]
