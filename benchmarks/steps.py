@@ -27,19 +27,38 @@ def milliseconds(optimizer: torch.optim.Optimizer) -> float:
     return 1000 * statistics.median(times[3:])
 
 
+def below_normal(network: torch.nn.Module) -> torch.optim.Optimizer:
+    """Adam whose averages have decayed since weights no longer had a gradient."""
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-6, fused=True)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    for values in optimizer.state.values():
+        values["exp_avg"].fill_(1e-39)
+        values["exp_avg_sq"].fill_(1e-39)
+    return optimizer
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="+")
+    torch.set_num_threads(1)  # others would not hear of `set_flush_denormal` any more
     for name in parser.parse_args().networks:
         network = fieldmark.build(name, classes=10).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         for parameter in network.parameters():
             parameter.grad = torch.randn_like(parameter)
         for kind, (make, settings) in KINDS.items():
-            took = [
-                f"{milliseconds(make(network.parameters(), **settings, **way)):6.1f} {name}"
-                for name, way in WAYS.items()
-            ]
+            took = {way: milliseconds(make(network.parameters(), **settings, **how)) for way, how in WAYS.items()}
             print(f"{name}, {kind}: {', '.join(f'{ms:.1f} {way}' for way, ms in took.items())}", flush=True)
+        took = {}
+        for way, flush in (("below", False), ("as zeros", True)):
+            torch.set_flush_denormal(False)
+            optimizer = below_normal(network)
+            torch.set_flush_denormal(flush)
+            took[way] = milliseconds(optimizer)
+        print(
+            f"{name}, averages below the normal numbers: {took['below']:.1f}, as zeros {took['as zeros']:.1f}"
+        )
 
 
 if __name__ == "__main__":
