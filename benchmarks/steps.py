@@ -56,9 +56,7 @@ def main() -> None:
             optimizer = below_normal(network)
             torch.set_flush_denormal(flush)
             took[way] = milliseconds(optimizer)
-        print(
-            f"{name}, averages below the normal numbers: {took['below']:.1f}, as zeros {took['as zeros']:.1f}"
-        )
+        print(f"{name}, averages below the normal numbers: {took['below']:.1f}, as zeros {took['as zeros']:.1f}")
 
 
 if __name__ == "__main__":
