@@ -1,6 +1,9 @@
-"""What a step of the optimiser costs: torch's three ways, side by side, in milliseconds (median of 9).
+"""What a step of the optimiser costs: torch's three ways, side by side, in milliseconds of one core (median of 9).
 
-python benchmarks/steps.py vgg11_mnist efficientnet_lite0 se_inception_resnet_v2
+    python benchmarks/steps.py vgg11_mnist efficientnet_lite0 se_inception_resnet_v2
+
+A network's last line is of Adam, fused, whose averages are below the smallest normal number, as those of dead weights
+come to be: as the processor computes of such, and taken as zeros.
 """
 
 import argparse
@@ -44,7 +47,7 @@ def main() -> None:
     parser.add_argument("networks", nargs="+")
     torch.set_num_threads(1)  # others would not hear of `set_flush_denormal` any more
     for name in parser.parse_args().networks:
-        network = fieldmark.build(name, classes=10).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        network = fieldmark.build(name, classes=10).to(memory_format=torch.channels_last)
         for parameter in network.parameters():
             parameter.grad = torch.randn_like(parameter)
         for kind, (make, settings) in KINDS.items():

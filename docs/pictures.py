@@ -2,8 +2,8 @@
 
     python docs/pictures.py RUN PHOTO ...
 
-Takes Debian's Chromium. The photos must be free to be shown; those in the README are scikit-image's `coffee` and
-`chelsea`, both CC0.
+Takes Debian's Chromium. The photos must be free to be shown; those in the README are scikit-image's `data.coffee()` and
+`data.chelsea()`, both CC0; the run is the EfficientNet-Lite0 of docs/results.md's table of Lite networks.
 """
 
 import subprocess

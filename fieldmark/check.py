@@ -77,7 +77,7 @@ def lines(findings: Findings) -> Iterator[str]:
         yield f"{n:8,}  {name}"
     yield f"{findings['photos']:8,}  photos"
     if findings["given_groups"]:
-        yield f"{findings['given_groups']:8,}  groups that stay on one side"
+        yield f"{findings['given_groups']:8,}  given groups"
     if not findings["warnings"]:
         yield "Nothing to see to."
 

@@ -67,7 +67,7 @@ def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[
 
 
 def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """Phase 2's optimiser over these groups; fused, its steps take a fifth of the time (docs/performance.md)."""
+    """Phase 2's optimiser over these groups; fused steps take a fifth to a half of the time (docs/performance.md)."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.rates[0], momentum=0.9, nesterov=True, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]

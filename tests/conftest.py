@@ -17,7 +17,7 @@ from typing import Any
 
 # Workers of pytest-xdist have a core each, and so have the processes that they start: two threads on it would wait for
 # each other. What a test says of threads and bits holds for one thread as for two. Before numpy is imported, whose
-# OpenBLAS counts the cores then and spins where there are fewer: a `clusters` of ten photos took seconds.
+# OpenBLAS counts the cores then; where there are fewer, its threads spin (test_alike and test_prepare: 21 s, so 17).
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 if CORES and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
     os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})

@@ -128,7 +128,7 @@ def test_an_optimizer_goes_on_to_the_same_bits(make, tmp_path: Path):
             optimizer.step()
 
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 2)).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 2)).to(memory_format=torch.channels_last)
     optimizer = make(net.parameters())
     steps(net, optimizer, 0, 3)
     saved = {f"net.{n}": t for n, t in checkpoint.snapshot(net).items()}

@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-import sys
 import zipfile
 from pathlib import Path
 
@@ -69,7 +68,7 @@ def at_hand(small_photos: Path, drawing, tmp_path: Path, monkeypatch: pytest.Mon
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_a_page_can_be_followed_from_top_to_bottom(page: Path, at_hand: Path, here, small_options):
+def test_a_page_can_be_followed_from_top_to_bottom(page: Path, at_hand: Path, here):
     if page.stem == "lesions":
         shutil.rmtree("PHOTOS")
         Path("LESIONS").rename("PHOTOS")
@@ -100,4 +99,4 @@ def test_the_python_of_the_readme(at_hand: Path):
     (python,) = re.findall(r"^```python\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     assert python.count('"5m"') == 1
     exec(compile(python.replace('"5m"', '"1s"'), "README.md", "exec"), {"__name__": "README"})
-    assert Path("RUN/report.html").exists() and "torch" in sys.modules
+    assert Path("RUN/report.html").exists()

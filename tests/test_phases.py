@@ -153,7 +153,7 @@ def test_a_fused_step_is_the_plain_one(name: str):
     torch.manual_seed(0)
     # Without a bias before the norm: its gradient is rounding alone, which Adam makes a step of.
     plain = nn.Sequential(nn.Conv2d(3, 8, 3, bias=False), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 1))
-    plain.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    plain.to(memory_format=torch.channels_last)
     fused, recipe = copy.deepcopy(plain), Recipe(optimizer=name, lr=0.01)
     optimizers = [make_optimizer([{"params": net.parameters(), "weight_decay": 0.1}], recipe) for net in (plain, fused)]
     for group in optimizers[0].param_groups:

@@ -63,15 +63,16 @@ def clusters(same: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> np
 
 
 def _pairs(
-    hashes: np.ndarray, thumbnails: np.ndarray, clusters: np.ndarray
+    hashes: np.ndarray, thumbnails: np.ndarray, joined: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Blocks of index pairs that show the same, as they are or mirrored, with the agreement of their details.
 
     Both hashes and details must say so. Of those that dHash alone proposes on TrashNet, whose things lie on plain
     boards, 99.6 % fail the details; so a bound on the agreement, one product of short vectors, is asked first. A pair
     that nearly agrees is looked at once more, each cropped to match the other; not so a photo that nearly agrees with
-    many, which is one of a family. Two that whoever takes the pairs has put into one of the `clusters` already, and a
-    large one, are looked at where they may be copies; to join them otherwise changes nothing.
+    many, which is one of a family. Two that whoever takes the pairs has put into one cluster of `joined` already, and a
+    large one, are looked at only where they may be copies as they are: to join others again would change nothing. So a
+    crop inside a family is not found.
     """
     tried = np.zeros(len(thumbnails), int)
     basis = _basis(thumbnails)
@@ -84,11 +85,10 @@ def _pairs(
                 found = np.flatnonzero(bound >= CROPPED_AGREEMENT)  # in two dimensions it takes 50 times as long
                 if len(found) > LARGE * len(bound):  # a family
                     found = found[bound.ravel()[found] >= AGREEMENT - _ROUNDING]
+                    one, other = joined[top + found // bound.shape[1]], joined[left + found % bound.shape[1]]
+                    known = (one == other) & (np.bincount(joined)[one] > LARGE)
+                    found = found[~known | (bound.ravel()[found] >= COPIES - _ROUNDING)]
                 rows, columns = top + found // bound.shape[1], left + found % bound.shape[1]
-                large = np.bincount(clusters, minlength=len(clusters))[clusters] > LARGE
-                family = large[rows] & (clusters[rows] == clusters[columns])
-                open_ = ~family | (bound.ravel()[found] >= COPIES - _ROUNDING)
-                rows, columns = rows[open_], columns[open_]
                 apart = np.bitwise_count(hashes[rows, 0] ^ hashes[columns, turned])
                 close = (rows < columns) & (apart <= CROPPED_HAMMING)
                 i, j, apart = rows[close], columns[close], apart[close]

@@ -48,7 +48,7 @@ def vgg(
 def _convolution(inputs: int, outputs: int, kernel: int) -> nn.Conv2d:
     layer = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2)
     # He et al. 2015, "Delving Deep into Rectifiers", equation 10: the signal keeps its size on the way forward. By the
-    # outputs, as torchvision counts, that of a grey photo falls to a tenth, and of ten photos a step nothing is learnt.
+    # outputs, as torchvision counts, that of a grey photo falls to a tenth, and it hangs on rounding whether it learns.
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
     assert layer.bias is not None
     nn.init.zeros_(layer.bias)
