@@ -69,7 +69,7 @@ def test_many_copies_of_one_photo_are_one_cluster(photos):
     assert (clusters(many) == [0] * 30 + [30]).all()
 
 
-def test_a_large_family_of_lookalikes_is_not_one_photo(monkeypatch):
+def test_a_large_family_of_lookalikes_is_not_one_photo():
     """Each is like the next (an agreement of 0.97 or so), but no longer like the one some steps on."""
     rng = np.random.default_rng(0)
     anchors = [rng.normal(0, 40, (16, 16, 3)) for _ in range(9)]
@@ -79,10 +79,20 @@ def test_a_large_family_of_lookalikes_is_not_one_photo(monkeypatch):
     assert len(family) > 2 * alike.LARGE
     assert len(set(clusters(family[: alike.LARGE]))) == 1
     assert len(set(clusters(family))) == len(family)
-    monkeypatch.setattr(alike, "_ROWS", 10)  # the family is known as one before its last rows are looked at
+
+
+def test_copies_inside_a_family_that_is_known_already_are_found(monkeypatch):
+    """Where all agree with all, only those that may be copies are looked at."""
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 40, (16, 16, 3))
+    varied = [128 + base + rng.normal(0, 11, base.shape) for _ in range(60)]
+    family = [Image.fromarray(one.clip(0, 255).astype(np.uint8)).resize((256, 256)) for one in varied]
+    monkeypatch.setattr(alike, "_ROWS", 10)
+    looked, agreement = [], alike._agreement
+    monkeypatch.setattr(alike, "_agreement", lambda i, *rest: looked.append(len(i)) or agreement(i, *rest))
     copies = [ImageEnhance.Brightness(photo).enhance(0.99) for photo in family[-3:]]
-    found = clusters(family + copies)
-    assert found.tolist() == [*range(len(family)), *range(len(family) - 3, len(family))]
+    assert clusters(family + copies).tolist() == [*range(60), *range(57, 60)]
+    assert 0 < sum(looked) < 63 * 62 / 2 / 2
 
 
 def test_the_short_look_at_a_pair_loses_none(monkeypatch):
