@@ -25,7 +25,8 @@ from fieldmark import bundle, export, machine
 from fieldmark.known import Known
 from fieldmark.network import build
 from fieldmark.photos.decode import prepare
-from fieldmark.predict import Classifier, each
+from fieldmark.photos.sources import each
+from fieldmark.predict import Classifier
 
 THEIRS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 

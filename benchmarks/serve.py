@@ -19,7 +19,8 @@ from pathlib import Path
 
 from fieldmark import machine
 from fieldmark.photos.decode import prepare
-from fieldmark.predict import Classifier, each
+from fieldmark.photos.sources import each
+from fieldmark.predict import Classifier
 
 THIRDS = 3
 

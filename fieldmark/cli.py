@@ -27,8 +27,10 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 app.command()(with_settings(making.look))
 app.command()(with_settings(making.check, "group_by", "split_file", "apply", "crop_boxes", "lang"))
 app.command()(with_settings(making.train))
+app.command()(with_settings(making.pack, "group_by", "split_file", "apply", "crop_boxes", "seed"))
 app.command()(using.evaluate)
 app.command()(with_settings(making.compare, *ROUTINE))
+app.command()(with_settings(making.search))
 app.command()(using.predict)
 app.command()(using.explain)
 app.command()(using.report)
@@ -59,8 +61,8 @@ def main() -> None:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("fieldmark"):
             raise
-        extra = {"pyarrow": "parquet", "openvino": "openvino"}.get(error.name or "", "train")
-        problem = f"this needs {error.name}: pip install 'fieldmark[{extra}]'"
+        extra = {"pyarrow": "parquet", "openvino": "openvino", "fsspec": "ray", "ray": "ray", "optuna": "search"}
+        problem = f"this needs {error.name}: pip install 'fieldmark[{extra.get(error.name or '', 'train')}]'"
     except KeyboardInterrupt:
         problem = "stopped; a training goes on with --resume"
     except BrokenPipeError:  # `fieldmark zoo | head`

@@ -22,6 +22,7 @@ from fieldmark.augment import seed_of, transform
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.decode import centre_of
 from fieldmark.store import Pack
+from fieldmark.stream import Stream
 
 
 class Normalise(nn.Module):
@@ -54,7 +55,7 @@ def draw(*numbers: int) -> None:
 class Judged(Dataset):
     """Photos as they are evaluated: the central crop, uint8 (3, size, size)."""
 
-    def __init__(self, pack: Pack, which: np.ndarray, size: int) -> None:
+    def __init__(self, pack: Pack | Stream, which: np.ndarray, size: int) -> None:
         self.pack, self.which, self.size = pack, which, size
 
     def __len__(self) -> int:
@@ -75,7 +76,14 @@ class Varied(Dataset):
     """
 
     def __init__(
-        self, pack: Pack, which: np.ndarray, labels: np.ndarray, size: int, augment: str, seed: int, crop: float = 0.875
+        self,
+        pack: Pack | Stream,
+        which: np.ndarray,
+        labels: np.ndarray,
+        size: int,
+        augment: str,
+        seed: int,
+        crop: float = 0.875,
     ) -> None:
         self.pack, self.which, self.labels, self.seed = pack, which, labels, seed
         self.transform = transform(augment, size, crop=crop)
@@ -135,7 +143,7 @@ class Shuffle(Sampler):
         return rng.permutation(self.n) if self.shares is None else rng.choice(self.n, self.n, p=self.shares)
 
 
-def judged(pack: Pack, which: np.ndarray, size: int, batch: int = 32) -> Iterator[Tensor]:
+def judged(pack: Pack | Stream, which: np.ndarray, size: int, batch: int = 32) -> Iterator[Tensor]:
     """Batches of uint8 (n, 3, size, size), in order."""
     return _loaded(DataLoader(Judged(pack, which, size), batch_size=batch, num_workers=_workers()))
 
@@ -164,6 +172,8 @@ def _loaded(loader: DataLoader) -> Iterator[Any]:
         if before is not None and signal.getsignal(signal.SIGCHLD) is not before:
             signal.signal(signal.SIGCHLD, before)
         yield from batches
+    except FieldmarkError as error:  # a loader's own comes with its traceback
+        raise FieldmarkError(str(error).strip().splitlines()[-1].rpartition("FieldmarkError: ")[2]) from None
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
@@ -197,7 +207,7 @@ def _shared_memory() -> int:
 class Data:
     """The photos of one run: where the pixels are, and who is on which side."""
 
-    pack: Pack
+    pack: Pack | Stream
     labels: np.ndarray  # (photos,) class numbers
     train: np.ndarray  # photo numbers of each side
     val: np.ndarray

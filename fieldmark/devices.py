@@ -60,6 +60,10 @@ def settled(recipe: Recipe) -> Recipe:
                 f"torchrun has started {started[0]} processes on each of {started[1]} machines, but --devices is"
                 f" {devices} and --nodes is {nodes}: start it with --nproc-per-node {devices} --nnodes {nodes}"
             )
+        # Or processes that are started again meet the addresses of dead ones: github.com/pytorch/pytorch/issues/135712
+        shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+        if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+            raise FieldmarkError("for --max-restarts, start torchrun under TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
         return dataclasses.replace(recipe, devices=started[0], nodes=started[1])
     if nodes > 1:
         raise FieldmarkError(

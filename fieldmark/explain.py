@@ -19,8 +19,9 @@ from fieldmark.gallery import read_gallery
 from fieldmark.languages import ENGLISH
 from fieldmark.photos.catalog import listing
 from fieldmark.photos.decode import Unreadable, prepare
+from fieldmark.photos.sources import each
 from fieldmark.photos.tile import tile
-from fieldmark.predict import Classifier, ahead, each
+from fieldmark.predict import Classifier, ahead
 from fieldmark.progress import Reporter
 from fieldmark.sheet import sheet
 

@@ -33,6 +33,8 @@ from fieldmark.trackers import Trackers
 
 SAVE_EVERY = 20.0
 """Seconds between checkpoints inside an epoch."""
+TOGETHER = 50
+"""Where several processes train, they can save inside an epoch after each so many steps, no sooner than that."""
 
 
 class Trainer:
@@ -134,20 +136,27 @@ class Trainer:
             phase.average.load_state_dict(average)
         plain: Any = torch.compile(phase.module) if self.recipe.compile and phase.number > 1 else phase.module
         module, optimizer = plain, phase.optimizer
+        alone = phase.number == 1 or self.fabric.world_size == 1
         before = sum(row["phase"] < phase.number for row in self.state.history)
         with self.reporter.bar(f"phase {phase.number}", "steps") as advance:
             for epoch in range(self.state.step // phase.steps, phase.epochs):
                 if stops(self.state.history, phase.number, self.recipe, len(self.data.val)):
                     break
-                began, last = time.monotonic(), (epoch + 1) * phase.steps
+                began, first, last = time.monotonic(), epoch * phase.steps, (epoch + 1) * phase.steps
                 if phase.number > 1:  # anew: DDP adds in another order from its second step on, as if resumed here
                     module, optimizer = self.fabric.setup(plain, phase.optimizer)
                 learning_mode(phase.module, keep_norms=self.recipe.weights != "none")
                 for inputs, targets in phase.batches(self.state.step, last):
                     self._step(phase, module, optimizer, inputs, targets)
                     advance(self.state.step, phase.epochs * phase.steps)
-                    if self.state.step < last and time.monotonic() - self.saved > SAVE_EVERY:
-                        self._save(phase)
+                    if self.state.step < last and (alone or (self.state.step - first) % TOGETHER == 0):
+                        if not alone:  # the first process takes over what all have counted
+                            self.fabric.all_reduce(self.sums, reduce_op="sum")
+                            if not self.fabric.is_global_zero:
+                                self.sums.zero_()
+                            module, optimizer = self.fabric.setup(plain, phase.optimizer)
+                        if time.monotonic() - self.saved > SAVE_EVERY:
+                            self._save(phase)
                 self._close_epoch(phase, before + epoch + 1, began)
                 self.reporter.say(line(self.state.history[-1], before + phase.epochs))
 
@@ -199,7 +208,7 @@ class Trainer:
         """Judge the validation photos, write the row, keep the weights if they are the best, save."""
         state = self.state
         if phase.number > 1:
-            self._over_all(self.sums)
+            self.fabric.all_reduce(self.sums, reduce_op="sum")  # in place
         self._settle()
         loss, right, seen = self.sums.tolist()
         val_loss, val_accuracy = self._validate(phase)
@@ -232,13 +241,9 @@ class Trainer:
         loss, right = F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()
         sums = self.fabric.to_device(torch.stack([loss, right]))
         if phase.number > 1:
-            self._over_all(sums)
+            self.fabric.all_reduce(sums, reduce_op="sum")
         loss, right = (sums / len(self.data.val)).tolist()
         return loss, right
-
-    def _over_all(self, sums: Tensor) -> None:
-        """They become the sums over all processes."""
-        self.fabric.all_reduce(sums, reduce_op="sum")
 
     def logits(self, module: nn.Module, maps: Iterable[Tensor]) -> Tensor:
         """(n, classes) on the CPU, of a module in eval mode and in 32 bits."""
@@ -250,9 +255,10 @@ class Trainer:
     # ---- survival
 
     def _save(self, phase: Phase | None = None) -> None:
-        """The first process writes all that it takes to go on; where several train, only between epochs."""
-        if not self.fabric.is_global_zero or (self.fabric.world_size > 1 and self.state.seen):
+        """The first process writes all that it takes to go on."""
+        if not self.fabric.is_global_zero:
             return
+        self._settle()
         tensors = {f"now.{name}": value for name, value in self.trained.state_dict().items()}
         tensors |= {f"best.{name}": value for name, value in self.best.items()}
         if phase is not None:

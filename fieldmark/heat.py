@@ -12,8 +12,9 @@ from fieldmark import machine
 from fieldmark.answers import Answer
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.decode import Unreadable, prepare
+from fieldmark.photos.sources import Source, each
 from fieldmark.photos.tile import TILE, uri
-from fieldmark.predict import Classifier, ahead, each
+from fieldmark.predict import Classifier, ahead
 
 FOR, AGAINST = (232, 60, 0), (0, 92, 230)
 """Orange speaks for the class, blue against it: told apart by those too who confuse red and green."""
@@ -113,7 +114,7 @@ def answers(classifier: Classifier, photos: Iterable[str | Path | bytes], out: P
         raise FieldmarkError(f"{out} exists: give the heat maps another folder")
     taken = dict[str, int]()
 
-    def shown(source: str | bytes) -> tuple[Image.Image, Answer]:
+    def shown(source: Source) -> tuple[Image.Image, Answer]:
         photo = prepare(source, classifier.info["preprocessing"])
         found = classifier.judge(photo)
         return drawn(photo, found["evidence"]), classifier.told("", found, top)

@@ -1,9 +1,6 @@
 """Photo -> answer, without torch: decode, run `model.onnx`, name the class and say whether it is one of ours."""
 
-import glob
 import json
-import os
-import sys
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -15,8 +12,8 @@ import numpy as np
 from fieldmark import bundle, machine
 from fieldmark.answers import Answer
 from fieldmark.errors import FieldmarkError
-from fieldmark.photos.catalog import EXTENSIONS
 from fieldmark.photos.decode import Unreadable, prepare
+from fieldmark.photos.sources import Source, each
 
 AHEAD = 4
 """Photos that a thread may be ahead of who asks: enough that a slow one keeps nobody waiting."""
@@ -61,7 +58,7 @@ class Classifier:
         values = self.session.run(self.outputs, {"photos": photos})
         return [dict(zip(self.outputs, map(np.asarray, one), strict=True)) for one in zip(*values, strict=True)]
 
-    def look(self, source: str | Path | bytes) -> Found:
+    def look(self, source: Source | Path) -> Found:
         """A photo's file or bytes -> what the network says of it. Raises Unreadable."""
         return self.judge(prepare(source, self.info["preprocessing"]))
 
@@ -74,7 +71,7 @@ class Classifier:
         return {"path": path, **names[0], "known": known, "top": names}
 
     def predict(self, photos: str | Path | bytes | Iterable[str | Path | bytes], top: int = 5) -> list[Answer]:
-        """Answers for files, folders, globs or a photo's bytes, in order; a bad photo is an answer with `error`."""
+        """Answers for files, folders, globs, shards or a photo's bytes, in order; of a bad photo it has an `error`."""
         return list(self.stream([photos] if isinstance(photos, str | Path | bytes) else photos, top))
 
     def stream(
@@ -91,38 +88,6 @@ class Classifier:
             return self.file.parents[1].joinpath("card.md").read_text(encoding="utf-8")
         except (OSError, ValueError, IndexError):
             return None
-
-
-def each(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, str | bytes]]:
-    """Files, folders, globs, `-` (a list on stdin) or bytes -> (what to call it, what to open)."""
-    for source in photos:
-        if isinstance(source, bytes):
-            yield "", source
-        elif str(source) == "-":
-            yield from each(_listed())
-        elif os.path.isdir(source):
-            yield from ((file, file) for file in _walk(str(source)))
-        elif not os.path.lexists(source) and glob.has_magic(str(source)):
-            matches = sorted(glob.glob(str(source), recursive=True))
-            if "**" in str(source):  # stands for the folders and for all that is in them
-                matches = [match for match in matches if not os.path.isdir(match)]
-            yield from each(matches) if matches else [(str(source), str(source))]
-        else:
-            yield str(source), str(source)
-
-
-def _listed() -> Iterator[str]:
-    """The lines of stdin, whatever bytes the names hold."""
-    for line in sys.stdin.buffer:
-        if name := line.rstrip(b"\r\n"):
-            yield os.fsdecode(name)
-
-
-def _walk(folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        shown = (name for name in sorted(files) if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in shown if Path(name).suffix.lower() in EXTENSIONS)
 
 
 def ahead(

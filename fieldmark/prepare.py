@@ -1,6 +1,7 @@
 """Table of photos + recipe -> audited, packed and split, ready to train on; kept in the run's folder."""
 
 import json
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +13,12 @@ from fieldmark.dataset import Data
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import Look, audit, fingerprint, usable
 from fieldmark.photos.catalog import Catalog, listing
+from fieldmark.photos.decisions import chosen
 from fieldmark.photos.split import read_split, split, write_split
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
-from fieldmark.store import Pack, Packer, kind
+from fieldmark.store import STREAMED, Pack, Packer, kind
+from fieldmark.stream import Stream
 
 SHOWN, LEAST_SHOWN = 400, 8
 """Training photos whose features are kept, at least so many of each class: more find no more strangers
@@ -54,17 +57,18 @@ def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out
         )
     if begun := (out / "split.csv").exists():
         _same_photos(catalog, out)
-    if not (begun and Pack.whole(out / "resume")):
+    whole = (out / "resume" / STREAMED).exists() if recipe.stream else Pack.whole(out / "resume")
+    if not (begun and whole):
         _audit(catalog, preprocessing, recipe, out, reporter)
         machine.give_back_freed_memory()  # of a hundred thousand photos it is too much to carry along
-    table = prepared(out)
+    table = prepared(out, recipe, catalog)
     rows, data = sum(map(len, (table.data.train, table.data.val, table.data.test))), table.data
     sides = f"{len(data.train)} to train on, {len(data.val)} to choose by, {len(data.test)} to test"
     reporter.say(f"{rows} photos of {len(table.classes)} classes: {sides}")
     return table
 
 
-def prepared(out: Path) -> Table:
+def prepared(out: Path, recipe: Recipe, catalog: Catalog | None = None) -> Table:
     """What `prepare` has left in the run's folder; any process may open it."""
     rows, findings = read_split(out / "split.csv"), _read(out / "audit.json")
     groups = _read(out / "resume" / "packed.json")
@@ -75,24 +79,36 @@ def prepared(out: Path) -> Table:
     for row in rows:
         labels[packed[row.path]] = number[row.label]
     train, val, test = (np.array([packed[path] for path in paths], np.int64) for paths in which.values())
-    return Table(list(number), Data(Pack(out / "resume"), labels, train, val, test), which["test"], groups, findings)
+    if recipe.stream:
+        pack = Stream(out / "resume", catalog or chosen(findings["folder"], recipe), list(groups))
+    else:
+        pack = Pack(out / "resume")
+    return Table(list(number), Data(pack, labels, train, val, test), which["test"], groups, findings)
 
 
 def _audit(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter) -> None:
-    """One pass over the files: findings, split and packed pixels into the run's folder."""
-    shorter, interpolation = round(preprocessing["size"] / preprocessing["crop"]), preprocessing["interpolation"]
+    """One pass over the files: findings, split and, unless they stream, packed pixels into the run's folder."""
+    how = {
+        "shorter": round(preprocessing["size"] / preprocessing["crop"]),
+        "interpolation": preprocessing["interpolation"],
+    }
     packed: list[int] = []
-    cached = kind(shorter, interpolation) if recipe.nodes == 1 else ""  # other machines see the run's folder alone
-    with Packer(out / "resume", cached, reporter.say) as packer:
+    cached = kind(**how) if recipe.nodes == 1 else ""  # other machines see the run's folder alone
+    with ExitStack() as stack:
+        packer = None if recipe.stream else stack.enter_context(Packer(out / "resume", cached, reporter.say))
+        known = None if packer is None else packer.known
 
         def keep(i: int, look: Look) -> None:
-            packer.add(look)
             packed.append(i)
+            if packer is not None:
+                packer.add(look)
 
         with reporter.bar("reading", "photos") as advance:
-            look = {"shorter": shorter, "interpolation": interpolation, "known": packer.known, "keep": keep}
-            found = audit(catalog, **look, progress=advance)
-        packer.finish()
+            found = audit(catalog, **how, known=known, keep=keep, progress=advance)
+        if packer is None:
+            Stream.record(out / "resume", **how)
+        else:
+            packer.finish()
     kept, groups, _ = usable(catalog, found)
     sides = split(
         kept,

@@ -118,6 +118,9 @@ class Recipe:
     """Processors or GPUs of this machine that train together; 0 takes all GPUs."""
     nodes: int = 1
     """Machines that train together, each started by torchrun; they see the same --out."""
+    stream: bool = False
+    """Read and decode photos anew each time they are seen, and keep no pixels: for more photos than a disk holds, and
+    for many machines."""
     logger: str | None = None
     """Trackers beside TensorBoard and CSV: `wandb`, `mlflow`, or both with a comma."""
     lang: str = "en"

@@ -146,7 +146,8 @@ def train(
 def _help(fabric: Fabric) -> None:
     """The part of every process but the first, which has prepared everything, and will do the rest."""
     out = Path(fabric.broadcast(""))
-    recipe, table = recipes.read(out / "recipe.yaml"), prepared(out)
+    recipe = recipes.read(out / "recipe.yaml")
+    table = prepared(out, recipe)
     torch.manual_seed(recipe.seed)
     network = network_of(recipe, len(table.classes))
     standardise(network, recipe, table.data)
@@ -241,12 +242,17 @@ def _begun(out: Path) -> Recipe:
         ) from None
 
 
-def _same(begun: Recipe, asked: Recipe | None, out: Path) -> Recipe:
-    """The recipe that the run was begun with; settings that were asked for now and differ are refused."""
-    plain, begun_, asked_ = (dataclasses.asdict(r) for r in (Recipe(), begun, asked or Recipe()))
+def _same(begun: Recipe, asked: Recipe, out: Path) -> Recipe:
+    """The recipe that the run was begun with; settings that were asked for now and differ are refused.
+
+    By torchrun other machines, and more or fewer of them, may go on.
+    """
+    plain, begun_, asked_ = (dataclasses.asdict(r) for r in (Recipe(), begun, asked))
     planned = ["epochs", "steps_per_epoch"] if begun.budget else []
-    planned += ["find_lr", "lr", "backbone_lr"] if asked is not None and asked.find_lr else []
-    planned += [] if asked is None or asked.batch else ["batch"]
+    planned += ["find_lr", "lr", "backbone_lr"] if asked.find_lr else []
+    planned += [] if asked.batch else ["batch"]
+    elastic = torch.distributed.is_torchelastic_launched()
+    planned += ["devices", "nodes"] if elastic else []
     differ = [n for n, value in asked_.items() if value not in (plain[n], begun_[n]) and n not in planned]
     if differ:
         name = differ[0]
@@ -254,7 +260,7 @@ def _same(begun: Recipe, asked: Recipe | None, out: Path) -> Recipe:
             f"{out} was begun with {recipes.option(name)} {begun_[name]}, not {asked_[name]}: "
             "resume it without that option, or train into another --out"
         )
-    return begun
+    return dataclasses.replace(begun, devices=asked.devices, nodes=asked.nodes) if elastic else begun
 
 
 # ---- after the training

@@ -24,6 +24,8 @@ from fieldmark.segments import BYTES, ENTRY, PLACE, Draft, Shelf, Stored, intact
 
 T = TypeVar("T")
 LIMIT_GB = 20.0
+STREAMED = "streamed.json"
+"""In a run's folder, where its photos are decoded anew each time (`stream`): then it has no pack."""
 GROWTH = 32_000  # with every so many photos a run's segments get larger, or it would have too many files open
 
 
@@ -172,14 +174,15 @@ class Packer:
 
 
 def exists(folder: Path) -> bool:
-    """Whether a pack is recorded there, whole or not."""
-    return (folder / "pack.npz").exists()
+    """Whether a pack is recorded there, whole or not, or that photos are decoded anew."""
+    return (folder / "pack.npz").exists() or (folder / STREAMED).exists()
 
 
 def clear(folder: Path) -> None:
     """Delete a run's pack and what it alone has of the photos; the cache stays. The record goes last."""
     shutil.rmtree(folder / "photos", ignore_errors=True)
     (folder / "pack.npz").unlink(missing_ok=True)
+    (folder / STREAMED).unlink(missing_ok=True)
 
 
 def kind(shorter: int, interpolation: str) -> str:

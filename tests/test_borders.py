@@ -20,6 +20,7 @@ WAY = (
         "photos",
         "segments",
         "store",
+        "stream",
         "augment",
         "dataset",
         "features",
@@ -30,13 +31,25 @@ WAY = (
         "routine",
         "devices",
     ),
-    *("labels", "curve", "finetune", "calibrate", "known", "bundle", "answers", "predict", "heat", "figures"),
+    *(
+        "labels",
+        "curve",
+        "finetune",
+        "calibrate",
+        "known",
+        "bundle",
+        "answers",
+        "predict",
+        "cluster",
+        "heat",
+        "figures",
+    ),
     *("finished", "evaluate", "saliency", "faithful", "sheet", "gallery", "examples", "explain", "export"),
     *("sides", "quantise", "int8", "intermediate", "exported"),
-    *("look", "check", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
-    *("scatter", "compare", "options", "verbs", "cli"),
+    *("look", "check", "pack", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
+    *("scatter", "compare", "space", "search", "searched", "options", "verbs", "cli"),
 )
-NO_TORCH = ("photos", "check", "answers", "predict", "heat", "sheet", "gallery", "serve")
+NO_TORCH = ("photos", "check", "answers", "predict", "cluster", "heat", "sheet", "gallery", "serve")
 
 
 def modules() -> dict[str, Path]:

@@ -72,6 +72,18 @@ def test_torchrun_decides(torchrun):
         devices.settled(Recipe(batch=32))
 
 
+def test_restarts_need_addresses_of_their_own(torchrun, monkeypatch: pytest.MonkeyPatch):
+    torchrun(2)
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
+    assert numbers(devices.settled(Recipe())) == (2, 1)
+    monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
+    with pytest.raises(FieldmarkError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
+        devices.settled(Recipe())
+    monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
+    assert numbers(devices.settled(Recipe())) == (2, 1)
+
+
 def test_what_cannot_be_started_again_is_refused(machine_of, monkeypatch: pytest.MonkeyPatch):
     machine_of(cores=4)
     monkeypatch.setattr(__main__, "__spec__", None)

@@ -10,6 +10,20 @@ import torch
 
 from fieldmark.network import VARIANTS, rebuild, spec
 
+VERBS = (
+    "train",
+    "look",
+    "check",
+    "explain",
+    "serve",
+    "predict",
+    "export",
+    "compare",
+    "evaluate",
+    "zoo",
+    "pack",
+    "search",
+)
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
 
@@ -78,11 +92,19 @@ def test_links_between_pages_lead_somewhere():
 def test_every_option_that_a_page_names_is_one():
     help_ = "".join(
         subprocess.run([sys.executable, "-m", "fieldmark.cli", verb, "--help"], capture_output=True, text=True).stdout
-        for verb in ("train", "look", "check", "explain", "serve", "predict", "export", "compare", "evaluate", "zoo")
+        for verb in VERBS
     )
     known = set(re.findall(r"--[a-z][a-z-]+", help_))
-    torchrun = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint"}
-    pages = (DOCS / "howto.md", DOCS / "recipes.md", DOCS / "concepts.md", *DOCS.glob("tutorials/*.md"))
+    torchrun = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}
+    torchrun |= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--requeue"}  # of SLURM
+    pages = (
+        DOCS / "howto.md",
+        DOCS / "cluster.md",
+        DOCS / "scale.md",
+        DOCS / "recipes.md",
+        DOCS / "concepts.md",
+        *DOCS.glob("tutorials/*.md"),
+    )
     for page in (*pages, DOCS.parent / "README.md"):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert named - known - torchrun - {"--logdir", "--help", "--batch"} == set(), page.name

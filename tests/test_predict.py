@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 import fieldmark
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.decode import prepare
-from fieldmark.predict import AHEAD, Classifier, ahead, each
+from fieldmark.photos.sources import each
+from fieldmark.predict import AHEAD, Classifier, ahead
 
 
 @pytest.fixture(scope="module")

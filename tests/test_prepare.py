@@ -53,9 +53,9 @@ def equal(one: Table, other: Table) -> bool:
     return sides and pixels and found[0] == found[1] and (one.classes, one.test) == (other.classes, other.test)
 
 
-def made(photos: Path, out: Path) -> Table:
+def made(photos: Path, out: Path, stream: bool = False) -> Table:
     (out / "resume").mkdir(parents=True, exist_ok=True)
-    return prepare(read(photos), LOOK, Recipe(), out, Reporter())
+    return prepare(read(photos), LOOK, Recipe(stream=stream), out, Reporter())
 
 
 def test_sides_labels_and_pixels_belong_together(photos: Path, tmp_path: Path):
@@ -71,11 +71,30 @@ def test_sides_labels_and_pixels_belong_together(photos: Path, tmp_path: Path):
     assert table.audit["unreadable"][0]["path"] == "disc/00.jpg"
 
 
-def test_it_is_taken_up_without_reading_a_photo(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    first = made(photos, tmp_path / "run")
+@pytest.mark.parametrize("stream", [False, True])
+def test_it_is_taken_up_without_reading_a_photo(
+    stream: bool, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    first = made(photos, tmp_path / "run", stream)
     monkeypatch.setattr(module, "audit", None)
-    for again in (made(photos, tmp_path / "run"), prepared(tmp_path / "run")):
+    for again in (made(photos, tmp_path / "run", stream), prepared(tmp_path / "run", Recipe(stream=stream))):
         assert equal(again, first)
+
+
+def test_a_stream_is_the_same_photos_and_keeps_none(photos: Path, tmp_path: Path, cached: Path):
+    kept, streamed = made(photos, tmp_path / "kept"), made(photos, tmp_path / "streamed", stream=True)
+    files = {file.name for file in (tmp_path / "streamed" / "resume").iterdir()}
+    assert equal(kept, streamed) and files == {"packed.json", "streamed.json"}
+    assert store.exists(tmp_path / "streamed" / "resume")
+    store.clear(tmp_path / "streamed" / "resume")
+    assert not store.exists(tmp_path / "streamed" / "resume")
+
+
+def test_a_photo_that_is_gone_from_a_stream_is_named(photos: Path, tmp_path: Path):
+    table = made(photos, tmp_path / "run", stream=True)
+    (photos / "disc" / "01.jpg").unlink()
+    with pytest.raises(FieldmarkError, match=r"disc/01.jpg in .* cannot be read any more .*: put it back"):
+        [table.data.pack[k] for k in range(len(table.data.pack))]
 
 
 def test_a_second_run_decodes_nothing_but_what_has_changed(photos: Path, tmp_path: Path, decodings: list[bytes]):

@@ -12,7 +12,7 @@ import stat
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
@@ -37,17 +37,23 @@ _OTHERS = (
 )
 
 
+class Readable(Protocol):
+    """What gives a photo's bytes when it is asked, and raises `Unreadable` where it cannot."""
+
+    def read(self) -> bytes: ...
+
+
 class Unreadable(Exception):
     """A photo that cannot be used; its text is the reason, as a person would put it ("truncated", "empty file")."""
 
 
 def decode(
-    source: str | Path | bytes,
+    source: str | Path | bytes | Readable,
     shorter: int | None = None,
     interpolation: str = "bicubic",
     box: Box | None = None,
 ) -> Image.Image:
-    """An RGB image from a path or a file's bytes; raises nothing but `Unreadable`.
+    """An RGB image from a path, a file's bytes or what reads them; raises nothing but `Unreadable`.
 
     With `shorter` the shorter side has exactly that many pixels (`interpolation`: bicubic or bilinear), and a photo
     longer than 2:1 keeps only its middle, so that memory is bounded. A JPEG is then decoded at the smallest of 1/8,
@@ -55,7 +61,9 @@ def decode(
     there alone.
     The same bytes give the same pixels, to the bit, for one version of Pillow.
     """
-    content = source if isinstance(source, bytes) else contents(Path(source))
+    if isinstance(source, str | Path):
+        source = contents(Path(source))
+    content = source if isinstance(source, bytes) else source.read()
     if not content:
         raise Unreadable("empty file")
     _hush_remarks()
@@ -110,7 +118,9 @@ def centre_of(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.array(pixels[top : top + size, left : left + size])
 
 
-def prepare(source: str | Path | bytes, preprocessing: Mapping[str, Any], box: Box | None = None) -> np.ndarray:
+def prepare(
+    source: str | Path | bytes | Readable, preprocessing: Mapping[str, Any], box: Box | None = None
+) -> np.ndarray:
     """What a network sees of a photo, before it is normalised: uint8 (size, size, 3).
 
     `preprocessing` holds `size` (pixels), `crop` (the share of the shorter side that is kept, 0.875 for most published

@@ -95,6 +95,17 @@ def listed(files: Files) -> Listed | None:
     return Listed(Rows(files.root, parts), photos, [])
 
 
+def table(file: Path) -> Rows:
+    """The photos of one Parquet file, whatever else is in it. Raises `FieldmarkError`."""
+    try:
+        part = _part(file)[0]
+    except (OSError, ValueError, IndexError, parquet().ArrowException) as error:
+        raise FieldmarkError(f"{printable(str(file))} cannot be read ({str(error).splitlines()[0]})") from None
+    if part is None:
+        raise FieldmarkError(f"{printable(str(file))} has no column {' or '.join(_IMAGES)} of photos")
+    return Rows(file.parent, {file.name: part})
+
+
 def _tables(files: Files, folder: str) -> list[str]:
     """Parquet at the top, in data/ or in a folder per split; Arrow beside its dataset_info.json."""
     _, names = files.entries(folder)
@@ -102,8 +113,8 @@ def _tables(files: Files, folder: str) -> list[str]:
     return [f"{folder}/{name}" if folder else name for name in names if name.endswith(suffixes)]
 
 
-def _read(file: Path) -> tuple[Part | None, list[str | None]]:
-    """A file's part and its labels; no part where it holds no photos with labels."""
+def _part(file: Path) -> tuple[Part | None, Any]:
+    """A file's part, where it holds photos, and its schema."""
     arrow = parquet()
     if file.suffix == ".parquet":
         opened = arrow.parquet.ParquetFile(file)
@@ -114,19 +125,26 @@ def _read(file: Path) -> tuple[Part | None, list[str | None]]:
     else:
         batches = _batches(file)
         schema, sizes = batches[0].schema, [batch.num_rows for batch in batches]
-    column, label = (next((n for n in names if n in schema.names), None) for names in (_IMAGES, _LABELS))
-    if column is None or label is None:
+    column = next((name for name in _IMAGES if name in schema.names), None)
+    starts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
+    return Part(file, column, starts) if column else None, schema
+
+
+def _read(file: Path) -> tuple[Part | None, list[str | None]]:
+    """A file's part and its labels; no part where it holds no photos with labels."""
+    part, schema = _part(file)
+    label = next((name for name in _LABELS if name in schema.names), None)
+    if part is None or label is None:
         return None, []
     if file.suffix == ".parquet":
-        numbers = opened.read([label])[0].to_pylist()
+        numbers = parquet().parquet.ParquetFile(file).read([label])[0].to_pylist()
     else:
-        numbers = [number for batch in batches for number in batch.column(label).to_pylist()]
+        numbers = [number for batch in _batches(file) for number in batch.column(label).to_pylist()]
     names = _class_names(schema, label)
     if names and any(isinstance(k, int) and not -1 <= k < len(names) for k in numbers):
         raise ValueError(f"a class number is not among its {len(names)} classes")
     labels = [None if k in (None, -1) else names[k] if names and isinstance(k, int) else str(k) for k in numbers]
-    starts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    return Part(file, column, starts), labels
+    return part, labels
 
 
 def _batches(file: Path) -> list[Any]:

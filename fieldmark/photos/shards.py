@@ -1,14 +1,18 @@
-"""WebDataset shards (tar files of KEY.jpg beside KEY.cls or KEY.json) -> table of photos, read in place.
+"""WebDataset shards (tar files of KEY.jpg beside KEY.cls or KEY.json) -> table of photos, read in place; and back.
 
 The layout: https://github.com/webdataset/webdataset. A class is what KEY.cls says, or "label" in KEY.json; a number is
-its own name unless classes.txt beside the shards has a line for it.
+its own name unless classes.txt beside the shards has a line for it. KEY.json may name a "group" and a "box" too.
 """
 
+import io
 import json
 import re
-from collections.abc import Iterator
+import tarfile
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.archives import Tar
@@ -53,39 +57,113 @@ def listed(files: Files) -> Listed | None:
             return None
         tars = {name: Tar(files.root / name) for name in names if name.endswith(".tar")}
         if "classes.txt" in names:
-            classes = files.contents("classes.txt").decode("utf-8", "replace").splitlines()
+            classes = files.contents("classes.txt").decode("utf-8", "surrogateescape").splitlines()
     else:
         return None
-    if not any(is_photo(name) and _said(tar, name) for tar in tars.values() for name in tar.members):
+    if not any(is_photo(name) and _beside(tar, name) for tar in tars.values() for name in tar.members):
         return None
     photos, without = [], 0
     for shard, tar in tars.items():
         split = SPLITS.get(re.split(r"[-_.\d]", shard)[0].lower())
         for name in filter(is_photo, tar.members):
-            if (label := _label(tar, name)) is None:
+            said = _said(tar, name)
+            if (label := said["label"]) is None:
                 without += 1
                 continue
             named = classes[int(label)] if label.isdecimal() and int(label) < len(classes) else label
-            photos.append(Photo(f"{shard}/{name}", named, split))
+            photos.append(Photo(f"{shard}/{name}", named, split, said["group"], said["box"]))
     warnings = [f"{count(without, 'photo')} without a class left out"] if without else []
     return Listed(Shards(files.root, tars), photos, warnings)
 
 
-def _said(tar: Tar, photo: str) -> str | None:
-    """The name of the file that says the photo's class."""
+def _beside(tar: Tar, photo: str) -> list[str]:
+    """The names of the files that say something about the photo."""
     key = photo.rpartition(".")[0]
-    return next((name for name in (f"{key}.cls", f"{key}.json") if name in tar.members), None)
+    return [name for name in (f"{key}.cls", f"{key}.json") if name in tar.members]
 
 
-def _label(tar: Tar, photo: str) -> str | None:
-    if (name := _said(tar, photo)) is None:
-        return None
+def _said(tar: Tar, photo: str) -> dict[str, Any]:
+    """label, group and box of a photo; each None where nothing says it."""
+    said, label = dict[str, Any](), None
+    for name in _beside(tar, photo):
+        try:
+            content = tar.read(name)
+            if name.endswith(".cls"):
+                label = content.decode("utf-8", "surrogateescape").strip() or None
+            elif isinstance(found := json.loads(content), dict):
+                said = found
+            box = tuple(map(float, said["box"])) if said.get("box") else None
+            if box and len(box) != 4:
+                raise ValueError(f"a box of {len(box)} numbers")
+        except (Unreadable, ValueError, TypeError) as error:
+            raise FieldmarkError(f"{printable(f'{tar.root}: {name}')} cannot be read ({error}): pack it anew") from None
+    if label is None:
+        label = next((str(said[field]) for field in _FIELDS if said.get(field) is not None), None)
+    group = said.get("group")
+    return {"label": label, "group": None if group is None else str(group), "box": box}
+
+
+class Writer:
+    """Shards of about `size` bytes in a folder: PREFIX-000000.tar and so on.
+
+    Names are those of the photos, so that each can be found again; two of one name but for its ending, which would be
+    one to WebDataset, get a number.
+    """
+
+    def __init__(self, folder: Path, prefix: str, size: int) -> None:
+        self.folder, self.prefix, self.size = folder, prefix, size
+        self.files, self.keys = list[Path](), set[str]()
+        self.tar: tarfile.TarFile | None = None
+
+    def add(self, photo: Photo, number: int, content: bytes) -> None:
+        """A photo with the number of its class."""
+        if self.tar is None:
+            self.files.append(self.folder / f"{self.prefix}-{len(self.files):06}.tar")
+            self.tar = tarfile.open(self.files[-1], "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115  # `close` does
+        key, ending = self._key(photo.path), photo.path.rpartition(".")[2].lower()
+        self._put(f"{key}.{ending if is_photo(photo.path) else _ending(content)}", content)
+        self._put(f"{key}.cls", str(number).encode())
+        more = {"group": photo.group, "box": photo.box}
+        if any(value is not None for value in more.values()):
+            said = {"label": photo.label, **{name: value for name, value in more.items() if value is not None}}
+            self._put(f"{key}.json", json.dumps(said).encode())
+        if self.tar.offset >= self.size:
+            self.close()
+
+    def close(self) -> None:
+        """The last shard is whole."""
+        if self.tar is not None:
+            self.tar.close()
+            self.tar = None
+
+    def _put(self, name: str, content: bytes) -> None:
+        assert self.tar is not None
+        member = tarfile.TarInfo(name)
+        member.size = len(content)
+        self.tar.addfile(member, io.BytesIO(content))
+
+    def _key(self, path: str) -> str:
+        """The photo's path without what ends or splits a key: WebDataset's end at the first dot of the last name."""
+        *folders, name = (part for part in path.split("/") if part not in ("", ".", ".."))
+        stem = name.rpartition(".")[0] if is_photo(name) else name
+        plain = "/".join([*folders, stem.replace(".", "_").lstrip("_") or "photo"])
+        key = next(k for k in _numbered(plain) if k not in self.keys)
+        self.keys.add(key)
+        return key
+
+
+def _numbered(name: str) -> Iterable[str]:
+    yield name
+    number = 2
+    while True:
+        yield f"{name}-{number}"
+        number += 1
+
+
+def _ending(content: bytes) -> str:
+    """The extension of a photo that came without one, as from a table."""
     try:
-        content = tar.read(name)
-        if name.endswith(".cls"):
-            return content.decode("utf-8", "surrogateescape").strip() or None
-        said: Any = json.loads(content)
-    except (Unreadable, ValueError) as error:
-        raise FieldmarkError(f"{printable(f'{tar.root}: {name}')} cannot be read ({error}): pack it anew") from None
-    found = next((said[field] for field in _FIELDS if field in said), None) if isinstance(said, dict) else None
-    return None if found is None else str(found)
+        with Image.open(io.BytesIO(content)) as image:
+            return {"JPEG2000": "jp2"}.get(str(image.format), str(image.format).lower())
+    except Exception:  # a damaged photo, which the audit will name
+        return "jpg"

@@ -75,6 +75,27 @@ def check(
     raise typer.Exit(1 if found.problems else 0)
 
 
+def pack(
+    photos: Photos,
+    shards: Annotated[str, typer.Option("--shards", metavar="DIR", help="New folder for the shards.")],
+    shard_mb: Annotated[int, typer.Option("--shard-mb", min=1, help="MiB of a shard, about.")] = 256,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Pack photos into WebDataset shards, for many machines. Exit code 1 when one could not be read."""
+    from fieldmark.pack import MIB
+    from fieldmark.pack import pack as packing
+    from fieldmark.progress import Reporter
+
+    reporter = Reporter()
+    found = packing(photos, Path(shards), reporter, _recipe(None, settings), shard_mb)
+    for warning in [] if as_json else found["warnings"]:
+        reporter.warn(warning)
+    told = f"{found['photos']:,} photos, {found['bytes'] / MIB:,.0f} MiB in {len(found['files']) - 1} shards"
+    print(records.text(found) if as_json else plain(f"{told}: {shards}"))
+    raise typer.Exit(1 if found["unreadable"] else 0)
+
+
 def _train(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: bool) -> None:
     from fieldmark import wording
     from fieldmark.run import train
@@ -142,6 +163,38 @@ def compare(
     for file in comparing.write(found, Path(out)):
         reporter.say(f"written: {file}")
     print(records.text({"rows": found}) if as_json else "\n".join(comparing.sentences(found)))
+
+
+def search(
+    photos: Photos,
+    trials: Annotated[int, typer.Option("--trials", min=1, help="So many trials in all.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="Folder for the trials, the best recipe, its run.")],
+    vary: Annotated[
+        list[str] | None,
+        typer.Option("--vary", metavar="FIELD=...", help="A setting and its values: LOW..HIGH or A,B,C; repeat it."),
+    ] = None,
+    whole: Annotated[
+        bool, typer.Option("--whole", help="Train both phases in each trial: minutes, not seconds.")
+    ] = False,
+    recipe: Named = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with a search, or help one that runs.")] = False,
+    as_json: Json = False,
+    **settings: Any,
+) -> None:
+    """Find better settings: trials on features computed once, judged by validation photos; the best is tested once."""
+    from fieldmark import searched
+    from fieldmark.progress import Reporter
+    from fieldmark.search import search as searching
+
+    reporter = Reporter()
+    if Path(out).exists() and not resume:
+        raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
+    found = searched.told(
+        *searching(photos, trials, _recipe(recipe, settings), Path(out), reporter, vary or (), whole=whole)
+    )
+    for file in searched.write(found, Path(out)):
+        reporter.say(f"written: {file}")
+    print(records.text(found) if as_json else "\n".join(searched.sentences(found)))
 
 
 def demo(

@@ -48,21 +48,35 @@ def predict(
     heatmap: Annotated[
         str | None, typer.Option("--heatmap", metavar="DIR", help="New folder for pictures of what each answer saw.")
     ] = None,
+    engine: Annotated[
+        str, typer.Option("--engine", metavar="plain|ray", help="ray: by all machines of a cluster, in any order.")
+    ] = "plain",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", help="Of a Ray cluster, as auto or ray://HOST:10001; without, this machine is one."),
+    ] = None,
     as_json: Json = False,
 ) -> None:
     """Say what is on photos. Exit code 1 when one could not be read."""
     from fieldmark import answers as sheets
-    from fieldmark import heat
+    from fieldmark import cluster, heat
     from fieldmark.predict import Classifier
 
     kinds = ((sheets.Csv, csv), (sheets.JsonLines, jsonl), (sheets.Parquet, parquet))
     asked = [(kind, Path(file)) for kind, file in kinds if file]
     if len(asked) > 1 or (resume and (heatmap or not asked)):
         raise FieldmarkError("name one file for the answers (--csv, --jsonl or --parquet); --resume goes on with it")
-    classifier, failed, n, listed = Classifier(model), 0, 0, []
+    if engine not in ("plain", "ray") or (engine == "plain" and address) or (engine == "ray" and heatmap):
+        raise FieldmarkError("--engine is plain or ray; --address is for ray, --heatmap for plain")
+    failed, n, listed = 0, 0, []
     sheet = asked[0][0](asked[0][1], resume) if asked else None
     left = sheet.has if sheet else lambda path: False
-    answers = heat.answers(classifier, photos, Path(heatmap), top) if heatmap else classifier.stream(photos, top, left)
+    if engine == "ray":
+        answers = cluster.stream(model, photos, top, left, address)
+    elif heatmap:
+        answers = heat.answers(Classifier(model), photos, Path(heatmap), top)
+    else:
+        answers = Classifier(model).stream(photos, top, left)
     for answer in sheets.written(answers, sheet) if sheet else answers:
         n += 1
         failed += "error" in answer

@@ -1,0 +1,96 @@
+"""Ray gives the plain predictor's answers, one for each photo, whoever dies on the way."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fieldmark import cluster
+from fieldmark.pack import pack
+from fieldmark.photos.sources import Broken, Held, Remote
+from fieldmark.predict import Classifier
+from fieldmark.progress import Reporter
+
+pytest.importorskip("ray")
+pytestmark = pytest.mark.usefixtures("all_cores")
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        ("a/é.jpg", "a/é.jpg"),
+        (os.fsdecode(b"\xff.jpg"), os.fsdecode(b"\xff.jpg")),
+        ("x.tar/鳥 1.png", Held("x.tar", "鳥 1.png")),
+        ("s3://b/p.jpg", Remote("s3://b/p.jpg")),
+        ("y.tar", Broken("y.tar cannot be read")),
+    ],
+)
+def test_a_place_survives_the_way_to_another_machine(place):
+    text = cluster._written(place)
+    assert text.isascii() and cluster._read(text) == place and type(cluster._read(text)[1]) is type(place[1])
+
+
+def test_the_answers_are_those_of_the_plain_predictor(small_run: Path, small_photos: Path, tmp_path: Path, command):
+    """Folders, shards, bad photos and odd names at once; stdout holds one JSON document; the exit code is the same."""
+    pack(small_photos, tmp_path / "shards", Reporter(quiet=True))
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "text.jpg").write_text("no photo")
+    (tmp_path / "odd" / os.fsdecode(b"\xff 1.jpg")).write_bytes(next(small_photos.glob("*/*.jpg")).read_bytes())
+    (tmp_path / "torn.tar").write_text("no tar")
+    photos = [small_photos, tmp_path / "shards", tmp_path / "odd", tmp_path / "torn.tar", tmp_path / "none.jpg"]
+    done = command("predict", small_run, *photos, "--engine", "ray", "--top", 2, "--json")
+    assert done.code == 1 and done.err == "", done.err
+    plain = Classifier(small_run).predict(list(map(str, photos)), top=2)
+    assert sorted(done.json, key=lambda row: row["path"]) == sorted(plain, key=lambda row: row["path"])
+    assert len(plain) == 48 + 48 + 2 + 2 and sum("error" in row for row in plain) == 3
+
+
+def test_a_predictor_that_dies_loses_no_photo_and_none_stands_twice(
+    small_run: Path, small_photos: Path, tmp_path: Path
+):
+    (many := tmp_path / "many").mkdir()
+    files = sorted(small_photos.glob("*/*.jpg"))
+    for k in range(1500):
+        os.link(files[k % len(files)], many / f"{k:04}.jpg")
+    words = [sys.executable, "-m", "fieldmark.cli", "predict", small_run, many, "--engine", "ray"]
+    answers, killed = tmp_path / "answers.jsonl", 0
+    process = subprocess.Popen([*map(str, words), "--jsonl", str(answers)], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None:
+        time.sleep(0.05)
+        if not killed and answers.exists() and answers.read_bytes().count(b"\n") > 100:
+            for file in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    named = file.read_bytes()
+                except OSError:  # gone meanwhile
+                    continue
+                if named.startswith(b"ray::MapWorker") and not killed:
+                    killed = int(file.parent.name)
+                    os.kill(killed, signal.SIGKILL)
+    assert process.stderr
+    with process.stderr:
+        assert (process.returncode, process.stderr.read()) == (0, "") and killed
+    rows = [json.loads(line) for line in answers.read_text().splitlines()]
+    assert len(rows) == 1500 and {row["path"] for row in rows} == {str(file) for file in many.iterdir()}
+
+    plain = {row["path"]: row for row in Classifier(small_run).predict([str(many / f"{k:04}.jpg") for k in range(48)])}
+    assert all(plain[row["path"]] == row for row in rows if row["path"] in plain)
+
+    left = rows[:1400]
+    answers.write_text("".join(json.dumps(row) + "\n" for row in left))
+    again = subprocess.run([*map(str, words), "--jsonl", str(answers), "--resume"], capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    paths = [json.loads(line)["path"] for line in answers.read_text().splitlines()]
+    assert len(paths) == len(set(paths)) == 1500 and paths[:1400] == [row["path"] for row in left]
+
+
+def test_what_goes_with_which_engine(small_run: Path, small_photos: Path, here, monkeypatch: pytest.MonkeyPatch):
+    for words in (["--engine", "spark"], ["--address", "auto"], ["--engine", "ray", "--heatmap", "maps"]):
+        assert "--engine is plain or ray" in here("predict", small_run, small_photos, *words).refusal
+    monkeypatch.setitem(sys.modules, "ray", None)
+    refused = here("predict", small_run, small_photos, "--engine", "ray").refusal
+    assert refused == "this needs ray: pip install 'fieldmark[ray]'"
