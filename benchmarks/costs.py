@@ -1,10 +1,11 @@
-"""What a photo costs, in time of one core and in bytes, where it lies in which form: the constants of docs/scale.md.
+"""What a photo costs, in time of one core and in bytes, where it lies in which form; and what very many of them need.
 
     python benchmarks/costs.py PHOTOS --network efficientnet_lite0
 
-One core, some hundred photos, medians of three rounds: reading and decoding as the audit does, the frozen layers, a
-training step of phase 2 (frozen prefix and trained part; its batch divided), an answer of the exported file with its
-decoding, listing shards. Of look-alikes: all pairs of so many hashes, which grows with the square.
+The constants and the table of docs/scale.md. One core, all photos of the folder, medians of three rounds with their
+spread: packing and listing shards; reading and decoding as the audit does; the frozen layers; a training step of
+phase 2, divided by its photos; an answer of the exported file, decoding included. The search for look-alikes goes over
+all pairs: its time for so many random hashes, whose square it grows with. Many photos are taken to cost as much each.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import os
 import statistics
 import tempfile
 import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -33,15 +35,76 @@ from fieldmark.prepare import prepare  # noqa: E402
 from fieldmark.progress import Reporter  # noqa: E402
 from fieldmark.recipe import Recipe  # noqa: E402
 
+CORES, DAY = 32, 24.0
+"""Of a machine, and hours in which a job is to be done."""
 
-def milliseconds(work: Callable[[], object], photos: int, rounds: int = 3) -> str:
-    """A photo's, as median and spread of the rounds."""
+
+def milliseconds(what: str, work: Callable[[], object], photos: int, rounds: int = 3) -> float:
+    """A photo's, the median of the rounds."""
     times = []
     for _ in range(rounds):
         began = time.perf_counter()
         work()
         times.append(1000 * (time.perf_counter() - began) / photos)
-    return f"{statistics.median(times):.3f} ms ({min(times):.3f} to {max(times):.3f})"
+    print(f"{what}: {statistics.median(times):.3f} ms a photo ({min(times):.3f} to {max(times):.3f})", flush=True)
+    return statistics.median(times)
+
+
+def constants(photos: str, name: str, hashes: int, home: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Milliseconds and bytes of a photo; `pair` are nanoseconds of a pair."""
+    quiet = Reporter(quiet=True)
+    catalog, recipe = read(photos), named(Recipe(backbone=name), print)
+    n, contents = len(catalog.photos), [catalog.contents(photo) for photo in catalog.photos]
+    print(f"{photos}: {n:,} photos; {name}; one core of {os.cpu_count()}")
+    size, took = {"file": statistics.fmean(map(len, contents))}, dict[str, float]()
+
+    took["packing"] = milliseconds("packing", lambda: pack(photos, home / f"s{time.monotonic_ns()}", quiet), n)
+    size["in shards"] = pack(photos, home / "shards", quiet)["bytes"] / n
+    took["listing"] = milliseconds("listing shards", lambda: read(home / "shards"), n)
+    tracemalloc.start()
+    listed = read(home / "shards")
+    size["its row in memory"] = tracemalloc.get_traced_memory()[0] / len(listed.photos)
+    tracemalloc.stop()
+
+    network = network_of(recipe, len(catalog.classes))
+    looks = preprocessing(network, recipe)
+    (home / "run" / "resume").mkdir(parents=True)
+    took["audit"] = milliseconds("audit", lambda: audit(catalog, shorter=looks["size"], workers=1), n)
+    table = prepare(catalog, looks, recipe, home / "run", quiet)
+    pack_ = table.data.pack
+    size[f"decoded, {looks['size']} px"] = statistics.fmean(pack_[k].nbytes for k in range(len(pack_)))
+
+    trainer = Trainer(network, table.data, recipe, home / "run" / "resume", quiet, devices.fabric(recipe))
+
+    def features() -> tuple[np.ndarray, np.ndarray]:
+        for file in (home / "run" / "resume").glob("*.npy"):
+            file.unlink()
+        return trainer.routine.frozen.features(quiet, lambda _: False)
+
+    train, val = features()
+    size["features"] = train[0].nbytes
+    took["features"] = milliseconds("frozen layers", features, len(train) + len(val))
+    trainer.routine.enter(2)
+    steps = sorted(1000 * costs(trainer, recipe)[0] / recipe.batch for _ in range(3))
+    took["training"] = steps[1]
+    print(f"training, phase 2: {steps[1]:.1f} ms a photo ({steps[0]:.1f} to {steps[2]:.1f}), {recipe.batch} a step")
+
+    classifier, some = exported(name, home), contents[:: max(1, n // 300)]
+    classifier.predict(some[:5])
+    took["answer"] = milliseconds("an answer", lambda: [classifier.look(one) for one in some], len(some))
+
+    rng = np.random.default_rng(0)
+    told = rng.integers(0, 2**63, (hashes, 2)).astype(np.uint64)
+    thumbnails = rng.integers(0, 256, (hashes, alike.SIDE, alike.SIDE, 3), np.uint8)
+    began = time.perf_counter()
+    alike.clusters(np.arange(hashes), told, thumbnails)
+    took["pair"] = 1e9 * (time.perf_counter() - began) / (hashes**2 / 2)
+    print(f"look-alikes: {took['pair']:.2f} ns a pair, of {hashes:,} photos")
+    return took, size
+
+
+def hours(seconds: float) -> str:
+    return f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 3600:,.1f} h"
 
 
 def main() -> None:
@@ -51,57 +114,22 @@ def main() -> None:
     parser.add_argument("--hashes", type=int, default=20_000)
     asked = parser.parse_args()
     torch.set_num_threads(1)
-    quiet = Reporter(quiet=True)
     os.environ["FIELDMARK_CACHE_GB"] = "0"
     with tempfile.TemporaryDirectory() as folder:
-        home = Path(folder)
-        catalog, recipe = read(asked.photos), named(Recipe(backbone=asked.network), print)
-        n = len(catalog.photos)
-        contents = [catalog.contents(photo) for photo in catalog.photos]
-        print(f"{asked.photos}: {n:,} photos, {asked.network}, one core")
-        print(f"a file: {statistics.fmean(map(len, contents)):,.0f} bytes")
-
-        packed = pack(asked.photos, home / "shards", quiet)
-        print(
-            f"in shards: {packed['bytes'] / n:,.0f} bytes; listing them:",
-            milliseconds(lambda: read(home / "shards"), n),
-        )
-        print("packing:", milliseconds(lambda: pack(asked.photos, home / f"s{time.monotonic_ns()}", quiet), n))
-
-        network = network_of(recipe, len(catalog.classes))
-        looks = preprocessing(network, recipe)
-        (home / "run" / "resume").mkdir(parents=True)
-        print("audit with decoding:", milliseconds(lambda: audit(catalog, shorter=looks["size"], workers=1), n))
-        table = prepare(catalog, looks, recipe, home / "run", quiet)
-        size = statistics.fmean(table.data.pack[k].nbytes for k in range(len(table.data.pack)))
-        print(f"decoded at {looks['size']} px: {size:,.0f} bytes")
-
-        trainer = Trainer(network, table.data, recipe, home / "run" / "resume", quiet, devices.fabric(recipe))
-        train, val = trainer.routine.frozen.features(quiet, lambda _: False)
-        print(f"features: {train[0].nbytes:,} bytes; the frozen layers, all of them:", end=" ")
-
-        def again() -> None:
-            for file in (home / "run" / "resume").glob("*.npy"):
-                file.unlink()
-            trainer.routine.frozen.features(quiet, lambda _: False)
-
-        print(milliseconds(again, len(train) + len(val)))
-        trainer.routine.enter(2)
-        steps = [costs(trainer, recipe)[0] / recipe.batch for _ in range(3)]
-        print(f"training, phase 2: {1000 * statistics.median(steps):.1f} ms ({recipe.batch} photos a step)")
-
-        classifier = exported(asked.network, home)
-        some = contents[:: max(1, n // 300)]
-        classifier.predict(some[:5])
-        print("an answer:", milliseconds(lambda: [classifier.look(one) for one in some], len(some)))
-
-        rng = np.random.default_rng(0)
-        hashes = rng.integers(0, 2**63, (asked.hashes, 2)).astype(np.uint64)
-        thumbnails = rng.integers(0, 256, (asked.hashes, alike.SIDE, alike.SIDE, 3), np.uint8)
-        began = time.perf_counter()
-        alike.clusters(np.arange(asked.hashes), hashes, thumbnails)
-        took = time.perf_counter() - began
-        print(f"look-alikes among {asked.hashes:,}: {took:.2f} s, {1e9 * took / (asked.hashes**2 / 2):.2f} ns a pair")
+        took, size = constants(asked.photos, asked.network, asked.hashes, Path(folder))
+    for what, n in size.items():
+        print(f"{what}: {n:,.0f} bytes a photo")
+    print(f"\n| | {' | '.join(f'{10**e:,} photos' for e in (6, 8, 9))} |")
+    many = [10**6, 10**8, 10**9]
+    for what, n in size.items():
+        print(f"| {what} | {' | '.join(f'{n * k / 1e9:,.0f} GB' for k in many)} |")
+    for what, ms in took.items():
+        if what == "pair":
+            told = [hours(ms * 1e-9 * k**2 / 2) for k in many]
+        else:
+            core_hours = [ms * k / 3.6e6 for k in many]
+            told = [f"{h:,.0f} core hours, {max(1, -(-h // (CORES * DAY))):,.0f} machines" for h in core_hours]
+        print(f"| {what if what != 'pair' else 'look-alikes, one core'} | {' | '.join(told)} |")
 
 
 if __name__ == "__main__":

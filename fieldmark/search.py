@@ -64,12 +64,13 @@ def search(
 
     if recipe.folds or recipe.devices * recipe.nodes > 1 or recipe.budget:
         raise FieldmarkError("search trains one trial after the other: leave --folds, --devices, --nodes, --budget out")
+    recipe = devices.settled(recipe)
     varied = space(vary or (WHOLE if whole else HEAD))
     named(recipe, reporter.say)  # refuses what cannot be
     machine.prepare()
     catalog = chosen(photos, recipe)
     (out / SHARED).mkdir(parents=True, exist_ok=True)
-    study = _study(out, recipe)
+    study = _study(out, recipe.seed, [dataclasses.asdict(recipe), *map(str, varied.items()), whole])
     done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     bench = Bench(catalog, recipe, out, reporter, whole)
 
@@ -77,7 +78,11 @@ def search(
         plain = not any(row["settings"] == {} for row in map(_row, study.get_trials(deepcopy=False, states=done)))
         settings = {} if plain else {name: _suggested(trial, name, of) for name, of in varied.items()}
         began = time.monotonic()
-        found = bench.judged(settings, trial)
+        try:
+            found = bench.judged(settings, trial)
+        except optuna.TrialPruned:
+            reporter.say(f"trial {trial.number}: cut short, {_spelt(settings)}")
+            raise
         for name, figure in (found | {"seconds": time.monotonic() - began, "settings": settings}).items():
             trial.set_user_attr(name, figure)
         reporter.say(f"trial {trial.number}: {_told(found, recipe)}, {_spelt(settings)}")
@@ -179,8 +184,8 @@ class Watch:
             raise optuna.TrialPruned
 
 
-def _study(out: Path, recipe: Recipe) -> Any:
-    """The search that lies in `out`, or a new one."""
+def _study(out: Path, seed: int, asked: list[Any]) -> Any:
+    """The search that lies in `out`, or a new one. Raises FieldmarkError where that one asks for other things."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -194,8 +199,11 @@ def _study(out: Path, recipe: Recipe) -> Any:
         direction="maximize",
         pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=WARMUP),
     )
+    if study.user_attrs.get("asked", asked) != asked:
+        raise FieldmarkError(f"{out} was begun with other settings or other --vary: repeat them, or give another --out")
+    study.set_user_attr("asked", asked)
     # Whoever joins or goes on draws other numbers.
-    study.sampler = optuna.samplers.TPESampler(seed=recipe.seed + 1000 * len(study.trials))
+    study.sampler = optuna.samplers.TPESampler(seed=seed + 1000 * len(study.trials))
     return study
 
 

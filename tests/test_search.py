@@ -61,6 +61,8 @@ def test_more_trials_go_on_from_the_others(searched, small_photos: Path, here):
     out, done = searched
     refused = here("search", small_photos, "--trials", 6, "--out", out, *WORDS)
     assert "--resume" in refused.refusal
+    other = here("search", small_photos, "--trials", 6, "--out", out, "--resume", *WORDS, "--vary", "exact=true,false")
+    assert "was begun with other settings or other --vary" in other.refusal
     more = here("search", small_photos, "--trials", 6, "--out", out, "--resume", "--json", *WORDS, *VARIED)
     assert more.code == 0, more.err
     rows = more.json["rows"]

@@ -38,7 +38,10 @@ def evaluate(
 def predict(
     model: Model,
     photos: Annotated[
-        list[str], typer.Argument(metavar="PHOTO...", help="Files, folders, globs, or - for a list on stdin.")
+        list[str],
+        typer.Argument(
+            metavar="PHOTO...", help="Files, folders, globs, shards, archives, tables, addresses, - for stdin."
+        ),
     ],
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write the answers as CSV.")] = None,
     jsonl: Annotated[str | None, typer.Option("--jsonl", metavar="FILE", help="Or as a line of JSON each.")] = None,
