@@ -115,8 +115,8 @@ class Zip(Archive):
     """A zip file, read in place."""
 
     def __init__(self, root: Path) -> None:
-        self.root = root
-        self.zip = zipfile.ZipFile(root)
+        self.root, self.lock = root, threading.Lock()
+        self.zip, self.process = zipfile.ZipFile(root), os.getpid()
         self.members: dict[str, zipfile.ZipInfo] = {}
         for info in self.zip.infolist():
             if info.is_dir():
@@ -137,6 +137,11 @@ class Zip(Archive):
         if info is None:
             raise Unreadable("no such file")
         try:
+            with self.lock:
+                if (
+                    self.process != os.getpid()
+                ):  # forked, as loaders are: they would move each other's place in the file
+                    self.zip, self.process = zipfile.ZipFile(self.root), os.getpid()
             with self.zip.open(info) as file:  # not `read`, which unpacks whatever there is before it looks at the size
                 return file.read(info.file_size)
         except Exception as error:  # damaged archives make zipfile raise nearly everything there is
@@ -223,7 +228,9 @@ class Tar(Archive):
             raise Unreadable("no such file")
         at, size = place
         try:
-            if self.unpacked:
+            if self.unpacked and hasattr(os, "pread"):  # forked loaders share the place in the file
+                found = os.pread(self.unpacked.fileno(), size, at)
+            elif self.unpacked:
                 with self.lock:
                     self.unpacked.seek(at)
                     found = self.unpacked.read(size)
