@@ -49,7 +49,7 @@ WAY = (
     *("look", "check", "pack", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
     *("scatter", "compare", "space", "search", "searched", "options", "verbs", "cli"),
 )
-NO_TORCH = ("photos", "check", "answers", "predict", "cluster", "heat", "sheet", "gallery", "serve")
+NO_TORCH = ("photos", "check", "pack", "answers", "predict", "cluster", "heat", "sheet", "gallery", "serve")
 
 
 def modules() -> dict[str, Path]:
