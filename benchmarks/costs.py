@@ -4,8 +4,8 @@
 
 The constants and the table of docs/scale.md. One core, all photos of the folder, medians of three rounds with their
 spread: packing and listing shards; reading and decoding as the audit does; the frozen layers; a training step of
-phase 2, divided by its photos; an answer of the exported file, decoding included. The search for look-alikes goes over
-all pairs: its time for so many random hashes, whose square it grows with. Many photos are taken to cost as much each.
+phase 2, divided by its photos; an answer of the exported file, decoding included. Many photos are taken to cost as much
+each, but for the search for look-alikes, which grows with the square of their number (benchmarks/audit.py).
 """
 
 import argparse
@@ -27,7 +27,6 @@ from fieldmark import devices  # noqa: E402
 from fieldmark.blueprint import named, network_of, preprocessing  # noqa: E402
 from fieldmark.finetune import Trainer  # noqa: E402
 from fieldmark.pack import pack  # noqa: E402
-from fieldmark.photos import alike  # noqa: E402
 from fieldmark.photos.audit import audit  # noqa: E402
 from fieldmark.photos.inputs import read  # noqa: E402
 from fieldmark.plan import costs  # noqa: E402
@@ -50,8 +49,8 @@ def milliseconds(what: str, work: Callable[[], object], photos: int, rounds: int
     return statistics.median(times)
 
 
-def constants(photos: str, name: str, hashes: int, home: Path) -> tuple[dict[str, float], dict[str, float]]:
-    """Milliseconds and bytes of a photo; `pair` are nanoseconds of a pair."""
+def constants(photos: str, name: str, home: Path) -> tuple[dict[str, float], dict[str, float]]:
+    """Milliseconds and bytes of a photo."""
     quiet = Reporter(quiet=True)
     catalog, recipe = read(photos), named(Recipe(backbone=name), print)
     n, contents = len(catalog.photos), [catalog.contents(photo) for photo in catalog.photos]
@@ -92,31 +91,18 @@ def constants(photos: str, name: str, hashes: int, home: Path) -> tuple[dict[str
     classifier, some = exported(name, home), contents[:: max(1, n // 300)]
     classifier.predict(some[:5])
     took["answer"] = milliseconds("an answer", lambda: [classifier.look(one) for one in some], len(some))
-
-    rng = np.random.default_rng(0)
-    told = rng.integers(0, 2**63, (hashes, 2)).astype(np.uint64)
-    thumbnails = rng.integers(0, 256, (hashes, alike.SIDE, alike.SIDE, 3), np.uint8)
-    began = time.perf_counter()
-    alike.clusters(np.arange(hashes), told, thumbnails)
-    took["pair"] = 1e9 * (time.perf_counter() - began) / (hashes**2 / 2)
-    print(f"look-alikes: {took['pair']:.2f} ns a pair, of {hashes:,} photos")
     return took, size
-
-
-def hours(seconds: float) -> str:
-    return f"{seconds:,.0f} s" if seconds < 600 else f"{seconds / 3600:,.1f} h"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
     parser.add_argument("--network", default="efficientnet_lite0")
-    parser.add_argument("--hashes", type=int, default=20_000)
     asked = parser.parse_args()
     torch.set_num_threads(1)
     os.environ["FIELDMARK_CACHE_GB"] = "0"
     with tempfile.TemporaryDirectory() as folder:
-        took, size = constants(asked.photos, asked.network, asked.hashes, Path(folder))
+        took, size = constants(asked.photos, asked.network, Path(folder))
     for what, n in size.items():
         print(f"{what}: {n:,.0f} bytes a photo")
     print(f"\n| | {' | '.join(f'{10**e:,} photos' for e in (6, 8, 9))} |")
@@ -124,12 +110,9 @@ def main() -> None:
     for what, n in size.items():
         print(f"| {what} | {' | '.join(f'{n * k / 1e9:,.0f} GB' for k in many)} |")
     for what, ms in took.items():
-        if what == "pair":
-            told = [hours(ms * 1e-9 * k**2 / 2) for k in many]
-        else:
-            core_hours = [ms * k / 3.6e6 for k in many]
-            told = [f"{h:,.0f} core hours, {max(1, -(-h // (CORES * DAY))):,.0f} machines" for h in core_hours]
-        print(f"| {what if what != 'pair' else 'look-alikes, one core'} | {' | '.join(told)} |")
+        core_hours = [ms * k / 3.6e6 for k in many]
+        told = [f"{h:,.2g} core hours, {max(1, -(-h // (CORES * DAY))):,.0f} machines" for h in core_hours]
+        print(f"| {what} | {' | '.join(told)} |")
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import dataclasses
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -61,6 +61,7 @@ def search(
         ModuleNotFoundError: optuna is not installed.
     """
     import optuna
+    from optuna.trial import TrialState
 
     if recipe.folds or recipe.devices * recipe.nodes > 1 or recipe.budget:
         raise FieldmarkError("search trains one trial after the other: leave --folds, --devices, --nodes, --budget out")
@@ -71,26 +72,22 @@ def search(
     catalog = chosen(photos, recipe)
     (out / SHARED).mkdir(parents=True, exist_ok=True)
     study = _study(out, recipe.seed, [dataclasses.asdict(recipe), *map(str, varied.items()), whole])
-    done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
     bench = Bench(catalog, recipe, out, reporter, whole)
-
-    def value(trial: optuna.Trial) -> float:
-        plain = not any(row["settings"] == {} for row in map(_row, study.get_trials(deepcopy=False, states=done)))
-        settings = {} if plain else {name: _suggested(trial, name, of) for name, of in varied.items()}
-        began = time.monotonic()
+    while (claimed := _claimed(study, varied, trials, out)) is not None:
+        trial, settings, lock = claimed
+        began, state, score = time.monotonic(), TrialState.FAIL, None
         try:
             found = bench.judged(settings, trial)
+            for name, figure in (found | {"seconds": time.monotonic() - began}).items():
+                trial.set_user_attr(name, figure)
+            state, score, said = TrialState.COMPLETE, _score(found, recipe), _told(found)
         except optuna.TrialPruned:
-            reporter.say(f"trial {trial.number}: cut short, {_spelt(settings)}")
-            raise
-        for name, figure in (found | {"seconds": time.monotonic() - began, "settings": settings}).items():
-            trial.set_user_attr(name, figure)
-        reporter.say(f"trial {trial.number}: {_told(found, recipe)}, {_spelt(settings)}")
-        return _score(found, recipe)
-
-    while len(study.get_trials(deepcopy=False, states=done)) < trials:
-        study.optimize(value, n_trials=1)
-    rows = [_row(trial) for trial in study.get_trials(states=done)]
+            state, said = TrialState.PRUNED, "cut short"
+        finally:  # another may wait for the lock, and then asks what came of it
+            study.tell(trial, score, state)
+            lock.release()
+        reporter.say(f"trial {trial.number}: {said}, {_spelt(settings)}")
+    rows = [_row(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))]
     best = min((row for row in rows if row["score"] is not None), key=lambda row: (-row["score"], row["val_loss"]))
     found = dataclasses.replace(recipe, **best["settings"])
     recipes.write(found, out / "recipe.half")
@@ -99,6 +96,8 @@ def search(
     with _alone(out):  # who waited for it finds it done
         run = train(photos, _split_of(found, out), out=out / f"best-{best['trial']}", resume=True)
         shutil.rmtree(out / SHARED, ignore_errors=True)
+        for file in out.glob("trial-*.lock"):
+            file.unlink(missing_ok=True)
     return [row | {"best": row is best} for row in rows], run
 
 
@@ -207,6 +206,40 @@ def _study(out: Path, seed: int, asked: list[Any]) -> Any:
     return study
 
 
+def _claimed(study: Any, varied: Mapping[str, Choices | Range], trials: int, out: Path) -> tuple[Any, Row, Any] | None:
+    """A trial to make, its settings and the lock that says that it is being made; None once there are enough.
+
+    Where others make the last ones, it waits: whoever dies lets go of his lock, and there is one to make again.
+    """
+    from filelock import FileLock
+
+    def lock(number: int) -> Any:
+        return FileLock(out / f"trial-{number}.lock")
+
+    while True:
+        with _alone(out):
+            begun, others = study.get_trials(deepcopy=False), list[Any]()
+            for one in begun:
+                if not one.state.is_finished():
+                    try:
+                        with lock(one.number).acquire(blocking=False):  # nobody's: whoever began it is gone
+                            pass
+                    except TimeoutError:
+                        others.append(one)
+            done = [one for one in begun if one.state.name in ("COMPLETE", "PRUNED")]
+            if len(done) + len(others) < trials:
+                trial = study.ask()
+                (own := lock(trial.number)).acquire()
+                plain = not any(one.user_attrs.get("settings") == {} for one in (*done, *others))
+                settings = {} if plain else {name: _suggested(trial, name, of) for name, of in varied.items()}
+                trial.set_user_attr("settings", settings)
+                return trial, settings, own
+        if len(done) >= trials:
+            return None
+        with lock(others[0].number):
+            pass
+
+
 def _suggested(trial: Any, name: str, of: Choices | Range) -> Any:
     if isinstance(of, Choices):
         return trial.suggest_categorical(name, of.values)
@@ -223,11 +256,10 @@ def _score(row: Row, recipe: Recipe) -> float:
 def _row(trial: Any) -> Row:
     """A trial for people and for --json."""
     told = {name: trial.user_attrs.get(name) for name in ("val_accuracy", "val_loss", "photos", "seconds", "settings")}
-    told["settings"] = trial.params if told["settings"] is None else told["settings"]
     return {"trial": trial.number, "score": trial.value if told["photos"] else None, **told}
 
 
-def _told(found: Row, recipe: Recipe) -> str:
+def _told(found: Row) -> str:
     return f"{found['val_accuracy']:.1%}, loss {found['val_loss']:.3f} on {found['photos']} validation photos"
 
 
