@@ -25,7 +25,7 @@ def values(name: str) -> st.SearchStrategy:
         str: TEXT,
         bool: st.booleans(),
         int: st.integers(LEAST.get(name, 0), int(MOST.get(name, 10**9))),
-        float: st.floats(LEAST.get(name, 0), MOST.get(name, 1e9)),
+        float: st.floats(LEAST.get(name, 0), MOST.get(name, 1e9), allow_subnormal=False),
         type(None): st.none(),
     }
     if name in CHOICES:
