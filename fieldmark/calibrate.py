@@ -45,9 +45,10 @@ def decision(probabilities: np.ndarray, positive: np.ndarray) -> float:
     if len(positive) < FEW or positive.all() or not positive.any():
         return 0.5
     fpr, tpr, at = roc_curve(positive, probabilities, drop_intermediate=False)
-    best = int(np.argmax(tpr - fpr))
+    best = 1 + int(np.argmax((tpr - fpr)[1:]))  # the first calls nothing positive, and is never better than the last
     following = at[best + 1] if best + 1 < len(at) else 0.0
-    return float((min(at[best], 1.0) + following) / 2)
+    middle = (at[best] + following) / 2
+    return float(middle if middle > following else at[best])  # neighbours among floats have no middle
 
 
 # ---- how far it is to be believed
