@@ -63,7 +63,8 @@ def write(found: Row, out: Path) -> list[Path]:
 def _chart(rows: Sequence[Row]) -> str:
     """Validation accuracy of each trial, and the best so far."""
     points = [(row["trial"], row["val_accuracy"]) for row in rows if row["val_accuracy"] is not None]
-    heights = charts.ticks(min(value for _, value in points), max(value for _, value in points))
+    values = [value for _, value in points]
+    heights = charts.ticks(max(0, min(values) - 0.03), min(1, max(values) + 0.03))  # their labels in whole percents
     marks = charts.ticks(0, max(1, max(trial for trial, _ in points)))
     axes = Axes((0, max(marks[-1], points[-1][0])), (heights[0], heights[-1]))
     best = [(trial, max(value for at, value in points if at <= trial)) for trial, _ in points]
