@@ -78,7 +78,8 @@ def test_a_predictor_that_dies_loses_no_photo_and_none_stands_twice(
                     os.kill(killed, signal.SIGKILL)
     assert process.stderr
     with process.stderr:
-        assert (process.returncode, process.stderr.read()) == (0, "") and killed
+        said = process.stderr.read()  # Ray may tell of the death
+        assert process.returncode == 0 and "Traceback" not in said and killed, said
     assert answers.read_text().startswith(before)
     rows = {row["path"]: row for row in map(json.loads, answers.read_text().splitlines())}
     assert answers.read_text().count("\n") == len(rows) == 1000 and rows.keys() == set(map(str, names))
