@@ -124,7 +124,7 @@ def two(options: list[str], small_photos: Path, tmp_path_factory: pytest.TempPat
     """A run by two processes that nobody disturbed: its folder, and how the command ended."""
     folder = tmp_path_factory.mktemp("two")
     words = ["train", small_photos, "--out", folder / "run", "--json", "--devices", 2, *options]
-    return folder / "run", run(PROGRAM, folder, *words, PYTHONWARNINGS="default", **OFTEN)
+    return folder / "run", run(PROGRAM, folder, *words, PYTHONWARNINGS="default", TOGETHER="2")
 
 
 @pytest.fixture
