@@ -18,6 +18,7 @@ import threading
 import time
 from itertools import cycle, islice
 from pathlib import Path
+from typing import Any
 
 from fieldmark.photos.sources import each
 
@@ -56,7 +57,7 @@ def lines(file: Path) -> int:
     return file.read_bytes().count(b"\n") if file.exists() else 0
 
 
-def timed(words: list[str], answers: Path, many: int, kill: bool) -> dict[str, object]:
+def timed(words: list[str], answers: Path, many: int, kill: bool) -> dict[str, Any]:
     """Run the command. -> when rows came, what was held."""
     began, first, held, killed = time.monotonic(), 0.0, list[float](), False
     process = subprocess.Popen([*words, "--csv", str(answers)], stderr=subprocess.PIPE, text=True)
@@ -106,14 +107,14 @@ def main() -> None:
         for name, engine, kill in (("plain", "plain", False), ("ray", "ray", False), ("ray, one killed", "ray", True)):
             words = [sys.executable, "-m", "fieldmark.cli", "predict", asked.run, str(root), "--engine", engine]
             found = timed(words, Path(folder) / f"{name}.csv", asked.many, kill)
-            rate = float(str(found["rate"]))
+            rate = found["rate"]
             plain = plain or rate
-            early, late = found["held"]  # type: ignore[misc]
+            early, late = found["held"]
             print(
                 f"{name}: exit {found['exit']}, {found['rows']:,} rows of {found['photos']:,} photos, first after"
                 f" {found['start_s']:.1f} s, {rate:.1f} photos/s ({rate / plain:.2f} of plain), asking process"
                 f" {early:.0f} MiB early and {late:.0f} MiB late{', killed one' if found['killed'] else ''}",
-                *found["said"],  # type: ignore[misc]
+                *found["said"],
                 flush=True,
             )
 

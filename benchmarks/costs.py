@@ -1,6 +1,6 @@
 """What a photo costs, in time of one core and in bytes, where it lies in which form; and what very many of them need.
 
-    python benchmarks/costs.py PHOTOS --network efficientnet_lite0
+    taskset -c 0 python benchmarks/costs.py PHOTOS --network efficientnet_lite0
 
 The constants and the table of docs/scale.md. One core, all photos of the folder, medians of three rounds with their
 spread: packing and listing shards; reading and decoding as the audit does; the frozen layers; a training step of
@@ -17,22 +17,20 @@ import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
-os.sched_setaffinity(0, {sorted(os.sched_getaffinity(0))[-1]})  # before numpy and torch count the cores
+import numpy as np
+import torch
+from predict import exported
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from predict import exported  # noqa: E402
-
-from fieldmark import devices  # noqa: E402
-from fieldmark.blueprint import named, network_of, preprocessing  # noqa: E402
-from fieldmark.finetune import Trainer  # noqa: E402
-from fieldmark.pack import pack  # noqa: E402
-from fieldmark.photos.audit import audit  # noqa: E402
-from fieldmark.photos.inputs import read  # noqa: E402
-from fieldmark.plan import costs  # noqa: E402
-from fieldmark.prepare import prepare  # noqa: E402
-from fieldmark.progress import Reporter  # noqa: E402
-from fieldmark.recipe import Recipe  # noqa: E402
+from fieldmark import devices
+from fieldmark.blueprint import named, network_of, preprocessing
+from fieldmark.finetune import Trainer
+from fieldmark.pack import pack
+from fieldmark.photos.audit import audit
+from fieldmark.photos.inputs import read
+from fieldmark.plan import costs
+from fieldmark.prepare import prepare
+from fieldmark.progress import Reporter
+from fieldmark.recipe import Recipe
 
 CORES, DAY = 32, 24.0
 """Of a machine, and hours in which a job is to be done."""

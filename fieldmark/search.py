@@ -20,6 +20,7 @@ from fieldmark import recipe as recipes
 from fieldmark.blueprint import named, network_of, preprocessing, standardise
 from fieldmark.errors import FieldmarkError
 from fieldmark.finetune import Trainer
+from fieldmark.idle import DEPTH, SECOND
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decisions import chosen
 from fieldmark.prepare import Table, prepare
@@ -31,6 +32,8 @@ from fieldmark.space import HEAD, WHOLE, Choices, Range, space
 
 Row = dict[str, Any]
 JOURNAL, SHARED = "trials.journal", ".shared"
+LATE = {"epochs", *DEPTH, *SECOND} - {"augment"}
+"""Settings of phase 2 alone; `augment` says whether the head sees photos mirrored too."""
 STARTUP, WARMUP = 5, 3
 """So many trials are not cut short, and none before so many epochs: there is nothing yet to compare it with."""
 
@@ -67,6 +70,8 @@ def search(
         raise FieldmarkError("search trains one trial after the other: leave --folds, --devices, --nodes, --budget out")
     recipe = devices.settled(recipe)
     varied = space(vary or (WHOLE if whole else HEAD))
+    if in_vain := [] if whole else [name for name in varied if name in LATE]:
+        raise FieldmarkError(f"--vary {in_vain[0]}: trials of the head alone know nothing of it; add --whole")
     named(recipe, reporter.say)  # refuses what cannot be
     machine.prepare()
     catalog = chosen(photos, recipe)
@@ -115,7 +120,7 @@ class Bench:
 
     def judged(self, settings: Row, trial: Any) -> Row:
         """Train with these settings. -> accuracy and loss on the validation photos, of the best epoch."""
-        recipe = dataclasses.replace(self.recipe, **settings, **({} if self.whole else {"epochs": 0}))
+        recipe = dataclasses.replace(self.recipe, **settings | ({} if self.whole else {"epochs": 0}))
         recipe = named(recipe, lambda _: None)
         folder = self.out / f"trial-{trial.number}"
         (folder / "resume").mkdir(parents=True, exist_ok=True)

@@ -151,6 +151,12 @@ def test_what_cannot_be_searched(settings: dict, small_photos: Path, tmp_path: P
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("field", ["lr=1e-3..1e-1", "epochs=1..3", "unfreeze=late,all"])
+def test_what_trials_of_the_head_do_not_know_is_refused(field: str, small_photos: Path, tmp_path: Path):
+    with pytest.raises(FieldmarkError, match="add --whole"):
+        module.search(small_photos, 2, Recipe(), tmp_path / "out", Reporter(quiet=True), [field])
+
+
 def test_both_phases_where_that_is_asked_for(small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trained = list[Recipe]()
     monkeypatch.setattr(module, "train", lambda photos, recipe, out, resume: trained.append(recipe) or Run(out, {}))

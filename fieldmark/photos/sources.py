@@ -172,7 +172,6 @@ def _at(address: str) -> Iterator[tuple[str, Source]]:
             yield name, Remote(name)
 
 
-@lru_cache(8)
 def _system(address: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
