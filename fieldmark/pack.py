@@ -5,6 +5,7 @@ The bytes of the photos stay as they are. They lie in a random order, so that wh
 """
 
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -42,26 +43,30 @@ def pack(photos: str | Path, out: Path, reporter: Reporter, recipe: Recipe | Non
         if [name] != name.splitlines():
             raise FieldmarkError(f"the class {printable(name)!r} cannot stand on a line of classes.txt: rename it")
     number, unreadable = {name: k for k, name in enumerate(catalog.classes)}, list[dict[str, str]]()
-    packed = dict.fromkeys(catalog.classes, 0)
-    half = out.with_name(f"{out.name}.half")
-    shutil.rmtree(half, ignore_errors=True)  # of one that was killed
-    half.mkdir(parents=True)
-    writers = dict[str | None, Writer]()
-    with reporter.bar("packing", "photos") as advance:
-        for done, photo in enumerate(_shuffled(catalog.photos, asked.seed), 1):
-            try:
-                content = catalog.contents(photo)
-            except Unreadable as error:
-                unreadable.append({"path": photo.path, "reason": str(error)})
-                continue
-            if photo.split not in writers:
-                writers[photo.split] = Writer(half, photo.split or "photos", shard_mb * MIB)
-            writers[photo.split].add(photo, number[photo.label], content)
-            packed[photo.label] += 1
-            advance(done, len(catalog.photos))
-    for writer in writers.values():
-        writer.close()
-    (half / "classes.txt").write_text("\n".join(catalog.classes) + "\n", encoding="utf-8", errors="surrogateescape")
+    packed, writers = dict.fromkeys(catalog.classes, 0), dict[str | None, Writer]()
+    out.parent.mkdir(parents=True, exist_ok=True)
+    half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    try:
+        with reporter.bar("packing", "photos") as advance:
+            for done, photo in enumerate(_shuffled(catalog.photos, asked.seed), 1):
+                try:
+                    content = catalog.contents(photo)
+                except Unreadable as error:
+                    unreadable.append({"path": photo.path, "reason": str(error)})
+                    continue
+                if photo.split not in writers:
+                    writers[photo.split] = Writer(half, photo.split or "photos", shard_mb * MIB)
+                writers[photo.split].add(photo, number[photo.label], content)
+                packed[photo.label] += 1
+                advance(done, len(catalog.photos))
+        for writer in writers.values():
+            writer.close()
+        names = "\n".join(catalog.classes) + "\n"
+        (half / "classes.txt").write_text(names, encoding="utf-8", errors="surrogateescape")
+        half.chmod(0o755)  # a temporary folder is its owner's alone
+    except BaseException:
+        shutil.rmtree(half)
+        raise
     files = sorted(half.iterdir())
     size = sum(file.stat().st_size for file in files)
     half.replace(out)

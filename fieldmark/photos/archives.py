@@ -138,9 +138,7 @@ class Zip(Archive):
             raise Unreadable("no such file")
         try:
             with self.lock:
-                if (
-                    self.process != os.getpid()
-                ):  # forked, as loaders are: they would move each other's place in the file
+                if self.process != os.getpid():  # a forked loader would move its parent's place in the file
                     self.zip, self.process = zipfile.ZipFile(self.root), os.getpid()
             with self.zip.open(info) as file:  # not `read`, which unpacks whatever there is before it looks at the size
                 return file.read(info.file_size)

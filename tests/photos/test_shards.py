@@ -115,7 +115,12 @@ def test_what_cannot_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     (root / "train" / "鳥").rename(root / "train" / "two\nlines")
     with pytest.raises(FieldmarkError, match=r"cannot stand on a line of classes.txt"):
         packed(root, tmp_path / "shards")
-    assert not list(tmp_path.glob("shards*"))
+    (tmp_path / "shards.half").mkdir()  # somebody's
+    monkeypatch.setattr("fieldmark.pack.Writer.add", lambda *_: 1 / 0)
+    (root / "train" / "two\nlines").rename(root / "train" / "鳥")
+    with pytest.raises(ZeroDivisionError):
+        packed(root, tmp_path / "shards")
+    assert {entry.name for entry in tmp_path.iterdir()} == {"photos", "there", "shards.half"}
 
 
 def test_the_command_lists_what_the_system_does_not_give(tmp_path: Path, here):
