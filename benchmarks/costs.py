@@ -109,7 +109,10 @@ def main() -> None:
         print(f"| {what} | {' | '.join(f'{n * k / 1e9:,.0f} GB' for k in many)} |")
     for what, ms in took.items():
         core_hours = [ms * k / 3.6e6 for k in many]
-        told = [f"{h:,.2g} core hours, {max(1, -(-h // (CORES * DAY))):,.0f} machines" for h in core_hours]
+        told = [
+            f"{h:,.{2 if h < 10 else 0}f} core hours, {max(1, -(-h // (CORES * DAY))):,.0f} machines"
+            for h in core_hours
+        ]
         print(f"| {what} | {' | '.join(told)} |")
 
 
