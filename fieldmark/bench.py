@@ -16,7 +16,7 @@ def bench(
 ) -> dict[str, Any]:
     """Seconds of one forward pass (with `training`, of a whole step) of a batch of random photos.
 
-    Prints a line every 10 runs as the Inception-v3 benchmark does (docs: SYSTEMS row 2).
+    Prints a line every 10 runs as the Inception-v3 benchmark does (docs/recipes.md, digits).
     """
     machine.prepare()
     import torch

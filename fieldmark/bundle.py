@@ -80,8 +80,8 @@ def check(info: Info, where: object) -> Info:
         raise FieldmarkError(f"{where} was not made by Fieldmark")
     if info["format"] > FORMAT:
         raise FieldmarkError(
-            f"{where} was made by a later version (format {info['format']}, this one reads up to {FORMAT}): "
-            "pip install --upgrade fieldmark"
+            f"{where} was made by a later Fieldmark (format {info['format']}, this one reads up to {FORMAT}): "
+            "install that one"
         )
     if wrong := [key for key, kind in NEEDED.items() if not isinstance(info.get(key), kind)]:
         raise FieldmarkError(f"{where} is damaged: it has no {' and no '.join(wrong)}")

@@ -44,7 +44,7 @@ class Recipe:
     were judged on the middle 224 of 256)."""
     train_size: int | None = None
     """Pixels of a photo while training; without it, 6/7 of the image size, at which a crop shows things as large as the
-    whole photo does when it is judged."""
+    whole photo does when it is judged; all of it below 96 pixels, and where `augment` crops little or not."""
     start_size: int | None = None
     """Pixels of a photo when phase 2 begins; they grow to `train_size` in three steps (progressive resizing)."""
     pad: int = 0

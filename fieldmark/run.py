@@ -238,7 +238,7 @@ def _begun(out: Path) -> Recipe:
         return recipes.read(out / "recipe.yaml")
     except FieldmarkError as error:
         raise FieldmarkError(
-            f"{error}: if a later version began this run, pip install --upgrade fieldmark; or train into another --out"
+            f"{error}: if a later Fieldmark began this run, install that one; or train into another --out"
         ) from None
 
 

@@ -34,8 +34,7 @@ COUNTED = {
 def test_it_says_where_it_is_from_and_builds(name: str):
     head = (recipes.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").split("\n\n")[0]
     assert head.startswith("# ")
-    if name != "classic":
-        assert re.findall(r"^# (Source|Differs|Expect): \S", head, re.MULTILINE) == ["Source", "Differs", "Expect"]
+    assert re.findall(r"^# (Source|Differs|Expect): \S", head, re.MULTILINE) == ["Source", "Differs", "Expect"]
     recipe = named(recipes.read(name), print)
     with torch.device("meta"):
         network = network_of(recipe, COUNTED.get(name, (4, 0))[0], weights=False)

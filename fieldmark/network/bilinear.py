@@ -109,7 +109,7 @@ class TensorSketch(nn.Module):
 class SelfProduct(Pooled):
     """The map times itself, elementwise -> global average pooling -> dropout -> [hidden layer] -> FC.
 
-    The diagonal of the bilinear form (SYSTEMS row 3, "bilinear EfficientNet-B3 + mask").
+    The diagonal of the bilinear form (the birds' write-up's "bilinear EfficientNet-B3 + mask", docs/recipes.md).
     """
 
     def describe(self, features: Tensor) -> Tensor:

@@ -185,9 +185,9 @@ class GCT(Gate):
 class Mask(Gate):
     """A position mask: dropout, 1x1 convolutions with ReLU, one more to a single map, sigmoid: a gate (n, 1, h, w).
 
-    The gate of a position is the same for all channels (SYSTEMS row 3, the bird networks' attention). `rescale` divides
-    the mask by its mean over positions, so that a constant one is the identity; then `spread` gives every channel a
-    weight of its own, a 1x1 convolution 1 -> c without bias that starts at ones.
+    The gate of a position is the same for all channels (the attention of the birds' write-up, docs/recipes.md).
+    `rescale` divides the mask by its mean over positions, so that a constant one is the identity; then `spread` gives
+    every channel a weight of its own, a 1x1 convolution 1 -> c without bias that starts at ones.
     """
 
     lasts = ("gate",)

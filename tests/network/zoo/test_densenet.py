@@ -1,4 +1,4 @@
-"""DenseNet: SYSTEMS row 5, what a layer's attention touches, and training with torchvision's memory and gradients."""
+"""DenseNet: the lesions' networks, what a layer's attention touches, training with torchvision's memory and results."""
 
 from collections.abc import Callable
 from functools import partial
