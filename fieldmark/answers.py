@@ -1,4 +1,8 @@
-"""Answers -> a file, row by row: CSV, JSON lines or Parquet; what stands there already need not be asked again."""
+"""Answers -> a file, row by row: CSV, JSON lines or Parquet; what stands there already need not be asked again.
+
+Rows of photos that could not be read are taken out where a file is gone on with: those photos are asked again, since a
+disk or a network may have failed, and not the photo.
+"""
 
 import csv
 import json
@@ -11,6 +15,8 @@ from fieldmark.errors import FieldmarkError
 
 Answer = dict[str, Any]
 COLUMNS: tuple[str, ...] = ("path", "label", "confidence", "known", "error")
+Rows = Iterator[tuple[str, bool, int]]
+"""Of each whole row in a file: the path, whether the photo was read, and where the row ends."""
 PART = 10_000
 """Rows of a part of a Parquet dataset: so many photos are asked again at most after a kill."""
 
@@ -19,7 +25,7 @@ class Sheet(Protocol):
     """A file of answers, new or gone on with."""
 
     def has(self, path: str) -> bool:
-        """Whether the answer to this photo stood in it when it was opened."""
+        """Whether an answer to this photo stood in it when it was opened, and no reason why there is none."""
         ...
 
     def write(self, answer: Answer) -> None: ...
@@ -41,7 +47,7 @@ class Csv:
     """A row `path,label,confidence,known,error` an answer."""
 
     def __init__(self, file: Path, resume: bool = False) -> None:
-        self.done = _again(file, resume, ",".join(COLUMNS).encode() + b"\r\n", self._whole)
+        self.done = _again(file, resume, ",".join(COLUMNS).encode() + b"\r\n", self._rows)
         self.opened = file.open("a", encoding="utf-8", errors="surrogateescape", newline="")
         self.writer = csv.DictWriter(self.opened, COLUMNS, extrasaction="ignore")
         if not self.opened.tell():
@@ -57,9 +63,9 @@ class Csv:
         self.opened.close()
 
     @staticmethod
-    def _whole(file: IO[bytes]) -> tuple[set[str], int]:
-        """Paths, and where the last whole row ends: the process may have been killed in the middle of one."""
-        done, ends, read = set[str](), 0, 0
+    def _rows(file: IO[bytes]) -> Rows:
+        """The process may have been killed in the middle of one."""
+        read = 0
 
         def lines() -> Iterator[str]:
             nonlocal read
@@ -68,21 +74,18 @@ class Csv:
                 yield line.decode("utf-8", "surrogateescape") if line.endswith(b"\n") else ""
 
         try:
-            rows = csv.reader(lines(), strict=True)
-            for k, row in enumerate(rows):
+            for k, row in enumerate(csv.reader(lines(), strict=True)):
                 if len(row) == len(COLUMNS):
-                    done.update(row[:1] if k else ())  # the first is the header
-                    ends = read
+                    yield row[0] if k else "", not (k and row[-1]), read  # the first is the header
         except csv.Error:  # a quote that never ends: the row in which it was killed
             pass
-        return done, ends
 
 
 class JsonLines:
     """A line of JSON an answer, all of it."""
 
     def __init__(self, file: Path, resume: bool = False) -> None:
-        self.done = _again(file, resume, b'{"path": ', self._whole)
+        self.done = _again(file, resume, b'{"path": ', self._rows)
         self.opened = file.open("a", encoding="utf-8", newline="\n")
 
     def has(self, path: str) -> bool:
@@ -96,16 +99,16 @@ class JsonLines:
         self.opened.close()
 
     @staticmethod
-    def _whole(file: IO[bytes]) -> tuple[set[str], int]:
-        done, ends = set[str](), 0
+    def _rows(file: IO[bytes]) -> Rows:
+        read = 0
         for line in file:
+            read += len(line)
             if line.endswith(b"\n"):
                 try:
-                    done.add(json.loads(line)["path"])
+                    answer = json.loads(line)
+                    yield answer["path"], "error" not in answer, read
                 except (ValueError, KeyError, TypeError):
                     raise FieldmarkError(f"{file.name} holds other things than answers: give another name") from None
-                ends += len(line)
-        return done, ends
 
 
 class Parquet:
@@ -113,7 +116,6 @@ class Parquet:
 
     def __init__(self, folder: Path, resume: bool = False) -> None:
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         if os.path.lexists(folder) and not (resume and folder.is_dir()):
             raise FieldmarkError(f"{folder} exists: give the answers another name, or --resume")
@@ -124,10 +126,12 @@ class Parquet:
         self.schema = pa.schema([*names.items(), ("top", pa.list_(one)), ("error", pa.string())])
         for part in sorted(folder.glob("part-*.parquet")):
             try:
-                self.done.update(pq.read_table(part, columns=["path"])["path"].to_pylist())
+                self.done |= _answered(part)
             except (pa.ArrowException, OSError, KeyError) as error:
-                raise FieldmarkError(f"{part} is damaged: {' '.join(str(error).split())[:200]}") from None
-            self.parts += 1
+                raise FieldmarkError(
+                    f"{part} is damaged ({' '.join(str(error).split())[:200]}): delete it, and --resume asks again"
+                ) from None
+            self.parts = int(part.stem.removeprefix("part-")) + 1  # behind the last, though one may be missing
 
     def has(self, path: str) -> bool:
         return _text(path) in self.done
@@ -153,8 +157,8 @@ class Parquet:
         self.parts, self.rows = self.parts + 1, []
 
 
-def _again(file: Path, resume: bool, first: bytes, whole: Callable[[IO[bytes]], tuple[set[str], int]]) -> set[str]:
-    """The paths in an earlier file of answers, whose torn end is cut off; none where there is no file yet.
+def _again(file: Path, resume: bool, first: bytes, rows: Callable[[IO[bytes]], Rows]) -> set[str]:
+    """The paths answered in an earlier file, whose torn end is cut off; none where there is no file yet.
 
     Such a file begins with `first`, or with as much of it as was written; no other is touched.
     """
@@ -162,13 +166,47 @@ def _again(file: Path, resume: bool, first: bytes, whole: Callable[[IO[bytes]], 
         return set()
     if not resume or not file.is_file():  # a slip in the order of words must not cost a photo
         raise FieldmarkError(f"{file} exists: give the answers another name, or go on with --resume")
-    with file.open("rb+") as opened:
+    done, kept = set[str](), [0, 0]  # stretches of the file: where one begins, where it ends, and so on
+    with file.open("rb") as opened:
         if not first.startswith(opened.read(len(first))):
             raise FieldmarkError(f"{file} holds other things than such answers: give another name")
         opened.seek(0)
-        done, ends = whole(opened)
-        opened.truncate(ends)
+        ended = 0
+        for path, read, ends in rows(opened):
+            if read:
+                done.add(path)
+                kept += [ended, ended] if ended != kept[-1] else []
+                kept[-1] = ends
+            ended = ends
+        if len(kept) == 2:
+            os.truncate(file, kept[-1])
+        else:
+            _keep(opened, kept, file.resolve())
     return done
+
+
+def _keep(opened: IO[bytes], stretches: list[int], file: Path) -> None:
+    """Put these stretches in the place of the whole file, in one move."""
+    half = file.with_name(f"{file.name}.half")
+    with half.open("wb") as written:
+        for at, ends in zip(stretches[::2], stretches[1::2], strict=True):
+            opened.seek(at)
+            for first in range(at, ends, 1 << 20):
+                written.write(opened.read(min(1 << 20, ends - first)))
+    half.replace(file)
+
+
+def _answered(part: Path) -> set[str]:
+    """The paths in a part of a dataset, which is written anew without the photos that could not be read."""
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+
+    failed = pq.read_table(part, columns=["error"])["error"].is_valid()
+    if pc.any(failed).as_py():
+        half = part.with_suffix(".half")
+        pq.write_table(pq.read_table(part).filter(pc.invert(failed)), half)
+        half.replace(part)
+    return set(pq.read_table(part, columns=["path"])["path"].to_pylist())
 
 
 def _text(path: str) -> str:

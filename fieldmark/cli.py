@@ -27,7 +27,7 @@ INTERRUPTED = 130  # what typer makes of Ctrl-C
 app.command()(with_settings(making.look))
 app.command()(with_settings(making.check, "group_by", "split_file", "apply", "crop_boxes", "lang"))
 app.command()(with_settings(making.train))
-app.command()(with_settings(making.pack, "group_by", "split_file", "apply", "crop_boxes", "seed"))
+app.command()(with_settings(making.pack, "group_by", "split_file", "apply", "seed"))
 app.command()(using.evaluate)
 app.command()(with_settings(making.compare, *ROUTINE))
 app.command()(with_settings(making.search))

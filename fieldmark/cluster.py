@@ -1,9 +1,11 @@
 """Photos -> answers by many machines: the predictor, once for each core, under Ray Data.
 
 Ray hands out the photos, starts a predictor again where one dies, and gives what that one had in hand to another, so
-that each photo has one answer. This process lists photos and passes answers on; it holds no more than a few blocks.
+that each photo has one answer. This process lists photos, whose names wait in Ray's store, and passes answers on; it
+holds no more than a few blocks.
 """
 
+import importlib
 import json
 import logging
 import os
@@ -18,8 +20,9 @@ from typing import Any
 
 from fieldmark import bundle, machine
 from fieldmark.answers import Answer
+from fieldmark.errors import FieldmarkError
 from fieldmark.photos.decode import Unreadable
-from fieldmark.photos.sources import Broken, Held, Remote, Source, each
+from fieldmark.photos.sources import Broken, Held, Remote, Source, each, is_remote
 
 LEAST, MOST, GROWTH = 200, 2_000, 100
 """Photos of the first blocks and the most of one; they grow with every so many, or there would be too many of them. A
@@ -29,58 +32,63 @@ AT_ONCE = 50
 KINDS: dict[str, Any] = {"file": str, "held": Held, "remote": Remote, "broken": Broken}
 
 
-def stream(
-    model: str | Path,
-    photos: Iterable[str | Path],
-    top: int = 5,
-    done: Callable[[str], bool] = lambda path: False,
-    address: str | None = None,
-) -> Iterator[Answer]:
-    """What `Classifier.stream` gives, in any order, from the Ray cluster at `address` ("auto", "ray://HOST:10001").
+class Cluster:
+    """The model on the Ray cluster at `address` ("auto", "HOST:6379"); as `Classifier`, but for the order of answers.
 
-    Without one, a cluster of this machine's cores is begun and ended. Every machine needs Fieldmark and sees the photos
-    under the same names; the model is sent to it.
+    Without an address, a cluster of this machine's cores is begun for each stream, and ended. Every machine needs
+    Fieldmark and sees the photos under the same names; the model is sent to it.
 
     Raises:
-        FieldmarkError: no model.
+        FieldmarkError: no model, or an address of another kind.
         ModuleNotFoundError: ray is not installed.
     """
-    file = bundle.find(model)
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of its next version's default
-    import pyarrow as arrow
-    import ray
 
-    how: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": machine.cores()}
-    if not address:
-        how |= {"include_dashboard": False}
-    ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of its own settings, which it reads
-            ray.data.DataContext.get_current().enable_progress_bars = False
-        logging.getLogger("ray.data").setLevel(logging.ERROR)
-        whole = ray.put(file.read_bytes())  # named, so that it is there for a predictor that starts again
-        sources = (place for place in each(photos) if not done(place[0]))
-        blocks = list[Any]()
-        while some := list(islice(sources, min(MOST, LEAST * (1 + len(blocks) // GROWTH)))):
-            blocks.append(ray.put(arrow.table({"photo": list(map(_written, some))})))
-        if not blocks:
-            return
-        cores = int(ray.cluster_resources()["CPU"])
-        answered = ray.data.from_arrow_refs(blocks).map_batches(
-            _Judge,
-            fn_constructor_args=([whole], top),
-            batch_size=AT_ONCE,
-            batch_format="pyarrow",
-            compute=ray.data.ActorPoolStrategy(size=cores),
-            num_cpus=1,
-        )
-        tables: Iterator[Any] = iter(answered.iter_batches(batch_size=None, batch_format="pyarrow"))
-        with _hushed():
-            first = next(tables)
-        for table in chain([first], tables):
-            yield from map(json.loads, table["answer"].to_pylist())
-    finally:
-        ray.shutdown()
+    def __init__(self, model: str | Path, address: str | None = None) -> None:
+        self.file, self.address = bundle.find(model), address
+        if address and address.startswith("ray://"):  # Ray Data does not work through Ray's client
+            raise FieldmarkError(f"--address {address}: ask from a machine of the cluster, with --address auto")
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of its next version's default
+        self.ray = importlib.import_module("ray")
+
+    def stream(
+        self, photos: Iterable[str | Path], top: int = 5, done: Callable[[str], bool] = lambda path: False
+    ) -> Iterator[Answer]:
+        """What `Classifier.stream` gives, in any order. Raises FieldmarkError for a cluster without processors."""
+        import pyarrow as arrow
+
+        ray, address = self.ray, self.address
+        how: dict[str, Any] = {"address": address} if address else {"address": "local", "num_cpus": machine.cores()}
+        if not address:
+            how |= {"include_dashboard": False}
+        ray.init(**how, log_to_driver=False, logging_level=logging.ERROR)
+        try:
+            with warnings.catch_warnings(action="ignore"):  # of its own settings, which it reads
+                ray.data.DataContext.get_current().enable_progress_bars = False
+            logging.getLogger("ray.data").setLevel(logging.ERROR)
+            whole = ray.put(self.file.read_bytes())  # named, so that it is there for a predictor that starts again
+            sources = (place for place in each(photos) if not done(place[0]))
+            blocks = list[Any]()
+            while some := list(islice(sources, min(MOST, LEAST * (1 + len(blocks) // GROWTH)))):
+                blocks.append(ray.put(arrow.table({"photo": list(map(_written, some))})))
+            if not blocks:
+                return
+            if not (cores := int(ray.cluster_resources().get("CPU", 0))):
+                raise FieldmarkError(f"the Ray cluster at {address} has no processors: start some of its machines")
+            answered = ray.data.from_arrow_refs(blocks).map_batches(
+                _Judge,
+                fn_constructor_args=([whole], top),
+                batch_size=AT_ONCE,
+                batch_format="pyarrow",
+                compute=ray.data.ActorPoolStrategy(size=cores),
+                num_cpus=1,
+            )
+            tables: Iterator[Any] = iter(answered.iter_batches(batch_size=None, batch_format="pyarrow"))
+            with _hushed():
+                first = next(tables)
+            for table in chain([first], tables):
+                yield from map(json.loads, table["answer"].to_pylist())
+        finally:
+            ray.shutdown()
 
 
 @contextmanager
@@ -122,9 +130,13 @@ class _Judge:
 
 
 def _written(place: tuple[str, Source]) -> str:
-    """A photo's name and place as JSON, whatever bytes their names hold."""
+    """A photo's name and place as JSON, whatever bytes their names hold; Ray's processes run in another folder."""
     path, source = place
     kind = next(name for name, of in KINDS.items() if type(source) is of)
+    if isinstance(source, str):
+        source = os.path.abspath(source)
+    elif isinstance(source, Held) and not is_remote(source.holder):
+        source = Held(os.path.abspath(source.holder), source.name)
     return json.dumps([path, kind, *([source] if isinstance(source, str) else source)])
 
 

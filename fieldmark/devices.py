@@ -28,8 +28,8 @@ from fieldmark import machine
 from fieldmark.errors import FieldmarkError
 from fieldmark.recipe import Recipe
 
-PATIENCE = timedelta(hours=6)
-"""Longest wait of one process for the others: for the first one to read all photos, where torchrun starts them all."""
+PATIENCE = timedelta(days=7)
+"""Longest wait of one process for the others: for the first one to audit all photos, where torchrun starts them all."""
 FIRST = "FIELDMARK_FIRST_PROCESS"
 """The environment variable that tells a process by whom, a process number, it was started to train with."""
 PASSING = (FIRST, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")

@@ -63,7 +63,9 @@ class Frozen:
         """
         train, val = (self.folder / f"{side}_features.npy" for side in ("train", "val"))
         looks, kept = len(self.data.train), len(self.data.val)
-        lack_train, lack_val = self.fabric.broadcast((not train.exists(), not val.exists()))
+        # The others do not look: a network disk would go on telling them that nothing is there.
+        lacks = (not train.exists(), not val.exists()) if self.fabric.is_global_zero else None
+        lack_train, lack_val = self.fabric.broadcast(lacks)
         middle, tail = self.end()
         middle = self._folded(middle.eval(), self.quick) if lack_train or lack_val else middle
 
@@ -94,7 +96,7 @@ class Frozen:
     def still_maps(self, size: int) -> np.ndarray:
         """Maps at the cut of the training photos as `augment: none` shows them: (photos, c, h', w'), in a file."""
         file = self.folder / f"train_maps_{size}.npy"
-        if self.fabric.broadcast(not file.exists()):
+        if self.fabric.broadcast(self.fabric.is_global_zero and not file.exists()):
             still = Varied(self.data.pack, self.data.train, self.data.labels, size, "none", seed=0, crop=1.0)
 
             def load(which: np.ndarray, batch: int) -> Iterator[Tensor]:

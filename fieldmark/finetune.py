@@ -7,6 +7,7 @@ processes train together (Fabric's DDP), each takes its share of every batch; th
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -277,7 +278,7 @@ class Trainer:
     def _resume(self) -> dict[str, Tensor]:
         """Takes up a checkpoint where there is one. -> its tensors."""
         file = self.folder / "checkpoint.safetensors"
-        if not file.exists():
+        if file.name not in os.listdir(self.folder):  # a network disk answers `exists` from memory, this anew
             return {}
         tensors, counters = checkpoint.load(file)
         try:

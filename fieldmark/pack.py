@@ -6,15 +6,18 @@ The bytes of the photos stay as they are. They lie in a random order, so that wh
 
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fieldmark.errors import FieldmarkError
-from fieldmark.photos.catalog import Photo, count, listing, printable
+from fieldmark.photos.catalog import Catalog, Photo, count, listing, printable
 from fieldmark.photos.decisions import chosen
 from fieldmark.photos.decode import Unreadable
+from fieldmark.photos.hub import Rows
 from fieldmark.photos.shards import Writer
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
@@ -27,7 +30,7 @@ def pack(photos: str | Path, out: Path, reporter: Reporter, recipe: Recipe | Non
 
     There are `train-000000.tar`, `val-` and `test-` where the photos come with a split, else `photos-`, each of about
     `shard_mb` MiB, and classes.txt with a class a line, whose number (from 0) KEY.cls says. The recipe says which
-    photos are meant: its `group_by`, `split_file`, `apply` and `crop_boxes`; groups and boxes go along in KEY.json.
+    photos are meant: its `group_by`, `split_file` and `apply`; groups and boxes go along in KEY.json.
 
     -> `files`, `photos` (how many), `bytes`, `classes` (name -> photos), `unreadable` (path and reason of what the
     system would not give) and `warnings`.
@@ -38,7 +41,7 @@ def pack(photos: str | Path, out: Path, reporter: Reporter, recipe: Recipe | Non
     asked = recipe or Recipe()
     if out.exists():
         raise FieldmarkError(f"{out} exists: give another --shards")
-    catalog = chosen(photos, asked)
+    catalog = chosen(photos, asked, boxes=True)
     for name in catalog.classes:
         if [name] != name.splitlines():
             raise FieldmarkError(f"the class {printable(name)!r} cannot stand on a line of classes.txt: rename it")
@@ -47,10 +50,10 @@ def pack(photos: str | Path, out: Path, reporter: Reporter, recipe: Recipe | Non
     out.parent.mkdir(parents=True, exist_ok=True)
     half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        with reporter.bar("packing", "photos") as advance:
+        with reporter.bar("packing", "photos") as advance, _at_random(catalog, half) as contents:
             for done, photo in enumerate(_shuffled(catalog.photos, asked.seed), 1):
                 try:
-                    content = catalog.contents(photo)
+                    content = contents(photo)
                 except Unreadable as error:
                     unreadable.append({"path": photo.path, "reason": str(error)})
                     continue
@@ -80,6 +83,30 @@ def pack(photos: str | Path, out: Path, reporter: Reporter, recipe: Recipe | Non
         "unreadable": unreadable,
         "warnings": [*catalog.warnings, *lost],
     }
+
+
+@contextmanager
+def _at_random(catalog: Catalog, folder: Path) -> Iterator[Callable[[Photo], bytes]]:
+    """What reads photos in any order; those that have to be read in theirs lie in a nameless file meanwhile."""
+    if not (isinstance(catalog.files, Rows) and catalog.files.in_order):
+        yield catalog.contents
+        return
+    places = dict[str, tuple[int, int] | Unreadable]()
+    with tempfile.TemporaryFile(dir=folder) as spool:
+        for photo in catalog.photos:
+            try:
+                places[photo.path] = spool.tell(), spool.write(catalog.contents(photo))
+            except Unreadable as error:
+                places[photo.path] = error
+
+        def read(photo: Photo) -> bytes:
+            place = places[photo.path]
+            if isinstance(place, Unreadable):
+                raise place
+            spool.seek(place[0])
+            return spool.read(place[1])
+
+        yield read
 
 
 def _shuffled(photos: tuple[Photo, ...], seed: int) -> list[Photo]:

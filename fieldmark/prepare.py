@@ -14,6 +14,7 @@ from fieldmark.errors import FieldmarkError
 from fieldmark.photos.audit import Look, audit, fingerprint, usable
 from fieldmark.photos.catalog import Catalog, listing
 from fieldmark.photos.decisions import chosen
+from fieldmark.photos.hub import Rows
 from fieldmark.photos.split import read_split, split, write_split
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
@@ -55,9 +56,14 @@ def prepare(catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out
         raise FieldmarkError(
             f"--positive {recipe.positive}: name one of two classes; these are {listing(list(catalog.classes))}"
         )
+    if recipe.stream and isinstance(catalog.files, Rows) and catalog.files.in_order:
+        raise FieldmarkError(
+            f"--stream: {catalog.root} gives photos by the row group, not one by one; fieldmark pack it first"
+        )
     if begun := (out / "split.csv").exists():
         _same_photos(catalog, out)
-    whole = (out / "resume" / STREAMED).exists() if recipe.stream else Pack.whole(out / "resume")
+    resume, many = out / "resume", recipe.nodes > 1  # machines, which share the run's folder and nothing else
+    whole = (resume / STREAMED).exists() if recipe.stream else Pack.whole(resume, own=many)
     if not (begun and whole):
         _audit(catalog, preprocessing, recipe, out, reporter)
         machine.give_back_freed_memory()  # of a hundred thousand photos it is too much to carry along

@@ -8,8 +8,11 @@ all else is there, the packed photos.
 import dataclasses
 import itertools
 import json
+import os
 import shlex
 import shutil
+import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -37,6 +40,8 @@ from fieldmark.trackers import Trackers, require
 from fieldmark.verdict import disagreement, judge, second_look
 
 PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
+STALE = 120
+"""Seconds after which a network disk shows every machine what one has written, by the defaults of NFS."""
 
 
 @dataclass(frozen=True)
@@ -146,6 +151,7 @@ def train(
 def _help(fabric: Fabric) -> None:
     """The part of every process but the first, which has prepared everything, and will do the rest."""
     out = Path(fabric.broadcast(""))
+    _wait_for(out / "recipe.yaml")
     recipe = recipes.read(out / "recipe.yaml")
     table = prepared(out, recipe)
     torch.manual_seed(recipe.seed)
@@ -153,6 +159,18 @@ def _help(fabric: Fabric) -> None:
     standardise(network, recipe, table.data)
     trainer = Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric)
     trainer.train(lambda trainer: _plan(trainer, out, table.judged_last))
+
+
+def _wait_for(file: Path) -> None:
+    """Returns when this machine sees what the first process wrote."""
+    until = time.monotonic() + STALE
+    while not file.exists():
+        if time.monotonic() > until:
+            raise FieldmarkError(f"{file} is not seen here: all machines have to see the same --out")
+        for folder in (file.parent.parent, file.parent):  # a listing makes a network disk ask anew
+            with suppress(OSError):
+                os.listdir(folder)
+        time.sleep(0.2)
 
 
 def _new_folder(photos: Path) -> Path:

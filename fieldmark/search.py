@@ -9,11 +9,12 @@ import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock
 
 from fieldmark import devices, machine
 from fieldmark import recipe as recipes
@@ -28,7 +29,7 @@ from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe, option
 from fieldmark.run import Run, train
 from fieldmark.shared import keep, lend
-from fieldmark.space import HEAD, WHOLE, Choices, Range, space
+from fieldmark.space import HEAD, WHOLE, Choices, Range, extremes, space
 
 Row = dict[str, Any]
 JOURNAL, SHARED = "trials.journal", ".shared"
@@ -73,6 +74,10 @@ def search(
     if in_vain := [] if whole else [name for name in varied if name in LATE]:
         raise FieldmarkError(f"--vary {in_vain[0]}: trials of the head alone know nothing of it; add --whole")
     named(recipe, reporter.say)  # refuses what cannot be
+    for tried in (recipe, *extremes(recipe, varied)):
+        named(tried, lambda _: None)
+        if not whole and (tried.weights == "none" or not tried.frozen_epochs):
+            raise FieldmarkError("trials of the head alone need published weights and --frozen-epochs; or add --whole")
     machine.prepare()
     catalog = chosen(photos, recipe)
     (out / SHARED).mkdir(parents=True, exist_ok=True)
@@ -88,6 +93,10 @@ def search(
             state, score, said = TrialState.COMPLETE, _score(found, recipe), _told(found)
         except optuna.TrialPruned:
             state, said = TrialState.PRUNED, "cut short"
+        except FieldmarkError as error:
+            if not settings:  # the recipe as it stands: no other would do better
+                raise
+            state, said = TrialState.PRUNED, f"ended early, {error}"
         finally:  # another may wait for the lock, and then asks what came of it
             study.tell(trial, score, state)
             lock.release()
@@ -95,15 +104,22 @@ def search(
     rows = [_row(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))]
     best = min((row for row in rows if row["score"] is not None), key=lambda row: (-row["score"], row["val_loss"]))
     found = dataclasses.replace(recipe, **best["settings"])
-    recipes.write(found, out / "recipe.half")
-    (out / "recipe.half").replace(out / "recipe.yaml")
     reporter.say(f"the best, trial {best['trial']}: {_spelt(best['settings'])}; it is trained and tested now")
-    with _alone(out):  # who waited for it finds it done
+    with alone(out):  # who waited for it finds it done
+        recipes.write(found, out / "recipe.half")
+        (out / "recipe.half").replace(out / "recipe.yaml")
         run = train(photos, _split_of(found, out), out=out / f"best-{best['trial']}", resume=True)
-        shutil.rmtree(out / SHARED, ignore_errors=True)
-        for file in out.glob("trial-*.lock"):
-            file.unlink(missing_ok=True)
+        _clear(out)
     return [row | {"best": row is best} for row in rows], run
+
+
+def _clear(out: Path) -> None:
+    """Deletes what trials have shared, and what those left that were killed; who still makes one keeps its folder."""
+    shutil.rmtree(out / SHARED, ignore_errors=True)
+    for lock in out.glob("trial-*.lock"):
+        with suppress(TimeoutError), FileLock(lock).acquire(blocking=False):
+            shutil.rmtree(lock.with_suffix(""), ignore_errors=True)
+            lock.unlink(missing_ok=True)
 
 
 def _split_of(recipe: Recipe, out: Path) -> Recipe:
@@ -126,7 +142,7 @@ class Bench:
         (folder / "resume").mkdir(parents=True, exist_ok=True)
         try:
             torch.manual_seed(recipe.seed)
-            with _alone(self.out):  # or two would compute the same
+            with alone(self.out):  # or two would compute the same
                 table = self._prepared(recipe, folder)
                 network = network_of(recipe, len(table.classes))
                 standardise(network, recipe, table.data)
@@ -216,13 +232,12 @@ def _claimed(study: Any, varied: Mapping[str, Choices | Range], trials: int, out
 
     Where others make the last ones, it waits: whoever dies lets go of his lock, and there is one to make again.
     """
-    from filelock import FileLock
 
     def lock(number: int) -> Any:
         return FileLock(out / f"trial-{number}.lock")
 
     while True:
-        with _alone(out):
+        with alone(out):
             begun, others = study.get_trials(deepcopy=False), list[Any]()
             for one in begun:
                 if not one.state.is_finished():
@@ -250,7 +265,8 @@ def _suggested(trial: Any, name: str, of: Choices | Range) -> Any:
         return trial.suggest_categorical(name, of.values)
     if of.whole:
         return trial.suggest_int(name, int(of.low), int(of.high), log=of.log)
-    return float(f"{trial.suggest_float(name, of.low, of.high, log=of.log):.3g}")
+    plain = float(f"{trial.suggest_float(name, of.low, of.high, log=of.log):.3g}")
+    return min(max(plain, of.low), of.high)  # rounded, it may lie outside
 
 
 def _score(row: Row, recipe: Recipe) -> float:
@@ -274,9 +290,7 @@ def _spelt(settings: Row) -> str:
 
 
 @contextmanager
-def _alone(out: Path) -> Iterator[None]:
+def alone(out: Path) -> Iterator[None]:
     """One process of the search at a time."""
-    from filelock import FileLock
-
     with FileLock(out / f"{SHARED}.lock"):
         yield

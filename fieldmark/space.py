@@ -3,8 +3,8 @@
 import re
 import types
 import typing
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from fieldmark.errors import FieldmarkError
@@ -61,6 +61,16 @@ def space(words: Iterable[str]) -> dict[str, Choices | Range]:
             kind = " or ".join(sorted(kind.__name__ for kind in options))
             raise FieldmarkError(f"--vary {word}: {name} takes {kind}; write LOW..HIGH or A,B,C of it") from None
     return found
+
+
+def extremes(recipe: Recipe, varied: Mapping[str, Choices | Range]) -> Iterator[Recipe]:
+    """The recipe with each of the choices, and with both ends of each range.
+
+    Raises FieldmarkError for a value that no recipe takes.
+    """
+    for name, of in varied.items():
+        ends = of.values if isinstance(of, Choices) else [int(end) if of.whole else end for end in (of.low, of.high)]
+        yield from (replace(recipe, **{name: end}) for end in ends)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

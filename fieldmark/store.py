@@ -38,14 +38,19 @@ class Pack:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         with np.load(folder / "pack.npz", allow_pickle=False) as record:
-            self.places, files = record["places"], json.loads(str(record["files"]))
-        self.segments = [mapped(folder / file) for file in files]
+            self.places, self.files = record["places"], json.loads(str(record["files"]))
+        self.segments = [mapped(folder / file) for file in self.files]
 
     @staticmethod
-    def whole(folder: Path) -> bool:
-        """Whether a pack is there with every photo as it was written; reads them all."""
+    def whole(folder: Path, own: bool = False) -> bool:
+        """Whether a pack is there with every photo as it was written; reads them all.
+
+        With `own` they have to lie in the run's folder, as other machines see no cache.
+        """
         try:
             pack = Pack(folder)
+            if own and any(Path(file).is_absolute() for file in pack.files):
+                return False
         except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile):
             return False
         return all(intact(pack.segments[place["segment"]], place) for place in pack.places)

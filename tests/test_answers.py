@@ -68,26 +68,46 @@ def test_a_parquet_dataset_reads_back(tmp_path: Path, monkeypatch: pytest.Monkey
         "part-000001.parquet",
     ]
     again = Parquet(tmp_path / "answers", resume=True)
-    assert [again.has(answer["path"]) for answer in ANSWERS] == [True, True, True, False]
-    list(written(ANSWERS[3:], again))
+    assert [again.has(answer["path"]) for answer in ANSWERS] == [True, True, False, False]
+    list(written(ANSWERS[2:], again))
     found = pq.read_table(tmp_path / "answers").to_pylist()
     assert [row["path"] for row in found] == ["a.jpg", 'b, "x"\n\r2.jpg', "长\\udce9.jpg", "d.jpg"]
     assert [row["error"] for row in found] == [None, None, "truncated", None]
     assert found[0] | {"error": None} == ANSWERS[0] | {"error": None}
 
 
+def test_a_lost_part_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pq = pytest.importorskip("pyarrow.parquet")
+    monkeypatch.setattr(answers, "PART", 1)
+    list(written(ANSWERS, Parquet(tmp_path / "answers")))
+    (lost := tmp_path / "answers" / "part-000000.parquet").write_bytes(b"PAR1, torn")
+    with pytest.raises(FieldmarkError, match=r"part-000000\.parquet is damaged .*: delete it"):
+        Parquet(tmp_path / "answers", resume=True)
+    lost.unlink()
+    again = Parquet(tmp_path / "answers", resume=True)
+    list(written([answer for answer in ANSWERS if not again.has(answer["path"])], again))
+    assert sorted(pq.read_table(tmp_path / "answers")["path"].to_pylist()) == sorted(
+        answer["path"].replace("\udce9", "\\udce9") for answer in ANSWERS
+    )
+
+
 @pytest.mark.parametrize("kind", FILES)
-def test_cut_off_anywhere_it_goes_on_to_the_same_file(kind: str, tmp_path: Path):
+def test_cut_off_anywhere_it_goes_on_to_the_same_rows(kind: str, tmp_path: Path):
+    """The photo that could not be read is asked again, and its row moves to the end."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
     list(written(ANSWERS, FILES[kind](whole)))
     content = whole.read_bytes()
+    with whole.open("rb") as opened:
+        ends = [end for _, _, end in FILES[kind]._rows(opened)]
+    rows = [content[first:last] for first, last in zip([0, *ends], ends, strict=False)]
     for length in range(len(content) + 1):
         cut.write_bytes(content[:length])
         sheet = FILES[kind](cut, resume=True)
         left = [answer for answer in ANSWERS if not sheet.has(answer["path"])]
         assert len(left) >= len(ANSWERS) - length // 10
         list(written(left, sheet))
-        assert cut.read_bytes() == content, length
+        last = rows.pop(-2) if length >= len(content) else b""
+        assert cut.read_bytes() == b"".join(rows) + last, length
 
 
 @pytest.mark.parametrize("make", [Csv, JsonLines, Parquet])

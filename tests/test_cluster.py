@@ -23,16 +23,24 @@ pytestmark = pytest.mark.usefixtures("all_cores")
 @pytest.mark.parametrize(
     "place",
     [
-        ("a/é.jpg", "a/é.jpg"),
-        (os.fsdecode(b"\xff.jpg"), os.fsdecode(b"\xff.jpg")),
-        ("x.tar/鳥 1.png", Held("x.tar", "鳥 1.png")),
+        ("/a/é.jpg", "/a/é.jpg"),
+        (os.fsdecode(b"\xff.jpg"), os.fsdecode(b"/\xff.jpg")),
+        ("x.tar/鳥 1.png", Held("/d/x.tar", "鳥 1.png")),
         ("s3://b/p.jpg", Remote("s3://b/p.jpg")),
+        ("s3://b/y.tar/p.jpg", Held("s3://b/y.tar", "p.jpg")),
         ("y.tar", Broken("y.tar cannot be read")),
     ],
 )
 def test_a_place_survives_the_way_to_another_machine(place):
     text = cluster._written(place)
     assert text.isascii() and cluster._read(text) == place and type(cluster._read(text)[1]) is type(place[1])
+
+
+def test_relative_names_lead_to_the_photo_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    for path, source in (("a.jpg", "a.jpg"), ("x.tar/a.jpg", Held("x.tar", "a.jpg"))):
+        name, there = cluster._read(cluster._written((path, source)))
+        assert name == path and (there if isinstance(there, str) else there.holder) == str(tmp_path / path[:5])
 
 
 def test_the_answers_are_those_of_the_plain_predictor(small_run: Path, small_photos: Path, tmp_path: Path, command):
@@ -92,3 +100,10 @@ def test_what_goes_with_which_engine(small_run: Path, small_photos: Path, here, 
     monkeypatch.setitem(sys.modules, "ray", None)
     refused = here("predict", small_run, small_photos, "--engine", "ray").refusal
     assert refused == "this needs ray: pip install 'fieldmark[ray]'"
+
+
+def test_a_typo_leaves_no_file_of_answers(small_run: Path, small_photos: Path, tmp_path: Path, here):
+    for words in (["typo"], [small_run, "--engine", "ray", "--address", "ray://host:10001"]):
+        done = here("predict", words[0], small_photos, *words[1:], "--csv", tmp_path / "a.csv")
+        assert done.code == 2 and not (tmp_path / "a.csv").exists(), done.err
+    assert "--address auto" in done.refusal

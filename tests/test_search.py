@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import optuna
 import pytest
@@ -18,7 +19,7 @@ from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.run import Run
 
-SETTINGS = {"image_size": 64, "train_size": 64, "epochs": 1, "batch": 8}
+SETTINGS: dict[str, Any] = {"image_size": 64, "train_size": 64, "epochs": 1, "batch": 8}
 WORDS = ["--image-size", "64", "--train-size", "64", "--epochs", "1", "--batch", "8"]
 VARIED = ["--vary", "label_smoothing=0..0.3", "--vary", "exact=true,false", "--vary", "frozen_epochs=2..6"]
 
@@ -177,4 +178,41 @@ def test_without_optuna_one_line_says_what_to_install(small_photos, tmp_path, he
     monkeypatch.setitem(sys.modules, "optuna", None)
     refused = here("search", small_photos, "--trials", 2, "--out", tmp_path / "out").refusal
     assert refused == "this needs optuna: pip install 'fieldmark[search]'"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_trial_that_fails_does_not_end_the_others(small_photos: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(module, "train", lambda photos, recipe, out, resume: Run(out, {}))
+    judged = module.Bench.judged
+
+    def diverged(bench, settings, trial):
+        if trial.number in (0, 2) and trial.number == failing:
+            raise FieldmarkError("the loss is not a number any more")
+        return judged(bench, settings, trial)
+
+    monkeypatch.setattr(module.Bench, "judged", diverged)
+    recipe, varied = Recipe(**SETTINGS), ["label_smoothing=0..0.3"]
+    failing = 2
+    rows, _ = module.search(small_photos, 4, recipe, tmp_path / "out", Reporter(quiet=True), varied)
+    assert [row["score"] is None for row in rows] == [False, False, True, False]
+    assert not list((tmp_path / "out").glob("trial-*"))
+    failing = 0
+    with pytest.raises(FieldmarkError, match="not a number"):
+        module.search(small_photos, 4, recipe, tmp_path / "other", Reporter(quiet=True), varied)
+
+
+@pytest.mark.parametrize(
+    "settings, vary, says",
+    [
+        ({"weights": "none", "backbone": "resnet18"}, "label_smoothing=0..0.1", "published weights"),
+        ({"frozen_epochs": 0}, "label_smoothing=0..0.1", "published weights"),
+        ({}, "frozen_epochs=0..5", "published weights"),
+        ({}, "backbone=efficientnet_lite0,typo", "typo"),
+        ({}, "label_smoothing=0..2", "must be at most"),
+        ({}, "imbalance=none,foo", "foo"),
+    ],
+)
+def test_what_no_trial_could_train_is_refused_at_once(settings, vary, says, small_photos: Path, tmp_path: Path):
+    with pytest.raises(FieldmarkError, match=says):
+        module.search(small_photos, 4, Recipe(**settings), tmp_path / "out", Reporter(quiet=True), [vary])
     assert not (tmp_path / "out").exists()

@@ -290,3 +290,11 @@ def test_a_kind_is_a_way_to_decode(monkeypatch: pytest.MonkeyPatch):
     kinds = {store.kind(256, "bicubic"), store.kind(256, "bilinear"), store.kind(224, "bicubic")}
     monkeypatch.setattr(store.features, "version", lambda name: f"another {name}")
     assert len(kinds | {store.kind(256, "bicubic")}) == 4
+
+
+def test_what_lies_in_the_cache_is_nothing_to_other_machines(tmp_path: Path, cached: Path, monkeypatch):
+    packed(tmp_path / "run", [1, 2])
+    assert Pack.whole(tmp_path / "run") and not Pack.whole(tmp_path / "run", own=True)
+    monkeypatch.setenv("FIELDMARK_CACHE_GB", "0")
+    packed(tmp_path / "other", [1, 2])
+    assert Pack.whole(tmp_path / "other", own=True)

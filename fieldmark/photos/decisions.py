@@ -18,12 +18,15 @@ COLUMNS = ("path", "label", "decision", "to", "finding", "detail")
 _DECISIONS = ("", "keep", "exclude", "relabel")
 
 
-def chosen(photos: str | Path, recipe: Recipe) -> Catalog:
-    """The photos that the recipe takes: grouped, cropped, split, excluded and relabelled as it says."""
+def chosen(photos: str | Path, recipe: Recipe, boxes: bool = False) -> Catalog:
+    """The photos that the recipe takes: grouped, cropped, split, excluded and relabelled as it says.
+
+    With `boxes` those that are known stay, whether the recipe crops to them or not.
+    """
     catalog = read(photos, group_by=recipe.group_by)
-    if not recipe.crop_boxes:
+    if not (recipe.crop_boxes or boxes):
         catalog = replace(catalog, photos=tuple(replace(photo, box=None) for photo in catalog.photos))
-    elif not any(photo.box for photo in catalog.photos):
+    elif recipe.crop_boxes and not any(photo.box for photo in catalog.photos):
         raise FieldmarkError(f"--crop-boxes: the photos in {photos} come without boxes (a column `box` would say them)")
     if recipe.apply:
         catalog = decided(catalog, Path(recipe.apply))

@@ -21,6 +21,7 @@ from fieldmark.photos.tables import parquet
 
 _LABELS = ("label", "labels", "fine_label", "class")
 _IMAGES = ("image", "img", "photo")
+GROUPS = 4  # that are held in memory
 
 
 class Part(NamedTuple):
@@ -43,7 +44,12 @@ class Rows:
 
     def __init__(self, root: Path, parts: dict[str, Part]) -> None:
         self.root, self.parts, self.lock = root, parts, threading.Lock()
-        self.group = lru_cache(4)(lambda name, number: parts[name].group(number))  # photos are read in order
+        self.group = lru_cache(GROUPS)(lambda name, number: parts[name].group(number))  # photos are read in order
+
+    @property
+    def in_order(self) -> bool:
+        """Whether photos have to be read in order, since for one of them a whole row group of Parquet is read."""
+        return sum(len(part.starts) - 1 for part in self.parts.values() if part.file.suffix == ".parquet") > GROUPS
 
     def entries(self, folder: str = "") -> Names:
         return (sorted(self.parts), []) if not folder else ([], [])

@@ -17,7 +17,7 @@ from PIL import Image
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.archives import Tar
 from fieldmark.photos.catalog import SPLITS, Photo, count, is_photo, printable
-from fieldmark.photos.decode import Unreadable
+from fieldmark.photos.decode import Unreadable, contents
 from fieldmark.photos.files import Files, Folder, Names
 from fieldmark.photos.folders import Listed
 
@@ -48,7 +48,7 @@ class Shards:
 
 def listed(files: Files) -> Listed | None:
     """The photos of a folder of shards, or of a tar that is one; None where this is no such thing."""
-    classes = list[str]()
+    beside = files.root.parent if isinstance(files, Tar) else files.root
     if isinstance(files, Tar):
         tars = {files.root.name: files}
     elif isinstance(files, Folder):
@@ -56,12 +56,12 @@ def listed(files: Files) -> Listed | None:
         if folders:  # a tar beside class folders is somebody's backup
             return None
         tars = {name: Tar(files.root / name) for name in names if name.endswith(".tar")}
-        if "classes.txt" in names:
-            classes = files.contents("classes.txt").decode("utf-8", "surrogateescape").splitlines()
     else:
         return None
     if not any(is_photo(name) and _beside(tar, name) for tar in tars.values() for name in tar.members):
         return None
+    named = beside / "classes.txt"
+    classes = contents(named).decode("utf-8", "surrogateescape").splitlines() if named.is_file() else []
     photos, without = [], 0
     for shard, tar in tars.items():
         split = SPLITS.get(re.split(r"[-_.\d]", shard)[0].lower())
@@ -70,8 +70,9 @@ def listed(files: Files) -> Listed | None:
             if (label := said["label"]) is None:
                 without += 1
                 continue
-            named = classes[int(label)] if label.isdecimal() and int(label) < len(classes) else label
-            photos.append(Photo(f"{shard}/{name}", named, split, said["group"], said["box"]))
+            if label.isdecimal() and len(label) < 10 and int(label) < len(classes):
+                label = classes[int(label)]
+            photos.append(Photo(f"{shard}/{name}", label, split, said["group"], said["box"]))
     warnings = [f"{count(without, 'photo')} without a class left out"] if without else []
     return Listed(Shards(files.root, tars), photos, warnings)
 

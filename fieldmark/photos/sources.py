@@ -16,9 +16,9 @@ from typing import Any, NamedTuple
 
 from fieldmark.errors import FieldmarkError
 from fieldmark.photos.archives import opened
-from fieldmark.photos.catalog import EXTENSIONS, is_photo
+from fieldmark.photos.catalog import is_photo
 from fieldmark.photos.decode import MAX_BYTES, Unreadable
-from fieldmark.photos.files import Files
+from fieldmark.photos.files import Files, Folder
 
 HOLDERS = (".tar", ".tgz", ".tar.gz", ".zip", ".parquet")
 """What a file is called that holds photos."""
@@ -82,7 +82,7 @@ def each(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, Source]]:
             yield from _in_folder(str(source))
         elif os.path.lexists(source):
             yield from _in_file(str(source))
-        elif "://" in str(source):
+        elif is_remote(str(source)):
             yield from _at(str(source))
         elif glob.has_magic(str(source)):
             matches = sorted(glob.glob(str(source), recursive=True))
@@ -103,19 +103,26 @@ def _listed() -> Iterator[str]:
 def _in_folder(folder: str) -> Iterator[tuple[str, Source]]:
     """The photos of a folder, however deep; where it has none, those in the shards that lie in it."""
     found = False
-    for file in _walk(folder):
+    for place in _walk(folder):
         found = True
-        yield file, file
+        yield place
     if not found:
         for file in sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SHARDS)):
             yield from _in_file(file)
 
 
-def _walk(folder: str) -> Iterator[str]:
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        shown = (name for name in sorted(files) if not name.startswith("."))
-        yield from (os.path.join(parent, name) for name in shown if Path(name).suffix.lower() in EXTENSIONS)
+def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, Source]]:
+    """Links are followed, except in circles; a folder that cannot be read is named in place of its photos."""
+    if (real := os.path.realpath(folder)) in above:
+        return
+    try:
+        folders, files = Folder(Path(folder)).entries()
+    except FieldmarkError as error:
+        yield folder, Broken(str(error))
+        return
+    yield from ((path, path) for name in files if is_photo(path := os.path.join(folder, name)))
+    for name in folders:
+        yield from _walk(os.path.join(folder, name), above | {real})
 
 
 def _in_file(file: str) -> Iterator[tuple[str, Source]]:
@@ -137,20 +144,27 @@ def _opened(holder: str) -> Files:
     """Photos of one holder follow each other, so that a process opens it once."""
     from fieldmark.photos.hub import table
 
-    path = Path(holder)
-    if "://" in holder and not path.exists():
-        system, there = _system(holder)
-        folder = tempfile.mkdtemp(prefix="fieldmark-")
-        path = Path(folder) / there.rpartition("/")[2]
-        try:
-            system.get_file(there, str(path))
-        except Exception as error:  # each file system has its own
-            shutil.rmtree(folder)
-            raise FieldmarkError(f"{holder} cannot be fetched: {type(error).__name__} {error}") from None
-        found = table(path) if holder.lower().endswith(".parquet") else opened(path)
-        weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
-        return found
-    return table(path) if holder.lower().endswith(".parquet") else opened(path)
+    look = table if holder.lower().endswith(".parquet") else opened
+    if not is_remote(holder):
+        return look(Path(holder))
+    system, there = _system(holder)
+    folder = tempfile.mkdtemp(prefix="fieldmark-")
+    path = Path(folder) / there.rpartition("/")[2]
+    try:
+        system.get_file(there, str(path))
+        found = look(path)
+    except Exception as error:  # each file system has its own
+        shutil.rmtree(folder)
+        if isinstance(error, FieldmarkError):
+            raise
+        raise FieldmarkError(f"{holder} cannot be fetched: {type(error).__name__} {error}") from None
+    weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
+    return found
+
+
+def is_remote(name: str) -> bool:
+    """Whether this is an address, and no file of that name."""
+    return "://" in name and not os.path.lexists(name)
 
 
 def _at(address: str) -> Iterator[tuple[str, Source]]:
@@ -159,6 +173,8 @@ def _at(address: str) -> Iterator[tuple[str, Source]]:
     try:
         if glob.has_magic(path):
             paths = sorted(system.glob(path))
+            if not paths:
+                yield address, Broken("no such file")
         else:
             paths = sorted(system.find(path)) if system.isdir(path) else [path]
     except Exception as error:  # each file system has its own

@@ -184,6 +184,7 @@ def search(
     """Find better settings: trials on features computed once, judged by validation photos; the best is tested once."""
     from fieldmark import searched
     from fieldmark.progress import Reporter
+    from fieldmark.search import alone
     from fieldmark.search import search as searching
 
     reporter = Reporter()
@@ -192,7 +193,9 @@ def search(
     found = searched.told(
         *searching(photos, trials, _recipe(recipe, settings), Path(out), reporter, vary or (), whole=whole)
     )
-    for file in searched.write(found, Path(out)):
+    with alone(Path(out)):
+        files = searched.write(found, Path(out))
+    for file in files:
         reporter.say(f"written: {file}")
     print(records.text(found) if as_json else "\n".join(searched.sentences(found)))
 

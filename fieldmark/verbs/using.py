@@ -56,7 +56,7 @@ def predict(
     ] = "plain",
     address: Annotated[
         str | None,
-        typer.Option("--address", help="Of a Ray cluster, as auto or ray://HOST:10001; without, this machine is one."),
+        typer.Option("--address", help="Of a Ray cluster, as auto or HOST:6379; without, this machine is one."),
     ] = None,
     as_json: Json = False,
 ) -> None:
@@ -72,14 +72,13 @@ def predict(
     if engine not in ("plain", "ray") or (engine == "plain" and address) or (engine == "ray" and heatmap):
         raise FieldmarkError("--engine is plain or ray; --address is for ray, --heatmap for plain")
     failed, n, listed = 0, 0, []
+    predictor = cluster.Cluster(model, address) if engine == "ray" else Classifier(model)  # before a file is made
     sheet = asked[0][0](asked[0][1], resume) if asked else None
     left = sheet.has if sheet else lambda path: False
-    if engine == "ray":
-        answers = cluster.stream(model, photos, top, left, address)
-    elif heatmap:
-        answers = heat.answers(Classifier(model), photos, Path(heatmap), top)
+    if isinstance(predictor, Classifier) and heatmap:
+        answers = heat.answers(predictor, photos, Path(heatmap), top)
     else:
-        answers = Classifier(model).stream(photos, top, left)
+        answers = predictor.stream(photos, top, left)
     for answer in sheets.written(answers, sheet) if sheet else answers:
         n += 1
         failed += "error" in answer

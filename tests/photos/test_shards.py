@@ -11,9 +11,11 @@ from webdataset.compat import WebDataset
 from fieldmark.errors import FieldmarkError
 from fieldmark.pack import pack
 from fieldmark.photos.audit import audit
+from fieldmark.photos.hub import Part
 from fieldmark.photos.inputs import read
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
+from fieldmark.run import train
 
 
 def packed(photos: Path, out: Path, **how) -> dict:
@@ -100,7 +102,7 @@ def test_groups_and_boxes_go_along(tmp_path: Path):
         (tmp_path / "photos" / f"{k}.png").write_bytes(png(k))
     (tmp_path / "photos" / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
     source = tmp_path / "photos" / "photos.jsonl"
-    packed(source, tmp_path / "shards", recipe=Recipe(group_by="group", crop_boxes=True))
+    packed(source, tmp_path / "shards", recipe=Recipe(group_by="group"))
     want, have = read(source, group_by="group"), read(tmp_path / "shards")
     one, other = ({(c.contents(p), p.label, p.group, p.box) for p in c.photos} for c in (want, have))
     assert one == other and all(photo.group and photo.box for photo in have.photos)
@@ -133,3 +135,32 @@ def test_the_command_lists_what_the_system_does_not_give(tmp_path: Path, here):
     lost.unlink()
     done = here("pack", root, "--shards", tmp_path / "again", "--shard-mb", 1)
     assert (done.code, done.out) == (0, f"6 photos, 0 MiB in 2 shards: {tmp_path / 'again'}\n")
+
+
+def test_one_shard_alone_has_the_names_that_stand_beside_it(tmp_path: Path):
+    packed(CONTAINERS["folder"](tmp_path / "photos"), tmp_path / "shards")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "shards" / "train-000000.tar").rename(tmp_path / "alone" / "train-000000.tar")
+    assert read(tmp_path / "alone" / "train-000000.tar").classes == ("0", "1")
+    (tmp_path / "alone" / "classes.txt").write_bytes((tmp_path / "shards" / "classes.txt").read_bytes())
+    assert read(tmp_path / "alone" / "train-000000.tar").classes == read(tmp_path / "photos").classes
+
+
+def test_many_row_groups_are_each_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Packed in a random order, of tables that give a whole row group for a photo; a stream of them is refused."""
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    photos = [{"bytes": png(k), "path": f"{k}.png"} for k in range(60)]
+    rows = pa.table({"image": photos, "label": [k % 2 for k in range(60)]})
+    (tmp_path / "data").mkdir()
+    pq.write_table(rows, tmp_path / "data" / "train-00000-of-00001.parquet", row_group_size=5)
+    asked, group = list[int](), Part.group
+    monkeypatch.setattr(Part, "group", lambda part, number: asked.append(number) or group(part, number))
+    found = packed(tmp_path, tmp_path / "shards")
+    assert asked == list(range(12)) and found["photos"] == 60
+    want, have = (
+        sorted((c.contents(photo), photo.label) for photo in c.photos)
+        for c in (read(tmp_path), read(tmp_path / "shards"))
+    )
+    assert want == have
+    with pytest.raises(FieldmarkError, match="fieldmark pack it first"):
+        train(tmp_path, Recipe(stream=True, image_size=64), out=tmp_path / "run")

@@ -1,5 +1,6 @@
 """What people name -> photos: the same bytes from a folder, from shards, archives, tables and addresses."""
 
+import os
 from pathlib import Path
 
 import fsspec
@@ -118,6 +119,10 @@ def test_an_address_of_nothing(bucket: str):
     ((_, source),) = each([f"{bucket}/none.tar"])
     with pytest.raises(Unreadable, match="cannot be fetched"):
         content(source)
+    ((name, source),) = each([f"{bucket}/photos/typo*.png"])
+    assert name == f"{bucket}/photos/typo*.png"
+    with pytest.raises(Unreadable, match="no such file"):
+        content(source)
     with pytest.raises(FieldmarkError, match="nosuch://x"):
         list(each(["nosuch://x/y.jpg"]))
 
@@ -126,3 +131,32 @@ def test_a_photo_at_an_address_has_a_limit(bucket: str, monkeypatch: pytest.Monk
     monkeypatch.setattr("fieldmark.photos.sources.MAX_BYTES", 100)
     with pytest.raises(Unreadable, match="more than"):
         Remote(f"{bucket}/photos/train/鳥/0.png").read()
+
+
+def test_what_is_fetched_and_is_no_such_thing_does_not_stay(bucket: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    list(each([f"{bucket}/torn.tar", f"{bucket}/none.tar"]))
+    assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_linked_folders_are_followed_and_unreadable_ones_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    (there := tmp_path / "elsewhere" / "site").mkdir(parents=True)
+    for file in (there / "a.png", tmp_path / "photos" / "closed" / "b.png", tmp_path / "photos" / "c.png"):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"")
+    (tmp_path / "photos" / "linked").symlink_to(there)
+    (there / "back").symlink_to(tmp_path / "photos")
+    scandir = os.scandir
+
+    def closed(path):
+        if Path(path).name == "closed":
+            raise PermissionError(13, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    found = dict(each([tmp_path / "photos"]))
+    names = [name.removeprefix(f"{tmp_path}/photos/") for name in found]
+    assert names == ["c.png", "closed", "linked/a.png"]
+    with pytest.raises(Unreadable, match="Permission denied"):
+        content(found[f"{tmp_path}/photos/closed"])
