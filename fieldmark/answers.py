@@ -198,15 +198,15 @@ def _keep(opened: IO[bytes], stretches: list[int], file: Path) -> None:
 
 def _answered(part: Path) -> set[str]:
     """The paths in a part of a dataset, which is written anew without the photos that could not be read."""
-    import pyarrow.compute as pc
     import pyarrow.parquet as pq
 
-    failed = pq.read_table(part, columns=["error"])["error"].is_valid()
-    if pc.any(failed).as_py():
-        half = part.with_suffix(".half")
-        pq.write_table(pq.read_table(part).filter(pc.invert(failed)), half)
+    rows = pq.read_table(part)
+    read = [k for k, error in enumerate(rows["error"].to_pylist()) if error is None]
+    if len(read) < len(rows):
+        rows, half = rows.take(read), part.with_suffix(".half")
+        pq.write_table(rows, half)
         half.replace(part)
-    return set(pq.read_table(part, columns=["path"])["path"].to_pylist())
+    return set(rows["path"].to_pylist())
 
 
 def _text(path: str) -> str:

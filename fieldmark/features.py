@@ -64,7 +64,7 @@ class Frozen:
         train, val = (self.folder / f"{side}_features.npy" for side in ("train", "val"))
         looks, kept = len(self.data.train), len(self.data.val)
         # The others do not look: a network disk would go on telling them that nothing is there.
-        lacks = (not train.exists(), not val.exists()) if self.fabric.is_global_zero else None
+        lacks = (not train.exists(), not val.exists()) if self.fabric.is_global_zero else (False, False)
         lack_train, lack_val = self.fabric.broadcast(lacks)
         middle, tail = self.end()
         middle = self._folded(middle.eval(), self.quick) if lack_train or lack_val else middle
