@@ -198,12 +198,13 @@ def _keep(opened: IO[bytes], stretches: list[int], file: Path) -> None:
 
 def _answered(part: Path) -> set[str]:
     """The paths in a part of a dataset, which is written anew without the photos that could not be read."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = pq.read_table(part)
     read = [k for k, error in enumerate(rows["error"].to_pylist()) if error is None]
     if len(read) < len(rows):
-        rows, half = rows.take(read), part.with_suffix(".half")
+        rows, half = rows.take(pa.array(read, pa.int64())), part.with_suffix(".half")
         pq.write_table(rows, half)
         half.replace(part)
     return set(rows["path"].to_pylist())
