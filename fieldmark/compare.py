@@ -9,17 +9,16 @@ import re
 import shutil
 import statistics
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from markupsafe import Markup
 from scipy.stats import binomtest
 
-from fieldmark import bundle, pages, records
+from fieldmark import bundle, records
 from fieldmark.errors import FieldmarkError
 from fieldmark.intervals import Resampled, column
 from fieldmark.network import build, inspect, rebuild
@@ -29,7 +28,6 @@ from fieldmark.predict import Classifier
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.run import train
-from fieldmark.scatter import scatter
 
 Row = dict[str, Any]
 DRAWS = 4000
@@ -249,42 +247,3 @@ def _correct(differences: list[Row]) -> None:
     for rank, one in enumerate(sorted(differences, key=lambda row: row["p"])):
         worst = max(worst, min(1.0, (len(differences) - rank) * one["p"]))
         one |= {"p_holm": worst, "real": worst < REAL}
-
-
-# ---- what people read
-
-
-def sentences(found: Sequence[Row]) -> Iterator[str]:
-    """The answer to what was asked, a sentence a network: does it help here?"""
-    first = found[0]
-    for row in found[1:]:
-        told = row["difference"]
-        if not told:
-            yield f"{row['network']} was not tested on the photos of {first['network']}: no difference can be told."
-            continue
-        low, high = (100 * bound for bound in told["ci95"])
-        more = row["parameters"] / first["parameters"] - 1
-        cost = f"for {more:+.1%} parameters and {row['seconds'] / first['seconds']:.2f} x the training time"
-        points = f"{100 * told['difference']:+.1f} points ({low:+.1f} to {high:+.1f})"
-        verdict = ("better" if told["difference"] > 0 else "worse") if told["real"] else "no difference shown"
-        yield f"{row['network']} against {first['network']}: {points}, {cost}: {verdict} (p = {told['p_holm']:.2g})."
-
-
-def write(found: Sequence[Row], out: Path) -> list[Path]:
-    """compare.html, compare.json, compare.csv in the folder `out`. -> the files."""
-    out.mkdir(parents=True, exist_ok=True)
-    answers = list(sentences(found))
-    records.write(out / "compare.json", {"rows": list(found), "answers": answers})
-    plain = ["network", "accuracy", "sd", "n", "macro_f1", "ece", "seconds", "megabytes", "images_per_s"]
-    plain += ["parameters", "macs"]
-    told = ["difference", "p", "p_holm", "real", "won", "lost"]
-    table = [
-        {name: row[name] for name in plain} | {name: (row["difference"] or {}).get(name) for name in told}
-        for row in found
-    ]
-    records.table(out / "compare.csv", table, [*plain, *told])
-    costs = (("seconds", "training", "seconds"), ("megabytes", "size", "MB"), ("images_per_s", "speed", "images/s"))
-    drawn = [Markup(scatter(found, cost, f"Accuracy over {title}", unit)) for cost, title, unit in costs]
-    facts = {"name": out.resolve().name, "rows": found, "answers": answers, "charts": drawn}
-    (out / "compare.html").write_text(pages.render("compare.html.j2", facts), encoding="utf-8", errors="replace")
-    return [out / name for name in ("compare.html", "compare.json", "compare.csv")]

@@ -15,8 +15,9 @@ from torch import Tensor
 
 from fieldmark import bundle, faithful, heat, machine, pages, saliency
 from fieldmark.errors import FieldmarkError
+from fieldmark.finished import language_of
 from fieldmark.gallery import read_gallery
-from fieldmark.languages import ENGLISH
+from fieldmark.languages import ENGLISH, Language
 from fieldmark.photos.catalog import listing
 from fieldmark.photos.decode import Unreadable, prepare
 from fieldmark.photos.sources import each
@@ -48,6 +49,7 @@ def explain(
     methods: Sequence[str] = ("evidence",),
     target: str | None = None,
     nearest: int = 4,
+    lang: str | None = None,
 ) -> Found:
     """Write a picture per photo and method, and explain.html, into the new folder `out`; without photos, sheet.html.
 
@@ -59,6 +61,7 @@ def explain(
         methods: names in `saliency.METHODS`, or "all".
         target: the class to explain; without it, each photo's answer.
         nearest: so many training photos that look alike.
+        lang: the language of the page; without it, that of the run's recipe.
 
     Returns:
         "files" and "photos": for each photo `path, label, confidence, known, target, logit, evidence, bias, chance,
@@ -72,8 +75,9 @@ def explain(
     out = Path(out)
     if out.exists():
         raise FieldmarkError(f"{out} exists: give the explanations another --out")
+    _ = language_of(Path(run), lang)
     if not photos:
-        return sheet(run, out, reporter)
+        return sheet(run, out, reporter, _)
     machine.prepare()
     explainer = Explainer(run, _methods(methods), target, nearest)
     found, shown = list[Found](), list[Found]()
@@ -87,7 +91,7 @@ def explain(
                 _draw(explanation, out, heat.file_name(path, taken))
                 found.append(explanation.found)
                 if len(shown) < SHOWN:
-                    shown.append(_on_page(explanation, explainer))
+                    shown.append(_on_page(explanation, explainer, _))
             advance(len(found), len(sources))
     if not shown:
         reason = f"{found[0]['path']}: {found[0]['error']}" if found else f"no photo in {listing([*map(str, photos)])}"
@@ -95,7 +99,7 @@ def explain(
     facts = {"run": Path(run).resolve().name, "photos": shown, "colours": heat.COLOURS}
     facts |= {"failed": [one for one in found if "error" in one]}
     facts["more"] = len(found) - len(shown) - len(facts["failed"])
-    page = pages.render("explain.html.j2", facts)
+    page = pages.render("explain.html.j2", facts, _)
     (out / "explain.html").write_text(page, encoding="utf-8", errors="replace")
     files = [one["file"] for photo in found for one in (*photo.get("maps", ()), *photo.get("attention", ()))]
     return {"files": [str(out / "explain.html"), *files], "photos": found}
@@ -214,11 +218,11 @@ def _draw(explanation: Explanation, out: Path, name: str) -> None:
         heat.drawn(photo, values - values.mean(), "").save(one["file"])
 
 
-def _on_page(explanation: Explanation, explainer: Explainer) -> Found:
+def _on_page(explanation: Explanation, explainer: Explainer, _: Language) -> Found:
     """What the template shows of it: what was found, with pictures."""
     photo, found, rival, gallery = explanation.photo, explanation.found, explanation.rival, explainer.gallery
     maps = [
-        one | _shown(photo, values) | _words(one["method"])
+        one | _shown(photo, values) | _words(one["method"], _)
         for one, values in zip(found["maps"], explanation.maps.values(), strict=True)
     ]
     masks = [
@@ -233,7 +237,7 @@ def _on_page(explanation: Explanation, explainer: Explainer) -> Found:
         "attention": masks,
         "rival": rival and rival | _shown(photo, rival["map"], rival["scale"]),
         "alike": alike,
-        "believe": _believe(found),
+        "believe": _believe(found, _),
     }
 
 
@@ -250,29 +254,34 @@ def _title(method: str) -> str:
     return method.replace("_", " ").replace("grad cam", "Grad-CAM")
 
 
-def _words(method: str) -> Found:
+def _words(method: str, _: Language) -> Found:
     """What the page says of a method: beside title and unit the first line of its documentation."""
     text = (saliency.METHODS[method].__doc__ or "").strip().partition("\n")[0]
-    return {"title": _title(method), "unit": _unit(method), "text": text}
+    return {"title": _.translated(_title(method)), "unit": _unit(method), "text": _.translated(text)}
 
 
-def _believe(found: Found) -> str:
+def _believe(found: Found, _: Language = ENGLISH) -> str:
     """Which map points at what counts, in a sentence or two."""
-    chance, percent = found["chance"], partial(ENGLISH.percent, digits=0)
+    chance, percent = found["chance"], partial(_.percent, digits=0)
     good = [one for one in found["maps"] if one["beats_random"]]
-    others = [_title(one["method"]) for one in found["maps"] if one not in good]
+    others = [_.translated(_title(one["method"])) for one in found["maps"] if one not in good]
     if not good and found["label"] != found["target"] and chance < FEW:
-        return (
-            f"“{found['target']}” is as good as out of the question here, whatever is blurred ({percent(chance)} on "
-            "average): so nothing tells which map to believe."
+        return _(
+            "“{target}” is as good as out of the question here, whatever is blurred ({chance} on average): so nothing "
+            "tells which map to believe.",
+            target=found["target"],
+            chance=percent(chance),
         )
     if not good:
-        return "No map here points at what counts better than random maps do: believe none of them on this photo."
+        return _("No map here points at what counts better than random maps do: believe none of them on this photo.")
     gains = [one["insertion"] - one["deletion"] for one in good]
     best = next(one for one, gain in zip(good, gains, strict=True) if gain >= max(gains) - ALIKE)
-    text = (
-        f"Believe the {_title(best['method'])} map: where what it marks is blurred first, “{found['target']}” keeps "
-        f"{percent(best['deletion'])} on average, and where that is shown first it has {percent(best['insertion'])}; "
-        f"with random maps it is {percent(chance)} both ways."
+    believed = _(
+        "Believe the {map} map: where what it marks is blurred first, “{target}” keeps {deletion} on average, and "
+        "where that is shown first it has {insertion}; with random maps it is {chance} both ways.",
+        **{name: percent(best[name]) for name in ("deletion", "insertion")},
+        map=_.translated(_title(best["method"])),
+        target=found["target"],
+        chance=percent(chance),
     )
-    return text + (f" No better than random: {', '.join(others)}." if others else "")
+    return _.flow([believed, _("No better than random: {maps}.", maps=_.listed(others)) if others else ""])

@@ -1,9 +1,11 @@
-"""RUN folder -> the photos that a finished training was made of, where they still are."""
+"""RUN folder -> the photos that a finished training was made of, where they still are, and its language."""
 
 import json
 from pathlib import Path
 
+from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
+from fieldmark.languages import Language, language
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.inputs import read
 
@@ -22,3 +24,10 @@ def source_of(run: Path) -> Path:
 def catalog_of(run: Path) -> Catalog:
     """The photos in it; FieldmarkError where they are gone, too."""
     return read(source_of(run), least=1)
+
+
+def language_of(run: Path, lang: str | None = None) -> Language:
+    """The language `lang`, else that of the run's recipe; English for a bundle alone. Raises FieldmarkError."""
+    if lang is None:
+        lang = recipes.read(run / "recipe.yaml").lang if (run / "recipe.yaml").is_file() else "en"
+    return language(recipes.Recipe(lang=lang).lang)

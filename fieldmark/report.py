@@ -15,8 +15,8 @@ from markupsafe import Markup
 from fieldmark import charts, examples, pages, trust_charts, wording
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
-from fieldmark.finished import catalog_of
-from fieldmark.languages import Language, language, later, number
+from fieldmark.finished import catalog_of, language_of
+from fieldmark.languages import ENGLISH, Language, later, number
 from fieldmark.photos.files import Files
 from fieldmark.records import rows
 
@@ -46,14 +46,13 @@ MISTAKES = 12
 """Mistakes whose photos are shown."""
 
 
-def write_report(run: Path, photos: Files | None, *, lang: str = "en") -> list[Path]:
+def write_report(run: Path, photos: Files | None, _: Language = ENGLISH) -> list[Path]:
     """Write report.html, card.md and (where there is a history) curves.svg into the folder `run`; return their paths.
 
     `photos` is where the paths in predictions.csv lead; without it, or where a photo is gone,
-    the page shows names in place of pictures. `lang` is the language of all three. Raises FieldmarkError when
+    the page shows names in place of pictures. All three are in that language. Raises FieldmarkError when
     metrics.json is missing or damaged; every other file may be absent.
     """
-    _ = language(lang)
     metrics = _metrics(run)
     history = [row for row in rows(run / "history.csv") if number(row["epoch"]) is not None]
     facts = _facts(run, photos, metrics, history, _)
@@ -71,13 +70,11 @@ def rewrite(run: Path, lang: str | None = None) -> tuple[list[Path], list[str]]:
 
     -> the files, and a line on the photos where they are gone, and the page goes without them. Raises FieldmarkError.
     """
-    if lang is None:
-        lang = recipes.read(run / "recipe.yaml").lang if (run / "recipe.yaml").is_file() else "en"
     try:
         photos, gone = catalog_of(examples.runs(run)[0]).files, list[str]()
     except (OSError, FieldmarkError) as error:
         photos, gone = None, [f"the photos cannot be had, so the page goes without them: {error}"]
-    return write_report(run, photos, lang=lang), gone
+    return write_report(run, photos, language_of(run, lang)), gone
 
 
 def _metrics(run: Path) -> Facts:

@@ -26,6 +26,7 @@ from fieldmark.blueprint import named, network_of, preprocessing, standardise
 from fieldmark.errors import FieldmarkError
 from fieldmark.finetune import Trainer
 from fieldmark.idle import idle
+from fieldmark.languages import language
 from fieldmark.network import Network
 from fieldmark.phases import training_size
 from fieldmark.photos.catalog import Catalog
@@ -138,7 +139,7 @@ def train(
     }
     with reporter.part("report"):
         records.write(out / "metrics.json", metrics | {"seconds": _seconds(reporter)})
-        write_report(out, catalog.files, lang=recipe.lang)
+        write_report(out, catalog.files, language(recipe.lang))
         tracked.close(figures, trainer.recipe)
     metrics["seconds"] = _seconds(reporter)
     records.write(out / "metrics.json", metrics)

@@ -6,10 +6,10 @@ from typing import Any
 
 from fieldmark import charts
 from fieldmark.charts import HEIGHT, LEFT, WIDTH, Axes
-from fieldmark.languages import ENGLISH
+from fieldmark.languages import Language
 
 
-def scatter(rows: Sequence[dict[str, Any]], cost: str, title: str, unit: str) -> str:
+def scatter(rows: Sequence[dict[str, Any]], cost: str, title: str, unit: str, _: Language) -> str:
     """Accuracy with its 95 % interval over `rows[...][cost]`, on a logarithmic axis where that spans over 1:8."""
     values = [float(row[cost]) for row in rows]
     wide = min(values) > 0 and max(values) / min(values) > 8
@@ -17,7 +17,7 @@ def scatter(rows: Sequence[dict[str, Any]], cost: str, title: str, unit: str) ->
     marks = _round_numbers(values) if wide else charts.ticks(min(values), max(values))
     heights = charts.ticks(min(row["ci95"][0] for row in rows), max(row["ci95"][1] for row in rows))
     axes = Axes((scale(marks[0]), scale(marks[-1])), (heights[0], heights[-1]))
-    parts = [f'<text class="name" x="{LEFT}" y="18">{title}</text>', axes.grid(charts.percents(heights, ENGLISH))]
+    parts = [f'<text class="name" x="{LEFT}" y="18">{title}</text>', axes.grid(charts.percents(heights, _))]
     parts.append(axes.below(((scale(mark), f"{mark:.6g}") for mark in marks), unit))
     for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
         x, (low, high) = axes.x(scale(value)), row["ci95"]
@@ -26,7 +26,8 @@ def scatter(rows: Sequence[dict[str, Any]], cost: str, title: str, unit: str) ->
         beside, anchor = (x - 8, "end") if x > 0.9 * WIDTH else (x + 8, "start")
         y = axes.y(row["accuracy"]) + 4
         parts.append(f'<text class="name" x="{beside}" y="{y}" text-anchor="{anchor}">{number}</text>')
-    told = "; ".join(f"{k}: {100 * row['accuracy']:.1f} % at {float(row[cost]):.4g}" for k, row in enumerate(rows, 1))
+    places = [(k, _.percent(row["accuracy"]), float(row[cost])) for k, row in enumerate(rows, 1)]
+    told = _.listed(_("{k}: {share} at {value:.4g} {unit}", k=k, share=a, value=v, unit=unit) for k, a, v in places)
     return charts.svg(f"over-{cost}", (WIDTH, HEIGHT), title, told, "".join(parts))
 
 

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from fieldmark import charts, pages, records
 from fieldmark.charts import HEIGHT, LEFT, WIDTH, Axes
-from fieldmark.languages import ENGLISH
+from fieldmark.languages import ENGLISH, Language
 from fieldmark.run import Run
 
 Row = dict[str, Any]
@@ -24,29 +24,42 @@ def told(rows: Sequence[Row], run: Run) -> Row:
     return {"rows": list(rows), "best": kept | {"run": str(run.folder), "test": run.metrics["test"]}}
 
 
-def sentences(found: Row) -> list[str]:
+def sentences(found: Row, _: Language = ENGLISH) -> list[str]:
     """What came of it."""
     best, n = found["best"], len(found["rows"])
     short = sum(row["val_accuracy"] is None for row in found["rows"])
     share, photos = best["val_accuracy"], best["photos"]
     chance = math.sqrt(max(share * (1 - share), 1 / photos) / photos)
+    plain = _.percent(best["as_it_stands"]["val_accuracy"])
+    said = {"trial": best["trial"], "share": _.percent(share), "plain": plain}
     lines = [
-        f"{n} trials, {short} of them cut short; the best is trial {best['trial']}: {share:.1%} of {photos} validation"
-        f" photos, where the recipe as it stands has {best['as_it_stands']['val_accuracy']:.1%}.",
-        f"A figure on so few photos is uncertain by {chance:.1%} (one standard error), and the best of many is partly"
-        " the luckiest: only the test photos, which no trial saw, say how good it is.",
+        _(
+            "{n} trials, {short} of them cut short; the best is trial {trial}: {share} of {photos:,} validation "
+            "photos, where the recipe as it stands has {plain}.",
+            **said,
+            n=n,
+            short=short,
+            photos=photos,
+        ),
+        _(
+            "A figure on so few photos is uncertain by {chance} (one standard error), and the best of many is partly "
+            "the luckiest: only the test photos, which no trial saw, say how good it is.",
+            chance=_.percent(chance),
+        ),
     ]
     if (test := best["test"]) and test.get("accuracy") is not None:
-        low, high = test["ci95"]
+        told = {"share": _.percent(test["accuracy"]), "n": test["n"], "range": _.interval(test["ci95"])}
         lines.append(
-            f"Trained as a whole, it tells {test['accuracy']:.1%} of {test['n']} test photos right"
-            f" (95 % interval {low:.1%} to {high:.1%})."
+            _(
+                "Trained as a whole, it tells {share} of {n:,} test photos right (95 % interval {range}).",
+                **told,
+            )
         )
     return lines
 
 
-def write(found: Row, out: Path) -> list[Path]:
-    """search.html, search.json, search.csv in the folder `out`. -> the files."""
+def write(found: Row, out: Path, _: Language = ENGLISH) -> list[Path]:
+    """search.html (in that language), search.json, search.csv in the folder `out`. -> the files."""
     rows = found["rows"]
     records.write(out / "search.json", found | {"answers": sentences(found)})
     names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
@@ -54,23 +67,23 @@ def write(found: Row, out: Path) -> list[Path]:
     table = [{name: row[name] for name in plain} | row["settings"] for row in rows]
     records.table(out / "search.csv", table, [*plain, *names])
     ranked = sorted(rows, key=lambda row: (row["score"] is None, -(row["score"] or 0), row["val_loss"]))
-    facts = {"name": out.resolve().name, "rows": ranked, "names": names, "answers": sentences(found)}
-    facts |= {"chart": Markup(_chart(rows)), "run": found["best"]["run"]}
-    (out / "search.html").write_text(pages.render("search.html.j2", facts), encoding="utf-8", errors="replace")
+    facts = {"name": out.resolve().name, "rows": ranked, "names": names, "answers": sentences(found, _)}
+    facts |= {"chart": Markup(_chart(rows, _)), "run": found["best"]["run"]}
+    (out / "search.html").write_text(pages.render("search.html.j2", facts, _), encoding="utf-8", errors="replace")
     return [out / name for name in ("search.html", "search.json", "search.csv")]
 
 
-def _chart(rows: Sequence[Row]) -> str:
+def _chart(rows: Sequence[Row], _: Language) -> str:
     """Validation accuracy of each trial, and the best so far."""
     points = [(row["trial"], row["val_accuracy"]) for row in rows if row["val_accuracy"] is not None]
-    values = [value for _, value in points]
+    values = [value for at, value in points]
     heights = charts.ticks(max(0, min(values) - 0.03), min(1, max(values) + 0.03))  # their labels in whole percents
     marks = charts.ticks(0, max(1, max(trial for trial, _ in points)))
     axes = Axes((0, max(marks[-1], points[-1][0])), (heights[0], heights[-1]))
     best = [(trial, max(value for at, value in points if at <= trial)) for trial, _ in points]
-    legend = charts.legend([("main", "best so far"), (charts.circle(0, 0), "a trial")], LEFT)
+    legend = charts.legend([("main", _("best so far")), (charts.circle(0, 0), _("a trial"))], LEFT)
     whole = [(mark, f"{mark:.0f}") for mark in marks if float(mark).is_integer()]
-    parts = [legend, axes.grid(charts.percents(heights, ENGLISH)), axes.below(whole, "trial"), axes.lines("main", best)]
+    parts = [legend, axes.grid(charts.percents(heights, _)), axes.below(whole, _("trial")), axes.lines("main", best)]
     parts += [charts.circle(axes.x(trial), axes.y(value)) for trial, value in points]
-    said = "; ".join(f"{trial}: {value:.1%}" for trial, value in points)
-    return charts.svg("trials", (WIDTH, HEIGHT), "Validation accuracy of the trials", said, "".join(parts))
+    said = _.listed(_("{name}: {value}", name=trial, value=_.percent(value)) for trial, value in points)
+    return charts.svg("trials", (WIDTH, HEIGHT), _("Validation accuracy of the trials"), said, "".join(parts))

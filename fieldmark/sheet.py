@@ -14,6 +14,7 @@ from PIL import Image
 from fieldmark import heat, pages, records
 from fieldmark.errors import FieldmarkError
 from fieldmark.finished import catalog_of
+from fieldmark.languages import ENGLISH, Language
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.decode import Box, Unreadable, prepare
 from fieldmark.photos.tile import uri
@@ -28,34 +29,35 @@ MOST = 4_500_000
 """Characters of pictures on a page, so that it stays below 5 MB; the hardest classes come first."""
 
 
-def sheet(run: str | Path, out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Write sheet.html into the new folder `out`. -> {"files": [...], "photos": [...]}, what `explain --json` prints.
+def sheet(run: str | Path, out: Path, reporter: Reporter, _: Language = ENGLISH) -> dict[str, Any]:
+    """Write sheet.html, in that language, into the new folder `out`.
 
-    Raises FieldmarkError where the run has no test photos, or none of them can be read.
+    -> {"files": [...], "photos": [...]}, what `explain --json` prints. Raises FieldmarkError where the run has no test
+    photos, or none of them can be read.
     """
     classifier, run = Classifier(run), Path(run)
     catalog, rows = catalog_of(run), _rows(run / "predictions.csv")
     boxes = {photo.path: photo.box for photo in catalog.photos} if classifier.info["preprocessing"].get("boxes") else {}
     classes = _by_class(rows)
-    count = sum(len(chosen) for _, chosen in classes)
+    count = sum(len(chosen) for label, chosen in classes)
     side = next(side for most, side in SIDES if count <= most)
     sections: list[dict[str, Any]] = []
     photos, left = list[Row](), MOST
     with reporter.bar("explaining", "photos") as advance:
         for label, chosen in classes:
             found = [_explained(classifier, catalog, row, boxes.get(row["path"]), side) for row in chosen]
-            left -= sum(len(picture or "") for _, picture in found)
+            left -= sum(len(picture or "") for row, picture in found)
             if left < 0:
                 break
             sections.append({"label": label, "photos": [row | {"picture": picture} for row, picture in found]})
-            photos += [row for row, _ in found]
+            photos += [row for row, picture in found]
             advance(len(photos), count)
     if all("error" in photo for photo in photos):
         raise FieldmarkError(f"no test photo of {run} can be read in {catalog.root}: {photos[0]['error']}")
-    shares = {label: _right(rows, label) for label, _ in classes}
+    shares = {label: _right(rows, label) for label, chosen in classes}
     facts = {"run": run.resolve().name, "sections": sections, "shares": shares, "tested": len(rows)}
     out.mkdir(parents=True)
-    page = pages.render("sheet.html.j2", facts | {"colours": heat.COLOURS})
+    page = pages.render("sheet.html.j2", facts | {"colours": heat.COLOURS}, _)
     (out / "sheet.html").write_text(page, encoding="utf-8", errors="replace")
     return {"files": [str(out / "sheet.html")], "photos": photos}
 

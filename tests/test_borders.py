@@ -47,7 +47,7 @@ WAY = (
     *("finished", "evaluate", "saliency", "faithful", "sheet", "gallery", "examples", "explain", "export"),
     *("sides", "quantise", "int8", "intermediate", "exported"),
     *("look", "check", "pack", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
-    *("scatter", "compare", "space", "search", "searched", "options", "verbs", "cli"),
+    *("scatter", "compare", "compared", "space", "search", "searched", "options", "verbs", "cli"),
 )
 NO_TORCH = ("photos", "check", "pack", "answers", "predict", "cluster", "heat", "sheet", "gallery", "serve")
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 from scipy.stats import binomtest
+from told import Words, english
 
 from fieldmark import compare
 from fieldmark.compare import One, difference
+from fieldmark.compared import write
 from fieldmark.errors import FieldmarkError
 
 
@@ -86,7 +88,7 @@ def compared(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     recipe = Recipe(image_size=64, train_size=64, epochs=1, batch=8)
     networks = ["efficientnet_lite0", "efficientnet_lite0+attention=se", "efficientnet_lite0+head=gem"]
     folders = compare.compare(str(small_photos), networks, 1, recipe, out, Reporter(quiet=True))
-    compare.write(compare.rows([compare.read(folder) for folder in folders]), out)
+    write(compare.rows([compare.read(folder) for folder in folders]), out)
     return out
 
 
@@ -147,3 +149,12 @@ def test_what_cannot_be_compared(compared: Path, small_run: Path, tmp_path: Path
     assert "exists" in here("compare", small_run, small_run, "--out", tmp_path).refusal
     again = here("compare", *[run.folder for run in runs], "--out", tmp_path / "new", "--json")
     assert again.code == 0 and len(again.json["rows"]) == 3 and (tmp_path / "new" / "compare.csv").exists()
+
+
+def test_its_page_is_chinese_where_that_is_asked_for(compared: Path, tmp_path: Path, here):
+    runs = [run for row in json.loads((compared / "compare.json").read_text())["rows"] for run in row["runs"]]
+    assert here("compare", *runs, "--out", tmp_path / "out", "--lang", "zh").code == 0
+    page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page and "个百分点" in page
+    names = [*runs, "efficientnet_lite0", "attention=se", "+head=gem", "Holm", "p = ", "out", "MB", "se", " M", "k"]
+    assert not english("\n".join(Words(page).words), names) - {"p"}

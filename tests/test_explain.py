@@ -12,6 +12,7 @@ import numpy as np
 import onnx
 import pytest
 from PIL import Image
+from told import Words, english
 
 from fieldmark import bundle, faithful, records, saliency, sheet
 from fieldmark.explain import _believe, explain
@@ -254,3 +255,24 @@ def test_without_test_photos_there_is_no_sheet(here, small_run: Path, tmp_path: 
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     (run / "predictions.csv").write_text("path,label,predicted,confidence,known\n")
     assert "no test photos" in here("explain", run, "--out", tmp_path / "out").refusal
+
+
+def test_its_pages_are_chinese_where_that_is_asked_for(
+    odd_run: Path, small_photos: Path, tmp_path: Path, here, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(faithful, "STEPS", 4)
+    monkeypatch.setattr(saliency, "STEPS", 2)
+    gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3)}
+    monkeypatch.setattr(saliency, "attention", lambda network, x: gates)
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    photos = [small_photos / "disc" / "01.jpg", tmp_path / "bad.jpg"]
+    words = ("--out", tmp_path / "out", "--lang", "zh", "--method", "all", "--class", NAMES[0])
+    found = here("explain", odd_run, *photos, *words, "--json").json
+    assert here("explain", odd_run, "--out", tmp_path / "sheet", "--lang", "zh").code == 0
+    latin = [*NAMES, *gates, *map(str, photos), "empty file", "logits", "logit", "Grad-CAM", "ReLU", "Petsiuk et al."]
+    latin += [one["path"] for photo in found["photos"] for one in photo.get("nearest", [])]
+    for file in ("out/explain.html", "sheet/sheet.html"):
+        page = (tmp_path / file).read_text(encoding="utf-8")
+        assert '<html lang="zh-CN">' in page and "证据" in page
+        said = english("\n".join(Words(page).words), latin)
+        assert said <= {"run", "x", "model", "onnx", "fieldmark", "explain", "RUN", "PHOTO", "out", "DIR", "no", "such"}

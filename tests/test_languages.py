@@ -3,7 +3,6 @@
 import ast
 import json
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from string import Formatter
 
@@ -11,11 +10,12 @@ import pytest
 import yaml
 from jinja2.ext import extract_from_ast
 from PIL import Image
-from told import make_run, write_csv
+from told import Words, english, make_run, write_csv
 
-from fieldmark import pages
+from fieldmark import pages, saliency
 from fieldmark.check import check, write
 from fieldmark.errors import FieldmarkError
+from fieldmark.explain import _title
 from fieldmark.languages import ENGLISH, LANGUAGES, language
 from fieldmark.photos.files import Folder
 from fieldmark.progress import Reporter
@@ -24,8 +24,6 @@ from fieldmark.report import rewrite, write_report
 
 PACKAGE = Path(pages.__file__).parent
 OTHERS = [code for code in LANGUAGES if code != "en"]
-NAMES = {"Fieldmark", "ROC", "AUC", "F", "Top", "PPV", "NPV", "ECE"}
-"""Words that the Chinese of this field writes in Latin letters."""
 
 
 def messages() -> dict[str, str]:
@@ -40,6 +38,8 @@ def messages() -> dict[str, str]:
         for call in (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)):
             if ast.unparse(call.func) in names and call.args and isinstance(call.args[0], ast.Constant):
                 found[str(call.args[0].value)] = file.name
+    for name, method in saliency.METHODS.items():
+        found[_title(name)] = found[str(method.__doc__).partition("\n")[0]] = "saliency.py"
     return found
 
 
@@ -81,37 +81,6 @@ def test_the_language_of_a_recipe_is_one_that_is_there():
         Recipe(lang="de")
 
 
-class Words(HTMLParser):
-    """What a person sees or hears of a page, without code and what is a name."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.open: list[str] = []
-        self.words: list[str] = []
-        self.feed(page)
-
-    def handle_starttag(self, tag, attrs):
-        told = dict(attrs)
-        if tag not in ("meta", "link", "img", "br", "wbr"):
-            self.open.append("code" if told.get("class") in ("name", "warnings", "note") and tag != "p" else tag)
-        self.words += [told[name] or "" for name in ("alt", "aria-label", "title") if name in told]
-
-    def handle_endtag(self, tag):
-        if self.open:
-            self.open.pop()
-
-    def handle_data(self, data):
-        if not {"style", "code"} & set(self.open):
-            self.words.append(data)
-
-
-def english(text: str, names: list[str]) -> set[str]:
-    """The Latin words of a text that are none of these names."""
-    for name in sorted(names, key=len, reverse=True):
-        text = text.replace(name, " ")
-    return set(re.findall(r"[A-Za-z]+", text)) - NAMES
-
-
 @pytest.mark.parametrize(
     "classes", [["玉米叶", "锈病"], [f"第{k}类" for k in range(7)], [f"第{k}类" for k in range(22)]]
 )
@@ -121,7 +90,7 @@ def test_nothing_english_is_left_in_chinese(tmp_path, classes):
         (tmp_path / "照片" / name).mkdir(parents=True)
         for k in range(12):
             Image.new("RGB", (9, 9), (9 * k, 80, 80)).save(tmp_path / "照片" / name / f"{k}.jpg")
-    page, card, curves = write_report(tmp_path / "运行", Folder(tmp_path / "照片"), lang="zh")
+    page, card, curves = write_report(tmp_path / "运行", Folder(tmp_path / "照片"), language("zh"))
     shown = page.read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in shown and all(name in shown for name in classes)
     environment = [str(value) for pair in metrics["environment"].items() for value in pair]

@@ -11,13 +11,16 @@ from typing import Any
 
 import optuna
 import pytest
+from told import Words, english
 
 from fieldmark import recipe as recipes
 from fieldmark import search as module
 from fieldmark.errors import FieldmarkError
+from fieldmark.languages import language
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
 from fieldmark.run import Run
+from fieldmark.searched import told, write
 
 SETTINGS: dict[str, Any] = {"image_size": 64, "train_size": 64, "epochs": 1, "batch": 8}
 WORDS = ["--image-size", "64", "--train-size", "64", "--epochs", "1", "--batch", "8"]
@@ -216,3 +219,19 @@ def test_what_no_trial_could_train_is_refused_at_once(settings, vary, says, smal
     with pytest.raises(FieldmarkError, match=says):
         module.search(small_photos, 4, Recipe(**settings), tmp_path / "out", Reporter(quiet=True), [vary])
     assert not (tmp_path / "out").exists()
+
+
+def test_its_page_is_chinese_where_that_is_asked_for(tmp_path: Path):
+    plain = {"trial": 0, "score": 0.8, "val_accuracy": 0.8, "val_loss": 0.5, "photos": 40, "seconds": 2.0}
+    rows = [
+        plain | {"settings": {}, "best": False},
+        plain | {"trial": 1, "score": 0.9, "val_accuracy": 0.9, "settings": {"exact": False}, "best": True},
+        plain | {"trial": 2, "score": None, "val_accuracy": None, "val_loss": None, "settings": {"exact": True}},
+    ]
+    run = Run(tmp_path / "运行", {"test": {"accuracy": 0.85, "n": 40, "ci95": [0.7, 0.93]}})
+    files = write(told([{"best": False} | row for row in rows], run), tmp_path, language("zh"))
+    page = files[0].read_text(encoding="utf-8")
+    assert '<html lang="zh-CN">' in page and "（原配方）" in page and "共 3 次试验，其中 1 次提前结束" in page
+    assert not english(
+        "\n".join(Words(page).words), [str(tmp_path), tmp_path.name, "recipe.yaml", "exact", "True", "False"]
+    )

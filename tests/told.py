@@ -127,3 +127,38 @@ class Page(HTMLParser):
 
     def _table(self) -> str:
         return next((attributes.get("class") or "" for tag, attributes in self.open if tag == "table"), "")
+
+
+NAMES = {"Fieldmark", "ROC", "AUC", "F", "Top", "PPV", "NPV", "ECE"}
+"""Words that the Chinese of this field writes in Latin letters."""
+
+
+class Words(HTMLParser):
+    """What a person sees or hears of a page, without code and what is a name."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.words: list[str] = []
+        self.feed(page)
+
+    def handle_starttag(self, tag, attrs):
+        told = dict(attrs)
+        if tag not in ("meta", "link", "img", "br", "wbr"):
+            self.open.append("code" if told.get("class") in ("name", "warnings", "note") and tag != "p" else tag)
+        self.words += [told[name] or "" for name in ("alt", "aria-label", "title") if name in told]
+
+    def handle_endtag(self, tag):
+        if self.open:
+            self.open.pop()
+
+    def handle_data(self, data):
+        if not {"style", "code"} & set(self.open):
+            self.words.append(data)
+
+
+def english(text: str, names: list[str]) -> set[str]:
+    """The Latin words of a text that are none of these names."""
+    for name in sorted(names, key=len, reverse=True):
+        text = text.replace(name, " ")
+    return set(re.findall(r"[A-Za-z]+", text)) - NAMES

@@ -145,6 +145,8 @@ def compare(
 ) -> None:
     """Several networks under one routine, on the same photos: is the difference real, and what does it cost?"""
     from fieldmark import compare as comparing
+    from fieldmark import compared
+    from fieldmark.languages import language
     from fieldmark.progress import Reporter
 
     reporter = Reporter()
@@ -152,17 +154,17 @@ def compare(
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
     if len(network or things) < 2:
         raise FieldmarkError("compare needs two networks or two runs: repeat --network, or name the runs")
+    chosen = _recipe(recipe, settings)
     if network:
-        chosen = _recipe(recipe, settings)
         if len(things) > 1:
             raise FieldmarkError("compare trains on one set of photos: give one folder, or finished runs alone")
         folders = comparing.compare(things[0], network, seeds, chosen, Path(out), reporter)
     else:
         folders = [Path(thing) for thing in things]
     found = comparing.rows([comparing.read(folder) for folder in folders])
-    for file in comparing.write(found, Path(out)):
+    for file in compared.write(found, Path(out), language(chosen.lang)):
         reporter.say(f"written: {file}")
-    print(records.text({"rows": found}) if as_json else "\n".join(comparing.sentences(found)))
+    print(records.text({"rows": found}) if as_json else "\n".join(compared.sentences(found)))
 
 
 def search(
@@ -183,6 +185,7 @@ def search(
 ) -> None:
     """Find better settings: trials on features computed once, judged by validation photos; the best is tested once."""
     from fieldmark import searched
+    from fieldmark.languages import language
     from fieldmark.progress import Reporter
     from fieldmark.search import alone
     from fieldmark.search import search as searching
@@ -190,11 +193,10 @@ def search(
     reporter = Reporter()
     if Path(out).exists() and not resume:
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
-    found = searched.told(
-        *searching(photos, trials, _recipe(recipe, settings), Path(out), reporter, vary or (), whole=whole)
-    )
+    chosen = _recipe(recipe, settings)
+    found = searched.told(*searching(photos, trials, chosen, Path(out), reporter, vary or (), whole=whole))
     with alone(Path(out)):
-        files = searched.write(found, Path(out))
+        files = searched.write(found, Path(out), language(chosen.lang))
     for file in files:
         reporter.say(f"written: {file}")
     print(records.text(found) if as_json else "\n".join(searched.sentences(found)))

@@ -10,6 +10,10 @@ from fieldmark import records
 from fieldmark.errors import FieldmarkError
 from fieldmark.options import Json, Model, plain
 
+Lang = Annotated[
+    str | None, typer.Option("--lang", metavar="en|zh", help="Language; without it, that of the run's recipe.")
+]
+
 
 def evaluate(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
@@ -112,6 +116,7 @@ def explain(
         typer.Option("--class", metavar="NAME", help="The class to explain, in place of each photo's answer."),
     ] = None,
     nearest: Annotated[int, typer.Option("--nearest", min=0, help="So many training photos that look alike.")] = 4,
+    lang: Lang = None,
     as_json: Json = False,
 ) -> None:
     """Show why photos got their answers, and which map of that to believe. Exit code 1 when one could not be read."""
@@ -119,7 +124,7 @@ def explain(
     from fieldmark.progress import Reporter
 
     methods = [word.strip() for word in method.split(",")]
-    found = why(run, photos or [], out, Reporter(), methods=methods, target=target, nearest=nearest)
+    found = why(run, photos or [], out, Reporter(), methods=methods, target=target, nearest=nearest, lang=lang)
     failed = [photo for photo in found["photos"] if "error" in photo]
     if as_json:
         print(records.text(found))
@@ -132,17 +137,14 @@ def explain(
 
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
-    lang: Annotated[
-        str | None, typer.Option("--lang", metavar="en|zh", help="Language; without it, that of the run's recipe.")
-    ] = None,
+    lang: Lang = None,
     as_json: Json = False,
 ) -> None:
     """Write the report and the card of a finished run anew, as in another language. Exit code 1 without its photos."""
     from fieldmark.progress import Reporter
-    from fieldmark.recipe import Recipe
     from fieldmark.report import rewrite
 
-    files, warnings = rewrite(Path(run), Recipe(lang=lang).lang if lang else None)
+    files, warnings = rewrite(Path(run), lang)
     if as_json:
         print(records.text({"files": [str(file) for file in files], "warnings": warnings}))
     else:
