@@ -16,9 +16,7 @@ import numpy as np
 from fieldmark import recipe as recipes
 from fieldmark import records
 from fieldmark.errors import FieldmarkError
-from fieldmark.figures import Answers, figures
 from fieldmark.recipe import Recipe, seconds
-from fieldmark.report import rewrite
 
 Metrics = dict[str, Any]
 
@@ -36,6 +34,8 @@ def cross_validate(train: Callable[[Recipe, Path], Metrics], recipe: Recipe, out
 
     What `train` finds done it does not repeat, so an interrupted run goes on where it was. A budget is that of all.
     """
+    from fieldmark.report import rewrite  # not before; see run.py
+
     if recipe.devices * recipe.nodes > 1:
         raise FieldmarkError("--folds trains one after the other: with several devices give each fold its --fold")
     fresh = not out.exists()
@@ -80,6 +80,8 @@ def _decision(figures: Metrics, positive: str | None) -> float:
 
 def pooled(each: list[Metrics], files: list[Path]) -> Metrics | None:
     """The figures of all test photos, each by its own fold's classifier and threshold; `sd` from fold to fold."""
+    from fieldmark.figures import Answers, figures
+
     tested = [(run, Answers.read(file)) for run, file in zip(each, files, strict=True) if run["test"]]
     if not tested:
         return None

@@ -35,10 +35,8 @@ from fieldmark.predict import Classifier
 from fieldmark.prepare import Table, prepare, prepared
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
-from fieldmark.report import write_report
 from fieldmark.shared import keep, lend
 from fieldmark.trackers import Trackers, require
-from fieldmark.verdict import disagreement, judge, second_look
 
 PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
 STALE = 120
@@ -117,6 +115,10 @@ def train(
         )
     if shared:
         keep(shared, trainer, out, reporter.seconds.get("features", 0.0))
+    # Not before: figures bring scikit-learn and SciPy, over a second of each start, and most processes never judge.
+    from fieldmark.report import write_report
+    from fieldmark.verdict import disagreement, judge, second_look
+
     with reporter.part("evaluate"):
         figures = judge(trainer, table, preprocessing(network, recipe), out, reporter)
         doubts, curve = second_look(out, table, recipe, reporter) if not shared else ([], None)

@@ -49,6 +49,15 @@ def all_cores() -> Iterator[None]:
     os.sched_setaffinity(0, own)
 
 
+LONG = ("commands", "many_devices", "search", "survival", "cluster", "check", "cli", "full_disk", "run", "compare")
+"""Modules that come first, or the worker that has one of them at the end lets the other wait."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    names = [f"test_{name}.py" for name in LONG]
+    items.sort(key=lambda item: names.index(item.path.name) if item.path.name in names else len(names))
+
+
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 
 

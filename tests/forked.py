@@ -14,9 +14,10 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fieldmark import checkpoint, cli, dataset, export, features, finetune, prepare, recipe, run, store, verdict
+from fieldmark import checkpoint, cli, dataset, export, features, finetune, prepare, recipe, store, verdict
 
-for late in ("torchvision.transforms.v2", "tensorboard.summary.writer.record_writer", "onnx", "onnxruntime"):
+LATE = ("fieldmark.report", "torchvision.transforms.v2", "tensorboard.summary.writer.record_writer")
+for late in (*LATE, "onnx", "onnxruntime"):
     import_module(late)  # once for all of them
 
 PLACES = {
@@ -55,7 +56,7 @@ def train(job: dict[str, Any]) -> None:
         os._exit(0)
 
     if not job.get("whole"):
-        run.judge = judge  # type: ignore[assignment]
+        verdict.judge = judge  # type: ignore[assignment]
     finetune.SAVE_EVERY = job.get("save_every", 0)
     exec(job.get("first", ""), {})
     if "dies" in job:
