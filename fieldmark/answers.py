@@ -7,6 +7,7 @@ disk or a network may have failed, and not the photo.
 import csv
 import json
 import os
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any, Protocol
@@ -106,9 +107,10 @@ class JsonLines:
             if line.endswith(b"\n"):
                 try:
                     answer = json.loads(line)
-                    yield answer["path"], "error" not in answer, read
+                    path, bad = str(answer["path"]), "error" in answer
                 except (ValueError, KeyError, TypeError):
                     raise FieldmarkError(f"{file.name} holds other things than answers: give another name") from None
+                yield path, not bad, read
 
 
 class Parquet:
@@ -125,13 +127,17 @@ class Parquet:
         one = pa.struct([("label", pa.string()), ("confidence", pa.float64())])
         self.schema = pa.schema([*names.items(), ("top", pa.list_(one)), ("error", pa.string())])
         for part in sorted(folder.glob("part-*.parquet")):
+            if not (number := part.stem.removeprefix("part-")).isdecimal():
+                continue
             try:
                 self.done |= _answered(part)
             except (pa.ArrowException, OSError, KeyError) as error:
+                if isinstance(error, OSError) and error.errno is not None:  # of the disk; Arrow's own have no number
+                    raise
                 raise FieldmarkError(
                     f"{part} is damaged ({' '.join(str(error).split())[:200]}): delete it, and --resume asks again"
                 ) from None
-            self.parts = int(part.stem.removeprefix("part-")) + 1  # behind the last, though one may be missing
+            self.parts = int(number) + 1  # behind the last, though one may be missing
 
     def has(self, path: str) -> bool:
         return _text(path) in self.done
@@ -193,6 +199,7 @@ def _keep(opened: IO[bytes], stretches: list[int], file: Path) -> None:
             opened.seek(at)
             for first in range(at, ends, 1 << 20):
                 written.write(opened.read(min(1 << 20, ends - first)))
+    shutil.copymode(file, half)
     half.replace(file)
 
 

@@ -2,6 +2,8 @@
 
 import json
 import os
+import time
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from fieldmark.errors import FieldmarkError
+
+NAME = "checkpoint.safetensors"
+STALE = 120
+"""Seconds after which a network disk shows every machine what one has written, by the defaults of NFS."""
 
 
 @dataclass
@@ -79,3 +85,15 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
 def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under `prefix.`, without it."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
+
+
+def wait_for(file: Path) -> None:
+    """Returns when this machine sees a file that another has written. Raises FieldmarkError where it never does."""
+    until = time.monotonic() + STALE
+    while not file.exists():
+        if time.monotonic() > until:
+            raise FieldmarkError(f"{file} is not seen here: all machines have to see the same --out")
+        for folder in (file.parent.parent, file.parent):  # a listing makes a network disk ask anew, sooner or later
+            with suppress(OSError):
+                os.listdir(folder)
+        time.sleep(0.2)

@@ -7,7 +7,6 @@ processes train together (Fabric's DDP), each takes its share of every batch; th
 
 import dataclasses
 import math
-import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
@@ -23,7 +22,7 @@ from torch.nn import functional as F
 from fieldmark import checkpoint
 from fieldmark.checkpoint import State
 from fieldmark.dataset import Data, draw
-from fieldmark.errors import FieldmarkError
+from fieldmark.errors import FieldmarkError, Untrainable
 from fieldmark.network import Network
 from fieldmark.phases import Phase, learning_mode, training_loss
 from fieldmark.progress import Reporter
@@ -91,6 +90,7 @@ class Trainer:
                 self._next_phase()
             self.fabric.barrier()
             if not self.fabric.is_global_zero:
+                checkpoint.wait_for(self.folder / checkpoint.NAME)
                 self._resume()
             loaded = {}
         with self.reporter.part("phase2"):
@@ -200,7 +200,7 @@ class Trainer:
         self.state.loss, right, seen = self.sums.tolist()
         self.state.right, self.state.seen = int(right), int(seen)
         if not math.isfinite(self.state.loss) and self.fabric.is_global_zero:  # a step later it sees what others see
-            raise FieldmarkError(
+            raise Untrainable(
                 f"the loss is not a number any more (phase {self.state.phase}, step {self.state.step}): "
                 "train into another --out with a lower --lr and --backbone-lr"
             )
@@ -267,7 +267,7 @@ class Trainer:
             tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
             if phase.average is not None:
                 tensors |= {f"average.{name}": value for name, value in phase.average.state_dict().items()}
-        checkpoint.save(self.folder / "checkpoint.safetensors", tensors, dataclasses.asdict(self.state))
+        checkpoint.save(self.folder / checkpoint.NAME, tensors, dataclasses.asdict(self.state))
         self.saved = time.monotonic()
 
     def _keep_best(self) -> None:
@@ -277,8 +277,8 @@ class Trainer:
 
     def _resume(self) -> dict[str, Tensor]:
         """Takes up a checkpoint where there is one. -> its tensors."""
-        file = self.folder / "checkpoint.safetensors"
-        if file.name not in os.listdir(self.folder):  # a network disk answers `exists` from memory, this anew
+        file = self.folder / checkpoint.NAME
+        if not file.exists():
             return {}
         tensors, counters = checkpoint.load(file)
         try:

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fieldmark import recipe as recipes
 from fieldmark.errors import FieldmarkError
-from fieldmark.languages import Language, language
+from fieldmark.languages import ENGLISH, Language, language
 from fieldmark.photos.catalog import Catalog
 from fieldmark.photos.inputs import read
 
@@ -27,7 +27,10 @@ def catalog_of(run: Path) -> Catalog:
 
 
 def language_of(run: Path, lang: str | None = None) -> Language:
-    """The language `lang`, else that of the run's recipe; English for a bundle alone. Raises FieldmarkError."""
-    if lang is None:
-        lang = recipes.read(run / "recipe.yaml").lang if (run / "recipe.yaml").is_file() else "en"
-    return language(recipes.Recipe(lang=lang).lang)
+    """The language `lang`, else that of the run's recipe, else English. Raises FieldmarkError for an unknown one."""
+    if lang is not None:
+        return language(recipes.Recipe(lang=lang).lang)
+    try:
+        return language(recipes.read(run / "recipe.yaml").lang)
+    except (FieldmarkError, OSError):  # a bundle alone, or a later version's recipe
+        return ENGLISH

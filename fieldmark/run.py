@@ -8,11 +8,8 @@ all else is there, the packed photos.
 import dataclasses
 import itertools
 import json
-import os
 import shlex
 import shutil
-import time
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from lightning_fabric import Fabric
 
-from fieldmark import devices, folds, machine, plan, records, store
+from fieldmark import checkpoint, devices, folds, machine, plan, records, store
 from fieldmark import recipe as recipes
 from fieldmark.blueprint import named, network_of, preprocessing, standardise
 from fieldmark.errors import FieldmarkError
@@ -39,8 +36,6 @@ from fieldmark.shared import keep, lend
 from fieldmark.trackers import Trackers, require
 
 PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
-STALE = 120
-"""Seconds after which a network disk shows every machine what one has written, by the defaults of NFS."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +149,7 @@ def train(
 def _help(fabric: Fabric) -> None:
     """The part of every process but the first, which has prepared everything, and will do the rest."""
     out = Path(fabric.broadcast(""))
-    _wait_for(out / "recipe.yaml")
+    checkpoint.wait_for(out / "recipe.yaml")
     recipe = recipes.read(out / "recipe.yaml")
     table = prepared(out, recipe)
     torch.manual_seed(recipe.seed)
@@ -162,18 +157,6 @@ def _help(fabric: Fabric) -> None:
     standardise(network, recipe, table.data)
     trainer = Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric)
     trainer.train(lambda trainer: _plan(trainer, out, table.judged_last))
-
-
-def _wait_for(file: Path) -> None:
-    """Returns when this machine sees what the first process wrote."""
-    until = time.monotonic() + STALE
-    while not file.exists():
-        if time.monotonic() > until:
-            raise FieldmarkError(f"{file} is not seen here: all machines have to see the same --out")
-        for folder in (file.parent.parent, file.parent):  # a listing makes a network disk ask anew
-            with suppress(OSError):
-                os.listdir(folder)
-        time.sleep(0.2)
 
 
 def _new_folder(photos: Path) -> Path:

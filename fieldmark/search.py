@@ -19,7 +19,7 @@ from filelock import FileLock
 from fieldmark import devices, machine
 from fieldmark import recipe as recipes
 from fieldmark.blueprint import named, network_of, preprocessing, standardise
-from fieldmark.errors import FieldmarkError
+from fieldmark.errors import FieldmarkError, Untrainable
 from fieldmark.finetune import Trainer
 from fieldmark.idle import DEPTH, SECOND
 from fieldmark.photos.catalog import Catalog
@@ -93,7 +93,7 @@ def search(
             state, score, said = TrialState.COMPLETE, _score(found, recipe), _told(found)
         except optuna.TrialPruned:
             state, said = TrialState.PRUNED, "cut short"
-        except FieldmarkError as error:
+        except Untrainable as error:
             if not settings:  # the recipe as it stands: no other would do better
                 raise
             state, said = TrialState.PRUNED, f"ended early, {error}"
@@ -136,8 +136,11 @@ class Bench:
 
     def judged(self, settings: Row, trial: Any) -> Row:
         """Train with these settings. -> accuracy and loss on the validation photos, of the best epoch."""
-        recipe = dataclasses.replace(self.recipe, **settings | ({} if self.whole else {"epochs": 0}))
-        recipe = named(recipe, lambda _: None)
+        try:
+            recipe = dataclasses.replace(self.recipe, **settings | ({} if self.whole else {"epochs": 0}))
+            recipe = named(recipe, lambda _: None)
+        except FieldmarkError as error:  # each may be well alone, but not all of them together
+            raise Untrainable(str(error)) from None
         folder = self.out / f"trial-{trial.number}"
         (folder / "resume").mkdir(parents=True, exist_ok=True)
         try:

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,11 @@ def test_a_lost_part_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     (lost := tmp_path / "answers" / "part-000000.parquet").write_bytes(b"PAR1, torn")
     with pytest.raises(FieldmarkError, match=r"part-000000\.parquet is damaged .*: delete it"):
         Parquet(tmp_path / "answers", resume=True)
+    monkeypatch.setattr(answers, "_answered", lambda part: os.stat(tmp_path / "gone"))
+    with pytest.raises(FileNotFoundError):  # a disk that does not answer is no reason to delete anything
+        Parquet(tmp_path / "answers", resume=True)
+    monkeypatch.undo()
+    monkeypatch.setattr(answers, "PART", 1)
     lost.unlink()
     again = Parquet(tmp_path / "answers", resume=True)
     list(written([answer for answer in ANSWERS if not again.has(answer["path"])], again))

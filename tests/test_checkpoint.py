@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -158,3 +159,13 @@ def test_parts_do_not_mix():
     tensors = {name: torch.zeros(1) for name in ("now.a", "nowhere.b", "now", "best.now.c")}
     assert list(checkpoint.part(tensors, "now")) == ["a"]
     assert list(checkpoint.part(tensors, "best")) == ["now.c"]
+
+
+def test_it_waits_until_a_network_disk_shows_what_was_written(tmp_path, monkeypatch):
+    written = threading.Timer(0.5, lambda: ((tmp_path / "run").mkdir(), (tmp_path / "run" / "x").touch()))
+    written.start()
+    checkpoint.wait_for(tmp_path / "run" / "x")
+    assert (tmp_path / "run" / "x").exists()
+    monkeypatch.setattr(checkpoint, "STALE", 0)
+    with pytest.raises(FieldmarkError, match="all machines have to see the same --out"):
+        checkpoint.wait_for(tmp_path / "elsewhere" / "x")

@@ -15,7 +15,7 @@ from told import Words, english
 
 from fieldmark import recipe as recipes
 from fieldmark import search as module
-from fieldmark.errors import FieldmarkError
+from fieldmark.errors import FieldmarkError, Untrainable
 from fieldmark.languages import language
 from fieldmark.progress import Reporter
 from fieldmark.recipe import Recipe
@@ -190,7 +190,7 @@ def test_a_trial_that_fails_does_not_end_the_others(small_photos: Path, tmp_path
 
     def diverged(bench, settings, trial):
         if trial.number in (0, 2) and trial.number == failing:
-            raise FieldmarkError("the loss is not a number any more")
+            raise Untrainable("the loss is not a number any more")
         return judged(bench, settings, trial)
 
     monkeypatch.setattr(module.Bench, "judged", diverged)

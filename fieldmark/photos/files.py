@@ -44,7 +44,7 @@ class Folder:
         name = printable(str(path))
         try:
             with os.scandir(path) as entries:
-                found = sorted((entry.name, entry.is_dir()) for entry in entries if not is_litter(entry.name))
+                found = sorted((entry.name, _is_folder(entry)) for entry in entries if not is_litter(entry.name))
         except FileNotFoundError:
             raise FieldmarkError(f"{name}: no such folder; give the folder that holds the photos") from None
         except (OSError, ValueError) as error:
@@ -63,6 +63,13 @@ class Folder:
 
     def contents(self, path: str) -> bytes:
         return decode.contents(self.root / path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # a link in a circle, or to where nobody may look
+        return False
 
 
 def within(folder: str, name: str) -> str:

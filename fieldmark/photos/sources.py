@@ -103,9 +103,9 @@ def _listed() -> Iterator[str]:
 def _in_folder(folder: str) -> Iterator[tuple[str, Source]]:
     """The photos of a folder, however deep; where it has none, those in the shards that lie in it."""
     found = False
-    for place in _walk(folder):
-        found = True
-        yield place
+    for name, source in _walk(folder):
+        found = found or not isinstance(source, Broken) or name == folder
+        yield name, source
     if not found:
         for file in sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SHARDS)):
             yield from _in_file(file)

@@ -155,8 +155,13 @@ def test_linked_folders_are_followed_and_unreadable_ones_named(tmp_path: Path, m
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
+    (tmp_path / "photos" / "circle").symlink_to("circle")
     found = dict(each([tmp_path / "photos"]))
     names = [name.removeprefix(f"{tmp_path}/photos/") for name in found]
     assert names == ["c.png", "closed", "linked/a.png"]
     with pytest.raises(Unreadable, match="Permission denied"):
         content(found[f"{tmp_path}/photos/closed"])
+    pack(folder(tmp_path / "others"), tmp_path / "shards", Reporter(quiet=True))
+    (tmp_path / "shards" / "closed").mkdir()
+    found = dict(each([tmp_path / "shards"]))
+    assert len(found) == len(CONTENT) + 1 and f"{tmp_path}/shards/closed" in found
