@@ -19,8 +19,10 @@ from typing import Any
 # each other. What a test says of threads and bits holds for one thread as for two. Before numpy is imported, whose
 # OpenBLAS counts the cores then; where there are fewer, its threads spin (test_alike and test_prepare: 21 s, so 17).
 CORES = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
+OWN = CORES
 if CORES and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
-    os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
+    OWN = [CORES[int(worker.removeprefix("gw")) % len(CORES)]]
+    os.sched_setaffinity(0, OWN)
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
@@ -118,8 +120,15 @@ def small_run(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> P
     """The folder of a finished run on `small_photos`, through both phases; never write into it."""
     import fieldmark
 
-    recipe = fieldmark.Recipe(image_size=64, train_size=64, epochs=1, batch=8)
-    return fieldmark.train(small_photos, recipe, out=tmp_path_factory.mktemp("run") / "run").folder
+    recipe, out = fieldmark.Recipe(image_size=64, train_size=64, epochs=1, batch=8), tmp_path_factory.mktemp("run")
+    had = os.sched_getaffinity(0) if CORES else CORES
+    if CORES:  # under `all_cores` it would have other bits
+        os.sched_setaffinity(0, OWN)
+    try:
+        return fieldmark.train(small_photos, recipe, out=out / "run").folder
+    finally:
+        if CORES:
+            os.sched_setaffinity(0, had)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def test_full_at_every_file_of_a_run(start, disk, small_options, trained, tmp_pa
     assert not list(run.rglob("*.half"))
 
 
-@pytest.mark.parametrize(("home", "victim"), [("prepare", "write_split"), ("run", "write_report")])
+@pytest.mark.parametrize(("home", "victim"), [("prepare", "write_split"), ("report", "write_report")])
 def test_full_in_the_middle_of_a_file(here, small_photos, tiny_options, tmp_path, monkeypatch, home, victim):
     """Half a split is no split, and half a report no finished run."""
     module = import_module(f"fieldmark.{home}")
