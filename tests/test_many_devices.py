@@ -212,7 +212,7 @@ def test_a_script_trains_twice_and_an_error_is_its_own(options: list[str], small
     done = program(LIBRARY, small_photos, tmp_path, options[3])
     assert done.returncode == 0, done.stderr
     said = [line for line in done.stdout.splitlines() if line != "begun"]
-    assert said[0].startswith("FieldmarkError the loss is not a number any more") and said[1:] == ["6"], said
+    assert said[0].startswith("Untrainable the loss is not a number any more") and said[1:] == ["6"], said
     assert done.stdout.count("begun") == 3  # by itself, and by the second process of each training
     assert "fieldmark: process" not in done.stderr and none_left(str(tmp_path / "program.py"))
 
