@@ -208,13 +208,13 @@ def _answered(part: Path) -> set[str]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    rows = pq.read_table(part)
-    read = [k for k, error in enumerate(rows["error"].to_pylist()) if error is None]
+    rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
+    read = [k for k, row in enumerate(rows) if row["error"] is None]
     if len(read) < len(rows):
-        rows, half = rows.take(pa.array(read, pa.int64())), part.with_suffix(".half")
-        pq.write_table(rows, half)
+        half = part.with_suffix(".half")
+        pq.write_table(pq.read_table(part).take(pa.array(read, pa.int64())), half)
         half.replace(part)
-    return set(rows["path"].to_pylist())
+    return {rows[k]["path"] for k in read}
 
 
 def _text(path: str) -> str:
