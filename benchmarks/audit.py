@@ -19,7 +19,7 @@ from cost_curve import make
 SEARCH = """
 import json, sys, time
 from fieldmark import cli
-from fieldmark.photos import alike
+from fieldmark.data import alike
 clusters, took = alike.clusters, []
 def timed(*args):
     began = time.monotonic()

@@ -20,7 +20,7 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from fieldmark.photos.sources import each
+from fieldmark.data.locate import each
 
 
 def copies(photos: str, many: int, folder: Path) -> None:

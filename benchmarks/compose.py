@@ -18,10 +18,10 @@ from itertools import product
 import torch
 from torch.nn import functional as F
 
-from fieldmark import machine
-from fieldmark.network import VARIANTS, build
-from fieldmark.network.inspect import layers, smallest_size
-from fieldmark.network.spec import ATTENTIONS, HEADS
+from fieldmark.core import runtime
+from fieldmark.models import VARIANTS, build
+from fieldmark.models.profile import layers, smallest_size
+from fieldmark.models.spec import ATTENTIONS, HEADS
 
 PLACES = {"inside": "attention={}", "first stage": "after=0:{}", "last stage": "after=-1:{}"}
 PUBLISHED = "published"  # the head that the network has by itself
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each Nth alone: a sample across families")
     parser.add_argument("--like", default="", metavar="WORD", help="networks with this in their name alone")
     options = parser.parse_args()
-    machine.prepare()
+    runtime.prepare()
     words = combinations(options.like)
     chosen = range(len(words))[options.first : options.last : options.every]
     began, failures = time.monotonic(), 0

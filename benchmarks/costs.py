@@ -21,16 +21,16 @@ import numpy as np
 import torch
 from predict import exported
 
-from fieldmark import devices
-from fieldmark.blueprint import named, network_of, preprocessing
-from fieldmark.finetune import Trainer
-from fieldmark.pack import pack
-from fieldmark.photos.audit import audit
-from fieldmark.photos.inputs import read
-from fieldmark.plan import costs
-from fieldmark.prepare import prepare
-from fieldmark.progress import Reporter
-from fieldmark.recipe import Recipe
+from fieldmark.audit.audit import audit
+from fieldmark.core.progress import Reporter
+from fieldmark.data.pack import pack
+from fieldmark.data.readers import read
+from fieldmark.pipeline.prepare import prepare
+from fieldmark.recipes.recipe import Recipe
+from fieldmark.training import distributed
+from fieldmark.training.budget import costs
+from fieldmark.training.model_factory import named, network_of, preprocessing
+from fieldmark.training.trainer import Trainer
 
 CORES, DAY = 32, 24.0
 """Of a machine, and hours in which a job is to be done."""
@@ -71,7 +71,7 @@ def constants(photos: str, name: str, home: Path) -> tuple[dict[str, float], dic
     pack_ = table.data.pack
     size[f"decoded, {looks['size']} px"] = statistics.fmean(pack_[k].nbytes for k in range(len(pack_)))
 
-    trainer = Trainer(network, table.data, recipe, home / "run" / "resume", quiet, devices.fabric(recipe))
+    trainer = Trainer(network, table.data, recipe, home / "run" / "resume", quiet, distributed.fabric(recipe))
 
     def features() -> tuple[np.ndarray, np.ndarray]:
         for file in (home / "run" / "resume").glob("*.npy"):

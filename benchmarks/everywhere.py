@@ -18,12 +18,13 @@ import httpx2 as httpx
 import numpy as np
 import torch
 
-from fieldmark import bundle, machine
-from fieldmark.dataset import Normalise
-from fieldmark.finished import catalog_of
-from fieldmark.photos.decode import prepare
-from fieldmark.photos.split import read_split
-from fieldmark.predict import Classifier
+from fieldmark.core import runtime
+from fieldmark.data.dataset import Normalise
+from fieldmark.data.image import prepare
+from fieldmark.data.splits import read_split
+from fieldmark.inference import bundle
+from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.run_folder import catalog_of
 
 Asked = Callable[[bytes], np.ndarray]
 """A photo's bytes -> probabilities."""
@@ -54,7 +55,7 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("exports", nargs="*")
     asked = parser.parse_args()
-    machine.prepare()
+    runtime.prepare()
     catalog, classifier = catalog_of(asked.run), Classifier(asked.run)
     look, classes, t = classifier.info["preprocessing"], classifier.classes, classifier.info["temperature"]
     photos = [photo for photo in read_split(asked.run / "split.csv") if photo.split == "test"]

@@ -5,8 +5,8 @@
     python benchmarks/faithfulness.py RUN --methods evidence grad_cam
 
 Each photo's map is that of the class the network answers. A row shows the mean over the photos +- its standard error:
-the areas (fieldmark/faithful.py), insertion less deletion, how much better the method is than a random map and than a
-centred Gaussian (photo by photo; positive is better), and the seconds that a map takes.
+the areas (fieldmark/explanation/faithfulness.py), insertion less deletion, how much better the method is than a random
+map and than a centred Gaussian (photo by photo; positive is better), and the seconds that a map takes.
 """
 
 import argparse
@@ -17,13 +17,15 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fieldmark import bundle, faithful, machine
-from fieldmark.finished import catalog_of
-from fieldmark.photos.catalog import Photo
-from fieldmark.photos.decode import Unreadable, prepare
-from fieldmark.photos.inputs import read
-from fieldmark.photos.split import read_split
-from fieldmark.saliency import METHODS, ready, seen
+from fieldmark.core import runtime
+from fieldmark.data.catalog import Photo
+from fieldmark.data.image import Unreadable, prepare
+from fieldmark.data.readers import read
+from fieldmark.data.splits import read_split
+from fieldmark.explanation import faithfulness
+from fieldmark.explanation.attribution import METHODS, ready, seen
+from fieldmark.inference import bundle
+from fieldmark.inference.run_folder import catalog_of
 
 BASELINES = ("random", "centred")
 
@@ -35,9 +37,9 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = parser.parse_args()
-    machine.prepare()
+    runtime.prepare()
     areas, seconds = measure(options.run, options.photos_in, options.photos, options.methods)
-    print(f"{len(areas['random'])} photos, {faithful.STEPS} steps")
+    print(f"{len(areas['random'])} photos, {faithfulness.STEPS} steps")
     columns = ("deletion", "insertion", "ins. - del.", "over random", "over centred", "s a map")
     print(f"{'map':22}" + "".join(f"{column:>16}" for column in columns))
     gains = {name: area[:, 1] - area[:, 0] for name, area in areas.items()}
@@ -59,7 +61,7 @@ def measure(
     network, info = ready(bundle.network(run)), bundle.read(run)
     look, areas, seconds = info["preprocessing"], defaultdict(list), defaultdict(list)
     for number, pixels in enumerate(chosen(run, photos, most, look)):
-        x, hidden = seen(pixels, look), seen(faithful.blurred(pixels), look)
+        x, hidden = seen(pixels, look), seen(faithfulness.blurred(pixels), look)
         with torch.inference_mode():
             features = network.features(x)
             target = int(network.head(features).argmax())
@@ -68,8 +70,8 @@ def measure(
             began = time.perf_counter()
             maps[name] = METHODS[name](network, x, target)
             seconds[name].append(time.perf_counter() - began)
-        maps |= {"random": faithful.random_map(shape, number), "centred": faithful.centred_map(shape)}
-        found = faithful.areas(network, x, hidden, list(maps.values()), target, info["temperature"])
+        maps |= {"random": faithfulness.random_map(shape, number), "centred": faithfulness.centred_map(shape)}
+        found = faithfulness.areas(network, x, hidden, list(maps.values()), target, info["temperature"])
         for name, area in zip(maps, found, strict=True):
             areas[name].append(area)
     return {name: np.array(found) for name, found in areas.items()}, seconds

@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fieldmark.photos.inputs import read
-from fieldmark.photos.split import split, write_split
+from fieldmark.data.readers import read
+from fieldmark.data.splits import split, write_split
 
 
 def train(photos: Path, out: Path, words: list[str]) -> float:

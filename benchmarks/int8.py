@@ -21,14 +21,15 @@ import numpy as np
 import onnx
 import onnxruntime.quantization as ort
 
-from fieldmark import bundle, exported, quantise
-from fieldmark.errors import FieldmarkError
-from fieldmark.int8 import SHOWN, TIMED, change, speed
-from fieldmark.photos.catalog import Photo
-from fieldmark.photos.split import read_split
-from fieldmark.predict import Classifier
-from fieldmark.progress import Reporter
-from fieldmark.sides import Sides, spread
+from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.progress import Reporter
+from fieldmark.data.catalog import Photo
+from fieldmark.data.splits import read_split
+from fieldmark.exporters import export_run, quantize
+from fieldmark.exporters.int8 import SHOWN, TIMED, change, speed
+from fieldmark.inference import bundle
+from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.sides import Sides, spread
 
 # ---- as built
 
@@ -36,7 +37,7 @@ from fieldmark.sides import Sides, spread
 def tested(run: Path, out: Path) -> None:
     """Print a line of the run's test photos."""
     try:
-        exported.export_run(run, out, Reporter(quiet=True), int8=True)
+        export_run.export_run(run, out, Reporter(quiet=True), int8=True)
     except FieldmarkError as problem:
         print(f"{run.name:20} refused: {problem}")
         return
@@ -89,17 +90,17 @@ def otherwise(corrected: bool = True, chosen: Chosen | None = None, **options: A
     with ExitStack() as stack:
         stack.enter_context(patch.object(ort, "QDQQuantizer", made))
         if not corrected:
-            stack.enter_context(patch.object(quantise, "correct", lambda *_: None))
+            stack.enter_context(patch.object(quantize, "correct", lambda *_: None))
         if chosen:
-            stack.enter_context(patch.object(quantise, "chosen", chosen))
+            stack.enter_context(patch.object(quantize, "chosen", chosen))
         yield
 
 
-def without(kind: str, graph: onnx.GraphProto, chosen: Chosen = quantise.chosen) -> list[onnx.NodeProto]:
+def without(kind: str, graph: onnx.GraphProto, chosen: Chosen = quantize.chosen) -> list[onnx.NodeProto]:
     return [node for node in chosen(graph) if node.op_type != kind]
 
 
-def with_first(graph: onnx.GraphProto, chosen: Chosen = quantise.chosen) -> list[onnx.NodeProto]:
+def with_first(graph: onnx.GraphProto, chosen: Chosen = quantize.chosen) -> list[onnx.NodeProto]:
     first = next(node for node in graph.node if node.op_type == "Conv")
     after = [node for node in graph.node if first.output[0] in node.input and node.op_type in ("Clip", "Relu")]
     return [first, *after, *(node for node in chosen(graph) if node not in after)]
@@ -132,7 +133,7 @@ def as_it_comes(file: Path, small: Path, photos: list[np.ndarray]) -> None:
 
 def tried(run: Path, out: Path) -> None:
     """Print a line for each trial, on the validation photos of the run."""
-    from fieldmark.export import export
+    from fieldmark.exporters.onnx import export
 
     file, small, info = out / "model.onnx", out / "small.onnx", bundle.read(run)
     export(bundle.network(run), bundle.known(run), info, file)
@@ -153,13 +154,13 @@ def tried(run: Path, out: Path) -> None:
     show("onnxruntime as it comes")
     for name, settings in TRIALS.items():
         with otherwise(**settings):
-            small.write_bytes(quantise.quantise(file, lambda work: map(work, shown)).SerializeToString())
+            small.write_bytes(quantize.quantise(file, lambda work: map(work, shown)).SerializeToString())
         show(name)
 
 
 def logits_of(file: Path, photos: list[tuple[Photo, np.ndarray]]) -> np.ndarray:
     """(n, classes)."""
-    session = quantise.session(str(file))
+    session = quantize.session(str(file))
     return np.concatenate([np.asarray(session.run(["logits"], {"photos": photo[None]})[0]) for _, photo in photos])
 
 

@@ -19,13 +19,14 @@ from scipy.special import logsumexp, softmax
 from sklearn.covariance import ledoit_wolf
 from strangers import PHOTOS
 
-from fieldmark import bundle, machine
-from fieldmark.dataset import Normalise
-from fieldmark.finished import catalog_of
-from fieldmark.network.fold import folded
-from fieldmark.photos.decode import prepare
-from fieldmark.photos.split import read_split
-from fieldmark.predict import ahead
+from fieldmark.core import runtime
+from fieldmark.data.dataset import Normalise
+from fieldmark.data.image import prepare
+from fieldmark.data.splits import read_split
+from fieldmark.inference import bundle
+from fieldmark.inference.classifier import ahead
+from fieldmark.inference.run_folder import catalog_of
+from fieldmark.models.fuse_bn import folded
 
 SETS = ("val", "test", "near", "far")
 Told = dict[str, np.ndarray]  # "near_logits" (n, classes), "near_features" (n, c) and so on
@@ -136,7 +137,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
     options = parser.parse_args()
-    machine.prepare()
+    runtime.prepare()
     rows: dict[str, list[list[float]]] = {}
     for run in sorted(options.work.glob("run-*-*")):
         for name, score in scores(told(run, options.photos)).items():

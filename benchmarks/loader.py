@@ -21,13 +21,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fieldmark import devices, machine
-from fieldmark.dataset import Normalise, Varied, varied
-from fieldmark.network import build
-from fieldmark.network.fold import folded
-from fieldmark.photos.audit import audit
-from fieldmark.photos.inputs import read
-from fieldmark.store import Pack, Packer
+from fieldmark.audit.audit import audit
+from fieldmark.core import runtime
+from fieldmark.data.cache.pack import Pack, Packer
+from fieldmark.data.dataset import Normalise, Varied, varied
+from fieldmark.data.readers import read
+from fieldmark.models import build
+from fieldmark.models.fuse_bn import folded
+from fieldmark.training import distributed
 
 NAMES = ("none", "flip-crop", "standard", "strong")
 SIZES = (192, 224)
@@ -77,7 +78,7 @@ def training(pack: Pack, size: int) -> Callable[[int], float]:
     def a_round(number: int) -> float:
         began = time.perf_counter()
         for photos, labels in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=devices.has_bf16()):
+            with torch.autocast("cpu", torch.bfloat16, enabled=distributed.has_bf16()):
                 with torch.no_grad():
                     maps = frozen(photos)
                 logits = trained(maps)
@@ -95,7 +96,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=1000, help="how many are packed")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    machine.prepare()
+    runtime.prepare()
     with tempfile.TemporaryDirectory() as folder:
         pack = packed(options.folder, options.photos, Path(folder))
         print(f"{len(pack)} photos, {torch.get_num_threads()} threads, batch {BATCH}", flush=True)

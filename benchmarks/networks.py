@@ -25,9 +25,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fieldmark import machine, recipe
-from fieldmark.network import build
-from fieldmark.network.layers import DropConnect
+from fieldmark.core import runtime
+from fieldmark.models import build
+from fieldmark.models.layers import DropConnect
+from fieldmark.recipes import recipe
 
 ENOUGH = 0.97  # below this ratio a network counts as slower
 LEAST = 3  # pairs of runs, whatever the budget
@@ -115,7 +116,7 @@ class Side:
 def answer(options: argparse.Namespace) -> None:
     """Be one side: a word on each line of stdin, an answer in JSON on stdout."""
     if options.side == "ours" and options.allocator:
-        machine.keep_freed_memory()
+        runtime.keep_freed_memory()
     side = Side(pair(options.networks[0])[options.side], options)
     for line in sys.stdin:
         word = line.strip()
@@ -205,7 +206,7 @@ def line(name: str, row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="without names, every network that torchvision or timm has")
-    parser.add_argument("--threads", type=int, default=machine.cores())
+    parser.add_argument("--threads", type=int, default=runtime.cores())
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--format", choices=FORMATS, default="channels_last")
@@ -232,7 +233,7 @@ def main() -> None:
         if options.out:
             settings = {key: value for key, value in vars(options).items() if key not in ("networks", "out", "side")}
             options.out.write_text(
-                json.dumps({"settings": settings, "machine": machine.describe(), "rows": rows}, indent=1)
+                json.dumps({"settings": settings, "machine": runtime.describe(), "rows": rows}, indent=1)
             )
     for kind in () if options.memory else KINDS:
         ratios = [row[kind]["ratio"] for row in rows.values()]

@@ -16,15 +16,16 @@ from pathlib import Path
 import torch
 from torch.nn import functional as F
 
-from fieldmark import devices, machine
-from fieldmark.dataset import Varied, varied
-from fieldmark.finetune import State, Trainer
-from fieldmark.network import build
-from fieldmark.phases import learning_mode, training_size
-from fieldmark.photos.inputs import read
-from fieldmark.prepare import prepare
-from fieldmark.progress import Reporter
-from fieldmark.recipe import Recipe
+from fieldmark.core import runtime
+from fieldmark.core.progress import Reporter
+from fieldmark.data.dataset import Varied, varied
+from fieldmark.data.readers import read
+from fieldmark.models import build
+from fieldmark.pipeline.prepare import prepare
+from fieldmark.recipes.recipe import Recipe
+from fieldmark.training import distributed
+from fieldmark.training.phases import learning_mode, training_size
+from fieldmark.training.trainer import State, Trainer
 
 PREPROCESSING = {"size": 256, "crop": 1.0, "interpolation": "bicubic"}
 
@@ -50,7 +51,7 @@ def bare(trainer: Trainer, steps: int) -> float:
     size, labels = training_size(recipe, routine.size), data.labels[data.train]
     photos = Varied(data.pack, data.train, labels, size, "standard", 0, crop=1.0)
     learning_mode(model, keep_norms=True)
-    half = devices.precision(recipe) == "bf16-mixed"
+    half = distributed.precision(recipe) == "bf16-mixed"
     began = time.perf_counter()
     for images, labels in varied(photos, recipe.batch, 0, steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
@@ -72,9 +73,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--precision", default="auto")
     asked = parser.parse_args()
-    machine.prepare()
+    runtime.prepare()
     recipe = Recipe(backbone=asked.backbone, lr=1e-4, precision=asked.precision)
-    fabric, reporter = devices.fabric(devices.settled(recipe)), Reporter(quiet=True)
+    fabric, reporter = distributed.fabric(distributed.settled(recipe)), Reporter(quiet=True)
     with tempfile.TemporaryDirectory() as folder:
         catalog = read(asked.photos)
         table = prepare(catalog, PREPROCESSING, recipe, Path(folder), reporter)
@@ -90,7 +91,7 @@ def main() -> None:
     ratios = [theirs / own for own, theirs in zip(times["ours"], times["bare"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     step = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{asked.backbone}, batch {recipe.batch}, {devices.precision(recipe)}")
+    print(f"{asked.backbone}, batch {recipe.batch}, {distributed.precision(recipe)}")
     print(f"ours {step['ours']:.3f} s a step, bare {step['bare']:.3f} s: {recipe.batch / step['ours']:.0f} photos/s")
     print(f"bare by ours {middle:.3f} ({low:.3f} to {high:.3f}, {len(ratios)} rounds)")
 

@@ -21,12 +21,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from fieldmark import bundle, export, machine
-from fieldmark.known import Known
-from fieldmark.network import build
-from fieldmark.photos.decode import prepare
-from fieldmark.photos.sources import each
-from fieldmark.predict import Classifier
+from fieldmark.core import runtime
+from fieldmark.data.image import prepare
+from fieldmark.data.locate import each
+from fieldmark.exporters import onnx
+from fieldmark.inference import bundle
+from fieldmark.inference.classifier import Classifier
+from fieldmark.models import build
+from fieldmark.models.ood import Known
 
 THEIRS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
@@ -37,7 +39,7 @@ def exported(name: str, folder: Path) -> Classifier:
     known = Known(torch.nn.functional.normalize(torch.randn(1000, list(network.backbone.stages.values())[-1])))
     names = [f"class {k}" for k in range(1000)]
     info = bundle.describe(network, names, asdict(network.preprocessing), 1.0, 0.5, "none")
-    export.export(network, known, info, folder / f"{name}.onnx")
+    onnx.export(network, known, info, folder / f"{name}.onnx")
     return Classifier(folder / f"{name}.onnx")
 
 
@@ -46,7 +48,7 @@ def alone(classifier: Classifier, photos: list[np.ndarray]) -> float:
     import onnxruntime as ort
 
     options, rates = ort.SessionOptions(), []
-    options.intra_op_num_threads = machine.cores()
+    options.intra_op_num_threads = runtime.cores()
     session = ort.InferenceSession(str(classifier.file), options, providers=["CPUExecutionProvider"])
     for batch in (1, 8):
         stacks = [np.stack(photos[k : k + batch]) for k in range(0, len(photos) - batch + 1, batch)]
@@ -106,7 +108,7 @@ def round_of(name: str, classifier: Classifier, folder: str, files: list[str]) -
     return {
         "decode, one core": len(files) / (seen - began),
         "network, one core": len(files) / (done - seen),
-        "bound": machine.cores() * len(files) / (done - began),
+        "bound": runtime.cores() * len(files) / (done - began),
         "fieldmark": len(files) / ours,
         "onnxruntime alone": alone(classifier, photos),
         "timm": timms(name, folder, len(files)),
@@ -120,7 +122,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=300, help="so many photos")
     asked = parser.parse_args()
-    machine.prepare()
+    runtime.prepare()
     files = [path for path, _ in each([asked.photos])]
     files = files[:: max(1, len(files) // asked.count)][: asked.count]
     with tempfile.TemporaryDirectory() as folder:

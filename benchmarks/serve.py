@@ -17,10 +17,10 @@ import threading
 import time
 from pathlib import Path
 
-from fieldmark import machine
-from fieldmark.photos.decode import prepare
-from fieldmark.photos.sources import each
-from fieldmark.predict import Classifier
+from fieldmark.core import runtime
+from fieldmark.data.image import prepare
+from fieldmark.data.locate import each
+from fieldmark.inference.classifier import Classifier
 
 THIRDS = 3
 
@@ -127,7 +127,7 @@ def main() -> None:
             memory.append(resident(process.pid))
         finally:
             process.terminate()
-    most = [machine.cores() / statistics.mean(map(sum, pair)) for pair in itertools.pairwise(bounds)]
+    most = [runtime.cores() / statistics.mean(map(sum, pair)) for pair in itertools.pairwise(bounds)]
     shares = [rate / limit for rate, limit in zip(rates, most, strict=True)]
     decoding, judging = (1e3 * statistics.median(one[k] for one in bounds) for k in (0, 1))
     print(f"decode {decoding:.1f} ms, network {judging:.1f} ms: at most {statistics.median(most):.1f} photos/s")

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fieldmark import machine
-from fieldmark.figures import Answers
-from fieldmark.predict import Classifier, ahead
+from fieldmark.core import runtime
+from fieldmark.evaluation.metrics import Answers
+from fieldmark.inference.classifier import Classifier, ahead
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data"
 FIGURES = ("accuracy", "coverage", "accuracy_known", "near", "far", "near_at_90", "far_at_90")
@@ -39,7 +39,7 @@ def tree(photos: Path, left_out: set[str], out: Path) -> Path:
 
 def scores(classifier: Classifier, photos: Iterable[Path]) -> np.ndarray:
     """Their known_score, (n,)."""
-    looks = ahead(((file, file) for file in photos), classifier.look, machine.cores())
+    looks = ahead(((file, file) for file in photos), classifier.look, runtime.cores())
     return np.array([found["known_score"] for _, found in looks])
 
 

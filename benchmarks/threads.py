@@ -16,7 +16,7 @@ import fieldmark
 from fieldmark import machine
 machine.prepare()
 import torch
-from fieldmark.network import build
+from fieldmark.models import build
 network = build("efficientnet_lite0", classes=6).to(memory_format=torch.channels_last)
 photos = torch.randn(32, 3, 192, 192).to(memory_format=torch.channels_last)
 optimizer = torch.optim.SGD(network.parameters(), lr=1e-3)

@@ -68,7 +68,7 @@ def weights(work: Path) -> Path:
     if not file.exists():
         from safetensors.torch import save_file
 
-        from fieldmark.network.published import PUBLISHED
+        from fieldmark.models.published import PUBLISHED
 
         row = PUBLISHED["efficientnet_lite0"]
         tensors = row.convert(row.fetch())

@@ -11,10 +11,10 @@ from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fieldmark.network import build as build
-    from fieldmark.predict import Classifier as load
-    from fieldmark.recipe import Recipe as Recipe
-    from fieldmark.run import train as train
+    from fieldmark.inference.classifier import Classifier as load
+    from fieldmark.models import build as build
+    from fieldmark.pipeline.train import train as train
+    from fieldmark.recipes.recipe import Recipe as Recipe
 
 # Before anything imports torch: threads that wait must sleep. Spinning ones take the cores from the threads they wait
 # for as soon as anything else runs on the machine: a training step then takes half as long again, or far longer
@@ -26,10 +26,10 @@ __all__ = ["Recipe", "build", "load", "train"]
 __version__ = _version("fieldmark")
 
 _HOMES = {
-    "Recipe": ("fieldmark.recipe", "Recipe"),
-    "build": ("fieldmark.network", "build"),
-    "load": ("fieldmark.predict", "Classifier"),
-    "train": ("fieldmark.run", "train"),
+    "Recipe": ("fieldmark.recipes.recipe", "Recipe"),
+    "build": ("fieldmark.models", "build"),
+    "load": ("fieldmark.inference.classifier", "Classifier"),
+    "train": ("fieldmark.pipeline.train", "train"),
 }
 
 

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fieldmark.network import Backbone, Linear, Network, Preprocessing
-from fieldmark.network.backbone import ends_stage
+from fieldmark.models import Backbone, Linear, Network, Preprocessing
+from fieldmark.models.backbone import ends_stage
 
 LOOK = Preprocessing(64, 1.0, (0, 0, 0), (1, 1, 1), "bicubic")
 

@@ -172,12 +172,12 @@ def here(capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> 
     """Runs `fieldmark ARGUMENTS` in this process: saves the seconds in which torch is imported."""
 
     def run(*arguments: object) -> Done:
-        from fieldmark import cli
+        from fieldmark.cli import main
 
         monkeypatch.setattr(sys, "argv", ["fieldmark", *map(str, arguments)])
         capfd.readouterr()
         with pytest.raises(SystemExit) as ended:
-            cli.main()
+            main.main()
         out, err = capfd.readouterr()
         return Done(int(ended.value.code or 0), out, err)
 
@@ -247,9 +247,9 @@ def start(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def packed(drawing) -> Callable[[Path, int], Any]:
     """Folder, pixels of a side -> thirty packed photos of three classes: 18 to train on, 6 to choose by, 6 to test."""
-    from fieldmark.dataset import Data
-    from fieldmark.photos.audit import Look
-    from fieldmark.store import Packer
+    from fieldmark.audit.audit import Look
+    from fieldmark.data.cache.pack import Packer
+    from fieldmark.data.dataset import Data
 
     def pack(folder: Path, side: int) -> Data:
         packer = Packer(folder)
@@ -272,11 +272,11 @@ def trainer(few, tmp_path: Path) -> Callable[..., Any]:
     """Settings -> a Trainer of EfficientNet-Lite0 on `few`, in a folder of its own."""
     import torch
 
-    from fieldmark import devices
-    from fieldmark.blueprint import network_of
-    from fieldmark.finetune import Trainer
-    from fieldmark.progress import Reporter
-    from fieldmark.recipe import Recipe
+    from fieldmark.core.progress import Reporter
+    from fieldmark.recipes.recipe import Recipe
+    from fieldmark.training import distributed
+    from fieldmark.training.model_factory import network_of
+    from fieldmark.training.trainer import Trainer
 
     def make(words: str = "", data: Any = few, trackers: Any = None, **settings: Any) -> Trainer:
         usual = {"image_size": 64, "train_size": 64, "batch": 6, "epochs": 2, "backbone": "efficientnet_lite0"}
@@ -284,7 +284,7 @@ def trainer(few, tmp_path: Path) -> Callable[..., Any]:
         torch.manual_seed(recipe.seed)
         network = network_of(dataclasses.replace(recipe, backbone=f"{recipe.backbone}{words}"), 3)
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        return Trainer(network, data, recipe, folder, Reporter(quiet=True), devices.fabric(recipe), trackers)
+        return Trainer(network, data, recipe, folder, Reporter(quiet=True), distributed.fabric(recipe), trackers)
 
     return make
 

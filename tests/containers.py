@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from fieldmark.photos.catalog import Catalog
+from fieldmark.data.catalog import Catalog
 
 
 def png(seed: int, size: tuple[int, int] = (40, 30)) -> bytes:

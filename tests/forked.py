@@ -14,23 +14,30 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fieldmark import checkpoint, cli, dataset, export, features, finetune, prepare, recipe, store, verdict
+from fieldmark.cli import main
+from fieldmark.data import dataset
+from fieldmark.data.cache import pack
+from fieldmark.exporters import onnx
+from fieldmark.pipeline import finish, prepare
+from fieldmark.recipes import recipe
+from fieldmark.training import checkpoint, frozen_features
+from fieldmark.training import trainer as finetune
 
-LATE = ("fieldmark.report", "torchvision.transforms.v2", "tensorboard.summary.writer.record_writer")
+LATE = ("fieldmark.report.run_report", "torchvision.transforms.v2", "tensorboard.summary.writer.record_writer")
 for late in (*LATE, "onnx", "onnxruntime"):
     import_module(late)  # once for all of them
 
 PLACES = {
     "checkpoint": checkpoint,
     "dataset.Varied": dataset.Varied,
-    "export": export,
-    "features.ArrayFile": features.ArrayFile,
+    "export": onnx,
+    "features.ArrayFile": frozen_features.ArrayFile,
     "finetune": finetune,
     "finetune.Trainer": finetune.Trainer,
     "prepare": prepare,
     "recipe": recipe,
-    "store.Packer": store.Packer,
-    "verdict.bundle": verdict.bundle,
+    "store.Packer": pack.Packer,
+    "verdict.bundle": finish.bundle,
 }
 """Where a call may kill."""
 
@@ -56,13 +63,13 @@ def train(job: dict[str, Any]) -> None:
         os._exit(0)
 
     if not job.get("whole"):
-        verdict.judge = judge  # type: ignore[assignment]
+        finish.judge = judge  # type: ignore[assignment]
     finetune.SAVE_EVERY = job.get("save_every", 0)
     exec(job.get("first", ""), {})
     if "dies" in job:
         die_behind(**job["dies"])
     sys.argv = ["fieldmark", "train", job["photos"], "--out", job["out"], "--resume", "--json", *job["options"]]
-    cli.main()
+    main.main()
 
 
 for line in sys.stdin:

@@ -24,7 +24,7 @@ SECONDS, MEMORY = 1.0, 1536 << 20  # of a decode; of the child's address space b
 CHILD = """
 import resource, struct, sys, time
 from pathlib import Path
-from fieldmark.photos.decode import Unreadable, decode
+from fieldmark.data.image import Unreadable, decode
 start = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (start + %d,) * 2)
 stdin, stdout = sys.stdin.buffer, sys.stdout.buffer

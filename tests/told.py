@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldmark.figures import Answers, figures
+from fieldmark.evaluation.metrics import Answers, figures
 
 CURVE = {
     "points": [

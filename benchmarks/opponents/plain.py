@@ -3,7 +3,7 @@
     python benchmarks/opponents/plain.py TREE --weights lite0.safetensors --seconds 600 --seed 0
 
 What somebody writes who knows how: photos decoded once into memory, channels_last, glibc told to keep its memory, a
-thread per core and waiting ones asleep (`fieldmark.machine.prepare`, so that both sides have the same), SGD with
+thread per core and waiting ones asleep (`fieldmark.core.runtime.prepare`, so that both sides have the same), SGD with
 Nesterov momentum over all layers, one cycle as long as the time allows, random resized crops and flips, label
 smoothing, dropout as the weights' authors had it, no decay on norms and biases, the best of several looks at the
 validation photos.
@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.datasets import ImageFolder
 from torchvision.transforms import v2
 
-from fieldmark import machine
+from fieldmark.core import runtime
 
 NETWORK = "tf_efficientnet_lite0"
 BATCH, SIZE, SHORTER = 32, 224, 256
@@ -60,7 +60,7 @@ def read(folder: Path) -> Photos:
             pixels = np.array(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
         return torch.from_numpy(pixels).permute(2, 0, 1), sample[1]
 
-    with ThreadPoolExecutor(machine.cores()) as pool:
+    with ThreadPoolExecutor(runtime.cores()) as pool:
         return list(pool.map(decoded, ImageFolder(str(folder)).samples))
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    machine.prepare()
+    runtime.prepare()
     torch.manual_seed(options.seed)
     training = Training(options.tree, options.weights)
     network = training.network

@@ -14,10 +14,11 @@ from fastapi.security import HTTPAuthorizationCredentials, HTTPBearer
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from starlette.exceptions import HTTPException
 
-from fieldmark import __version__, records
-from fieldmark.serve.desk import Desk
+from fieldmark import __version__
+from fieldmark.core import io
+from fieldmark.serve.batcher import Desk
 from fieldmark.serve.limits import FIELD, Limits, Refused, photos_of
-from fieldmark.serve.watch import Watch
+from fieldmark.serve.middleware import Watch
 
 PAGE = Path(__file__).with_name("page")
 FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
@@ -33,7 +34,7 @@ class Json(Response):
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return records.text(content, indent=None).encode()
+        return io.text(content, indent=None).encode()
 
 
 def create(desk: Desk, limits: Limits, token: str | None = None, origins: Sequence[str] = ()) -> Watch:

@@ -11,13 +11,13 @@ from typing import Any
 import uvicorn
 from PIL import Image
 
-from fieldmark import machine
-from fieldmark.errors import FieldmarkError
-from fieldmark.predict import Classifier
+from fieldmark.core import runtime
+from fieldmark.core.errors import FieldmarkError
+from fieldmark.inference.classifier import Classifier
 from fieldmark.serve.app import create
-from fieldmark.serve.desk import Desk
+from fieldmark.serve.batcher import Desk
 from fieldmark.serve.limits import Limits
-from fieldmark.serve.watch import Lines
+from fieldmark.serve.middleware import Lines
 
 LAST_CALL = 1.0
 """Seconds between the signal to end and the closed door, in which clients are told to close their connections; and as
@@ -52,7 +52,7 @@ def serve(
     `listening` is called with the URL once it takes photos. Raises FieldmarkError where there is no model, or no such
     place to listen.
     """
-    machine.keep_freed_memory()
+    runtime.keep_freed_memory()
     classifier, opened = Classifier(model), bound(host, port)
     Image.MAX_IMAGE_PIXELS = limits.pixels  # what decoding holds photos against
     _log_as_lines()

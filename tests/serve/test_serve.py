@@ -15,7 +15,7 @@ import httpx2 as httpx
 import pytest
 
 import fieldmark
-from fieldmark.errors import FieldmarkError
+from fieldmark.core.errors import FieldmarkError
 from fieldmark.serve.server import bound
 
 

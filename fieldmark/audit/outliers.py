@@ -1,0 +1,139 @@
+"""bytes and pixels of photos -> which of them stand out, and what beside the picture gives a class away."""
+
+import contextlib
+import io
+import math
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from fieldmark.data.image import FORMATS
+
+DARK, BRIGHT, BLANK = 18.0, 245.0, 3.0
+"""Mean grey level, the same, and standard deviation of the grey levels (0..255) of a thumbnail."""
+BLURRED = 0.6
+"""Sharpness below which a photo is called blurred: of 300 photos each of TrashNet and birds100 none or nearly none, and
+nearly all once a Gaussian of two pixels has passed over them (docs/performance.md)."""
+ENLARGED = 1.3
+"""A photo that is decoded so much larger than it is has no sharpness to judge."""
+SMALL, LONG = 4, 2
+"""So many times less than the median shorter side; longer than so many times its shorter side (the ends are cut)."""
+GIVEN_AWAY, ELSEWHERE, LEAST = 0.95, 0.05, 10
+"""A property gives a class away where this share of its photos have it, at most that share of all others, and so many
+photos are concerned."""
+_FLAT = 2.0  # grey levels: edges below this are noise
+_CAMERA = 0x0110  # the EXIF tag "Model"
+_WITH_EXIF = frozenset(("JPEG", "MPO", "TIFF", "WEBP"))
+
+
+class Facts(NamedTuple):
+    """What is known of a photo beside its picture, and three measures of that."""
+
+    size: tuple[int, int]  # width, height in its file
+    mode: str  # Pillow's: RGB, L, ...
+    format: str
+    camera: str  # empty where it is not said
+    brightness: float  # mean grey level, 0..255
+    contrast: float  # standard deviation of the grey levels
+    sharpness: float  # how steep its steepest edges are, per pixel; infinite where it was enlarged
+
+
+class Odd(NamedTuple):
+    """A photo that stands out; `kind` is dark, bright, blank, blurred, small or long."""
+
+    path: str
+    kind: str
+    detail: str
+
+
+class GiveAway(NamedTuple):
+    """`share` of the photos of `label` have this `value`, and `elsewhere` of all others."""
+
+    label: str
+    what: str  # size, format, mode or camera
+    value: str
+    share: float
+    elsewhere: float
+
+
+def facts(content: bytes, pixels: np.ndarray, thumbnail: np.ndarray) -> Facts:
+    """Of a file that can be decoded: its bytes, pixels uint8 (h, w, 3) and thumbnail uint8 (16, 16, 3)."""
+    size, mode, kind, camera = (pixels.shape[1], pixels.shape[0]), "RGB", "", ""
+    with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        size, mode, kind = image.size, image.mode, image.format or ""
+        if kind in _WITH_EXIF:
+            camera = str(image.getexif().get(_CAMERA, "")).strip(" \0")
+    small = _grey(thumbnail)
+    sharp = _sharpness(pixels) if min(pixels.shape[:2]) <= ENLARGED * min(size) else math.inf
+    return Facts(size, mode, kind, camera, float(small.mean()), float(small.std()), sharp)
+
+
+def odd(paths: Sequence[str], known: Sequence[Facts]) -> Iterator[Odd]:
+    """The photos that stand out, in order; one may do so in several ways."""
+    if not paths:
+        return
+    small = float(np.median([min(fact.size) for fact in known])) / SMALL
+    for path, fact in zip(paths, known, strict=True):
+        shorter, longer = sorted(fact.size)
+        said = f"{fact.size[0]} x {fact.size[1]} pixels"
+        if fact.contrast < BLANK:
+            yield Odd(path, "blank", f"grey levels vary by {fact.contrast:.1f} of 255")
+        elif fact.brightness < DARK:
+            yield Odd(path, "dark", f"mean grey level {fact.brightness:.0f} of 255")
+        elif fact.brightness > BRIGHT:
+            yield Odd(path, "bright", f"mean grey level {fact.brightness:.0f} of 255")
+        elif fact.sharpness < BLURRED:
+            yield Odd(path, "blurred", "no sharp edge in it")
+        if shorter < small:
+            yield Odd(path, "small", said)
+        if longer > LONG * shorter:
+            yield Odd(path, "long", f"{said}: only its middle is looked at")
+
+
+def giveaways(labels: Sequence[str], known: Sequence[Facts]) -> Iterator[GiveAway]:
+    """What nearly all photos of a class have and hardly any other: a network may learn that in place of the picture."""
+    of_class = Counter(labels)
+    for what in ("size", "format", "mode", "camera"):
+        values = [_shown(getattr(fact, what)) for fact in known]
+        in_all, in_class = Counter(values), defaultdict[str, Counter[str]](Counter)
+        for label, value in zip(labels, values, strict=True):
+            in_class[label][value] += 1
+        for label, n in sorted(of_class.items()):
+            value, most = in_class[label].most_common(1)[0]
+            others = len(labels) - n
+            share, elsewhere = most / n, (in_all[value] - most) / max(1, others)
+            if value and most >= LEAST and others >= LEAST and share >= GIVEN_AWAY and elsewhere <= ELSEWHERE:
+                yield GiveAway(label, what, value, share, elsewhere)
+
+
+def _shown(value: object) -> str:
+    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _grey(pixels: np.ndarray) -> np.ndarray:
+    """uint8 (h, w, 3) -> float32 (h, w): the luma of ITU-R BT.601."""
+    return pixels @ np.array([0.299, 0.587, 0.114], np.float32)
+
+
+def _sharpness(pixels: np.ndarray) -> float:
+    """How steep the steepest edges are: the 99.8 % quantile of the Laplacian over that of the gradient.
+
+    Both grow with the contrast of an edge; their ratio falls as the edge spreads over more pixels.
+    """
+    if min(pixels.shape[:2]) < 8:
+        return math.inf
+    grey = _grey(pixels)
+    inner, left, right, up, down = grey[1:-1, 1:-1], grey[1:-1, :-2], grey[1:-1, 2:], grey[:-2, 1:-1], grey[2:, 1:-1]
+    laplacian = np.abs(4 * inner - left - right - up - down)
+    gradient = np.maximum(np.abs(right - left), np.abs(down - up)) / 2
+    steepest, strongest = (_high(part) for part in (laplacian, gradient))
+    return steepest / (strongest + _FLAT)
+
+
+def _high(values: np.ndarray) -> float:
+    """The 99.8 % quantile, of every second row."""
+    some = values[::2].ravel()
+    return float(np.partition(some, int(0.998 * some.size))[int(0.998 * some.size)])

@@ -1,0 +1,1 @@
+"""One plain function per verb of the command line, which a test can call; `fieldmark.cli.main` knows them all."""

@@ -1,0 +1,29 @@
+"""A run -> files that answer elsewhere."""
+
+from typing import Annotated
+
+import typer
+
+from fieldmark.cli.options import Json, plain
+from fieldmark.core import io
+
+
+def export(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run, or with PHOTOS its bundle.")],
+    out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for the files.")],
+    photos: Annotated[
+        str | None, typer.Argument(metavar="[PHOTOS]", help="Where the run's photos are now, if they were moved.")
+    ] = None,
+    int8: Annotated[
+        bool, typer.Option("--int8", help="A file in 8 bits as well: smaller, and faster where the processor can.")
+    ] = False,
+    openvino: Annotated[bool, typer.Option("--openvino", help="Files for OpenVINO as well.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Write the classifier as ONNX, held against the network on real photos. Exit code 1 when the two differ."""
+    from fieldmark.core.progress import Reporter
+    from fieldmark.exporters import export_run
+
+    found = export_run.export_run(run, out, Reporter(), photos=photos, int8=int8, openvino=openvino)
+    print(io.text(found) if as_json else "\n".join(map(plain, export_run.lines(found))))
+    raise typer.Exit(0 if export_run.equal(found) else 1)

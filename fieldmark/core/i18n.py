@@ -1,0 +1,103 @@
+"""English sentence, number -> the same as people write it in the language of a page.
+
+The English text is the key, as with gettext: `_("{n} photos", n=3)`. What is missing in templates/LANGUAGE.yaml stays
+English; `tests/test_languages.py` holds that nothing is.
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+LANGUAGES = {"en": "en", "zh": "zh-CN"}
+"""What `--lang` takes -> the tag by which browsers know it (BCP 47)."""
+NONE = "–"
+"""Stands where there is no figure."""
+
+
+@dataclass(frozen=True)
+class Language:
+    """Says texts and numbers.
+
+    >>> ENGLISH("{n} photos, {share} right", n=2, share=ENGLISH.percent(0.5, 0)).replace(chr(160), " ")
+    '2 photos, 50 % right'
+    """
+
+    tag: str
+    texts: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, text: str, /, **values: Any) -> str:
+        return self.translated(text).format(**values)
+
+    def translated(self, text: str) -> str:
+        """The text with its placeholders; no line breaks before its percent signs."""
+        return self.texts.get(text, text).replace(" %", "\N{NO-BREAK SPACE}%")
+
+    def percent(self, share: Any, digits: int = 1) -> str:
+        """A share as people write it: 0.9213 -> "92.1 %", its space unbreakable; a dash where there is no figure."""
+        value = number(share)
+        return NONE if value is None else self("{number} %", number=f"{100 * value:.{digits}f}")
+
+    def interval(self, bounds: Any, digits: int = 1) -> str:
+        """Two shares as people write a range: (0.89, 0.944) -> "89.0–94.4 %"; a dash where one is missing."""
+        low, high = (number(bound) for bound in bounds or (None, None))
+        if low is None or high is None:
+            return NONE
+        return self("{low}–{high} %", low=f"{100 * low:.{digits}f}", high=f"{100 * high:.{digits}f}")
+
+    def duration(self, seconds: Any) -> str:
+        """Seconds as "4 min 52 s", "12.3 s" or a dash."""
+        value = number(seconds)
+        if value is None:
+            return NONE
+        if value < 60:
+            return self("{seconds} s", seconds=f"{value:.1f}")
+        return self("{minutes} min {seconds} s", minutes=round(value) // 60, seconds=round(value) % 60)
+
+    def flow(self, sentences: Iterable[str]) -> str:
+        """Sentences one after the other; what is empty is left out."""
+        return self.between.join(sentence for sentence in sentences if sentence)
+
+    @property
+    def between(self) -> str:
+        """What stands between two sentences."""
+        return self("{first} {second}", first="", second="")
+
+    def listed(self, names: Iterable[str]) -> str:
+        """Names one after the other."""
+        return self(", ").join(names)
+
+
+ENGLISH = Language("en")
+
+
+@cache
+def language(code: str) -> Language:
+    """`en`, `zh` -> the language."""
+    if code == "en":
+        return ENGLISH
+    import yaml
+
+    file = Path(__file__).parent / "translations" / f"{code}.yaml"
+    return Language(LANGUAGES[code], yaml.safe_load(file.read_text(encoding="utf-8")))
+
+
+def later(text: str) -> str:
+    """Marks a text that stands in a table here and is translated where it is shown."""
+    return text
+
+
+def number(value: Any) -> float | None:
+    """The finite number that a cell of a CSV or JSON file holds, or None."""
+    try:
+        return float(value) if math.isfinite(float(value)) else None
+    except (TypeError, ValueError):
+        return None
+
+
+def figure(value: Any, digits: int = 3) -> str:
+    """A number with so many decimals, or a dash where there is none."""
+    known = number(value)
+    return NONE if known is None else f"{known:,.{digits}f}"

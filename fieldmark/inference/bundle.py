@@ -1,0 +1,144 @@
+"""Trained network <-> the folder that carries it: weights, classes, preprocessing, calibration; no pickle.
+
+    bundle/  model.safetensors   the weights under the network's own names
+             model.onnx          the same network with preprocessing and calibration inside (fieldmark.exporters.onnx)
+             known.safetensors   what tells photos like those of the training from others (fieldmark.models.ood)
+             bundle.json         everything else, also inside model.onnx
+
+Reading needs no torch; `network` and `write_weights` do.
+"""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fieldmark.core import io, runtime
+from fieldmark.core.errors import FieldmarkError
+
+if TYPE_CHECKING:
+    from fieldmark.models import Network
+    from fieldmark.models.ood import Known
+
+FORMAT = 1
+"""Raised when an older Fieldmark could no longer read what a newer one writes."""
+
+NEEDED = {"classes": list, "preprocessing": dict, "temperature": float, "threshold": float, "network": dict}
+
+Info = dict[str, Any]
+
+
+def describe(
+    network: "Network", classes: list[str], preprocessing: Info, temperature: float, threshold: float, fingerprint: str
+) -> Info:
+    """What `bundle.json` holds."""
+    packages = ("fieldmark", "torch", "pillow", "numpy", "onnxruntime")
+    versions = runtime.describe()
+    return {
+        "format": FORMAT,
+        "classes": classes,
+        "preprocessing": preprocessing,
+        "temperature": temperature,
+        "threshold": threshold,
+        "network": network.spec,
+        "fingerprint": fingerprint,
+        "versions": {package: versions[package] for package in packages if package in versions},
+    }
+
+
+def write(folder: Path, info: Info, network: "Network", known: "Known") -> None:
+    """`model.safetensors`, `known.safetensors` and `bundle.json` into the folder."""
+    from fieldmark.training import checkpoint
+
+    folder.mkdir(parents=True, exist_ok=True)
+    checkpoint.save(folder / "model.safetensors", network.state_dict(), {})
+    checkpoint.save(folder / "known.safetensors", known.state_dict(), {})
+    io.write(folder / "bundle.json", info)
+
+
+def find(path: str | Path) -> Path:
+    """RUN, bundle folder or exported file -> the .onnx file that answers.
+
+    Raises:
+        FieldmarkError: nothing of ours is there, or the run has not finished.
+    """
+    path = Path(path)
+    if path.is_file() and path.suffix == ".onnx":
+        return path
+    for folder in (path / "bundle", path):
+        if (folder / "model.onnx").is_file():
+            return folder / "model.onnx"
+    if (path / "recipe.yaml").is_file():
+        raise FieldmarkError(f"the run {path} has not finished; go on with: fieldmark train ... --out {path} --resume")
+    raise FieldmarkError(
+        f"{path} is no run, bundle or exported model" + ("" if path.exists() else ": it does not exist")
+    )
+
+
+def check(info: Info, where: object) -> Info:
+    """The info itself, when this version can read it."""
+    if not isinstance(info, dict) or not isinstance(info.get("format"), int):
+        raise FieldmarkError(f"{where} was not made by Fieldmark")
+    if info["format"] > FORMAT:
+        raise FieldmarkError(
+            f"{where} was made by a later Fieldmark (format {info['format']}, this one reads up to {FORMAT}): "
+            "install that one"
+        )
+    if wrong := [key for key, kind in NEEDED.items() if not isinstance(info.get(key), kind)]:
+        raise FieldmarkError(f"{where} is damaged: it has no {' and no '.join(wrong)}")
+    return info
+
+
+def read(folder: str | Path) -> Info:
+    """What the `bundle.json` of a run or bundle says.
+
+    Raises:
+        FieldmarkError: there is none, it is damaged, or a later version wrote it.
+    """
+    file = find(folder).with_name("bundle.json")
+    try:
+        return check(json.loads(file.read_text(encoding="utf-8")), file)
+    except (OSError, ValueError) as error:
+        raise FieldmarkError(f"cannot read {file}: {error}") from None
+
+
+def known(folder: str | Path) -> "Known":
+    """What tells the training's photos from others: pooled features (n, c), logits (n, classes) -> score (n,).
+
+    Raises:
+        FieldmarkError: it is missing or damaged.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from fieldmark.models.ood import Known
+
+    file = find(folder).with_name("known.safetensors")
+    try:
+        state = load_file(file)
+        kept = Known(state["centroids"])
+        kept.load_state_dict(state)
+    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
+        raise FieldmarkError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from None
+    return kept.eval()
+
+
+def network(folder: str | Path) -> "Network":
+    """The trained network as a torch module in eval mode: normalised photos (n, 3, h, w) -> logits (n, classes).
+
+    Raises:
+        FieldmarkError: as `read`, or the weights are missing, damaged or of another network.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    from fieldmark.models import Preprocessing, rebuild
+
+    info, file = read(folder), find(folder).with_name("model.safetensors")
+    try:
+        rebuilt = rebuild(info["network"])
+        rebuilt.load_state_dict(load_file(file))
+        size, crop, mean, std, interpolation = (info["preprocessing"][name] for name in Preprocessing.__annotations__)
+        rebuilt.preprocessing = Preprocessing(size, crop, tuple(mean), tuple(std), interpolation)
+    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
+        raise FieldmarkError(f"{file} is damaged or of another network: {' '.join(str(error).split())[:200]}") from None
+    return rebuilt.eval()

@@ -1,0 +1,125 @@
+"""Second-order heads: features (n, c, h, w) -> products of channels, summed over positions -> logits (n, classes)."""
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fieldmark.models.heads import Pooled, held, weigh
+
+
+class Bilinear(Pooled):
+    """[1x1 convolution to `reduced`] -> sum of outer products -> signed root -> L2 norm -> dropout -> [hidden] -> FC.
+
+    Lin et al. 2015, "Bilinear CNN Models for Fine-grained Visual Recognition", both streams the same map. The vector
+    has k squared entries, k = `reduced` or the channels; `compact` of them where their Tensor Sketch is asked for.
+    """
+
+    def __init__(
+        self,
+        channels: int,
+        classes: int,
+        *,
+        reduced: int | None = None,
+        compact: int | None = None,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        hidden_dropout: float | None = 0.5,
+        activation: str = "relu",
+    ) -> None:
+        k = channels if reduced is None else reduced
+        super().__init__(
+            k * k if compact is None else compact,
+            classes,
+            hidden=hidden,
+            dropout=dropout,
+            hidden_dropout=hidden_dropout,
+            activation=activation,
+        )
+        self.narrow = nn.Identity() if reduced is None else nn.Conv2d(channels, reduced, 1, bias=False)
+        self.vector = Flat(k) if compact is None else TensorSketch(k, compact)
+
+    def describe(self, features: Tensor) -> Tensor:
+        return functional.normalize(_signed_root(self._vector(features)))
+
+    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
+        vector = self._vector(features)  # (n, d), the sum over positions p of a linear function of x(p) x(p)'
+        root = _signed_root(vector)
+        length = root.norm(dim=1, keepdim=True).clamp_min(1e-12)
+        form = self.vector.back(weights * held(vector, root) / length)  # (n, k, k)
+        x = self.narrow(features).flatten(2)  # (n, k, h * w)
+        return (x * torch.bmm(form.transpose(1, 2), x)).sum(1).unflatten(1, features.shape[2:])
+
+    def _vector(self, features: Tensor) -> Tensor:
+        x = self.narrow(features).flatten(2)
+        return self.vector(torch.bmm(x, x.transpose(1, 2)))
+
+
+class Flat(nn.Module):
+    """A form (n, k, k) -> its entries as a vector (n, k * k); `back` is the transpose."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        self.k = k
+
+    def forward(self, form: Tensor) -> Tensor:
+        return form.flatten(1)
+
+    def back(self, vector: Tensor) -> Tensor:
+        return vector.unflatten(1, (self.k, self.k))
+
+
+class TensorSketch(nn.Module):
+    """A form (n, k, k) -> (n, d): entry i, j with the sign s1(i) s2(j) goes to place (h1(i) + h2(j)) mod d.
+
+    Gao et al. 2016, "Compact Bilinear Pooling", algorithm 2, which convolves two count sketches by FFT at every
+    position; the convolution is linear in their outer product, so it is taken of the sum over positions, once. The
+    dot product of two sketches is, on average, that of the forms: of x x' and y y' the square of <x, y>. The places
+    and signs are drawn at random, always the same: numpy keeps this generator's stream for good. `back` is the
+    transpose.
+    """
+
+    members: Tensor
+    places: Tensor
+    signs: Tensor
+
+    def __init__(self, k: int, d: int) -> None:
+        super().__init__()
+        draw = np.random.RandomState(0)
+        drawn, signs = draw.randint(d, size=(2, k)), draw.choice([-1.0, 1.0], size=(2, k))
+        places = ((drawn[0][:, None] + drawn[1]) % d).ravel()  # of each entry, (k * k,)
+        counts = np.bincount(places, minlength=d)
+        # The entries of each place, (d, most of a place), filled up with number k * k, which is nothing: gathered, not
+        # scattered, since onnxruntime loses sums where two threads scatter to one place.
+        members = np.full((d, counts.max()), k * k)
+        order = np.argsort(places, kind="stable")
+        members[places[order], np.arange(k * k) - (np.cumsum(counts) - counts)[places[order]]] = order
+        self.register_buffer("members", torch.tensor(members), persistent=False)
+        self.register_buffer("places", torch.tensor(places), persistent=False)
+        self.register_buffer("signs", torch.tensor(signs[0][:, None] * signs[1], dtype=torch.float32), persistent=False)
+
+    def forward(self, form: Tensor) -> Tensor:
+        entries = functional.pad((form * self.signs).flatten(1), (0, 1))  # (n, k * k + 1)
+        return entries.index_select(1, self.members.flatten()).unflatten(1, self.members.shape).sum(2)
+
+    def back(self, vector: Tensor) -> Tensor:
+        return vector.index_select(1, self.places).unflatten(1, self.signs.shape) * self.signs
+
+
+class SelfProduct(Pooled):
+    """The map times itself, elementwise -> global average pooling -> dropout -> [hidden layer] -> FC.
+
+    The diagonal of the bilinear form (the birds' write-up's "bilinear EfficientNet-B3 + mask", docs/recipes.md).
+    """
+
+    def describe(self, features: Tensor) -> Tensor:
+        return features.square().mean((2, 3))
+
+    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
+        return weigh(features.square(), weights) / (features.shape[2] * features.shape[3])
+
+
+def _signed_root(x: Tensor) -> Tensor:
+    """sign(x) * sqrt(|x| + 1e-10); the small number keeps the slope finite at zero."""
+    # Written as a scaled sum, since torch's ONNX exporter takes a sum with 1e-10 for one with zero and drops it.
+    return x.sign() * (1e10 * x.abs() + 1).sqrt() * 1e-5

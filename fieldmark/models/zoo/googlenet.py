@@ -1,0 +1,119 @@
+"""GoogLeNet: photos (n, channels, h, w) -> (n, 1024, h / 32, w / 32), under torchvision's layer names.
+
+Szegedy et al. 2015, "Going Deeper with Convolutions", table 1, in the form of torchvision's weights: BN behind every
+convolution, and 3x3 convolutions in the branch that the paper gives 5x5 ones. Stages end with the four pools and with
+`inception5b`. A block's attention stands on its concatenated branches, as the SENet paper puts it into Inception
+modules (figure 2), with their width as reference.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from fieldmark.models.attention import Attention
+from fieldmark.models.backbone import Auxiliary, Backbone, ends_stage
+from fieldmark.models.layers import Parallel
+
+# Table 1, a stage's blocks a to e: 1x1; 1x1 before 3x3, 3x3; 1x1 before "5x5", "5x5"; 1x1 behind the pool.
+STAGES = {
+    3: ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
+    4: (
+        (192, 96, 208, 16, 48, 64),
+        (160, 112, 224, 24, 64, 64),
+        (128, 128, 256, 24, 64, 64),
+        (112, 144, 288, 32, 64, 64),
+        (256, 160, 320, 32, 128, 128),
+    ),
+    5: ((256, 160, 320, 32, 128, 128), (384, 192, 384, 48, 128, 128)),
+}
+
+
+def googlenet(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
+    """The backbone without auxiliary heads; from scratch with normal weights of sd 0.01, as torchvision."""
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv1", conv_norm(channels, 64, 7, 2, 3)),  # (n, 64, h/2, w/2)
+        ("maxpool1", ends_stage(nn.MaxPool2d(3, 2, ceil_mode=True), 64)),  # (n, 64, h/4, w/4)
+        ("conv2", conv_norm(64, 64, 1)),
+        ("conv3", conv_norm(64, 192, 3, padding=1)),
+        ("maxpool2", ends_stage(nn.MaxPool2d(3, 2, ceil_mode=True), 192)),  # (n, 192, h/8, w/8)
+    ]
+    inputs = 192
+    for stage, blocks in STAGES.items():
+        for letter, widths in zip("abcde", blocks, strict=False):
+            one, _, three, _, five, pooled = widths
+            outputs = one + three + five + pooled
+            block = Inception(outputs, attention, **_branches(inputs, *widths))
+            layers.append((f"inception{stage}{letter}", block))
+            inputs = outputs
+        if stage < 5:  # (n, 480, h/16, w/16) and (n, 832, h/32, w/32)
+            layers.append((f"maxpool{stage}", nn.MaxPool2d(3 if stage == 3 else 2, 2, ceil_mode=True)))
+        ends_stage(layers[-1][1], inputs)
+    backbone = Backbone(OrderedDict(layers))
+    for name, module in backbone.named_modules():
+        if isinstance(module, nn.Conv2d) and ".attention." not in name:
+            nn.init.normal_(module.weight, 0, 0.01)
+    return backbone
+
+
+def conv_norm(
+    inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0
+) -> nn.Sequential:
+    """Convolution without bias, BN, ReLU."""
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv", nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)),
+        ("bn", nn.BatchNorm2d(outputs, eps=1e-3)),
+        ("relu", nn.ReLU(inplace=True)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+class Inception(Parallel):
+    """Branches side by side, then attention on all `outputs` channels of them."""
+
+    def __init__(self, outputs: int, attention: Callable[..., Attention], **branches: nn.Module) -> None:
+        super().__init__(**branches)
+        self.attention = attention(outputs, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.attention(super().forward(x))
+
+
+def _branches(
+    inputs: int, one: int, three_reduced: int, three: int, five_reduced: int, five: int, pooled: int
+) -> dict[str, nn.Module]:
+    return {
+        "branch1": conv_norm(inputs, one, 1),
+        "branch2": nn.Sequential(conv_norm(inputs, three_reduced, 1), conv_norm(three_reduced, three, 3, padding=1)),
+        "branch3": nn.Sequential(conv_norm(inputs, five_reduced, 1), conv_norm(five_reduced, five, 3, padding=1)),
+        "branch4": nn.Sequential(nn.MaxPool2d(3, 1, 1), conv_norm(inputs, pooled, 1)),
+    }
+
+
+class GoogLeNetAuxiliary(Auxiliary):
+    """4x4 average pooling -> 1x1 convolution -> FC 1024, ReLU -> dropout 0.7 -> FC, on a map of `channels`.
+
+    Section 5 of the paper; its 5x5 pool of stride 3 makes 4x4 of a 14x14 map, torchvision's pools any map to 4x4.
+    """
+
+    weight = 0.3
+
+    def __init__(self, channels: int, classes: int) -> None:
+        super().__init__()
+        self.conv = conv_norm(channels, 128, 1)
+        self.fc1 = nn.Linear(128 * 4 * 4, 1024)
+        self.relu = nn.ReLU(inplace=True)
+        self.dropout = nn.Dropout(0.7)
+        self.fc2 = nn.Linear(1024, classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.normal_(module.weight, 0, 0.01)
+
+    @property
+    def last(self) -> nn.Linear:
+        return self.fc2
+
+    def classify(self, x: Tensor) -> Tensor:
+        x = self.conv(functional.adaptive_avg_pool2d(x, 4)).flatten(1)  # (n, 2048)
+        return self.fc2(self.dropout(self.relu(self.fc1(x))))

@@ -1,0 +1,138 @@
+"""Inception-ResNet-v2 in the paper's form: photos (n, channels, h, w) -> (n, 2144, h / 32, w / 32).
+
+Szegedy et al. 2017, "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", figures 3, 7
+and 16 to 19 and table 1, with what the waste sorters' SE network adds: convolutions have a bias and no BN, and a ReLU
+behind each but a block's last; BN and ReLU stand behind the stem, every block and every reduction. The paper's linear
+widths of 1154 and 2048 cannot be added to maps of 1152 and 2144 channels, and are these here. No weights are published,
+so the layer names are ours.
+
+Strided convolutions and pools are not padded: 299 pixels become maps of 35, 17 and 8, and 75 is the smallest size.
+The stages are the boxes of figure 15, with a name each. The gate of a block or reduction (the write-up's SE) stands on
+its output, behind BN and ReLU, and the attention behind the gate.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fieldmark.models.attention import Attention
+from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.layers import Parallel
+from fieldmark.models.zoo.inception_v4 import Kernel, chain, conv, stem
+
+SCALE = 0.1  # of what a block adds; unscaled, wide residual networks died in training (section 3.3)
+
+
+def inception_resnet_paper(
+    *,
+    channels: int = 3,
+    gate: Callable[..., Attention] = Attention,
+    attention: Callable[..., Attention] = Attention,
+) -> Backbone:
+    """The backbone: stem, 5 A, reduction, 10 B, reduction, 5 C."""
+
+    def output(width: int) -> nn.Sequential:
+        """What every block and reduction ends with."""
+        ends = [("gate", gate(width, width)), ("attention", attention(width, width))]
+        return nn.Sequential(OrderedDict([*_bn_relu(width), *ends]))
+
+    names = ("conv1", "conv2", "conv3", "mixed1", "mixed2", "mixed3")
+    start = zip(names, stem(channels, conv_relu), strict=True)
+    layers: list[tuple[str, nn.Module]] = [
+        ("stem", nn.Sequential(OrderedDict([*start, *_bn_relu(384)]))),  # (n, 384, 35, 35) of 299 x 299 pixels
+        ("a", nn.Sequential(*(_block_a(output(384)) for _ in range(5)))),
+        ("reduction_a", nn.Sequential(OrderedDict(mixed=_reduction_a(), output=output(1152)))),  # (n, 1152, 17, 17)
+        ("b", nn.Sequential(*(_block_b(output(1152)) for _ in range(10)))),
+        ("reduction_b", nn.Sequential(OrderedDict(mixed=_reduction_b(), output=output(2144)))),  # (n, 2144, 8, 8)
+        ("c", nn.Sequential(*(_block_c(output(2144)) for _ in range(5)))),
+    ]
+    backbone = Backbone(OrderedDict(layers))
+    for layer, width in zip(backbone, (384, 384, 1152, 1152, 2144, 2144), strict=True):
+        ends_stage(layer, width)
+    return backbone
+
+
+class Residual(Parallel):
+    """`output` of the input plus `SCALE` times the branches: side by side, `inner` channels, then 1x1 to `width`."""
+
+    def __init__(self, inner: int, width: int, output: nn.Module, **branches: nn.Module) -> None:
+        super().__init__(**branches)
+        self.linear = _conv(inner, width, 1)
+        self.output = output
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.linear(super().forward(x))
+        return self.output(torch.add(x, y, alpha=SCALE))
+
+
+def conv_relu(inputs: int, outputs: int, kernel: Kernel, stride: int | None = None) -> nn.Module:
+    """A convolution with bias and ReLU."""
+    return nn.Sequential(OrderedDict(conv=_conv(inputs, outputs, kernel, stride), relu=nn.ReLU(inplace=True)))
+
+
+def _conv(inputs: int, outputs: int, kernel: Kernel, stride: int | None = None) -> nn.Conv2d:
+    """Started as He et al. 2015: with no BN between, torch's own start lets the stem's map fade away."""
+    made = conv(inputs, outputs, kernel, stride, bias=True)
+    nn.init.kaiming_normal_(made.weight, nonlinearity="relu")
+    assert made.bias is not None
+    nn.init.zeros_(made.bias)
+    return made
+
+
+def _bn_relu(width: int) -> list[tuple[str, nn.Module]]:
+    return [("bn", nn.BatchNorm2d(width, eps=1e-3)), ("relu", nn.ReLU(inplace=True))]
+
+
+def _block_a(output: nn.Module) -> Residual:
+    """Figure 16."""
+    return Residual(
+        128,
+        384,
+        output,
+        branch0=conv_relu(384, 32, 1),
+        branch1=chain(conv_relu, 384, (32, 1), (32, 3)),
+        branch2=chain(conv_relu, 384, (32, 1), (48, 3), (64, 3)),
+    )
+
+
+def _reduction_a() -> Parallel:
+    """Figure 7 with k, l, m, n = 256, 256, 384, 384 (table 1)."""
+    return Parallel(
+        branch0=conv_relu(384, 384, 3, 2),
+        branch1=chain(conv_relu, 384, (256, 1), (256, 3), (384, 3, 2)),
+        branch2=nn.MaxPool2d(3, 2),
+    )
+
+
+def _block_b(output: nn.Module) -> Residual:
+    """Figure 17."""
+    return Residual(
+        384,
+        1152,
+        output,
+        branch0=conv_relu(1152, 192, 1),
+        branch1=chain(conv_relu, 1152, (128, 1), (160, (1, 7)), (192, (7, 1))),
+    )
+
+
+def _reduction_b() -> Parallel:
+    """Figure 18."""
+    return Parallel(
+        branch0=chain(conv_relu, 1152, (256, 1), (384, 3, 2)),
+        branch1=chain(conv_relu, 1152, (256, 1), (288, 3, 2)),
+        branch2=chain(conv_relu, 1152, (256, 1), (288, 3), (320, 3, 2)),
+        branch3=nn.MaxPool2d(3, 2),
+    )
+
+
+def _block_c(output: nn.Module) -> Residual:
+    """Figure 19."""
+    return Residual(
+        448,
+        2144,
+        output,
+        branch0=conv_relu(2144, 192, 1),
+        branch1=chain(conv_relu, 2144, (192, 1), (224, (1, 3)), (256, (3, 1))),
+    )

@@ -1,0 +1,167 @@
+"""Inception-v4: photos (n, channels, h, w) -> (n, 1536, h / 32, w / 32), under timm's layer names.
+
+Szegedy et al. 2017, "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", figures 3 to
+9. No convolution or pool that strides is padded, so 299 pixels become maps of 35, 17 and 8, and 75 is the smallest
+size. Stages are the boxes of figure 9: they end with the stem `features.5`, the A blocks `features.9`, their reduction
+`features.10`, the B blocks `features.17`, theirs `features.18`, and the C blocks `features.21`. The attention of a
+block or reduction stands on its concatenated branches, as the SENet paper puts it into Inception modules.
+"""
+
+from collections import OrderedDict
+from collections.abc import Callable
+
+import torch
+from torch import Tensor, nn
+
+from fieldmark.models.attention import Attention
+from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.layers import Parallel
+from fieldmark.models.zoo.googlenet import Inception
+
+Kernel = int | tuple[int, int]
+# Outputs and kernel: stride 1, padded to keep the size. With a stride as well: not padded, "V" in the paper's figures.
+Convolution = tuple[int, Kernel] | tuple[int, Kernel, int]
+
+
+def inception_v4(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
+    """The backbone: stem, 4 A, reduction, 7 B, reduction, 3 C."""
+    layers = [
+        *stem(channels, conv_bn),  # (n, 384, 35, 35) of 299 x 299 pixels
+        *(_inception_a(attention) for _ in range(4)),
+        _reduction_a(attention),  # (n, 1024, 17, 17)
+        *(_inception_b(attention) for _ in range(7)),
+        _reduction_b(attention),  # (n, 1536, 8, 8)
+        *(InceptionC(attention) for _ in range(3)),
+    ]
+    for last, width in ((5, 384), (9, 384), (10, 1024), (17, 1024), (18, 1536), (21, 1536)):
+        ends_stage(layers[last], width)
+    return Backbone(OrderedDict(features=nn.Sequential(*layers)))
+
+
+def stem(channels: int, unit: Callable[..., nn.Module]) -> list[nn.Module]:
+    """Figure 3: photos (n, channels, h, w) -> (n, 384, h / 8, w / 8), of the convolutions that `unit` makes."""
+    return [
+        chain(unit, channels, (32, 3, 2)),
+        chain(unit, 32, (32, 3, 1)),
+        chain(unit, 32, (64, 3)),
+        Parallel(maxpool=nn.MaxPool2d(3, 2), conv=chain(unit, 64, (96, 3, 2))),
+        Parallel(
+            branch0=chain(unit, 160, (64, 1), (96, 3, 1)),
+            branch1=chain(unit, 160, (64, 1), (64, (1, 7)), (64, (7, 1)), (96, 3, 1)),
+        ),
+        Parallel(conv=chain(unit, 192, (192, 3, 2)), maxpool=nn.MaxPool2d(3, 2)),
+    ]
+
+
+def chain(unit: Callable[..., nn.Module], inputs: int, *convolutions: Convolution) -> nn.Module:
+    """The convolutions one after another; one alone is not wrapped, since its published name has no number."""
+    layers = []
+    for outputs, kernel, *stride in convolutions:
+        layers.append(unit(inputs, outputs, kernel, *stride))
+        inputs = outputs
+    return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
+
+
+def conv(inputs: int, outputs: int, kernel: Kernel, stride: int | None = None, *, bias: bool) -> nn.Conv2d:
+    """A convolution whose map is as large as its input, or, with a stride, one that is not padded."""
+    height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
+    padding = (height // 2, width // 2) if stride is None else 0
+    return nn.Conv2d(inputs, outputs, kernel, stride or 1, padding, bias=bias)
+
+
+def conv_bn(inputs: int, outputs: int, kernel: Kernel, stride: int | None = None) -> nn.Module:
+    """A convolution without bias, BN and ReLU."""
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv", conv(inputs, outputs, kernel, stride, bias=False)),
+        ("bn", nn.BatchNorm2d(outputs, eps=1e-3)),
+        ("relu", nn.ReLU(inplace=True)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def pool_conv_bn(inputs: int, outputs: int) -> nn.Module:
+    """Average of 3x3 pixels, without the padding, and 1x1 convolution, BN, ReLU.
+
+    Published in this order, but average and 1x1 convolution commute, and behind it fewer channels are averaged and none
+    are kept for the gradient.
+    """
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv", conv(inputs, outputs, 1, bias=False)),
+        ("pool", nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+        ("bn", nn.BatchNorm2d(outputs, eps=1e-3)),
+        ("relu", nn.ReLU(inplace=True)),
+    ]
+    # Number 0 is the published branch's pool.
+    return nn.Sequential(OrderedDict({"1": nn.Sequential(OrderedDict(layers))}))
+
+
+def _inception_a(attention: Callable[..., Attention]) -> Inception:
+    """Figure 4."""
+    return Inception(
+        384,
+        attention,
+        branch0=conv_bn(384, 96, 1),
+        branch1=chain(conv_bn, 384, (64, 1), (96, 3)),
+        branch2=chain(conv_bn, 384, (64, 1), (96, 3), (96, 3)),
+        branch3=pool_conv_bn(384, 96),
+    )
+
+
+def _reduction_a(attention: Callable[..., Attention]) -> Inception:
+    """Figure 7 with k, l, m, n = 192, 224, 256, 384 (table 1)."""
+    return Inception(
+        1024,
+        attention,
+        branch0=chain(conv_bn, 384, (384, 3, 2)),
+        branch1=chain(conv_bn, 384, (192, 1), (224, 3), (256, 3, 2)),
+        branch2=nn.MaxPool2d(3, 2),
+    )
+
+
+def _inception_b(attention: Callable[..., Attention]) -> Inception:
+    """Figure 5, its 7 x 1 pairs in the published weights' order."""
+    wide, high = (1, 7), (7, 1)
+    return Inception(
+        1024,
+        attention,
+        branch0=conv_bn(1024, 384, 1),
+        branch1=chain(conv_bn, 1024, (192, 1), (224, wide), (256, high)),
+        branch2=chain(conv_bn, 1024, (192, 1), (192, high), (224, wide), (224, high), (256, wide)),
+        branch3=pool_conv_bn(1024, 128),
+    )
+
+
+def _reduction_b(attention: Callable[..., Attention]) -> Inception:
+    """Figure 8."""
+    return Inception(
+        1536,
+        attention,
+        branch0=chain(conv_bn, 1024, (192, 1), (192, 3, 2)),
+        branch1=chain(conv_bn, 1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3, 2)),
+        branch2=nn.MaxPool2d(3, 2),
+    )
+
+
+class InceptionC(nn.Module):
+    """Figure 6: two branches fork at their ends; their published names are flat."""
+
+    def __init__(self, attention: Callable[..., Attention]) -> None:
+        super().__init__()
+        wide, high = (1, 3), (3, 1)
+        self.branch0 = conv_bn(1536, 256, 1)
+        self.branch1_0 = conv_bn(1536, 384, 1)
+        self.branch1_1a = conv_bn(384, 256, wide)
+        self.branch1_1b = conv_bn(384, 256, high)
+        self.branch2_0 = conv_bn(1536, 384, 1)
+        self.branch2_1 = conv_bn(384, 448, high)
+        self.branch2_2 = conv_bn(448, 512, wide)
+        self.branch2_3a = conv_bn(512, 256, wide)
+        self.branch2_3b = conv_bn(512, 256, high)
+        self.branch3 = pool_conv_bn(1536, 256)
+        self.attention = attention(1536, 1536)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.branch1_0(x)
+        z = self.branch2_2(self.branch2_1(self.branch2_0(x)))
+        forks = self.branch1_1a(y), self.branch1_1b(y), self.branch2_3a(z), self.branch2_3b(z)
+        return self.attention(torch.cat((self.branch0(x), *forks, self.branch3(x)), 1))

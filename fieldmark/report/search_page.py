@@ -1,0 +1,91 @@
+"""Trials of a search and the run of the best one -> a page, a table, what --json prints."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from markupsafe import Markup
+
+from fieldmark.core import io
+from fieldmark.core.i18n import ENGLISH, Language
+from fieldmark.pipeline.train import Run
+from fieldmark.report import html
+from fieldmark.report.charts import svg
+from fieldmark.report.charts.svg import HEIGHT, LEFT, WIDTH, Axes
+
+Row = dict[str, Any]
+
+
+def told(rows: Sequence[Row], run: Run) -> Row:
+    """`rows`, and `best`: the trial with its settings and figures, those of the recipe as it stands, and of the run."""
+    best = next(row for row in rows if row["best"])
+    first = next(row for row in rows if not row["settings"])
+    kept = {name: best[name] for name in ("trial", "settings", "val_accuracy", "val_loss", "photos")}
+    kept |= {"as_it_stands": {name: first[name] for name in ("val_accuracy", "val_loss")}}
+    return {"rows": list(rows), "best": kept | {"run": str(run.folder), "test": run.metrics["test"]}}
+
+
+def sentences(found: Row, _: Language = ENGLISH) -> list[str]:
+    """What came of it."""
+    best, n = found["best"], len(found["rows"])
+    short = sum(row["val_accuracy"] is None for row in found["rows"])
+    share, photos = best["val_accuracy"], best["photos"]
+    chance = math.sqrt(max(share * (1 - share), 1 / photos) / photos)
+    plain = _.percent(best["as_it_stands"]["val_accuracy"])
+    said = {"trial": best["trial"], "share": _.percent(share), "plain": plain}
+    lines = [
+        _(
+            "{n} trials, {short} of them cut short; the best is trial {trial}: {share} of {photos:,} validation "
+            "photos, where the recipe as it stands has {plain}.",
+            **said,
+            n=n,
+            short=short,
+            photos=photos,
+        ),
+        _(
+            "A figure on so few photos is uncertain by {chance} (one standard error), and the best of many is partly "
+            "the luckiest: only the test photos, which no trial saw, say how good it is.",
+            chance=_.percent(chance),
+        ),
+    ]
+    if (test := best["test"]) and test.get("accuracy") is not None:
+        told = {"share": _.percent(test["accuracy"]), "n": test["n"], "range": _.interval(test["ci95"])}
+        lines.append(
+            _(
+                "Trained as a whole, it tells {share} of {n:,} test photos right (95 % interval {range}).",
+                **told,
+            )
+        )
+    return lines
+
+
+def write(found: Row, out: Path, _: Language = ENGLISH) -> list[Path]:
+    """search.html (in that language), search.json, search.csv in the folder `out`. -> the files."""
+    rows = found["rows"]
+    io.write(out / "search.json", found | {"answers": sentences(found)})
+    names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
+    plain = ["trial", "val_accuracy", "val_loss", "seconds", "best"]
+    table = [{name: row[name] for name in plain} | row["settings"] for row in rows]
+    io.table(out / "search.csv", table, [*plain, *names])
+    ranked = sorted(rows, key=lambda row: (row["score"] is None, -(row["score"] or 0), row["val_loss"]))
+    facts = {"name": out.resolve().name, "rows": ranked, "names": names, "answers": sentences(found, _)}
+    facts |= {"chart": Markup(_chart(rows, _)), "run": found["best"]["run"]}
+    (out / "search.html").write_text(html.render("search.html.j2", facts, _), encoding="utf-8", errors="replace")
+    return [out / name for name in ("search.html", "search.json", "search.csv")]
+
+
+def _chart(rows: Sequence[Row], _: Language) -> str:
+    """Validation accuracy of each trial, and the best so far."""
+    points = [(row["trial"], row["val_accuracy"]) for row in rows if row["val_accuracy"] is not None]
+    values = [value for at, value in points]
+    heights = svg.ticks(max(0, min(values) - 0.03), min(1, max(values) + 0.03))  # their labels in whole percents
+    marks = svg.ticks(0, max(1, max(trial for trial, _ in points)))
+    axes = Axes((0, max(marks[-1], points[-1][0])), (heights[0], heights[-1]))
+    best = [(trial, max(value for at, value in points if at <= trial)) for trial, _ in points]
+    legend = svg.legend([("main", _("best so far")), (svg.circle(0, 0), _("a trial"))], LEFT)
+    whole = [(mark, f"{mark:.0f}") for mark in marks if float(mark).is_integer()]
+    parts = [legend, axes.grid(svg.percents(heights, _)), axes.below(whole, _("trial")), axes.lines("main", best)]
+    parts += [svg.circle(axes.x(trial), axes.y(value)) for trial, value in points]
+    said = _.listed(_("{name}: {value}", name=trial, value=_.percent(value)) for trial, value in points)
+    return svg.svg("trials", (WIDTH, HEIGHT), _("Validation accuracy of the trials"), said, "".join(parts))

@@ -1,1 +1,0 @@
-"""One plain function per verb of the command line, which a test can call; `fieldmark.cli` knows them all."""

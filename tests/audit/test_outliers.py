@@ -1,0 +1,71 @@
+"""What stands out is named, and hardly anything of real photos is."""
+
+import io
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageFilter
+
+from fieldmark.audit.duplicates import thumbnail
+from fieldmark.audit.outliers import Facts, facts, giveaways, odd
+from fieldmark.data.image import decode
+
+
+def of(image: Image.Image, kind: str = "PNG", **options) -> Facts:
+    packed = io.BytesIO()
+    image.save(packed, kind, **options)
+    seen = decode(packed.getvalue(), 128)
+    return facts(packed.getvalue(), np.asarray(seen), thumbnail(seen))
+
+
+def scene(seed: int = 0, size: tuple[int, int] = (160, 120), level: float = 1.0) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    pixels = np.kron(rng.integers(0, 255, (12, 16, 3)), np.ones((10, 10, 1)))
+    return Image.fromarray((level * pixels).astype(np.uint8)).resize(size)
+
+
+CASES = {
+    "blank": Image.new("RGB", (160, 120), (90, 120, 80)),
+    "dark": scene(level=0.1),
+    "bright": Image.fromarray(255 - np.asarray(scene(level=0.07))),
+    "blurred": scene().filter(ImageFilter.GaussianBlur(5)),
+    "small": scene(size=(24, 18)),
+    "long": scene(size=(640, 150)),
+}
+
+
+@pytest.mark.parametrize("kind", CASES)
+def test_each_kind_is_named_once(kind):
+    usual = [of(scene(k)) for k in range(1, 6)]
+    (found,) = odd(["1", "2", "3", "4", "5", "x"], [*usual, of(CASES[kind])])
+    assert (found.path, found.kind) == ("x", kind)
+
+
+def test_what_the_file_says():
+    exif = Image.Exif()
+    exif[0x0110] = "Pixel 7"
+    assert of(scene(), "JPEG", exif=exif)[:4] == ((160, 120), "RGB", "JPEG", "Pixel 7")
+    assert of(scene().convert("L"))[:4] == ((160, 120), "L", "PNG", "")
+
+
+def test_a_class_that_its_files_give_away():
+    jpeg, png = of(scene(), "JPEG"), of(scene())
+    labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
+    assert not list(giveaways(labels, [jpeg] * 60))
+    (found,) = giveaways(labels, [png] * 20 + [jpeg] * 40)
+    assert (found.label, found.what, found.value, found.share, found.elsewhere) == ("a", "format", "PNG", 1.0, 0.0)
+    assert not list(giveaways(["a"] * 5 + ["b"] * 50, [png] * 5 + [jpeg] * 50))  # too few to say so
+
+
+@pytest.mark.parametrize("photos", ["trashnet", "birds100"])
+def test_blur_is_told_from_smoothness(photos, request):
+    files = sorted(Path(request.getfixturevalue(photos)).rglob("*.jpg"))
+    random.Random(0).shuffle(files)
+    seen = [decode(file, 256) for file in files[:100]]
+    blurred = [image.filter(ImageFilter.GaussianBlur(3)) for image in seen]
+    sharp, soft = ([facts(b"", np.asarray(image), thumbnail(image)) for image in images] for images in (seen, blurred))
+    names = [str(file) for file in files[:100]]
+    assert sum(found.kind == "blurred" for found in odd(names, sharp)) <= 2
+    assert sum(found.kind == "blurred" for found in odd(names, soft)) >= 95

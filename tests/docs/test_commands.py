@@ -1,0 +1,103 @@
+"""Every command of the README and the tutorials does on a few small photos what it is there for."""
+
+import re
+import shlex
+import shutil
+import zipfile
+from pathlib import Path
+
+import pytest
+import torch
+from containers import cub
+from PIL import Image
+from served import running
+
+import fieldmark
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", *sorted(page for page in ROOT.glob("docs/tutorials/*.md") if ".zh-CN" not in page.name)]
+SMALL = ["--image-size", "64", "--train-size", "64", "--batch", "8", "--seed", "0"]
+"""What is written behind a training, and wins; the rest of the command stays as a reader types it."""
+
+
+def commands(page: Path) -> list[list[str]]:
+    """The words of each line in the blocks of shell, without what stands behind #."""
+    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    lines = "".join(blocks).replace("\\\n", " ").replace(" && ", "\n").splitlines()
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
+
+
+def made_small(words: list[str]) -> list[str]:
+    """A training of seconds: phase 1 alone, or two steps from scratch where weights would be fetched."""
+    if words[0] == "bench":
+        return ["75" if word == "299" else "1" if word == "32" else word for word in words]
+    if words[0] not in ("train", "compare"):
+        return words
+    scratch = "digits-vgg11" in words or any("resnet" in word or "densenet" in word for word in words)
+    learnt = ["--weights", "none", "--epochs", "1", "--steps-per-epoch", "2"] if scratch else ["--epochs", "0"]
+    learnt += ["--budget", "1s"] if {"waste", "digits"} & set(words) else []  # those recipes have one of minutes
+    words = [word for word in words if word != "--budget" and not re.fullmatch(r"\d+m", word)]
+    words = ["2" if word == "5" else word for word in words]  # folds
+    for at in [at for at, word in enumerate(words) if word == "--network"][-2:0:-1]:
+        with torch.device("meta"):
+            fieldmark.build(words[at + 1])
+        del words[at : at + 2]  # the first and the last are compared
+    return [*words, *SMALL, *learnt, *(["--seeds", "1"] if words[0] == "compare" else [])]
+
+
+@pytest.fixture
+def at_hand(small_photos: Path, drawing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with whatever the pages name in capitals, or by a file's name."""
+    monkeypatch.chdir(tmp_path)
+    for number, photo in enumerate(sorted(small_photos.rglob("*.jpg"))):
+        kind = ("Monkeypox", "Others")[number % 2]
+        lesion = tmp_path / "LESIONS" / kind / f"{kind[0]}{number // 4:02}_{number % 4:02}_00.jpg"
+        lesion.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(photo, lesion)
+    shutil.copytree(small_photos, "PHOTOS")
+    shutil.copytree(small_photos, "OTHER_PHOTOS")
+    drawing(0, 100).save("photo.jpg")
+    drawing(1, 101).save("PHOTO", "JPEG")
+    with zipfile.ZipFile("mnist.zip", "w") as archive:
+        for side, some in (("train", range(20)), ("test", range(20, 26))):
+            for number in some:
+                for digit in "012":
+                    drawn: Image.Image = drawing(int(digit), 100 + number).convert("L").resize((28, 28))
+                    drawn.save("digit.png")
+                    archive.write("digit.png", f"mnist/{side}/{digit}/{number}.png")
+    return tmp_path
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def test_a_page_can_be_followed_from_top_to_bottom(page: Path, at_hand: Path, here):
+    if page.stem == "lesions":
+        shutil.rmtree("PHOTOS")
+        Path("LESIONS").rename("PHOTOS")
+    if page.stem == "birds":
+        shutil.rmtree("PHOTOS")
+        files = sorted(Path("OTHER_PHOTOS").glob("*/*.jpg"))
+        cub(Path("PHOTOS"), [(k * 3 // len(files) + 1, file.read_bytes()) for k, file in enumerate(files)])
+    for program, *words in commands(page):
+        before = set(Path().iterdir())
+        if program == "fieldmark" and words[0] == "serve":
+            with running(Path(words[1])) as served:
+                assert served.url.startswith("http://127.0.0.1:")
+        elif program == "fieldmark":
+            done = here(*made_small(words))
+            assert done.code == 0 or (done.code, words[0]) == (1, "check"), (words, done)
+            assert done.out or Path(words[-1]).stat().st_size > 100, words  # predict --csv FILE
+            if "--out" in words:
+                assert {path.name for path in set(Path().iterdir()) - before} == {words[words.index("--out") + 1]}
+        elif program == "make":
+            assert re.search(rf"^{words[0]}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+        elif program == "open":
+            assert Path(words[0]).stat().st_size > 10_000
+        else:
+            assert program in {"git", "cd", "."}, program
+
+
+def test_the_python_of_the_readme(at_hand: Path):
+    (python,) = re.findall(r"^```python\n(.*?)^```", PAGES[0].read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    assert python.count('"5m"') == 1
+    exec(compile(python.replace('"5m"', '"1s"'), "README.md", "exec"), {"__name__": "README"})
+    assert Path("RUN/report.html").exists()

@@ -1,0 +1,134 @@
+"""The examples of the documentation run, and do what the text around them says."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from fieldmark.models import VARIANTS, rebuild, spec
+
+VERBS = (
+    "train",
+    "look",
+    "check",
+    "explain",
+    "serve",
+    "predict",
+    "export",
+    "compare",
+    "evaluate",
+    "zoo",
+    "pack",
+    "search",
+)
+DOCS = Path(__file__).resolve().parents[2] / "docs"
+
+
+def examples(file: Path) -> str:
+    """The Python of a page, in one piece."""
+    return "\n".join(re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+
+
+def test_the_smallest_example_of_each_part(monkeypatch):
+    names = set(VARIANTS)
+    monkeypatch.setattr("fieldmark.models.VARIANTS", dict(VARIANTS))
+    monkeypatch.setattr(spec, "ATTENTIONS", dict(spec.ATTENTIONS))
+    monkeypatch.setattr(spec, "HEADS", dict(spec.HEADS))
+    here: dict = {}
+    exec(compile(examples(DOCS / "design.md"), "docs/design.md", "exec"), here)
+    network = here["network"].eval()
+    assert set(here["VARIANTS"]) - names == {"resnet26", "plain4"} and set(VARIANTS) == names
+    assert len(network.slots) == 5
+    assert here["same"].spec["attention"] == "position" and len(rebuild(here["same"].spec).slots) == 5
+    for slot in network.slots.values():
+        slot.start_as_identity()
+    x, target = torch.randn(2, 3, 64, 64), torch.tensor([1, 4])
+    plain = here["fieldmark"].build("plain4", attention="none", classes=6).eval()
+    plain.load_state_dict(
+        {key: tensor for key, tensor in network.state_dict().items() if "after" not in key and "attention" not in key}
+    )
+    with torch.no_grad():
+        features, logits = network.features(x), network(x)
+        assert torch.equal(features, plain.features(x))
+        total = network.head.evidence(features, target).sum((1, 2)) + network.head.bias(features, target)
+        torch.testing.assert_close(total, logits[[0, 1], target], rtol=1e-4, atol=1e-4)
+        assert here["fieldmark"].build("resnet26", classes=2).eval()(x).shape == (2, 2)
+
+
+def test_both_readmes_say_the_same_commands_figures_and_files():
+    english, chinese = ((DOCS.parent / name).read_text(encoding="utf-8") for name in ("README.md", "README.zh-CN.md"))
+
+    def commands(text: str) -> list[str]:
+        blocks = re.findall(r"^```(?:sh|python)\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        return [line.partition("  #")[0].rstrip() for block in blocks for line in block.splitlines()]
+
+    def words(text: str) -> set[str]:
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.DOTALL | re.MULTILINE)
+        return set(re.findall(r"`[^`]+`", " ".join(prose.split())))
+
+    def figures(text: str) -> list[str]:
+        return sorted(re.findall(r"(?<![\w.])\d[\d,]*\.\d+|\b\d{3,}\b", text))
+
+    assert commands(english) == commands(chinese)
+    assert words(english) == words(chinese)
+    assert figures(english) == figures(chinese)
+    assert english.count("\n## ") == chinese.count("\n## ")
+
+
+def test_the_examples_of_the_how_to_run():
+    exec(compile(examples(DOCS / "howto.md"), "docs/howto.md", "exec"), {})
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [*DOCS.rglob("*.md"), *DOCS.parent.glob("*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text(encoding="utf-8")):
+            assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+def test_every_option_that_a_page_names_is_one():
+    help_ = "".join(
+        subprocess.run([sys.executable, "-m", "fieldmark.cli", verb, "--help"], capture_output=True, text=True).stdout
+        for verb in VERBS
+    )
+    known = set(re.findall(r"--[a-z][a-z-]+", help_))
+    torchrun = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}
+    torchrun |= {"--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--requeue"}  # of SLURM
+    pages = (
+        DOCS / "howto.md",
+        DOCS / "cluster.md",
+        DOCS / "scale.md",
+        DOCS / "recipes.md",
+        DOCS / "concepts.md",
+        *DOCS.glob("tutorials/*.md"),
+    )
+    for page in (*pages, DOCS.parent / "README.md"):
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
+        assert named - known - torchrun - {"--logdir", "--help", "--batch"} == set(), page.name
+
+
+def test_the_site_builds_without_a_warning(tmp_path):
+    words = ["sphinx", "--fresh-env", "--fail-on-warning", "--quiet", str(DOCS), str(tmp_path)]
+    done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    reference = (tmp_path / "reference" / "python.html").read_text(encoding="utf-8")
+    assert "Attention after stages" in reference and "fieldmark.train" in reference
+    assert "--group-by" in (tmp_path / "reference" / "command_line.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("page", sorted(DOCS.glob("tutorials/*.zh-CN.md")), ids=lambda page: page.stem)
+def test_a_tutorial_in_chinese_has_the_commands_and_links_of_the_english(page):
+    pages = [page.with_name(page.name.replace(".zh-CN", "")), page]
+    english, chinese = (text.read_text(encoding="utf-8") for text in pages)
+    blocks, links = re.compile(r"^```sh\n.*?^```", re.DOTALL | re.MULTILINE), re.compile(r"\]\(([^)]*)\)")
+    recipes = re.compile(r"--[a-z][\w-]+|[a-z]+-[\w-]*\d[\w-]*")
+    assert blocks.findall(english) == blocks.findall(chinese)
+    assert set(links.findall(english)) - {page.name} == set(links.findall(chinese)) - {pages[0].name}
+    assert set(recipes.findall(english)) == set(recipes.findall(chinese))
+
+
+def test_every_tutorial_is_there_in_chinese():
+    assert len(list(DOCS.glob("tutorials/*.md"))) == 2 * len(list(DOCS.glob("tutorials/*.zh-CN.md")))

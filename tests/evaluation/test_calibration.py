@@ -1,0 +1,69 @@
+"""Calibration finds what was planted, and says nothing where there are too few photos."""
+
+import numpy as np
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from fieldmark.evaluation.calibration import calibration_error, decision, temperature, threshold
+
+
+@given(st.integers(0, 9999), st.integers(1, 300))
+def test_calibration_error_by_its_definition(seed: int, n: int):
+    rng = np.random.default_rng(seed)
+    confidence, right = rng.random(n), rng.random(n) < 0.6
+    expected = 0.0
+    for k in range(15):
+        inside = (confidence >= k / 15) & (confidence < (k + 1) / 15)
+        if inside.any():
+            expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
+    assert calibration_error(confidence, right) == pytest.approx(expected)
+
+
+def test_calibration_error_at_the_ends():
+    assert calibration_error(np.ones(4), np.ones(4, bool)) == 0
+    assert calibration_error(np.ones(4), np.zeros(4, bool)) == 1
+    assert calibration_error(np.array([0.0]), np.array([False])) == 0
+
+
+@pytest.mark.parametrize("planted", [0.2, 0.7, 1.0, 2.5, 8.0])
+def test_temperature_finds_the_planted_one(planted: float):
+    rng = np.random.default_rng(1)
+    logits = rng.normal(size=(20_000, 5)) * 3 * max(1, planted)
+    gumbel = -np.log(-np.log(rng.random(logits.shape)))
+    labels = (logits / planted + gumbel).argmax(1)  # a draw from softmax(logits / planted)
+    assert temperature(logits, labels) == pytest.approx(planted, rel=0.05)
+
+
+def test_temperature_stays_within_bounds():
+    logits, labels = np.eye(4)[np.arange(40) % 4], np.arange(40) % 4
+    assert 0.05 <= temperature(logits, labels) < 0.06  # all right: as sure as it may be
+    assert 19 < temperature(logits, (labels + 1) % 4) <= 20  # all wrong
+
+
+def test_the_threshold_lets_92_percent_through():
+    scores = np.random.default_rng(0).random(400)
+    assert (scores >= threshold(scores)).sum() == 368
+
+
+@given(st.integers(0, 9999), st.integers(20, 60))
+@example(163, 20)  # nothing is better than to call none of them positive, or all
+def test_no_other_threshold_finds_more(seed: int, n: int):
+    rng = np.random.default_rng(seed)
+    positive = rng.random(n) < 0.4
+    probabilities = np.clip(rng.choice(np.arange(11) / 10, n) + 0.2 * positive, 0, 1)
+
+    def both(at: float) -> float:
+        found = probabilities >= at
+        return found[positive].mean() + 1 - found[~positive].mean()
+
+    if positive.any() and not positive.all():
+        best = max(both(at) for at in [*probabilities, 1.5])
+        assert both(decision(probabilities, positive)) == pytest.approx(best)
+
+
+def test_few_photos_calibrate_nothing():
+    logits, labels = np.random.default_rng(0).normal(size=(19, 3)), np.zeros(19, int)
+    assert temperature(logits, labels) == 1.0
+    assert threshold(logits[:, 0]) == 0.0 and decision(logits[:, 0], labels == 0) == 0.5
+    assert temperature(np.zeros((0, 3)), labels[:0]) == 1.0

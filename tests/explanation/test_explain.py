@@ -1,0 +1,295 @@
+"""An explanation says what the classifier says, adds up, stays in its folder, and its page asks nobody for anything."""
+
+import hashlib
+import json
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from PIL import Image
+from told import Words, english
+
+from fieldmark.core import io
+from fieldmark.core.progress import Reporter
+from fieldmark.explanation import attribution, class_sheet, faithfulness
+from fieldmark.explanation.attribution import METHODS
+from fieldmark.explanation.explain import _believe, explain
+from fieldmark.explanation.neighbours import read_gallery
+from fieldmark.inference import bundle
+
+NAMES = ["<script>alert(1)</script>", "健康 玉米叶", 'a "quoted" & odd|name']
+
+
+def state(*folders: Path) -> dict[str, str]:
+    """The contents of all files, to see that none has changed."""
+    files = (file for folder in folders for file in sorted(folder.rglob("*")) if file.is_file())
+    return {str(file): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+class Page(HTMLParser):
+    """The tags of a page, its visible text, and whether it asks anybody for anything."""
+
+    def __init__(self, file: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.words: list[str] = []
+        self.source = file.read_text(encoding="utf-8")
+        self.feed(self.source.replace("<wbr>", ""))
+        self.text = re.sub(r"\s+", " ", " ".join(self.words))
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.words.append(data)
+
+    def stands_alone(self) -> bool:
+        kept = all(
+            (attributes.get(name) or "data:").startswith(("data:", "#"))
+            for _, attributes in self.tags
+            for name in ("src", "href", "srcset", "action")
+        )
+        tags = {tag for tag, _ in self.tags}
+        return (
+            kept and not tags & {"script", "iframe", "link"} - {"link"} and not re.search(r"url\(|@import", self.source)
+        )
+
+    def pictures(self) -> list[str]:
+        assert all(attributes.get("alt") for tag, attributes in self.tags if tag == "img")
+        return [attributes["src"] or "" for tag, attributes in self.tags if tag == "img"]
+
+
+@pytest.fixture(scope="module")
+def odd_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run, its classes renamed to what a page must not obey."""
+    run = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("odd") / "run"))
+    info = bundle.read(run)
+    renamed = dict(zip(info["classes"], NAMES, strict=True))
+    info["classes"] = NAMES
+    io.write(run / "bundle" / "bundle.json", info)
+    model = onnx.load(run / "bundle" / "model.onnx")
+    (entry,) = model.metadata_props
+    entry.value = io.text(info)
+    onnx.save(model, run / "bundle" / "model.onnx")
+    rows = class_sheet._rows(run / "predictions.csv")
+    rows = [row | {name: renamed[row[name]] for name in ("label", "predicted")} for row in rows]
+    rows[0]["predicted"] = next(name for name in NAMES if name != rows[0]["label"])  # one mistake, and a photo gone
+    gone = {"path": "gone.jpg", "label": NAMES[1], "predicted": NAMES[0], "confidence": 0.9}
+    io.table(run / "predictions.csv", [*rows, {**rows[0], **gone}], list(rows[0]))
+    return run
+
+
+def test_it_says_what_predict_says_and_adds_up(here, small_run: Path, small_photos: Path, tmp_path: Path):
+    bad, photos = tmp_path / "bad.jpg", [small_photos / "disc" / "00.jpg", small_photos / "square" / "00.jpg"]
+    bad.write_bytes(photos[0].read_bytes()[:500])
+    before, out = state(small_run, small_photos), tmp_path / "out"
+    done = here("explain", small_run, photos[0], bad, photos[1], "--out", out, "--json")
+    assert done.code == 1 and state(small_run, small_photos) == before
+    first, error, second = done.json["photos"]
+    assert error == {"path": str(bad), "error": here("predict", small_run, bad, "--json").json[0]["error"]}
+    for found, answer in zip((first, second), here("predict", small_run, *photos, "--json").json, strict=True):
+        assert {name: found[name] for name in ("path", "label", "confidence", "known")} == {
+            name: answer[name] for name in ("path", "label", "confidence", "known")
+        }
+        assert found["target"] == found["label"]
+        assert found["evidence"] + found["bias"] == pytest.approx(found["logit"], abs=1e-4)
+        assert 0 < found["chance"] < 1 and len(found["nearest"]) == 4
+        (drawn,) = found["maps"]
+        assert drawn["method"] == "evidence" and 0 <= drawn["deletion"] <= 1 and 0 <= drawn["insertion"] <= 1
+    names = ["explain.html", "00.evidence.png", "00-2.evidence.png"]
+    assert done.json["files"] == [str(out / name) for name in names]
+    assert sorted(out.iterdir()) == sorted(out / name for name in names), "two photos of one name, and nothing else"
+    page = Page(out / "explain.html")
+    assert page.stands_alone() and len(page.pictures()) == 2 * (3 + 4)
+    assert f"{bad} could not be read: truncated" in page.text
+    for found in (first, second):
+        assert all(f"{found[name]:.4f}" in page.text for name in ("evidence", "bias", "logit"))
+    again = here("explain", small_run, photos[0], "--out", out)
+    assert "exists" in again.refusal
+
+
+def test_every_method_has_its_picture(
+    small_run: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(faithfulness, "STEPS", 4)
+    monkeypatch.setattr(attribution, "STEPS", 2)
+    photo = small_photos / "cross, blue" / "03.jpg"
+    found = explain(small_run, [photo], tmp_path / "out", Reporter(quiet=True), methods=["all"], target="square")
+    (one,) = found["photos"]
+    assert one["target"] == "square" != one["label"]
+    assert [drawn["method"] for drawn in one["maps"]] == list(METHODS)
+    for drawn in one["maps"]:
+        with Image.open(drawn["file"]) as picture:
+            assert picture.format == "PNG" and Path(drawn["file"]).parent == tmp_path / "out"
+    page = Page(tmp_path / "out" / "explain.html")
+    assert "You asked about square" in page.text and len(page.pictures()) == 1 + len(METHODS) + 1 + 4
+    assert ("Believe the" in page.text) != ("believe none" in page.text)
+
+
+def test_attention_is_shown_by_the_name_of_its_gate(
+    small_run: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3), "../<b>odd</b>": np.array([[0.0, 1.0]])}
+    monkeypatch.setattr(attribution, "attention", lambda network, x: gates)
+    monkeypatch.setattr(faithfulness, "STEPS", 4)
+    found = explain(small_run, [small_photos / "disc" / "01.jpg"], tmp_path / "out", Reporter(quiet=True))
+    shown = found["photos"][0]["attention"]
+    assert [one["module"] for one in shown] == list(gates)
+    assert all(Path(one["file"]).resolve().parent == tmp_path / "out" for one in shown)
+    assert sorted(map(str, (tmp_path / "out").iterdir())) == sorted(found["files"])
+    page = Page(tmp_path / "out" / "explain.html")
+    assert page.stands_alone() and "0.25 to 1.50 times what comes in" in page.text and "<b>" not in page.source
+
+
+def area(method: str, deletion: float, insertion: float) -> dict[str, Any]:
+    beats = insertion - deletion > 0.2
+    return {"method": method, "deletion": deletion, "insertion": insertion, "beats_random": beats}
+
+
+@pytest.mark.parametrize(
+    ("maps", "chance", "says"),
+    [
+        ([area("evidence", 0.2, 0.9)], 0.5, "Believe the evidence map: .* keeps 20.% .* it has 90.%; .* 50.% both"),
+        ([area("evidence", 0.3, 0.8), area("grad_cam", 0.2, 0.9)], 0.5, "Believe the Grad-CAM map.* ways.$"),
+        ([area("evidence", 0.21, 0.9), area("grad_cam", 0.2, 0.9)], 0.5, "Believe the evidence map.* ways.$"),
+        ([area("evidence", 0.2, 0.9), area("occlusion", 0.5, 0.5)], 0.5, "No better than random: occlusion"),
+        ([area("evidence", 0.5, 0.6)], 0.5, "believe none of them"),
+        ([area("evidence", 0.0, 0.01)], 0.01, "out of the question"),
+    ],
+)
+def test_it_says_which_map_to_believe(maps: list[dict[str, Any]], chance: float, says: str):
+    found = {"label": "elk", "target": "gnu", "chance": chance, "maps": maps}
+    assert re.search(says, _believe(found))
+
+
+def test_nearest_photos_are_shown(odd_run: Path, small_photos: Path, tmp_path: Path):
+    with np.load(odd_run / "gallery.npz") as gallery:
+        path = str(gallery["paths"][0])
+    photo, quiet = small_photos / path, Reporter(quiet=True)
+    found = explain(odd_run, [photo], tmp_path / "out", quiet, target=NAMES[0], nearest=3)["photos"][0]
+    near = found["nearest"]
+    assert near[0]["path"] == path and near[0]["similarity"] == pytest.approx(1, abs=1e-3)
+    similarities = [one["similarity"] for one in near]
+    assert len(near) == 3 and similarities == sorted(similarities, reverse=True)
+    page = Page(tmp_path / "out" / "explain.html")
+    assert page.stands_alone() and len(page.pictures()) == 1 + 1 + 1 + 3
+    assert "<script>alert" not in page.source and NAMES[0] in page.text and found["label"] in page.text
+
+
+def test_photos_and_gallery_may_be_gone(odd_run: Path, small_photos: Path, tmp_path: Path):
+    run = Path(shutil.copytree(odd_run, tmp_path / "run"))
+    audit = json.loads((run / "audit.json").read_text()) | {"folder": str(tmp_path / "nowhere")}
+    (run / "audit.json").write_text(json.dumps(audit))
+    photo, quiet = small_photos / "disc" / "05.jpg", Reporter(quiet=True)
+    near = explain(run, [photo], tmp_path / "names", quiet, nearest=2)["photos"][0]["nearest"]
+    page = Page(tmp_path / "names" / "explain.html")
+    assert page.text.count("no picture") == 2 and near[1]["path"] in page.text
+    whole = (run / "gallery.npz").read_bytes()
+    for damaged in (b"", whole[:300], whole[:-100]):
+        (run / "gallery.npz").write_bytes(damaged)
+        assert read_gallery(run, 1280) is None
+    assert explain(run, [photo], tmp_path / "none", quiet)["photos"][0]["nearest"] == []
+    assert "has kept no gallery" in Page(tmp_path / "none" / "explain.html").text
+
+
+def test_what_cannot_be_explained_is_refused(here, small_run: Path, small_photos: Path, tmp_path: Path):
+    photo, out = small_photos / "disc" / "00.jpg", tmp_path / "out"
+    (tmp_path / "text.jpg").write_text("no photo")
+    for words, reason in (
+        ((photo, "--method", "gradcam"), "no method 'gradcam': did you mean grad_cam?"),
+        ((photo, "--class", "disk"), "no class 'disk': the classifier knows disc"),
+        ((tmp_path / "text.jpg",), "nothing to explain"),
+        ((tmp_path / "none*.jpg",), "no such file"),
+        ((photo, "--nearest", "-1"), "--nearest"),
+    ):
+        assert reason in here("explain", small_run, *words, "--out", out).refusal
+        assert not out.exists()
+    assert "exists" in here("explain", small_run, photo, "--out", tmp_path / "text.jpg").refusal
+    assert (tmp_path / "text.jpg").read_text() == "no photo"
+
+
+# ---- the sheet
+
+
+def test_the_sheet_shows_each_class(here, odd_run: Path, small_photos: Path, tmp_path: Path):
+    before = state(odd_run, small_photos)
+    done = here("explain", odd_run, "--out", tmp_path / "out", "--json")
+    assert done.code == 1 and state(odd_run, small_photos) == before
+    assert done.json["files"] == [str(tmp_path / "out" / "sheet.html")]
+    assert {photo["class"] for photo in done.json["photos"]} == set(NAMES)
+    (gone,) = (photo for photo in done.json["photos"] if "error" in photo)
+    assert (gone["path"], gone["kind"]) == ("gone.jpg", "confused")
+    page = Page(tmp_path / "out" / "sheet.html")
+    assert page.stands_alone() and len(page.pictures()) == len(done.json["photos"]) - 1
+    assert all(name in page.text for name in NAMES) and "no such file" in page.text
+
+
+def row(path: str, predicted: str, confidence: float) -> dict[str, Any]:
+    return {"path": path, "label": "a", "predicted": predicted, "confidence": confidence}
+
+
+def test_the_sheet_takes_the_surest_the_surest_mistake_and_the_least_sure():
+    rows = [row("1", "a", 0.6), row("2", "a", 0.9), row("3", "b", 0.5), row("4", "b", 0.8), row("5", "a", 0.4)]
+    ((label, chosen),) = class_sheet._by_class(rows)
+    kinds = {one["kind"]: one["path"] for one in chosen}
+    assert (label, kinds) == ("a", {"typical": "2", "confused": "4", "uncertain": "5"})
+    ((_, only),) = class_sheet._by_class(rows[:1])
+    assert [one["kind"] for one in only] == ["typical"]
+
+
+def test_a_sheet_that_grows_too_long_ends(odd_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = class_sheet.sheet(odd_run, tmp_path / "whole", Reporter(quiet=True))
+    size = (tmp_path / "whole" / "sheet.html").stat().st_size
+    monkeypatch.setattr(class_sheet, "MOST", size // 2)
+    cut = class_sheet.sheet(odd_run, tmp_path / "cut", Reporter(quiet=True))
+    assert 0 < len(cut["photos"]) < len(whole["photos"])
+    assert (tmp_path / "cut" / "sheet.html").stat().st_size < size
+    assert "would not fit" in Page(tmp_path / "cut" / "sheet.html").text
+
+
+def test_without_test_photos_there_is_no_sheet(here, small_run: Path, tmp_path: Path):
+    assert "name the photos" in here("explain", small_run / "bundle", "--out", tmp_path / "out").refusal
+    run = Path(shutil.copytree(small_run, tmp_path / "run"))
+    (run / "predictions.csv").write_text("path,label,predicted,confidence,known\n")
+    assert "no test photos" in here("explain", run, "--out", tmp_path / "out").refusal
+
+
+def test_its_pages_are_chinese_where_that_is_asked_for(
+    odd_run: Path, small_photos: Path, tmp_path: Path, here, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(faithfulness, "STEPS", 4)
+    monkeypatch.setattr(attribution, "STEPS", 2)
+    gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3)}
+    monkeypatch.setattr(attribution, "attention", lambda network, x: gates)
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    photos = [small_photos / "disc" / "01.jpg", tmp_path / "bad.jpg"]
+    words = ("--out", tmp_path / "out", "--lang", "zh", "--method", "all", "--class", NAMES[0])
+    found = here("explain", odd_run, *photos, *words, "--json").json
+    assert here("explain", odd_run, "--out", tmp_path / "sheet", "--lang", "zh").code == 1  # a photo is gone
+    latin = [*NAMES, *gates, *map(str, photos), "empty file", "logits", "logit", "Grad-CAM", "ReLU", "Petsiuk et al."]
+    latin += [one["path"] for photo in found["photos"] for one in photo.get("nearest", [])]
+    latin += ["disc", "square", "cross, blue"]  # as the gallery calls them
+    for file in ("out/explain.html", "sheet/sheet.html"):
+        page = (tmp_path / file).read_text(encoding="utf-8").replace("<wbr>", "")
+        assert '<html lang="zh-CN">' in page and "证据" in page
+        said = english("\n".join(Words(page).words), latin)
+        assert said <= {
+            "run",
+            "x",
+            "model",
+            "onnx",
+            "fieldmark",
+            "explain",
+            "RUN",
+            "PHOTO",
+            "out",
+            "DIR",
+            "no",
+            "such",
+            "file",
+        }

@@ -1,0 +1,92 @@
+"""Deletion and insertion tell a map that points at the object from one that does not, and nothing from chance."""
+
+import numpy as np
+import pytest
+import torch
+from bright import counts_brightness, planted
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fieldmark.explanation import faithfulness
+
+SIZE = 64
+
+
+@pytest.fixture
+def scene() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """The photo, its mean colour everywhere, and a map (8, 8) of where its object is."""
+    x, inside = planted()
+    return x, torch.zeros_like(x), inside[::8, ::8].astype(np.float32)
+
+
+def test_the_map_of_the_object_beats_its_negative_and_chance(scene):
+    x, hidden, where = scene
+    noise = [faithfulness.random_map(where.shape, seed) for seed in range(4)]
+    found = faithfulness.areas(counts_brightness(), x, hidden, [where, -where, *noise], 0)
+    assert found.shape == (6, 2) and (found >= 0).all() and (found <= 1).all()
+    deletion, insertion = found.T
+    assert deletion[0] < deletion[2:].min() <= deletion[2:].max() < deletion[1]
+    assert insertion[0] > insertion[2:].max() >= insertion[2:].min() > insertion[1]
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000))
+def test_hiding_the_top_is_showing_the_top_of_the_negative(seed: int):
+    torch.manual_seed(seed)
+    x, hidden = torch.rand(2, 1, 3, SIZE, SIZE)
+    importance = faithfulness.random_map((8, 8), seed)
+    (deletion, insertion), (other_deletion, other_insertion) = faithfulness.areas(
+        counts_brightness(), x, hidden, [importance, -importance], 1
+    )
+    assert deletion == pytest.approx(other_insertion, abs=1e-5)
+    assert insertion == pytest.approx(other_deletion, abs=1e-5)
+
+
+@settings(max_examples=20)
+@given(seed=st.integers(0, 1000), factor=st.floats(0.01, 100), shape=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_only_the_order_of_a_map_counts(seed: int, factor: float, shape: tuple[int, int]):
+    torch.manual_seed(seed)
+    x, hidden = torch.rand(2, 1, 3, SIZE, SIZE)
+    importance = faithfulness.random_map(shape, seed)
+    maps = [importance, importance * np.float32(factor)]
+    one, other = faithfulness.areas(counts_brightness(), x, hidden, maps, 0)
+    np.testing.assert_allclose(one, other, atol=1e-3)
+
+
+def test_a_network_that_does_not_look_has_the_same_area_for_every_map(scene):
+    x, hidden, where = scene
+    network = counts_brightness()
+    with torch.no_grad():
+        network.head.last.weight.zero_()
+    expected = 1 / (1 + np.exp(2 / 1.5))  # the biases are -1 and 1, the temperature 1.5
+    found = faithfulness.areas(network, x, hidden, [where, np.zeros((3, 5))], 0, temperature=1.5)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+
+
+def test_a_map_of_equals_hides_no_half_first(scene):
+    """Ties are broken at random: a map that says nothing does as a random one does, whichever way."""
+    x, hidden, where = scene
+    x = torch.where(torch.arange(SIZE)[:, None] < SIZE // 2, 1.0, 0.0).expand_as(x)
+    (deletion, insertion), *_ = faithfulness.areas(counts_brightness(), x, hidden, [np.zeros_like(where)], 0)
+    assert deletion == pytest.approx(insertion, abs=0.05)
+
+
+def test_random_maps_are_always_the_same_and_all_different():
+    np.testing.assert_array_equal(faithfulness.random_map((7, 8), 3, 4), faithfulness.random_map((7, 8), 3, 4))
+    assert len({faithfulness.random_map((7, 8), seed).tobytes() for seed in range(9)}) == 9
+
+
+def test_the_centred_map_is_highest_in_the_middle():
+    found = faithfulness.centred_map((7, 9))
+    assert found.argmax() == 3 * 9 + 4
+    np.testing.assert_array_equal(found, found[::-1, ::-1])
+    assert (np.diff(found[3, :5]) > 0).all() and (np.diff(found[:4, 4]) > 0).all()
+
+
+def test_what_is_blurred_keeps_its_colours_and_loses_its_detail():
+    rng = np.random.default_rng(0)
+    photo = rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)
+    blurred = faithfulness.blurred(photo)
+    assert blurred.shape == photo.shape and blurred.dtype == np.uint8
+    np.testing.assert_allclose(blurred.mean((0, 1)), photo.mean((0, 1)), atol=3)
+    assert blurred.std() < photo.std() / 5

@@ -1,0 +1,196 @@
+"""The exported file is the network: same answers, evidence that sums to the logit, nothing else needed."""
+
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import onnx
+import pytest
+import torch
+
+from fieldmark.data.dataset import Normalise
+from fieldmark.data.image import prepare
+from fieldmark.exporters.onnx import Answering, export, verify
+from fieldmark.inference import bundle
+from fieldmark.inference.classifier import Classifier
+from fieldmark.models import Bilinear, Network, build
+from fieldmark.models.ood import Known
+
+CLASSES = ["cross, blue", "disc", "方 \udce9", "nothing"]
+NETWORKS = {
+    "linear": ("efficientnet_lite0+head=linear(hidden=9,dropout=0.3)", 64),
+    "bilinear": ("resnet18+head=bilinear(reduced=8)", 48),
+    "mask": ("efficientnet_lite0+after=-1:mask(norm=True)", 64),
+    "se": ("resnet18+after=-1:se(ratio=4),-2:mask+head=bilinear(reduced=5,hidden=7)", 72),
+}
+
+
+class Model(NamedTuple):
+    network: Network
+    known: Known
+    info: dict[str, Any]
+    classifier: Classifier
+    photos: np.ndarray  # (n, size, size, 3)
+
+    def answering(self) -> Answering:
+        return Answering(self.network, self.known, self.info).eval()
+
+    def run(self, photos: np.ndarray) -> dict[str, np.ndarray]:
+        names = [output.name for output in self.classifier.session.get_outputs()]
+        values = self.classifier.session.run(names, {"photos": photos})
+        return dict(zip(names, map(np.asarray, values), strict=True))
+
+
+@pytest.fixture(scope="module", params=NETWORKS)
+def model(request: pytest.FixtureRequest, small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Model:
+    words, size = NETWORKS[request.param]
+    torch.manual_seed(0)
+    network = build(words, classes=len(CLASSES))
+    for slot in network.slots.values():
+        slot.start_as_identity()  # then no longer the identity, so that its form counts
+        for parameter in slot.parameters():
+            torch.nn.init.normal_(parameter, std=0.3)
+    look: dict[str, Any] = asdict(network.preprocessing) | {"size": size}
+    photos = np.stack([prepare(file, look) for file in sorted(small_photos.glob("*/0[0-3].jpg"))])
+    x = Normalise(look["mean"], look["std"])(torch.from_numpy(photos).permute(0, 3, 1, 2))
+    with torch.no_grad():  # norms take the photos' statistics, as in a trained network
+        for module in network.modules():
+            if isinstance(module, torch.nn.BatchNorm2d):
+                module.momentum = None
+        network.train()(x)
+    with torch.no_grad():
+        features = network.eval().features(x)
+        pooled, logits = features.mean((2, 3)).numpy(), network.head(features).numpy()
+    known = Known.fit(pooled, np.arange(len(photos)) % 3, pooled, logits)  # of the fourth class nothing was shown
+    info = bundle.describe(network, CLASSES, look, 1.7, 0.3, "none")
+    file = tmp_path_factory.mktemp("export") / "model.onnx"
+    export(network, known, info, file)
+    return Model(network, known, info, Classifier(file), photos)
+
+
+def test_it_equals_torch(model: Model):
+    answered = model.run(model.photos)
+    with torch.inference_mode():
+        expected = model.answering()(torch.from_numpy(model.photos))
+    assert list(answered) == ["probabilities", "logits", "evidence", "known_score"]
+    for (name, got), wanted in zip(answered.items(), expected, strict=True):
+        # A bilinear head's root is infinitely steep at zero: what single positions said is less exact than their sum.
+        steep = name == "evidence" and isinstance(model.network.head, Bilinear)
+        # Untrained, all photos look nearly the same, and the score of what is known counts in their small deviations.
+        atol = 3e-2 if steep else 1e-4 if name == "known_score" else 1e-5
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=0, atol=atol)
+    assert len(np.unique(answered["logits"].round(3), axis=0)) == len(model.photos), "photos must differ"
+    n = len(model.photos)
+    assert answered["probabilities"].shape == answered["logits"].shape == (n, len(CLASSES))
+    assert answered["known_score"].shape == (n,)
+    assert answered["evidence"].shape[0] == n and answered["evidence"].ndim == 3
+
+
+def test_its_input_is_pixels(model: Model):
+    """uint8 n x H x W x 3 with any n; what is normalised inside is what a person would write outside."""
+    (photos,) = model.classifier.session.get_inputs()
+    size, n = model.info["preprocessing"]["size"], photos.shape[0]
+    assert (photos.name, photos.type, photos.shape[1:]) == ("photos", "tensor(uint8)", [size, size, 3])
+    assert isinstance(n, str)
+    look = model.info["preprocessing"]
+    pixels = (model.photos - np.array(look["mean"])) / np.array(look["std"])
+    with torch.inference_mode():
+        logits = model.network(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()).numpy()
+    np.testing.assert_allclose(model.run(model.photos)["logits"], logits, rtol=0, atol=1e-4)
+
+
+def test_a_batch_equals_single_photos(model: Model):
+    together = model.run(model.photos)
+    for n in (1, 2, 5):
+        for name, value in model.run(model.photos[:n]).items():
+            atol = {"evidence": 3e-2, "known_score": 1e-4}.get(name, 1e-5)
+            np.testing.assert_allclose(value, together[name][:n], rtol=0, atol=atol)
+    single = model.classifier.judge(model.photos[3])
+    np.testing.assert_allclose(single["probabilities"], together["probabilities"][3], rtol=0, atol=1e-5)
+
+
+def test_temperature_and_known_score(model: Model):
+    answered = model.run(model.photos)
+    weights = np.exp(answered["logits"] / 1.7 - (answered["logits"] / 1.7).max(1, keepdims=True))
+    probabilities = weights / weights.sum(1, keepdims=True)
+    np.testing.assert_allclose(answered["probabilities"], probabilities, atol=1e-6)
+    assert ((answered["known_score"] > 0) & (answered["known_score"] < 1)).all()
+
+
+def test_evidence_and_bias_sum_to_the_top_logit(model: Model):
+    answered, look = model.run(model.photos), model.info["preprocessing"]
+    photos = torch.from_numpy(model.photos).permute(0, 3, 1, 2)
+    top = torch.from_numpy(answered["logits"].argmax(1))
+    with torch.inference_mode():
+        features = model.network.features(Normalise(look["mean"], look["std"])(photos))
+        bias = model.network.head.bias(features, top).numpy()
+    assert answered["evidence"].shape[1:] == features.shape[2:]
+    logits = answered["logits"].max(1)
+    np.testing.assert_allclose(answered["evidence"].sum((1, 2)) + bias, logits, rtol=1e-4, atol=1e-4)
+
+
+def test_one_file_is_all_it_takes(model: Model, small_photos: Path, tmp_path: Path):
+    assert [file.name for file in model.classifier.file.parent.iterdir()] == ["model.onnx"]
+    elsewhere = shutil.copy(model.classifier.file, tmp_path / "其他 name.onnx")
+    classifier, photo = Classifier(elsewhere), next(small_photos.glob("disc/*.jpg"))
+    assert classifier.info == bundle.check(model.info | {"preprocessing": classifier.info["preprocessing"]}, "")
+    assert classifier.classes == CLASSES
+    assert classifier.predict(photo) == model.classifier.predict(photo)
+
+
+def test_verify_finds_no_difference(model: Model):
+    found = verify(model.network, model.known, model.info, model.classifier, list(model.photos))
+    assert found["max_difference"] <= 1e-5
+    assert found["label_agreement"] == 1.0
+    assert found["photos"] == len(model.photos)
+
+
+@torch.no_grad()
+def test_verify_finds_a_difference(model: Model):
+    last = model.network.head.last
+    kept = last.weight.clone(), last.bias.clone()
+    for parameter in (last.weight, last.bias):
+        parameter.copy_(parameter.roll(1, dims=0))  # every class takes its neighbour's place
+    found = verify(model.network, model.known, model.info, model.classifier, list(model.photos))
+    last.weight.copy_(kept[0])
+    last.bias.copy_(kept[1])
+    assert found["max_difference"] > 1e-2
+    assert found["label_agreement"] == 0
+
+
+def test_slots_are_in_the_graph(model: Model):
+    """The export of a network with its gates taken out answers otherwise: the gates above did count."""
+    gates = list(model.network.slots.values())
+    if not gates:
+        return  # two of the networks have none
+    x = torch.from_numpy(model.photos[:2])
+    answering = model.answering()
+    with torch.inference_mode():
+        with_gates = answering(x)[1]
+        hooks = [gate.register_forward_hook(lambda module, inputs, output: inputs[0]) for gate in gates]
+        without = answering(x)[1]
+    for hook in hooks:
+        hook.remove()
+    assert (with_gates - without).abs().max() > 1e-3
+
+
+def test_nothing_to_verify_on(small_run: Path):
+    network, known, info = bundle.network(small_run), bundle.known(small_run), bundle.read(small_run)
+    assert verify(network, known, info, Classifier(small_run), []) == {
+        "max_difference": 0.0, "label_agreement": None, "photos": 0,
+    }  # fmt: skip
+
+
+def test_the_network_is_left_as_it_was(tmp_path: Path):
+    """What is exported is a copy, with its norms folded: traced in half the time."""
+    network = build("efficientnet_lite0", classes=2).train()
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    known = Known(torch.zeros(2, 1280))
+    info = bundle.describe(network, ["a", "b"], asdict(network.preprocessing) | {"size": 32}, 1.0, 0.0, "none")
+    export(network, known, info, tmp_path / "model.onnx")
+    assert network.training and any(getattr(module, "inplace", False) for module in network.modules())
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+    kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
+    assert "Conv" in kinds and "BatchNormalization" not in kinds

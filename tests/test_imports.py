@@ -1,0 +1,193 @@
+"""The borders of DESIGN.md hold: who imports whom, where torch stays out, and what no file of the tree may contain."""
+
+import ast
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGE = ROOT / "fieldmark"
+
+# The way of a photo: a part imports only what stands before it. A new module needs a place here.
+WAY = (
+    *("errors", "machine", "records", "languages", "recipe", "idle", "progress", "intervals", "checkpoint", "demo"),
+    *("charts", "trust_charts", "wording", "pages", "trackers", "network", "quality", "bench", "showcase"),
+    *(
+        "photos",
+        "segments",
+        "store",
+        "stream",
+        "augment",
+        "dataset",
+        "features",
+        "solve",
+        "schedule",
+        "phases",
+        "blueprint",
+        "routine",
+        "devices",
+    ),
+    *(
+        "labels",
+        "curve",
+        "finetune",
+        "calibrate",
+        "known",
+        "bundle",
+        "answers",
+        "predict",
+        "cluster",
+        "heat",
+        "figures",
+    ),
+    *("finished", "evaluate", "saliency", "faithful", "sheet", "gallery", "examples", "explain", "export"),
+    *("sides", "quantise", "int8", "intermediate", "exported"),
+    *("look", "check", "pack", "report", "serve", "prepare", "plan", "verdict", "folds", "shared", "run"),
+    *("scatter", "compare", "compared", "space", "search", "searched", "options", "verbs", "cli"),
+)
+NO_TORCH = ("photos", "check", "pack", "answers", "predict", "cluster", "heat", "sheet", "gallery", "serve")
+
+
+def modules() -> dict[str, Path]:
+    """Dotted name below fieldmark -> file; packages by their own name."""
+    found = {}
+    for file in sorted(PACKAGE.rglob("*.py")):
+        parts = file.relative_to(PACKAGE).with_suffix("").parts
+        name = ".".join(part for part in parts if part != "__init__")
+        if name:
+            found[name] = file
+    return found
+
+
+def imports(file: Path, *, late: bool = True) -> Iterator[str]:
+    """Every module that a file imports, dotted; without `late` only what importing the file itself brings in."""
+
+    def look(node: ast.AST) -> Iterator[str]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                yield from (alias.name for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{file} imports relatively"
+                yield from (f"{child.module}.{alias.name}" for alias in child.names)
+            elif not late and _runs_later(child):
+                continue
+            else:
+                yield from look(child)
+
+    yield from look(ast.parse(file.read_text(encoding="utf-8")))
+
+
+def _runs_later(node: ast.AST) -> bool:
+    if isinstance(node, ast.If):
+        return "TYPE_CHECKING" in ast.unparse(node.test)
+    return isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+
+
+def ours(name: str) -> str | None:
+    """`fieldmark.data.catalog.read` -> `photos.catalog`: the module of ours that the import means, if it is one."""
+    first, _, rest = name.partition(".")
+    while first == "fieldmark" and rest:
+        if rest in MODULES:
+            return rest
+        rest = rest.rpartition(".")[0]
+    return None
+
+
+MODULES = modules()
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_a_part_imports_only_what_stands_before_it(name: str):
+    part = name.split(".")[0]
+    assert part in WAY, f"give {part} a place in WAY"
+    for imported in map(ours, imports(MODULES[name])):
+        if imported and (other := imported.split(".")[0]) != part:
+            assert WAY.index(other) < WAY.index(part), f"{name} imports {imported}, which comes after it"
+
+
+@pytest.mark.parametrize("name", [name for name in MODULES if name.split(".")[0] == "network"])
+def test_the_network_needs_nothing_else_of_ours(name: str):
+    found = {imported for imported in map(ours, imports(MODULES[name])) if imported}
+    assert {other for other in found if other.split(".")[0] != "network"} <= {"errors"}
+
+
+@pytest.mark.parametrize("name", [n for n in MODULES if any(f"{n}.".startswith(f"{part}.") for part in NO_TORCH)])
+def test_no_torch_where_photos_are_judged(name: str):
+    assert not [other for other in imports(MODULES[name]) if other.split(".")[0].startswith(("torch", "lightning"))]
+    reached, waiting = set(), [name]
+    while waiting:
+        here = waiting.pop()
+        if here in reached:
+            continue
+        reached.add(here)
+        package = here.rpartition(".")[0]
+        for other in [*imports(MODULES[here], late=False), *([f"fieldmark.{package}"] if package else [])]:
+            assert not other.split(".")[0].startswith(("torch", "lightning")), f"{name} brings torch in by {here}"
+            if found := ours(other):
+                waiting.append(found)
+
+
+BLOCKED = """
+import sys, json
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in ("torch", "torchvision", "lightning_fabric", "safetensors", "onnx", "sklearn"):
+            raise ModuleNotFoundError(f"{name} is blocked", name=name)
+sys.meta_path.insert(0, Block())
+import fieldmark.data.image, fieldmark.inference.classifier
+from fieldmark import load
+print(json.dumps(load(sys.argv[1]).predict(sys.argv[2])))
+assert "torch" not in sys.modules
+"""
+
+
+def test_prediction_runs_where_there_is_no_torch(small_run: Path, small_photos: Path):
+    command = [sys.executable, "-W", "error", "-c", BLOCKED, str(small_run), str(small_photos / "disc" / "00.jpg")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    assert done.returncode == 0, done.stderr
+    assert '"label": "disc"' in done.stdout
+
+
+# ---- what no file may contain
+
+
+def tracked() -> list[Path]:
+    """The files of the tree that git knows or would take."""
+    listed = ["git", "ls-files", "--cached", "--others", "--exclude-standard", "-z"]
+    done = subprocess.run(listed, cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("needs the git checkout, which this is not")
+    return [file for name in done.stdout.split("\0") if name and (file := ROOT / name).is_file()]
+
+
+def test_no_file_names_a_package_registry():
+    # In halves, since this file is one of those that are searched.
+    halves = [("pypi.", "org"), ("pythonhosted", ".org"), ("pypi.", "tuna"), ("mirrors.", "aliyun"), ("npmjs.", "org")]
+    halves += [("npmjs.", "com"), ("conda.", "anaconda"), ("docker", ".io"), ("ghcr", ".io"), ("index-", "url")]
+    halves += [("--extra-", "index"), ("crates", ".io"), ("proxy.", "golang")]
+    for file in tracked():
+        content = file.read_bytes().lower()
+        assert not [host for host in map("".join, halves) if host.encode() in content], file
+
+
+def test_nothing_is_unpickled():
+    for file in tracked():
+        if file.suffix != ".py":
+            continue
+        tree = ast.parse(file.read_text(encoding="utf-8"))
+        found = {name.split(".")[0] for name in imports(file)}
+        assert not found & {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "joblib", "shelve", "marshal"}, file
+        for call in (node for node in ast.walk(tree) if isinstance(node, ast.Call)):
+            called, given = ast.unparse(call.func), {word.arg: ast.unparse(word.value) for word in call.keywords}
+            if called in ("torch.load", "load_state_dict_from_url"):
+                assert given.get("weights_only") == "True", f"{file}:{call.lineno}"
+            assert given.get("allow_pickle") in (None, "False"), f"{file}:{call.lineno}"
+
+
+def test_files_stay_short():
+    lines = {f: len(f.read_text(encoding="utf-8").splitlines()) for f in tracked() if f.suffix == ".py"}
+    assert not {str(file.relative_to(ROOT)): n for file, n in lines.items() if n > 300}

@@ -1,0 +1,159 @@
+"""What is left open until the speed is known: epochs for a budget, rates, the size of a batch."""
+
+import dataclasses
+import re
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fieldmark.models import build
+from fieldmark.recipes.recipe import Recipe
+from fieldmark.training import budget as plan
+
+
+class Stage:
+    """What `epochs_for` asks of a Trainer, at the speed given."""
+
+    def __init__(self, photos: int) -> None:
+        self.network, self.data, self.routine, self.fabric = self, self, self, self
+        self.train, self.size, self.is_global_zero = range(photos), 224, True
+
+    def broadcast(self, value: Any) -> Any:
+        return value
+
+
+@pytest.fixture
+def speed(monkeypatch: pytest.MonkeyPatch):
+    def set_to(step: float, look: float, judging: float) -> None:
+        monkeypatch.setattr(plan, "costs", lambda trainer, recipe: (step, look))
+        monkeypatch.setattr(plan, "judging_time", lambda network, size: judging)
+
+    return set_to
+
+
+@given(
+    budget=st.integers(1, 7200),
+    elapsed=st.floats(0, 600),
+    step=st.floats(0.001, 20),
+    look=st.floats(0, 60),
+    photos=st.integers(1, 5000),
+    start=st.none() | st.integers(64, 160),
+    weights=st.sampled_from(["imagenet", "none"]),
+)
+def test_a_plan_fits_into_the_budget(speed, budget, elapsed, step, look, photos, start, weights):
+    speed(step, look, 0.01)
+    recipe = Recipe(budget=f"{budget}s", start_size=start, weights=weights)
+    planned, told = plan.epochs_for(Stage(photos), recipe, elapsed, 100)  # type: ignore[arg-type]
+    assert dataclasses.replace(planned, epochs=recipe.epochs, steps_per_epoch=None) == recipe and told
+    assert planned.steps_per_epoch is not None  # by that a resumed run knows that it is planned
+    most = plan.MOST_EPOCHS if weights == "imagenet" else plan.FROM_SCRATCH
+    left = (budget - elapsed - plan.CLOSING - 1 - look) / plan.SLACK
+    spent = planned.epochs * (planned.steps_per_epoch * step * (0.5 if start else 1) + look)
+    assert 0 <= planned.epochs <= most and spent <= max(0, left) + 1e-6
+    full = max(1, photos // recipe.batch)
+    if planned.epochs == 0:
+        least = min(plan.LEAST_PASSES, plan.LEAST_STEPS / full)  # with less it would gain nothing
+        least = least * (full * step + look) if weights == "imagenet" else step + look  # or no step could be done
+        assert left <= least + 1e-6
+    elif planned.epochs < most:
+        assert planned.steps_per_epoch <= 2 * full
+        if start is None and planned.steps_per_epoch < 2 * full:
+            assert left - spent <= planned.epochs * step + 1e-6  # nothing worth a step is wasted
+    else:
+        assert planned.steps_per_epoch <= full
+
+
+def test_a_second_look_at_the_photos_needs_time_for_it(trainer):
+    training = trainer(budget="60s")
+    training.reporter.started = time.monotonic() - 40
+    closing = 60 - 40 - plan.CLOSING
+    judged = 2 / 18 * (6 + 100)  # of the seconds that the 18 training photos take
+    assert plan.affords(training, 0.9 * closing / (1 + judged), 100)
+    assert not plan.affords(training, 1.1 * closing / (1 + judged), 100)
+    training.recipe = dataclasses.replace(training.recipe, budget=None)
+    assert plan.affords(training, 1e9, 100)
+
+
+def test_measuring_takes_all_phases_and_leaves_no_trace(trainer):
+    training = trainer(unfreeze="gradual", ema=0.9, mixup=0.2, accumulate=2)
+    training.routine.enter(2)
+    before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+    taken: list[tuple[int, int]] = []
+    whole = training.gradients
+
+    def gradients(module, inputs, targets, phase, step):
+        taken.append((phase, step))
+        return whole(module, inputs, targets, phase, step)
+
+    training.gradients = gradients
+    step, look = plan.costs(training, training.recipe)
+    assert step > 0 and look > 0 and taken == [(phase, step) for phase in (2, 3) for step in range(8)]
+    assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
+    frozen = list(training.routine.frozen.prefix.parameters())
+    assert frozen and not any(parameter.requires_grad for parameter in frozen)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_rates_are_found_again_and_leave_no_trace(trainer, optimizer: str):
+    found = []
+    for _ in range(2):
+        training = trainer(find_lr=True, optimizer=optimizer, frozen_epochs=0)
+        training.routine.enter(2)
+        before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
+        torch.manual_seed(len(found))  # nothing hangs on what was drawn before
+        found.append(plan.rates_for(training, training.recipe, steps=20)[0])
+        assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
+    assert found[0] == found[1] and not found[0].find_lr
+    head, backbone = found[0].rates
+    assert backbone == pytest.approx(head / 2, rel=0.06)
+    usual = Recipe(optimizer=optimizer).rates[0]
+    assert usual / 3000 <= head <= usual * 10
+
+
+def test_a_batch_fits_into_half_of_the_memory():
+    network = build("resnet18", classes=3)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    found = [plan.batch_for(network, 64, 10**6, free=free) for free in (0, 1e8, 2e8, 4e8, 1e9, 1e15)]
+    assert found == sorted(found) and found[0] == 2 and found[-1] == plan.MOST_PHOTOS
+    assert len(set(found)) > 3 and all(n & (n - 1) == 0 for n in found)
+    assert plan.batch_for(network, 128, 10**6, free=4e8) == plan.batch_for(network, 64, 10**6, free=1e8)
+    assert plan.batch_for(network, 64, 20, free=1e15) == 16
+    assert plan.batch_for(network, 64, 100, parts=3, free=1e15) == 96
+    assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+# ---- in a run
+
+NOW = "import time; from fieldmark import machine, plan; machine.STARTED = time.monotonic(); plan.CLOSING = {closing}"
+OPTIONS = ["--image-size", "64", "--train-size", "64", "--batch", "8"]
+
+
+def test_the_plan_of_a_budget_is_made_once(start, tmp_path: Path):
+    """A run that is killed in phase 2 goes on with its plan, although its time is up."""
+    words = [*OPTIONS, "--budget", "16s", "--find-lr"]
+    dies = {"home": "finetune.Trainer", "name": "_step", "when": "args[0].state.step == 3"}
+    killed = start(tmp_path / "run", words, first=NOW.format(closing=2), dies=dies)
+    assert killed.code == -9, killed.said
+    recipe = (tmp_path / "run" / "recipe.yaml").read_text()
+    planned = Recipe(**yaml.safe_load(recipe))
+    assert planned.lr and not planned.find_lr and planned.steps_per_epoch and planned.epochs
+    ended = start(tmp_path / "run", words, first=NOW.format(closing=2) + "; machine.STARTED -= 100")
+    assert ended.code == 0, ended.said
+    assert (tmp_path / "run" / "recipe.yaml").read_text() == recipe
+    assert (tmp_path / "run" / "log.txt").read_text().count("plan: ") == 2  # rates and epochs, once each
+    said = re.search(r"(\d+) epochs of (\d+) steps", killed.said)
+    assert said and (int(said[1]), int(said[2])) == (planned.epochs, planned.steps_per_epoch)
+
+
+def test_a_budget_that_is_spent_leaves_phase_2_out(start, tmp_path: Path):
+    began = time.monotonic()
+    ended = start(tmp_path / "run", [*OPTIONS, "--budget", "5s"], first=NOW.format(closing=8))
+    assert ended.code == 0 and "too few for phase 2" in ended.said
+    assert "phase 1" in ended.said and "phase 2)" not in ended.said and time.monotonic() - began < 60
+    assert Recipe(**yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())).epochs == 0

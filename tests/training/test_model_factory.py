@@ -1,0 +1,58 @@
+"""Zeros around a small photo, and colours of mean 0: the same in training and in every file that answers."""
+
+import dataclasses
+
+import pytest
+import torch
+
+import fieldmark
+from fieldmark.core.errors import FieldmarkError
+from fieldmark.data.dataset import Normalise, judged
+from fieldmark.recipes.recipe import Recipe
+from fieldmark.training.model_factory import named, network_of, preprocessing, standardise
+
+SMALL = Recipe(backbone="resnet18", weights="none", image_size=32, pad=16)
+
+
+def test_a_padded_network_sees_zeros_around_the_photo():
+    torch.manual_seed(0)
+    padded = network_of(SMALL, 3).eval()
+    torch.manual_seed(0)
+    plain = network_of(dataclasses.replace(SMALL, pad=0), 3).eval()
+    photo = torch.randn(2, 3, 32, 32)
+    around = torch.zeros(2, 3, 64, 64)
+    around[..., 16:48, 16:48] = photo
+    assert torch.equal(padded(photo), plain(around))
+    rebuilt = fieldmark.models.rebuild(padded.spec).eval()
+    rebuilt.load_state_dict(plain.state_dict())  # published names stay what they are
+    assert torch.equal(rebuilt(photo), padded(photo))
+
+
+def test_nothing_is_left_open_and_what_cannot_be_is_refused():
+    recipe = named(Recipe(), print)
+    assert (recipe.backbone, recipe.image_size) == ("efficientnet_lite0", 256)
+    with pytest.raises(FieldmarkError, match="--standardise"):
+        named(Recipe(standardise=True), print)
+    with pytest.raises(FieldmarkError, match="--start-size"):
+        named(Recipe(start_size=224), print)
+
+
+def test_the_network_expects_the_colours_of_the_training_photos(few):
+    for channels in (3, 1):
+        recipe = dataclasses.replace(SMALL, standardise=True, channels=channels)
+        network = network_of(recipe, 3)
+        standardise(network, recipe, few)
+        look = preprocessing(network, recipe)
+        whole = min(few.pack[int(few.train[0])].shape[:2])
+        seen = Normalise(look["mean"], look["std"])(torch.cat(list(judged(few.pack, few.train, whole))))
+        assert seen.shape[1] == channels
+        assert seen.mean((0, 2, 3)).abs().max() < 0.1 and (seen.std((0, 2, 3)) - 1).abs().max() < 0.1
+
+
+def test_a_run_so_trained_answers_alike_everywhere(small_photos, tmp_path):
+    recipe = dataclasses.replace(SMALL, standardise=True, epochs=1, batch=8, schedule="steps", decay_all=True)
+    run = fieldmark.train(small_photos, recipe, out=tmp_path / "run")
+    assert run.metrics["export"]["label_agreement"] == 1 and run.metrics["export"]["max_difference"] < 1e-4
+    mean = fieldmark.load(run.folder).info["preprocessing"]["mean"]
+    assert mean != list(network_of(SMALL, 2).preprocessing.mean)
+    assert fieldmark.inference.bundle.network(run.folder / "bundle").preprocessing.mean == tuple(mean)
