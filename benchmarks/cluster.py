@@ -20,12 +20,12 @@ from itertools import cycle, islice
 from pathlib import Path
 from typing import Any
 
-from fieldmark.data.locate import each
+from fieldmark.data.locate import find_images
 
 
 def copies(photos: str, many: int, folder: Path) -> None:
     """So many files, in folders of a thousand."""
-    files = [path for path, _ in each([photos])]
+    files = [path for path, _ in find_images([photos])]
     for k, file in enumerate(islice(cycle(files), many)):
         place = folder / f"{k // 1000:03}" / f"{k:06}{Path(file).suffix}"
         place.parent.mkdir(exist_ok=True)

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 
 from fieldmark.core import runtime
 from fieldmark.models import VARIANTS, build
-from fieldmark.models.profile import layers, smallest_size
+from fieldmark.models.profile import layer_table, min_image_size
 from fieldmark.models.spec import ATTENTIONS, HEADS
 
 PLACES = {"inside": "attention={}", "first stage": "after=0:{}", "last stage": "after=-1:{}"}
@@ -47,8 +47,8 @@ def size_of(name: str) -> int:
     """
     with torch.device("meta"):
         network = build(name)
-    size = smallest_size(network)
-    while min(layers(network, size)[-2]["shape"][1:]) < 2:
+    size = min_image_size(network)
+    while min(layer_table(network, size)[-2]["shape"][1:]) < 2:
         size += 1
     return size
 
@@ -78,7 +78,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each Nth alone: a sample across families")
     parser.add_argument("--like", default="", metavar="WORD", help="networks with this in their name alone")
     options = parser.parse_args()
-    runtime.prepare()
+    runtime.configure_torch()
     words = combinations(options.like)
     chosen = range(len(words))[options.first : options.last : options.every]
     began, failures = time.monotonic(), 0

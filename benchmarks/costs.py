@@ -21,15 +21,15 @@ import numpy as np
 import torch
 from predict import exported
 
-from fieldmark.audit.audit import audit
+from fieldmark.audit.audit import audit_catalog
 from fieldmark.core.progress import Reporter
-from fieldmark.data.pack import pack
-from fieldmark.data.readers import read
-from fieldmark.pipeline.prepare import prepare
+from fieldmark.data.pack import write_shards
+from fieldmark.data.readers import read_catalog
+from fieldmark.pipeline.prepare import prepare_data
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import distributed
-from fieldmark.training.budget import costs
-from fieldmark.training.model_factory import named, network_of, preprocessing
+from fieldmark.training.budget import measure_costs
+from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe
 from fieldmark.training.trainer import Trainer
 
 CORES, DAY = 32, 24.0
@@ -50,45 +50,45 @@ def milliseconds(what: str, work: Callable[[], object], photos: int, rounds: int
 def constants(photos: str, name: str, home: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Milliseconds and bytes of a photo."""
     quiet = Reporter(quiet=True)
-    catalog, recipe = read(photos), named(Recipe(backbone=name), print)
-    n, contents = len(catalog.photos), [catalog.contents(photo) for photo in catalog.photos]
+    catalog, recipe = read_catalog(photos), resolve_recipe(Recipe(backbone=name), print)
+    n, contents = len(catalog.photos), [catalog.read_bytes(photo) for photo in catalog.photos]
     print(f"{photos}: {n:,} photos; {name}; one core of {os.cpu_count()}")
     size, took = {"file": statistics.fmean(map(len, contents))}, dict[str, float]()
 
-    took["packing"] = milliseconds("packing", lambda: pack(photos, home / f"s{time.monotonic_ns()}", quiet), n)
-    size["in shards"] = pack(photos, home / "shards", quiet)["bytes"] / n
-    took["listing"] = milliseconds("listing shards", lambda: read(home / "shards"), n)
+    took["packing"] = milliseconds("packing", lambda: write_shards(photos, home / f"s{time.monotonic_ns()}", quiet), n)
+    size["in shards"] = write_shards(photos, home / "shards", quiet)["bytes"] / n
+    took["listing"] = milliseconds("listing shards", lambda: read_catalog(home / "shards"), n)
     tracemalloc.start()
-    listed = read(home / "shards")
+    listed = read_catalog(home / "shards")
     size["its row in memory"] = tracemalloc.get_traced_memory()[0] / len(listed.photos)
     tracemalloc.stop()
 
-    network = network_of(recipe, len(catalog.classes))
-    looks = preprocessing(network, recipe)
+    network = build_network(recipe, len(catalog.classes))
+    looks = make_preprocessing(network, recipe)
     (home / "run" / "resume").mkdir(parents=True)
-    took["audit"] = milliseconds("audit", lambda: audit(catalog, shorter=looks["size"], workers=1), n)
-    table = prepare(catalog, looks, recipe, home / "run", quiet)
-    pack_ = table.data.pack
+    took["audit"] = milliseconds("audit", lambda: audit_catalog(catalog, shorter=looks["size"], workers=1), n)
+    table = prepare_data(catalog, looks, recipe, home / "run", quiet)
+    pack_ = table.data.images
     size[f"decoded, {looks['size']} px"] = statistics.fmean(pack_[k].nbytes for k in range(len(pack_)))
 
-    trainer = Trainer(network, table.data, recipe, home / "run" / "resume", quiet, distributed.fabric(recipe))
+    trainer = Trainer(network, table.data, recipe, home / "run" / "resume", quiet, distributed.make_fabric(recipe))
 
     def features() -> tuple[np.ndarray, np.ndarray]:
         for file in (home / "run" / "resume").glob("*.npy"):
             file.unlink()
-        return trainer.routine.frozen.features(quiet, lambda _: False)
+        return trainer.phase_builder.frozen_features.compute_features(quiet, lambda _: False)
 
     train, val = features()
     size["features"] = train[0].nbytes
     took["features"] = milliseconds("frozen layers", features, len(train) + len(val))
-    trainer.routine.enter(2)
-    steps = sorted(1000 * costs(trainer, recipe)[0] / recipe.batch for _ in range(3))
+    trainer.phase_builder.enter_phase(2)
+    steps = sorted(1000 * measure_costs(trainer, recipe)[0] / recipe.batch for _ in range(3))
     took["training"] = steps[1]
     print(f"training, phase 2: {steps[1]:.1f} ms a photo ({steps[0]:.1f} to {steps[2]:.1f}), {recipe.batch} a step")
 
     classifier, some = exported(name, home), contents[:: max(1, n // 300)]
     classifier.predict(some[:5])
-    took["answer"] = milliseconds("an answer", lambda: [classifier.look(one) for one in some], len(some))
+    took["answer"] = milliseconds("an answer", lambda: [classifier.infer_source(one) for one in some], len(some))
     return took, size
 
 

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 
 from fieldmark.core import runtime
-from fieldmark.data.dataset import Normalise
-from fieldmark.data.image import prepare
-from fieldmark.data.splits import read_split
+from fieldmark.data.dataset import Normalize
+from fieldmark.data.image import preprocess
+from fieldmark.data.splits import read_split_file
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.run_folder import catalog_of
+from fieldmark.inference.run_folder import load_catalog
 
 Asked = Callable[[bytes], np.ndarray]
 """A photo's bytes -> probabilities."""
@@ -55,25 +55,25 @@ def main() -> None:
     parser.add_argument("run", type=Path)
     parser.add_argument("exports", nargs="*")
     asked = parser.parse_args()
-    runtime.prepare()
-    catalog, classifier = catalog_of(asked.run), Classifier(asked.run)
+    runtime.configure_torch()
+    catalog, classifier = load_catalog(asked.run), Classifier(asked.run)
     look, classes, t = classifier.info["preprocessing"], classifier.classes, classifier.info["temperature"]
-    photos = [photo for photo in read_split(asked.run / "split.csv") if photo.split == "test"]
+    photos = [photo for photo in read_split_file(asked.run / "split.csv") if photo.split == "test"]
     files = [catalog.source / photo.path for photo in photos]
     contents = [file.read_bytes() for file in files]
     labels = np.array([classes.index(photo.label) for photo in photos])
-    pixels = [prepare(content, look) for content in contents]
-    equal = sum(np.array_equal(prepare(file, look), one) for file, one in zip(files, pixels, strict=True))
+    pixels = [preprocess(content, look) for content in contents]
+    equal = sum(np.array_equal(preprocess(file, look), one) for file, one in zip(files, pixels, strict=True))
     print(f"{len(photos)} test photos; pixels of file and bytes equal to the bit: {equal}")
-    network, normalise = bundle.network(asked.run), Normalise(look["mean"], look["std"])
+    network, normalise = bundle.load_network(asked.run), Normalize(look["mean"], look["std"])
 
     def by_torch(content: bytes) -> np.ndarray:
         with torch.inference_mode():
-            x = normalise(torch.from_numpy(prepare(content, look))[None].permute(0, 3, 1, 2))
+            x = normalise(torch.from_numpy(preprocess(content, look))[None].permute(0, 3, 1, 2))
             return (network(x) / t).softmax(1)[0].numpy()
 
     def by(model: Classifier) -> Asked:
-        return lambda content: model.look(content)["probabilities"]
+        return lambda content: model.infer_source(content)["probabilities"]
 
     with server(str(asked.run), classes) as served:
         ways = {"model.onnx": by(classifier), "torch": by_torch, "serve": served}

@@ -19,13 +19,13 @@ import torch
 
 from fieldmark.core import runtime
 from fieldmark.data.catalog import Photo
-from fieldmark.data.image import Unreadable, prepare
-from fieldmark.data.readers import read
-from fieldmark.data.splits import read_split
+from fieldmark.data.image import UnreadableImageError, preprocess
+from fieldmark.data.readers import read_catalog
+from fieldmark.data.splits import read_split_file
 from fieldmark.explanation import faithfulness
-from fieldmark.explanation.attribution import METHODS, ready, seen
+from fieldmark.explanation.attribution import METHODS, hookable_copy, to_network_input
 from fieldmark.inference import bundle
-from fieldmark.inference.run_folder import catalog_of
+from fieldmark.inference.run_folder import load_catalog
 
 BASELINES = ("random", "centred")
 
@@ -37,9 +37,9 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = parser.parse_args()
-    runtime.prepare()
+    runtime.configure_torch()
     areas, seconds = measure(options.run, options.photos_in, options.photos, options.methods)
-    print(f"{len(areas['random'])} photos, {faithfulness.STEPS} steps")
+    print(f"{len(areas['random'])} photos, {faithfulness.N_STEPS} steps")
     columns = ("deletion", "insertion", "ins. - del.", "over random", "over centred", "s a map")
     print(f"{'map':22}" + "".join(f"{column:>16}" for column in columns))
     gains = {name: area[:, 1] - area[:, 0] for name, area in areas.items()}
@@ -58,10 +58,10 @@ def measure(
     run: Path, photos: Path | None, most: int, methods: list[str]
 ) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
     """Method or baseline -> areas (photos, 2), and the seconds that each of its maps took."""
-    network, info = ready(bundle.network(run)), bundle.read(run)
+    network, info = hookable_copy(bundle.load_network(run)), bundle.read_info(run)
     look, areas, seconds = info["preprocessing"], defaultdict(list), defaultdict(list)
     for number, pixels in enumerate(chosen(run, photos, most, look)):
-        x, hidden = seen(pixels, look), seen(faithfulness.blurred(pixels), look)
+        x, hidden = to_network_input(pixels, look), to_network_input(faithfulness.blur_image(pixels), look)
         with torch.inference_mode():
             features = network.features(x)
             target = int(network.head(features).argmax())
@@ -71,7 +71,7 @@ def measure(
             maps[name] = METHODS[name](network, x, target)
             seconds[name].append(time.perf_counter() - began)
         maps |= {"random": faithfulness.random_map(shape, number), "centred": faithfulness.centred_map(shape)}
-        found = faithfulness.areas(network, x, hidden, list(maps.values()), target, info["temperature"])
+        found = faithfulness.deletion_insertion(network, x, hidden, list(maps.values()), target, info["temperature"])
         for name, area in zip(maps, found, strict=True):
             areas[name].append(area)
     return {name: np.array(found) for name, found in areas.items()}, seconds
@@ -79,13 +79,15 @@ def measure(
 
 def chosen(run: Path, photos: Path | None, most: int, look: dict):
     """The pixels of that many of the photos, drawn at random, always the same."""
-    catalog = read(photos, least=1) if photos else catalog_of(run)
-    tested = {photo.path for photo in read_split(run / "split.csv") if photo.split == "test"} if not photos else None
+    catalog = read_catalog(photos, min_classes=1) if photos else load_catalog(run)
+    tested = (
+        {photo.path for photo in read_split_file(run / "split.csv") if photo.split == "test"} if not photos else None
+    )
     judged: list[Photo] = [photo for photo in catalog.photos if tested is None or photo.path in tested]
     for k in np.random.default_rng(0).permutation(len(judged))[:most]:
         try:
-            yield prepare(catalog.contents(judged[k]), look, judged[k].box if look.get("boxes") else None)
-        except Unreadable as problem:
+            yield preprocess(catalog.read_bytes(judged[k]), look, judged[k].box if look.get("boxes") else None)
+        except UnreadableImageError as problem:
             print(f"{judged[k].path}: {problem}")
 
 

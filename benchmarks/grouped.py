@@ -13,8 +13,8 @@ import sys
 import tempfile
 from pathlib import Path
 
-from fieldmark.data.readers import read
-from fieldmark.data.splits import split, write_split
+from fieldmark.data.readers import read_catalog
+from fieldmark.data.splits import assign_splits, write_split_file
 
 
 def train(photos: Path, out: Path, words: list[str]) -> float:
@@ -29,12 +29,12 @@ def main() -> None:
     parser.add_argument("photos", type=Path)
     parser.add_argument("--seeds", type=int, default=3)
     options, further = parser.parse_known_args()
-    catalog = read(options.photos)
+    catalog = read_catalog(options.photos)
     found: dict[str, list[float]] = {"random": [], "grouped": []}
     for seed in range(options.seeds):
         with tempfile.TemporaryDirectory() as folder:
             sides = Path(folder) / "split.csv"
-            write_split(sides, catalog, split(catalog, range(len(catalog.photos)), seed=seed))
+            write_split_file(sides, catalog, assign_splits(catalog, range(len(catalog.photos)), seed=seed))
             words = ["--seed", str(seed), *further]
             alone = ["--split-file", str(sides), "--allow-leaks"]
             found["random"].append(train(options.photos, Path(folder) / "random", [*words, *alone]))

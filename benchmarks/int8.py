@@ -24,12 +24,12 @@ import onnxruntime.quantization as ort
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.catalog import Photo
-from fieldmark.data.splits import read_split
+from fieldmark.data.splits import read_split_file
 from fieldmark.exporters import export_run, quantize
-from fieldmark.exporters.int8 import SHOWN, TIMED, change, speed
+from fieldmark.exporters.int8 import NUM_CALIBRATION_IMAGES, NUM_TIMING_IMAGES, measure_latency, paired_accuracy_change
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.sides import Sides, spread
+from fieldmark.inference.sides import RunSplits, sample_evenly
 
 # ---- as built
 
@@ -43,9 +43,9 @@ def tested(run: Path, out: Path) -> None:
         return
     files = [out / "model.onnx", out / "model_int8.onnx"]
     before, after = map(Classifier, files)
-    rows = [row for row in read_split(run / "split.csv") if row.split == "test"]
-    sides = Sides.of(run, None, before.info)
-    told = list(sides.each(rows, lambda photo: (before.judge(photo), after.judge(photo))))
+    rows = [row for row in read_split_file(run / "split.csv") if row.split == "test"]
+    sides = RunSplits.from_run(run, None, before.info)
+    told = list(sides.map_images(rows, lambda photo: (before.infer(photo), after.infer(photo))))
     labels = np.array([before.classes.index(photo.label) for photo, _ in told])
     was, now = (np.array([pair[k]["logits"].argmax() for _, pair in told]) for k in (0, 1))
     known = [
@@ -54,13 +54,13 @@ def tested(run: Path, out: Path) -> None:
     ]
     print(
         f"{run.name:20} test n = {len(told)}, {line(was, now, labels)}, known {known[0]:.1%} -> {known[1]:.1%}, "
-        f"{cost(files, [photo for _, photo in sides.each(spread(rows, TIMED), np.asarray)])}"
+        f"{cost(files, [photo for _, photo in sides.map_images(sample_evenly(rows, NUM_TIMING_IMAGES), np.asarray)])}"
     )
 
 
 def line(was: np.ndarray, now: np.ndarray, labels: np.ndarray) -> str:
     """Answers (n,) in 32 and in 8 bits, true classes (n,) -> agreement, accuracies, their difference."""
-    found = change(was == labels, now == labels)
+    found = paired_accuracy_change(was == labels, now == labels)
     low, high = (100 * bound for bound in found["ci95"])
     pairs = f"{found['won']} won {found['lost']} lost"
     return (
@@ -70,7 +70,7 @@ def line(was: np.ndarray, now: np.ndarray, labels: np.ndarray) -> str:
 
 
 def cost(files: list[Path], photos: list[np.ndarray]) -> str:
-    sizes, (one, two) = [file.stat().st_size / 1e6 for file in files], speed(files, photos, 1)
+    sizes, (one, two) = [file.stat().st_size / 1e6 for file in files], measure_latency(files, photos, 1)
     return f"{sizes[0]:.1f} -> {sizes[1]:.1f} MB, {1e3 * one:.1f} -> {1e3 * two:.1f} ms ({two / one:.2f} x)"
 
 
@@ -90,17 +90,17 @@ def otherwise(corrected: bool = True, chosen: Chosen | None = None, **options: A
     with ExitStack() as stack:
         stack.enter_context(patch.object(ort, "QDQQuantizer", made))
         if not corrected:
-            stack.enter_context(patch.object(quantize, "correct", lambda *_: None))
+            stack.enter_context(patch.object(quantize, "correct_biases", lambda *_: None))
         if chosen:
-            stack.enter_context(patch.object(quantize, "chosen", chosen))
+            stack.enter_context(patch.object(quantize, "select_nodes", chosen))
         yield
 
 
-def without(kind: str, graph: onnx.GraphProto, chosen: Chosen = quantize.chosen) -> list[onnx.NodeProto]:
+def without(kind: str, graph: onnx.GraphProto, chosen: Chosen = quantize.select_nodes) -> list[onnx.NodeProto]:
     return [node for node in chosen(graph) if node.op_type != kind]
 
 
-def with_first(graph: onnx.GraphProto, chosen: Chosen = quantize.chosen) -> list[onnx.NodeProto]:
+def with_first(graph: onnx.GraphProto, chosen: Chosen = quantize.select_nodes) -> list[onnx.NodeProto]:
     first = next(node for node in graph.node if node.op_type == "Conv")
     after = [node for node in graph.node if first.output[0] in node.input and node.op_type in ("Clip", "Relu")]
     return [first, *after, *(node for node in chosen(graph) if node not in after)]
@@ -133,13 +133,13 @@ def as_it_comes(file: Path, small: Path, photos: list[np.ndarray]) -> None:
 
 def tried(run: Path, out: Path) -> None:
     """Print a line for each trial, on the validation photos of the run."""
-    from fieldmark.exporters.onnx import export
+    from fieldmark.exporters.onnx import export_onnx
 
-    file, small, info = out / "model.onnx", out / "small.onnx", bundle.read(run)
-    export(bundle.network(run), bundle.known(run), info, file)
-    sides = Sides.of(run, None, info)
-    shown = [photo for _, photo in sides.each(spread(sides.train, SHOWN), np.asarray)]
-    val = list[tuple[Photo, np.ndarray]](sides.each(sides.val, np.asarray))
+    file, small, info = out / "model.onnx", out / "small.onnx", bundle.read_info(run)
+    export_onnx(bundle.load_network(run), bundle.load_ood_scorer(run), info, file)
+    sides = RunSplits.from_run(run, None, info)
+    shown = [photo for _, photo in sides.map_images(sample_evenly(sides.train, NUM_CALIBRATION_IMAGES), np.asarray)]
+    val = list[tuple[Photo, np.ndarray]](sides.map_images(sides.val, np.asarray))
     labels = np.array([info["classes"].index(photo.label) for photo, _ in val])
     was = logits_of(file, val)
 
@@ -148,19 +148,22 @@ def tried(run: Path, out: Path) -> None:
         gap = now - was - (now - was).mean(1, keepdims=True)
         noise = (gap**2).sum() / ((was - was.mean(1, keepdims=True)) ** 2).sum()
         told = line(was.argmax(1), now.argmax(1), labels)
-        print(f"{run.name:20} {name:36} {told}, noise {noise:.4f}, {cost([file, small], shown[:TIMED])}", flush=True)
+        print(
+            f"{run.name:20} {name:36} {told}, noise {noise:.4f}, {cost([file, small], shown[:NUM_TIMING_IMAGES])}",
+            flush=True,
+        )
 
     as_it_comes(file, small, shown)
     show("onnxruntime as it comes")
     for name, settings in TRIALS.items():
         with otherwise(**settings):
-            small.write_bytes(quantize.quantise(file, lambda work: map(work, shown)).SerializeToString())
+            small.write_bytes(quantize.quantize_model(file, lambda work: map(work, shown)).SerializeToString())
         show(name)
 
 
 def logits_of(file: Path, photos: list[tuple[Photo, np.ndarray]]) -> np.ndarray:
     """(n, classes)."""
-    session = quantize.session(str(file))
+    session = quantize.create_session(str(file))
     return np.concatenate([np.asarray(session.run(["logits"], {"photos": photo[None]})[0]) for _, photo in photos])
 
 

@@ -20,13 +20,13 @@ from sklearn.covariance import ledoit_wolf
 from strangers import PHOTOS
 
 from fieldmark.core import runtime
-from fieldmark.data.dataset import Normalise
-from fieldmark.data.image import prepare
-from fieldmark.data.splits import read_split
+from fieldmark.data.dataset import Normalize
+from fieldmark.data.image import preprocess
+from fieldmark.data.splits import read_split_file
 from fieldmark.inference import bundle
-from fieldmark.inference.classifier import ahead
-from fieldmark.inference.run_folder import catalog_of
-from fieldmark.models.fuse_bn import folded
+from fieldmark.inference.classifier import parallel_map
+from fieldmark.inference.run_folder import load_catalog
+from fieldmark.models.fuse_bn import fuse_batch_norms
 
 SETS = ("val", "test", "near", "far")
 Told = dict[str, np.ndarray]  # "near_logits" (n, classes), "near_features" (n, c) and so on
@@ -37,14 +37,14 @@ def told(run: Path, photos: Path) -> Told:
     """Logits and pooled features of all sets, and of the training photos in the run's gallery with their labels."""
     file = run / "told.npz"
     if not file.exists():
-        catalog, side = catalog_of(run), {"val": list[str](), "test": list[str](), "train": list[str]()}
-        for row in read_split(run / "split.csv"):
+        catalog, side = load_catalog(run), {"val": list[str](), "test": list[str](), "train": list[str]()}
+        for row in read_split_file(run / "split.csv"):
             side[row.split or "train"].append(row.path)
         with np.load(run / "gallery.npz", allow_pickle=False) as shown:
             found = {"shown": shown["features"].astype(np.float32), "labels": shown["labels"]}
         known = {Path(path).parent.name for path in side["train"]}
         near = [file for file in sorted((photos / "birds100" / "test").glob("*/*")) if file.parent.name not in known]
-        sources = {name: map(catalog.files.contents, side[name]) for name in SETS[:2]}
+        sources = {name: map(catalog.files.read_bytes, side[name]) for name in SETS[:2]}
         sources |= {"near": map(str, near), "far": map(str, sorted((photos / "trashnet").glob("*/*.jpg")))}
         for name, contents in sources.items():
             parts = list(_seen(run, contents))
@@ -56,17 +56,19 @@ def told(run: Path, photos: Path) -> Told:
 
 def _seen(run: Path, contents: Iterable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pooled features (b, c) and logits (b, classes), a batch after the other."""
-    info, network = bundle.read(run), bundle.network(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as torch documents it
-    normalise, quick = Normalise(info["preprocessing"]["mean"], info["preprocessing"]["std"]), None
+    info, network = bundle.read_info(run), bundle.load_network(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as torch documents it
+    normalise, quick = Normalize(info["preprocessing"]["mean"], info["preprocessing"]["std"]), None
     photos = [
         photo
-        for _, photo in ahead((("", one) for one in contents), partial(prepare, preprocessing=info["preprocessing"]))
+        for _, photo in parallel_map(
+            (("", one) for one in contents), partial(preprocess, preprocessing=info["preprocessing"])
+        )
     ]
     for first in range(0, len(photos), 32):
         batch = torch.from_numpy(np.stack(photos[first : first + 32])).permute(0, 3, 1, 2).float()
         x = normalise(batch.contiguous(memory_format=torch.channels_last))
         if quick is None:
-            quick = folded(network.backbone, x[:2])
+            quick = fuse_batch_norms(network.backbone, x[:2])
         with torch.inference_mode():
             last = quick(x)
             yield last.mean((2, 3)).numpy(), network.head(last).numpy()
@@ -137,7 +139,7 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
     options = parser.parse_args()
-    runtime.prepare()
+    runtime.configure_torch()
     rows: dict[str, list[list[float]]] = {}
     for run in sorted(options.work.glob("run-*-*")):
         for name, score in scores(told(run, options.photos)).items():

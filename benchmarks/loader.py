@@ -21,13 +21,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fieldmark.audit.audit import audit
+from fieldmark.audit.audit import audit_catalog
 from fieldmark.core import runtime
-from fieldmark.data.cache.pack import Pack, Packer
-from fieldmark.data.dataset import Normalise, Varied, varied
-from fieldmark.data.readers import read
+from fieldmark.data.cache.pack import MemmapImages, MemmapWriter
+from fieldmark.data.dataset import AugmentedDataset, Normalize, iter_train_batches
+from fieldmark.data.readers import read_catalog
 from fieldmark.models import build
-from fieldmark.models.fuse_bn import folded
+from fieldmark.models.fuse_bn import fuse_batch_norms
 from fieldmark.training import distributed
 
 NAMES = ("none", "flip-crop", "standard", "strong")
@@ -36,44 +36,46 @@ BATCH, STEPS = 32, 16  # a round
 CLASSES = 6
 
 
-def packed(photos: str, many: int, folder: Path) -> Pack:
+def packed(photos: str, many: int, folder: Path) -> MemmapImages:
     """Up to so many of the photos, the shorter side 256 pixels long."""
-    catalog = read(Path(photos))
+    catalog = read_catalog(Path(photos))
     some = catalog.photos[:: max(1, len(catalog.photos) // many)][:many]
     os.environ["FIELDMARK_CACHE_GB"] = "0"  # nothing of this stays
-    with Packer(folder) as packer:
-        audit(replace(catalog, photos=some), shorter=256, keep=lambda _, look: packer.add(look))
+    with MemmapWriter(folder) as packer:
+        audit_catalog(replace(catalog, photos=some), shorter=256, on_decoded=lambda _, look: packer.add(look))
         return packer.finish()
 
 
-def loading(pack: Pack, name: str, size: int) -> Callable[[int], float]:
+def loading(pack: MemmapImages, name: str, size: int) -> Callable[[int], float]:
     """-> number of a round -> photos a second."""
     which = np.arange(len(pack))
-    photos = Varied(pack, which, which % CLASSES, size, name, seed=0)
+    photos = AugmentedDataset(pack, which, which % CLASSES, size, name, seed=0)
 
     def a_round(number: int) -> float:
         began = time.perf_counter()
-        done = sum(len(batch) for batch, _ in varied(photos, BATCH, number * STEPS, (number + 1) * STEPS))
+        done = sum(len(batch) for batch, _ in iter_train_batches(photos, BATCH, number * STEPS, (number + 1) * STEPS))
         return done / (time.perf_counter() - began)
 
     return a_round
 
 
-def training(pack: Pack, size: int) -> Callable[[int], float]:
+def training(pack: MemmapImages, size: int) -> Callable[[int], float]:
     """-> number of a round -> photos a second of the steps alone."""
     network = build("efficientnet_lite0", classes=CLASSES, weights="imagenet")
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    look, (prefix, rest) = network.preprocessing, network.backbone.split(str(network.cut))
-    normalise = Normalise(look.mean, look.std)
+    look, (prefix, rest) = network.preprocessing, network.backbone.split_after(str(network.freeze_boundary))
+    normalise = Normalize(look.mean, look.std)
     some = normalise(torch.from_numpy(np.array(pack[0])).permute(2, 0, 1)[None])
-    frozen = nn.Sequential(normalise, folded(prefix.requires_grad_(False).eval(), some))
+    frozen = nn.Sequential(normalise, fuse_batch_norms(prefix.requires_grad_(False).eval(), some))
     trained = nn.Sequential(rest, network.head).train()
     for norm in trained.modules():
         if isinstance(norm, nn.BatchNorm2d):
             norm.eval()
     optimizer = torch.optim.SGD(trained.parameters(), lr=1e-3, momentum=0.9, nesterov=True)
     which = np.arange(len(pack))
-    batches = list(varied(Varied(pack, which, which % CLASSES, size, "none", seed=0), BATCH, 0, 4))
+    batches = list(
+        iter_train_batches(AugmentedDataset(pack, which, which % CLASSES, size, "none", seed=0), BATCH, 0, 4)
+    )
 
     def a_round(number: int) -> float:
         began = time.perf_counter()
@@ -96,7 +98,7 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=1000, help="how many are packed")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    runtime.prepare()
+    runtime.configure_torch()
     with tempfile.TemporaryDirectory() as folder:
         pack = packed(options.folder, options.photos, Path(folder))
         print(f"{len(pack)} photos, {torch.get_num_threads()} threads, batch {BATCH}", flush=True)

@@ -27,7 +27,7 @@ from torch.nn import functional as F
 
 from fieldmark.core import runtime
 from fieldmark.models import build
-from fieldmark.models.layers import DropConnect
+from fieldmark.models.layers import StochasticDepth
 from fieldmark.recipes import recipe
 
 ENOUGH = 0.97  # below this ratio a network counts as slower
@@ -60,8 +60,8 @@ def pair(name: str) -> dict[str, nn.Module]:
     for module in (*ours.modules(), *theirs.modules()):
         if isinstance(module, nn.Dropout):
             module.p = 0.0
-        elif isinstance(module, DropConnect):
-            module.rate = 0.0
+        elif isinstance(module, StochasticDepth):
+            module.drop_probability = 0.0
     return {"ours": ours, "theirs": theirs}
 
 
@@ -116,7 +116,7 @@ class Side:
 def answer(options: argparse.Namespace) -> None:
     """Be one side: a word on each line of stdin, an answer in JSON on stdout."""
     if options.side == "ours" and options.allocator:
-        runtime.keep_freed_memory()
+        runtime.tune_malloc()
     side = Side(pair(options.networks[0])[options.side], options)
     for line in sys.stdin:
         word = line.strip()
@@ -206,7 +206,7 @@ def line(name: str, row: dict[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("networks", nargs="*", help="without names, every network that torchvision or timm has")
-    parser.add_argument("--threads", type=int, default=runtime.cores())
+    parser.add_argument("--threads", type=int, default=runtime.available_cpus())
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--format", choices=FORMATS, default="channels_last")
@@ -221,7 +221,7 @@ def main() -> None:
     if options.side:
         return answer(options)
     names = options.networks or [name for name, reference in parity().REFERENCES.items() if reference.make]
-    seconds = recipe.seconds(options.budget) / len(names) / 2
+    seconds = recipe.parse_duration(options.budget) / len(names) / 2
     rows: dict[str, Any] = {}
     print(
         f"batch {options.batch} at {options.size} px, {options.threads} threads, {options.format}; theirs / ours",
@@ -233,7 +233,7 @@ def main() -> None:
         if options.out:
             settings = {key: value for key, value in vars(options).items() if key not in ("networks", "out", "side")}
             options.out.write_text(
-                json.dumps({"settings": settings, "machine": runtime.describe(), "rows": rows}, indent=1)
+                json.dumps({"settings": settings, "machine": runtime.describe_environment(), "rows": rows}, indent=1)
             )
     for kind in () if options.memory else KINDS:
         ratios = [row[kind]["ratio"] for row in rows.values()]

@@ -18,42 +18,46 @@ from torch.nn import functional as F
 
 from fieldmark.core import runtime
 from fieldmark.core.progress import Reporter
-from fieldmark.data.dataset import Varied, varied
-from fieldmark.data.readers import read
+from fieldmark.data.dataset import AugmentedDataset, iter_train_batches
+from fieldmark.data.readers import read_catalog
 from fieldmark.models import build
-from fieldmark.pipeline.prepare import prepare
+from fieldmark.pipeline.prepare import prepare_data
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import distributed
-from fieldmark.training.phases import learning_mode, training_size
-from fieldmark.training.trainer import State, Trainer
+from fieldmark.training.phases import set_train_mode, train_crop_size
+from fieldmark.training.trainer import Trainer, TrainingState
 
 PREPROCESSING = {"size": 256, "crop": 1.0, "interpolation": "bicubic"}
 
 
 def ours(trainer: Trainer, steps: int) -> float:
     """Seconds of one epoch of phase 2, its look at the validation photos and its checkpoint left out."""
-    trainer.state = State(phase=2)
-    trainer.sums.zero_()
-    phase = trainer.routine.later(2, trainer.recipe)
+    trainer.state = TrainingState(phase=2)
+    trainer.epoch_sums.zero_()
+    phase = trainer.phase_builder.build_finetune_phase(2, trainer.recipe)
     module, optimizer = trainer.fabric.setup(phase.module, phase.optimizer)
-    learning_mode(phase.module, keep_norms=True)
+    set_train_mode(phase.module, keep_norms=True)
     began = time.perf_counter()
     for inputs, targets in phase.batches(0, steps):
-        trainer._step(phase, module, optimizer, inputs, targets)
+        trainer._train_step(phase, module, optimizer, inputs, targets)
     return time.perf_counter() - began
 
 
 def bare(trainer: Trainer, steps: int) -> float:
     """The same, by hand."""
-    recipe, data, routine = trainer.recipe, trainer.data, trainer.routine
-    model, prefix, normalise = routine.trained, routine.frozen.quick, routine.frozen.normalise
+    recipe, data, routine = trainer.recipe, trainer.data, trainer.phase_builder
+    model, prefix, normalise = (
+        routine.trainable,
+        routine.frozen_features.fused_prefix,
+        routine.frozen_features.normalise,
+    )
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-4, momentum=0.9, nesterov=True, weight_decay=1e-4)
-    size, labels = training_size(recipe, routine.size), data.labels[data.train]
-    photos = Varied(data.pack, data.train, labels, size, "standard", 0, crop=1.0)
-    learning_mode(model, keep_norms=True)
-    half = distributed.precision(recipe) == "bf16-mixed"
+    size, labels = train_crop_size(recipe, routine.image_size), data.labels[data.train]
+    photos = AugmentedDataset(data.images, data.train, labels, size, "standard", 0, crop=1.0)
+    set_train_mode(model, keep_norms=True)
+    half = distributed.resolve_precision(recipe) == "bf16-mixed"
     began = time.perf_counter()
-    for images, labels in varied(photos, recipe.batch, 0, steps):
+    for images, labels in iter_train_batches(photos, recipe.batch, 0, steps):
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
             with torch.no_grad():
                 maps = prefix(normalise(images))
@@ -73,15 +77,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--precision", default="auto")
     asked = parser.parse_args()
-    runtime.prepare()
+    runtime.configure_torch()
     recipe = Recipe(backbone=asked.backbone, lr=1e-4, precision=asked.precision)
-    fabric, reporter = distributed.fabric(distributed.settled(recipe)), Reporter(quiet=True)
+    fabric, reporter = distributed.make_fabric(distributed.resolve_devices(recipe)), Reporter(quiet=True)
     with tempfile.TemporaryDirectory() as folder:
-        catalog = read(asked.photos)
-        table = prepare(catalog, PREPROCESSING, recipe, Path(folder), reporter)
+        catalog = read_catalog(asked.photos)
+        table = prepare_data(catalog, PREPROCESSING, recipe, Path(folder), reporter)
         network = build(asked.backbone, classes=len(table.classes), weights="imagenet")
         trainer = Trainer(network, table.data, recipe, Path(folder) / "resume", reporter, fabric)
-        trainer.trained.requires_grad_(True)
+        trainer.trainable.requires_grad_(True)
         for side in (ours, bare):
             side(trainer, 5)
         times: dict[str, list[float]] = {"ours": [], "bare": []}
@@ -91,7 +95,7 @@ def main() -> None:
     ratios = [theirs / own for own, theirs in zip(times["ours"], times["bare"], strict=True)]
     low, middle, high = statistics.quantiles(ratios, n=4)
     step = {name: statistics.median(values) for name, values in times.items()}
-    print(f"{asked.backbone}, batch {recipe.batch}, {distributed.precision(recipe)}")
+    print(f"{asked.backbone}, batch {recipe.batch}, {distributed.resolve_precision(recipe)}")
     print(f"ours {step['ours']:.3f} s a step, bare {step['bare']:.3f} s: {recipe.batch / step['ours']:.0f} photos/s")
     print(f"bare by ours {middle:.3f} ({low:.3f} to {high:.3f}, {len(ratios)} rounds)")
 

@@ -22,13 +22,13 @@ import numpy as np
 import torch
 
 from fieldmark.core import runtime
-from fieldmark.data.image import prepare
-from fieldmark.data.locate import each
+from fieldmark.data.image import preprocess
+from fieldmark.data.locate import find_images
 from fieldmark.exporters import onnx
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import build
-from fieldmark.models.ood import Known
+from fieldmark.models.ood import OODScorer
 
 THEIRS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
@@ -36,10 +36,10 @@ THEIRS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 def exported(name: str, folder: Path) -> Classifier:
     """The network with random weights, as a file that answers."""
     network = build(name).eval()
-    known = Known(torch.nn.functional.normalize(torch.randn(1000, list(network.backbone.stages.values())[-1])))
+    known = OODScorer(torch.nn.functional.normalize(torch.randn(1000, list(network.backbone.stages.values())[-1])))
     names = [f"class {k}" for k in range(1000)]
-    info = bundle.describe(network, names, asdict(network.preprocessing), 1.0, 0.5, "none")
-    onnx.export(network, known, info, folder / f"{name}.onnx")
+    info = bundle.make_info(network, names, asdict(network.preprocessing), 1.0, 0.5, "none")
+    onnx.export_onnx(network, known, info, folder / f"{name}.onnx")
     return Classifier(folder / f"{name}.onnx")
 
 
@@ -48,7 +48,7 @@ def alone(classifier: Classifier, photos: list[np.ndarray]) -> float:
     import onnxruntime as ort
 
     options, rates = ort.SessionOptions(), []
-    options.intra_op_num_threads = runtime.cores()
+    options.intra_op_num_threads = runtime.available_cpus()
     session = ort.InferenceSession(str(classifier.file), options, providers=["CPUExecutionProvider"])
     for batch in (1, 8):
         stacks = [np.stack(photos[k : k + batch]) for k in range(0, len(photos) - batch + 1, batch)]
@@ -97,10 +97,10 @@ def timms(name: str, folder: str, most: int) -> float:
 def round_of(name: str, classifier: Classifier, folder: str, files: list[str]) -> dict[str, float]:
     """Photos a second of everything, once."""
     began = time.perf_counter()
-    photos = [prepare(file, classifier.info["preprocessing"]) for file in files]
+    photos = [preprocess(file, classifier.info["preprocessing"]) for file in files]
     seen = time.perf_counter()
     for photo in photos:
-        classifier.judge(photo)
+        classifier.infer(photo)
     done = time.perf_counter()
     answers = sum("label" in answer for answer in classifier.stream(files))
     ours = time.perf_counter() - done
@@ -108,7 +108,7 @@ def round_of(name: str, classifier: Classifier, folder: str, files: list[str]) -
     return {
         "decode, one core": len(files) / (seen - began),
         "network, one core": len(files) / (done - seen),
-        "bound": runtime.cores() * len(files) / (done - began),
+        "bound": runtime.available_cpus() * len(files) / (done - began),
         "fieldmark": len(files) / ours,
         "onnxruntime alone": alone(classifier, photos),
         "timm": timms(name, folder, len(files)),
@@ -122,8 +122,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=300, help="so many photos")
     asked = parser.parse_args()
-    runtime.prepare()
-    files = [path for path, _ in each([asked.photos])]
+    runtime.configure_torch()
+    files = [path for path, _ in find_images([asked.photos])]
     files = files[:: max(1, len(files) // asked.count)][: asked.count]
     with tempfile.TemporaryDirectory() as folder:
         for name in asked.networks:

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 from fieldmark.core import runtime
-from fieldmark.data.image import prepare
-from fieldmark.data.locate import each
+from fieldmark.data.image import preprocess
+from fieldmark.data.locate import find_images
 from fieldmark.inference.classifier import Classifier
 
 THIRDS = 3
@@ -28,12 +28,12 @@ THIRDS = 3
 def bound(model: str, files: list[str]) -> tuple[float, float]:
     """Mean seconds of decoding and of judging one photo, in one thread."""
     classifier, decoding, judging = Classifier(model), [], []
-    classifier.judge(prepare(files[0], classifier.info["preprocessing"]))  # the first plans its memory
+    classifier.infer(preprocess(files[0], classifier.info["preprocessing"]))  # the first plans its memory
     for file in files:
         began = time.perf_counter()
-        photo = prepare(file, classifier.info["preprocessing"])
+        photo = preprocess(file, classifier.info["preprocessing"])
         seen = time.perf_counter()
-        classifier.judge(photo)
+        classifier.infer(photo)
         decoding.append(seen - began)
         judging.append(time.perf_counter() - seen)
     return statistics.mean(decoding), statistics.mean(judging)
@@ -104,7 +104,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--count", type=int, default=200, help="so many different photos")
     asked = parser.parse_args()
-    files = [path for path, _ in each([asked.photos])]
+    files = [path for path, _ in find_images([asked.photos])]
     files = files[:: max(1, len(files) // asked.count)][: asked.count]
     command = [sys.executable, "-m", "fieldmark.cli", "serve", asked.run, "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
@@ -127,7 +127,7 @@ def main() -> None:
             memory.append(resident(process.pid))
         finally:
             process.terminate()
-    most = [runtime.cores() / statistics.mean(map(sum, pair)) for pair in itertools.pairwise(bounds)]
+    most = [runtime.available_cpus() / statistics.mean(map(sum, pair)) for pair in itertools.pairwise(bounds)]
     shares = [rate / limit for rate, limit in zip(rates, most, strict=True)]
     decoding, judging = (1e3 * statistics.median(one[k] for one in bounds) for k in (0, 1))
     print(f"decode {decoding:.1f} ms, network {judging:.1f} ms: at most {statistics.median(most):.1f} photos/s")

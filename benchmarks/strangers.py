@@ -20,8 +20,8 @@ from pathlib import Path
 import numpy as np
 
 from fieldmark.core import runtime
-from fieldmark.evaluation.metrics import Answers
-from fieldmark.inference.classifier import Classifier, ahead
+from fieldmark.evaluation.metrics import Predictions
+from fieldmark.inference.classifier import Classifier, parallel_map
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data"
 FIGURES = ("accuracy", "coverage", "accuracy_known", "near", "far", "near_at_90", "far_at_90")
@@ -39,7 +39,7 @@ def tree(photos: Path, left_out: set[str], out: Path) -> Path:
 
 def scores(classifier: Classifier, photos: Iterable[Path]) -> np.ndarray:
     """Their known_score, (n,)."""
-    looks = ahead(((file, file) for file in photos), classifier.look, runtime.cores())
+    looks = parallel_map(((file, file) for file in photos), classifier.infer_source, runtime.available_cpus())
     return np.array([found["known_score"] for _, found in looks])
 
 
@@ -52,7 +52,7 @@ def measure(photos: Path, seed: int, held_out: int, work: Path, words: list[str]
     subprocess.run(list(map(str, command)), check=True, stdout=subprocess.DEVNULL)
     told = json.loads((run / "metrics.json").read_text())["test"]
     classifier = Classifier(run)
-    least, at_90 = told["threshold"], float(np.quantile(Answers.read(run / "answers.npz").scores, 0.1))
+    least, at_90 = told["threshold"], float(np.quantile(Predictions.load(run / "answers.npz").scores, 0.1))
     near = [file for name in sorted(left_out) for file in sorted((birds / "test" / name).iterdir())]
     row = {name: told[name] for name in FIGURES[:3]}
     strangers = {"near": near, "far": sorted((photos / "trashnet").glob("*/*.jpg"))}

@@ -68,9 +68,9 @@ def weights(work: Path) -> Path:
     if not file.exists():
         from safetensors.torch import save_file
 
-        from fieldmark.models.published import PUBLISHED
+        from fieldmark.models.published import PUBLISHED_WEIGHTS
 
-        row = PUBLISHED["efficientnet_lite0"]
+        row = PUBLISHED_WEIGHTS["efficientnet_lite0"]
         tensors = row.convert(row.fetch())
         save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, file)
     return file

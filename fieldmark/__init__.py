@@ -25,7 +25,7 @@ __all__ = ["Recipe", "build", "load", "train"]
 
 __version__ = _version("fieldmark")
 
-_HOMES = {
+_LAZY_IMPORTS = {
     "Recipe": ("fieldmark.recipes.recipe", "Recipe"),
     "build": ("fieldmark.models", "build"),
     "load": ("fieldmark.inference.classifier", "Classifier"),
@@ -35,9 +35,9 @@ _HOMES = {
 
 def __getattr__(name: str) -> Any:
     """Import late: `import fieldmark` and prediction need no torch."""
-    if name not in _HOMES:
+    if name not in _LAZY_IMPORTS:
         raise AttributeError(f"module 'fieldmark' has no attribute {name!r}")
     from importlib import import_module
 
-    module, thing = _HOMES[name]
-    return getattr(import_module(module), thing)
+    module, attribute = _LAZY_IMPORTS[name]
+    return getattr(import_module(module), attribute)

@@ -6,8 +6,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fieldmark.models import Backbone, Linear, Network, Preprocessing
-from fieldmark.models.backbone import ends_stage
+from fieldmark.models import Backbone, LinearHead, Network, Preprocessing
+from fieldmark.models.backbone import mark_stage_end
 
 LOOK = Preprocessing(64, 1.0, (0, 0, 0), (1, 1, 1), "bicubic")
 
@@ -18,11 +18,11 @@ def counts_brightness(*behind: nn.Module) -> Network:
     What stands `behind` its rectifier takes and gives three channels.
     """
     last = nn.Sequential(nn.ReLU(inplace=True), *behind)
-    layers = OrderedDict(pool=nn.AvgPool2d(8), last=ends_stage(last, 3))
-    network = Network(Backbone(layers), Linear(3, 2), LOOK, None, {})
+    layers = OrderedDict(pool=nn.AvgPool2d(8), last=mark_stage_end(last, 3))
+    network = Network(Backbone(layers), LinearHead(3, 2), LOOK, None, {})
     with torch.no_grad():
-        network.head.last.weight.copy_(torch.tensor([[30.0] * 3, [-30.0] * 3]))
-        network.head.last.bias.copy_(torch.tensor([-1.0, 1.0]))
+        network.head.classifier.weight.copy_(torch.tensor([[30.0] * 3, [-30.0] * 3]))
+        network.head.classifier.bias.copy_(torch.tensor([-1.0, 1.0]))
     return network.eval()
 
 

@@ -247,16 +247,16 @@ def start(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 @pytest.fixture(scope="session")
 def packed(drawing) -> Callable[[Path, int], Any]:
     """Folder, pixels of a side -> thirty packed photos of three classes: 18 to train on, 6 to choose by, 6 to test."""
-    from fieldmark.audit.audit import Look
-    from fieldmark.data.cache.pack import Packer
-    from fieldmark.data.dataset import Data
+    from fieldmark.audit.audit import DecodedImage
+    from fieldmark.data.cache.pack import MemmapWriter
+    from fieldmark.data.dataset import DatasetSplits
 
-    def pack(folder: Path, side: int) -> Data:
-        packer = Packer(folder)
+    def pack(folder: Path, side: int) -> DatasetSplits:
+        packer = MemmapWriter(folder)
         for number in range(30):
             photo = np.asarray(drawing(number % 3, 200 + number).resize((side, side)))
-            packer.add(Look(f"{number:064x}", photo, (0, 0), np.zeros((16, 16, 3))))
-        return Data(packer.finish(), np.arange(30) % 3, np.arange(18), np.arange(18, 24), np.arange(24, 30))
+            packer.add(DecodedImage(f"{number:064x}", photo, (0, 0), np.zeros((16, 16, 3))))
+        return DatasetSplits(packer.finish(), np.arange(30) % 3, np.arange(18), np.arange(18, 24), np.arange(24, 30))
 
     return pack
 
@@ -275,16 +275,16 @@ def trainer(few, tmp_path: Path) -> Callable[..., Any]:
     from fieldmark.core.progress import Reporter
     from fieldmark.recipes.recipe import Recipe
     from fieldmark.training import distributed
-    from fieldmark.training.model_factory import network_of
+    from fieldmark.training.model_factory import build_network
     from fieldmark.training.trainer import Trainer
 
     def make(words: str = "", data: Any = few, trackers: Any = None, **settings: Any) -> Trainer:
         usual = {"image_size": 64, "train_size": 64, "batch": 6, "epochs": 2, "backbone": "efficientnet_lite0"}
         recipe = Recipe(**usual | settings)
         torch.manual_seed(recipe.seed)
-        network = network_of(dataclasses.replace(recipe, backbone=f"{recipe.backbone}{words}"), 3)
+        network = build_network(dataclasses.replace(recipe, backbone=f"{recipe.backbone}{words}"), 3)
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        return Trainer(network, data, recipe, folder, Reporter(quiet=True), distributed.fabric(recipe), trackers)
+        return Trainer(network, data, recipe, folder, Reporter(quiet=True), distributed.make_fabric(recipe), trackers)
 
     return make
 

@@ -68,7 +68,7 @@ def cub(root: Path, photos: Iterable[tuple[int, bytes]]) -> Path:
 
 def table(catalog: Catalog) -> set[tuple[bytes, str, str | None]]:
     """What a table says, whatever its paths are called."""
-    return {(catalog.contents(photo), photo.label, photo.split) for photo in catalog.photos}
+    return {(catalog.read_bytes(photo), photo.label, photo.split) for photo in catalog.photos}
 
 
 WANTED = {(content, path.split("/")[1], path.split("/")[0]) for path, content in CONTENT.items()}

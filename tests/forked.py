@@ -29,14 +29,14 @@ for late in (*LATE, "onnx", "onnxruntime"):
 
 PLACES = {
     "checkpoint": checkpoint,
-    "dataset.Varied": dataset.Varied,
+    "dataset.Varied": dataset.AugmentedDataset,
     "export": onnx,
-    "features.ArrayFile": frozen_features.ArrayFile,
+    "features.ArrayFile": frozen_features.NpyWriter,
     "finetune": finetune,
     "finetune.Trainer": finetune.Trainer,
     "prepare": prepare,
     "recipe": recipe,
-    "store.Packer": pack.Packer,
+    "store.Packer": pack.MemmapWriter,
     "verdict.bundle": finish.bundle,
 }
 """Where a call may kill."""
@@ -63,8 +63,8 @@ def train(job: dict[str, Any]) -> None:
         os._exit(0)
 
     if not job.get("whole"):
-        finish.judge = judge  # type: ignore[assignment]
-    finetune.SAVE_EVERY = job.get("save_every", 0)
+        finish.finish_run = judge  # type: ignore[assignment]
+    finetune.CHECKPOINT_INTERVAL_S = job.get("save_every", 0)
     exec(job.get("first", ""), {})
     if "dies" in job:
         die_behind(**job["dies"])

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldmark.evaluation.metrics import Answers, figures
+from fieldmark.evaluation.metrics import Predictions, compute_metrics
 
 CURVE = {
     "points": [
@@ -24,11 +24,13 @@ def make_run(run: Path, classes: list[str], per_class: int = 40, wrong: int = 3,
     run.mkdir(parents=True, exist_ok=True)
     size = len(classes)
     answers = made(size, per_class, wrong)
-    told = figures(answers, classes, 0.6, classes[1] if size == 2 else None, 0.4)
+    told = compute_metrics(answers, classes, 0.6, classes[1] if size == 2 else None, 0.4)
     gains = [{"name": name, "n": 90, "half": 0.8, "recall": 0.9, "se": 0.02 + k} for k, name in enumerate(classes)]
     metrics = {
         "test": told,
-        "validation": figures(made(size, per_class, wrong + 2), classes, 0.6, classes[1] if size == 2 else None, 0.4),
+        "validation": compute_metrics(
+            made(size, per_class, wrong + 2), classes, 0.6, classes[1] if size == 2 else None, 0.4
+        ),
         "learning_curve": {**CURVE, "classes": gains},
         "seconds": {"decode": 9.1, "features": 31.4, "phase1": 12.2, "phase2": 221.3, "evaluate": 8.2},
         "bundle": "RUN/bundle",
@@ -71,7 +73,7 @@ def make_run(run: Path, classes: list[str], per_class: int = 40, wrong: int = 3,
     return metrics
 
 
-def made(size: int, per_class: int, wrong: int) -> Answers:
+def made(size: int, per_class: int, wrong: int) -> Predictions:
     """Answers to so many photos of each class; the first ones are those of which it is least sure."""
     labels = np.repeat(np.arange(size), per_class)
     k = np.tile(np.arange(per_class), size)
@@ -80,7 +82,7 @@ def made(size: int, per_class: int, wrong: int) -> Answers:
     probabilities = np.repeat(((1 - sure) / max(1, size - 1))[:, None], size, 1)
     probabilities[np.arange(len(labels)), predicted] = sure
     logits = 0.7 * np.log(probabilities)
-    return Answers(logits, probabilities, sure.astype(np.float32), labels, np.arange(len(labels)))
+    return Predictions(logits, probabilities, sure.astype(np.float32), labels, np.arange(len(labels)))
 
 
 def write_csv(path: Path, header: str, rows: list[tuple]) -> None:

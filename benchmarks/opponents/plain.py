@@ -60,7 +60,7 @@ def read(folder: Path) -> Photos:
             pixels = np.array(image.convert("RGB").resize((width, height), Image.Resampling.BICUBIC))
         return torch.from_numpy(pixels).permute(2, 0, 1), sample[1]
 
-    with ThreadPoolExecutor(runtime.cores()) as pool:
+    with ThreadPoolExecutor(runtime.available_cpus()) as pool:
         return list(pool.map(decoded, ImageFolder(str(folder)).samples))
 
 
@@ -128,7 +128,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    runtime.prepare()
+    runtime.configure_torch()
     torch.manual_seed(options.seed)
     training = Training(options.tree, options.weights)
     network = training.network

@@ -5,73 +5,73 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fieldmark.audit.audit import audit
+from fieldmark.audit.audit import audit_catalog
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.core.i18n import Language, language, later
+from fieldmark.core.i18n import Language, get_language, gettext_noop
 from fieldmark.core.progress import Reporter
 from fieldmark.data.catalog import Catalog
-from fieldmark.data.decisions import COLUMNS, blank, chosen
-from fieldmark.data.thumbnails import tile
+from fieldmark.data.decisions import DECISION_COLUMNS, build_decision_rows, load_recipe_catalog
+from fieldmark.data.thumbnails import thumbnail_uri
 from fieldmark.recipes.recipe import Recipe
 
 Findings = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Checked:
+class CheckResult:
     """What `check` found: `findings` are what its --json prints, `ranking` is `labels.ranked` of all photos."""
 
     catalog: Catalog
     findings: Findings
     ranking: list[dict[str, Any]]
-    problems: bool
+    has_issues: bool
 
 
-SHOWN, SIDE_BY_SIDE = 40, 8  # findings of a kind on the page, photos of one; the CSV holds all
-WITHOUT_TORCH = "wrong labels were not looked for, as that needs: pip install 'fieldmark[train]'"
-KINDS = {
-    "unreadable": later("Unreadable photos"),
-    "conflicts": later("The same photo under several classes"),
-    "leaks": later("The same photo in several splits"),
-    "label_errors": later("Labels that look wrong"),
-    "near_leaks": later("Photos that look the same, in several splits"),
-    "duplicates": later("Identical files"),
-    "near_duplicates": later("Photos that look the same"),
-    "odd": later("Photos that stand out"),
+MAX_FINDINGS, MAX_IMAGES_PER_SET = 40, 8  # findings of a kind on the page, photos of one; the CSV holds all
+LABEL_CHECK_SKIPPED = "wrong labels were not looked for, as that needs: pip install 'fieldmark[train]'"
+FINDING_TITLES = {
+    "unreadable": gettext_noop("Unreadable photos"),
+    "conflicts": gettext_noop("The same photo under several classes"),
+    "leaks": gettext_noop("The same photo in several splits"),
+    "label_errors": gettext_noop("Labels that look wrong"),
+    "near_leaks": gettext_noop("Photos that look the same, in several splits"),
+    "duplicates": gettext_noop("Identical files"),
+    "near_duplicates": gettext_noop("Photos that look the same"),
+    "odd": gettext_noop("Photos that stand out"),
 }
 
 
-def check(photos: str | Path, reporter: Reporter, recipe: Recipe | None = None, *, quick: bool = False) -> Checked:
+def check(photos: str | Path, reporter: Reporter, recipe: Recipe | None = None, *, quick: bool = False) -> CheckResult:
     """Audit photos and change nothing; `quick` leaves out wrong labels, for which a network looks at every photo.
 
     The recipe says which photos are meant: its `group_by`, `split_file`, `apply` and `crop_boxes`.
     """
-    catalog, warnings, ranking = chosen(photos, recipe or Recipe()), list[str](), list[dict[str, Any]]()
-    embedder, look = None, dict[str, Any]()
+    catalog, warnings, ranking = load_recipe_catalog(photos, recipe or Recipe()), list[str](), list[dict[str, Any]]()
+    embedder, audit_options = None, dict[str, Any]()
     if not quick:
         try:
-            from fieldmark.audit.label_errors import Embedder, flagged, ranked, warnings_of
+            from fieldmark.audit.label_errors import Embedder, label_issue_warnings, rank_labels, select_label_issues
 
             embedder = Embedder()
-            look = {"shorter": embedder.size, "interpolation": embedder.interpolation, "keep": embedder.add}
+            audit_options = {"shorter": embedder.size, "interpolation": embedder.interpolation, "keep": embedder.add}
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("fieldmark"):
                 raise
-            warnings.append(WITHOUT_TORCH)
-    with reporter.bar("reading", "photos") as advance:
-        found = audit(catalog, **look, progress=advance)
-    findings = found.to_json(catalog)
+            warnings.append(LABEL_CHECK_SKIPPED)
+    with reporter.progress_bar("reading", "photos") as advance:
+        result = audit_catalog(catalog, **audit_options, progress=advance)
+    findings = result.to_dict(catalog)
     if embedder:
-        table = catalog.photos
-        ranking = ranked(*embedder.features(), [p.label for p in table], [p.path for p in table], found.groups)
-        findings["label_errors"] = flagged(ranking)
-        warnings += warnings_of(findings["label_errors"])
+        images = catalog.photos
+        ranking = rank_labels(*embedder.features(), [p.label for p in images], [p.path for p in images], result.groups)
+        findings["label_errors"] = select_label_issues(ranking)
+        warnings += label_issue_warnings(findings["label_errors"])
     findings["warnings"] += warnings
-    return Checked(catalog, findings, ranking, found.problems or bool(findings["label_errors"]))
+    return CheckResult(catalog, findings, ranking, result.has_issues or bool(findings["label_errors"]))
 
 
-def lines(findings: Findings) -> Iterator[str]:
+def summary_lines(findings: Findings) -> Iterator[str]:
     """What a person reads of it beside the warnings."""
     for name, n in findings["classes"].items():
         yield f"{n:8,}  {name}"
@@ -82,7 +82,7 @@ def lines(findings: Findings) -> Iterator[str]:
         yield "Nothing to see to."
 
 
-def write(checked: Checked, out: Path, lang: str = "en") -> list[Path]:
+def write_check(checked: CheckResult, out: Path, lang: str = "en") -> list[Path]:
     """check.html, decisions.csv and, where labels were looked at, labels.csv in the new folder `out`. -> them.
 
     `lang` is the language of the page.
@@ -90,11 +90,13 @@ def write(checked: Checked, out: Path, lang: str = "en") -> list[Path]:
     out.mkdir(parents=True)
     label = {photo.path: photo.label for photo in checked.catalog.photos}
     files = [out / "check.html", out / "decisions.csv"]
-    io.table(files[1], blank(checked.findings, label), list(COLUMNS), encoding="utf-8-sig")  # for Excel
+    io.write_csv(
+        files[1], build_decision_rows(checked.findings, label), list(DECISION_COLUMNS), encoding="utf-8-sig"
+    )  # for Excel
     if checked.ranking:
         files.append(out / "labels.csv")
-        io.table(files[2], checked.ranking, list(checked.ranking[0]))
-    page = _page(checked.catalog, checked.findings, label, language(lang))
+        io.write_csv(files[2], checked.ranking, list(checked.ranking[0]))
+    page = _render_page(checked.catalog, checked.findings, label, get_language(lang))
     files[0].write_text(page, encoding="utf-8", errors="replace")
     return files
 
@@ -105,42 +107,42 @@ def require_new(out: Path | None) -> None:
         raise FieldmarkError(f"{out} exists: give another --out")
 
 
-def _page(catalog: Catalog, findings: Findings, label: dict[str, str], _: Language) -> str:
+def _render_page(catalog: Catalog, findings: Findings, label: dict[str, str], _: Language) -> str:
     from fieldmark.report import html
 
     sections = [
         {
             "title": _(title),
             "count": len(findings[kind]),
-            "sets": list(_sets(catalog, kind, findings[kind][:SHOWN], label, _)),
+            "sets": list(_image_sets(catalog, kind, findings[kind][:MAX_FINDINGS], label, _)),
         }
-        for kind, title in KINDS.items()
+        for kind, title in FINDING_TITLES.items()
         if findings[kind]
     ]
-    facts = {"name": catalog.source.resolve().name, "sections": sections, "shown": SHOWN}
+    facts = {"name": catalog.source.resolve().name, "sections": sections, "shown": MAX_FINDINGS}
     facts |= {key: findings[key] for key in ("classes", "photos", "warnings")}
     return html.render("check.html.j2", facts, _)
 
 
-def _sets(
-    catalog: Catalog, kind: str, found: list[Any], label: dict[str, str], _: Language
+def _image_sets(
+    catalog: Catalog, kind: str, items: list[Any], label: dict[str, str], _: Language
 ) -> Iterator[list[dict[str, Any]]]:
     """Photos side by side: a set of look-alikes each, or all that were found by themselves."""
-    told = {
+    captions = {
         "unreadable": lambda finding: finding["reason"],
         "odd": lambda finding: f"{finding['kind']}: {finding['detail']}",
         "label_errors": lambda finding: _("or rather {suggested}?", suggested=finding["suggested"]),
     }
-    if kind in told:
-        yield [_tile(finding["path"], label, told[kind](finding), catalog) for finding in found]
+    if kind in captions:
+        yield [_thumbnail_entry(finding["path"], label, captions[kind](finding), catalog) for finding in items]
         return
-    for paths in found:
-        more = _("and {n} more", n=len(paths) - SIDE_BY_SIDE) if len(paths) > SIDE_BY_SIDE else ""
+    for paths in items:
+        more = _("and {n} more", n=len(paths) - MAX_IMAGES_PER_SET) if len(paths) > MAX_IMAGES_PER_SET else ""
         yield [
-            _tile(path, label, more if k == SIDE_BY_SIDE - 1 else "", catalog)
-            for k, path in enumerate(paths[:SIDE_BY_SIDE])
+            _thumbnail_entry(path, label, more if k == MAX_IMAGES_PER_SET - 1 else "", catalog)
+            for k, path in enumerate(paths[:MAX_IMAGES_PER_SET])
         ]
 
 
-def _tile(path: str, label: dict[str, str], said: str, catalog: Catalog) -> dict[str, Any]:
-    return {"path": path, "label": label[path], "said": said, "picture": tile(catalog.files, path)}
+def _thumbnail_entry(path: str, label: dict[str, str], caption: str, catalog: Catalog) -> dict[str, Any]:
+    return {"path": path, "label": label[path], "said": caption, "picture": thumbnail_uri(catalog.files, path)}

@@ -8,54 +8,54 @@ from typing import Any
 
 from fieldmark.core import runtime
 
-WARM_UP, TIMED = 10, 100
+WARMUP_RUNS, TIMED_RUNS = 10, 100
 
 
-def bench(
-    network: str, batch: int, image_size: int | None, training: bool, say: Callable[[str], None]
+def benchmark_network(
+    network: str, batch: int, image_size: int | None, time_training: bool, log: Callable[[str], None]
 ) -> dict[str, Any]:
     """Seconds of one forward pass (with `training`, of a whole step) of a batch of random photos.
 
     Prints a line every 10 runs as the Inception-v3 benchmark does (docs/recipes.md, digits).
     """
-    runtime.prepare()
+    runtime.configure_torch()
     import torch
 
     from fieldmark.models import build
-    from fieldmark.models.profile import require_size
+    from fieldmark.models.profile import check_image_size
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = build(network).to(device).to(memory_format=torch.channels_last).train(training)
-    size = image_size or net.preprocessing.size
-    require_size(net, size)
-    photos = torch.randn(batch, net.spec["channels"], size, size, device=device).to(memory_format=torch.channels_last)
+    model = build(network).to(device).to(memory_format=torch.channels_last).train(time_training)
+    size = image_size or model.preprocessing.size
+    check_image_size(model, size)
+    photos = torch.randn(batch, model.spec["channels"], size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.long, device=device)
-    optimizer = torch.optim.SGD(net.parameters(), lr=1e-6)
+    optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 
-    def once() -> None:
-        if training:
+    def run_step() -> None:
+        if time_training:
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(net(photos), labels).backward()
+            torch.nn.functional.cross_entropy(model(photos), labels).backward()
             optimizer.step()
         else:
             with torch.inference_mode():
-                net(photos)
+                model(photos)
         if device == "cuda":
             torch.cuda.synchronize()
 
     durations = []
-    for step in range(WARM_UP + TIMED):
-        began = time.perf_counter()
-        once()
-        duration = time.perf_counter() - began
-        if step >= WARM_UP:
+    for step in range(WARMUP_RUNS + TIMED_RUNS):
+        start = time.perf_counter()
+        run_step()
+        duration = time.perf_counter() - start
+        if step >= WARMUP_RUNS:
             durations.append(duration)
-            if (step - WARM_UP) % 10 == 0:
-                say(f"{datetime.now():%H:%M:%S}: step {step - WARM_UP}, duration = {duration:.3f}")
+            if (step - WARMUP_RUNS) % 10 == 0:
+                log(f"{datetime.now():%H:%M:%S}: step {step - WARMUP_RUNS}, duration = {duration:.3f}")
     mean, sd = statistics.fmean(durations), statistics.stdev(durations)
-    what = "Forward-backward" if training else "Forward"
-    say(f"{datetime.now():%H:%M:%S}: {what} across {TIMED} steps, {mean:.3f} +/- {sd:.3f} sec / batch")
+    label = "Forward-backward" if time_training else "Forward"
+    log(f"{datetime.now():%H:%M:%S}: {label} across {TIMED_RUNS} steps, {mean:.3f} +/- {sd:.3f} sec / batch")
     return {
-        "network": network, "batch": batch, "image_size": size, "train": training, "device": device,
+        "network": network, "batch": batch, "image_size": size, "train": time_training, "device": device,
         "mean_s": mean, "sd_s": sd, "images_per_s": batch / mean,
     }  # fmt: skip

@@ -9,7 +9,7 @@ from typing import Any
 import typer
 
 from fieldmark.cli.commands import exporting, making, networks, serving, using
-from fieldmark.cli.options import ROUTINE, with_settings
+from fieldmark.cli.options import SHARED_FIELDS, with_recipe_options
 from fieldmark.core.errors import FieldmarkError
 
 app = typer.Typer(
@@ -20,23 +20,23 @@ app = typer.Typer(
     help="From a folder of labelled photos to a classifier you can trust, and can read.",
 )
 
-USAGE_ERROR: Any = typer.BadParameter.__base__
-INTERRUPTED = 130  # what typer makes of Ctrl-C
+UsageError: Any = typer.BadParameter.__base__
+EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
-app.command()(with_settings(making.look))
-app.command()(with_settings(making.check, "group_by", "split_file", "apply", "crop_boxes", "lang"))
-app.command()(with_settings(making.train))
-app.command()(with_settings(making.pack, "group_by", "split_file", "apply", "seed"))
+app.command()(with_recipe_options(making.look))
+app.command()(with_recipe_options(making.check, "group_by", "split_file", "apply", "crop_boxes", "lang"))
+app.command()(with_recipe_options(making.train))
+app.command()(with_recipe_options(making.pack, "group_by", "split_file", "apply", "seed"))
 app.command()(using.evaluate)
-app.command()(with_settings(making.compare, *ROUTINE))
-app.command()(with_settings(making.search))
+app.command()(with_recipe_options(making.compare, *SHARED_FIELDS))
+app.command()(with_recipe_options(making.search))
 app.command()(using.predict)
 app.command()(using.explain)
 app.command()(using.report)
 app.command()(exporting.export)
 app.command()(serving.serve)
-app.command()(with_settings(networks.zoo, "attention", "after", "head", "aux", "image_size", "channels"))
+app.command()(with_recipe_options(networks.zoo, "attention", "after", "head", "aux", "image_size", "channels"))
 app.command()(networks.bench)
 app.command()(making.demo)
 
@@ -51,31 +51,31 @@ def main() -> None:
     try:
         code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
-        if code == INTERRUPTED:
+        if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code)
-    except USAGE_ERROR as error:
-        problem = f"{error.format_message()} (`fieldmark --help`, `fieldmark VERB --help` list what there is)"
+    except UsageError as error:
+        message = f"{error.format_message()} (`fieldmark --help`, `fieldmark VERB --help` list what there is)"
     except FieldmarkError as error:
-        problem = str(error)
+        message = str(error)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.startswith("fieldmark"):
             raise
-        extra = {"pyarrow": "parquet", "openvino": "openvino", "fsspec": "ray", "ray": "ray", "optuna": "search"}
-        problem = f"this needs {error.name}: pip install 'fieldmark[{extra.get(error.name or '', 'train')}]'"
+        extras = {"pyarrow": "parquet", "openvino": "openvino", "fsspec": "ray", "ray": "ray", "optuna": "search"}
+        message = f"this needs {error.name}: pip install 'fieldmark[{extras.get(error.name or '', 'train')}]'"
     except KeyboardInterrupt:
-        problem = "stopped; a training goes on with --resume"
+        message = "stopped; a training goes on with --resume"
     except BrokenPipeError:  # `fieldmark zoo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        problem = f"{where}{error.strerror or error}; give it room or access, and go on (a training by --resume)"
+        prefix = f"{error.filename}: " if error.filename else ""
+        message = f"{prefix}{error.strerror or error}; give it room or access, and go on (a training by --resume)"
     except Exception as error:
         if os.environ.get("FIELDMARK_DEBUG"):
             traceback.print_exc()
-        problem = f"a fault of Fieldmark: {type(error).__name__}: {error} (FIELDMARK_DEBUG=1 shows where)"
-    print("fieldmark: " + " ".join(problem.split()), file=sys.stderr)
+        message = f"a fault of Fieldmark: {type(error).__name__}: {error} (FIELDMARK_DEBUG=1 shows where)"
+    print("fieldmark: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
 

@@ -13,42 +13,46 @@ from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 
-Row = dict[str, Any]
+TableRow = dict[str, Any]
 
 
-def networks(like: str, timed: bool) -> tuple[list[Row], str]:
+def list_networks(name_filter: str, measure_speed: bool) -> tuple[list[TableRow], str]:
     """A row per network of the zoo whose name holds `like`, and their table; `timed` adds `images_per_s`, measured."""
     from fieldmark.models import VARIANTS, profile
 
-    names = [name for name in VARIANTS if like in name]
+    names = [name for name in VARIANTS if name_filter in name]
     if not names:
-        raise FieldmarkError(f"no network's name holds {like!r}: `fieldmark zoo` lists them all")
-    rows = profile.rows(names)
-    if timed:
-        with Reporter().bar("timing", "networks") as advance:
+        raise FieldmarkError(f"no network's name holds {name_filter!r}: `fieldmark zoo` lists them all")
+    rows = profile.network_table(names)
+    if measure_speed:
+        with Reporter().progress_bar("timing", "networks") as advance:
             for done, row in enumerate(rows):
                 advance(done, len(rows))
-                row["images_per_s"] = images_per_s(row["name"])
-    return rows, _networks_text(rows)
+                row["images_per_s"] = measure_throughput(row["name"])
+    return rows, _format_networks(rows)
 
 
-def network(words: str, *, image_size: int | None = None, **settings: Any) -> tuple[list[Row], str]:
+def describe_network(
+    spec_text: str, *, image_size: int | None = None, **build_options: Any
+) -> tuple[list[TableRow], str]:
     """A row per layer of a network (`fieldmark.models.profile.layers`), and their table; `settings` go to `build`."""
     import torch
 
     from fieldmark.models import build, profile, spec
 
     with torch.device("meta"):
-        built = build(words, **settings)
-    size = image_size or built.preprocessing.size
-    rows = profile.layers(built, size)
-    photo = f"photos of {built.spec['channels']} x {size} x {size}"
-    return rows, _network_text(rows, f"{spec.spell_network(built.spec)}: {photo}, {built.spec['classes']} classes")
+        model = build(spec_text, **build_options)
+    size = image_size or model.preprocessing.size
+    rows = profile.layer_table(model, size)
+    input_shape = f"photos of {model.spec['channels']} x {size} x {size}"
+    return rows, _format_layers(
+        rows, f"{spec.format_network(model.spec)}: {input_shape}, {model.spec['classes']} classes"
+    )
 
 
-def images_per_s(name: str, seconds: float = 2.0) -> float:
+def measure_throughput(name: str, seconds: float = 2.0) -> float:
     """Photos a second of the network's own size, one at a time: by the median of so many seconds, of 3 at least."""
-    runtime.prepare()
+    runtime.configure_torch()
     import torch
 
     from fieldmark.models import build
@@ -61,19 +65,19 @@ def images_per_s(name: str, seconds: float = 2.0) -> float:
     with torch.inference_mode():
         net(photo).cpu()
         while sum(times) < seconds or len(times) < 3:
-            began = time.perf_counter()
+            start = time.perf_counter()
             net(photo).cpu()  # waits for the device
-            times.append(time.perf_counter() - began)
+            times.append(time.perf_counter() - start)
     return 1 / statistics.median(times)
 
 
 # ---- text
 
 
-def _networks_text(rows: Sequence[Row]) -> str:
+def _format_networks(rows: Sequence[TableRow]) -> str:
     """The networks under their papers; with speeds in place of the weights' sources, for the sake of 80 columns."""
     timed = "images_per_s" in rows[0]
-    names = ["network", "params", "MACs", "input", "top-1", "images/s" if timed else "weights"]
+    header_cells = ["network", "params", "MACs", "input", "top-1", "images/s" if timed else "weights"]
     cells = [
         [
             f"  {row['name']}",
@@ -85,66 +89,79 @@ def _networks_text(rows: Sequence[Row]) -> str:
         ]
         for row in rows
     ]
-    header, *lines = _aligned([names, *cells], left=(0, 5))
+    header, *lines = _align_columns([header_cells, *cells], left=(0, 5))
     by_paper: dict[str, list[str]] = {}
     for row, line in zip(rows, lines, strict=True):
         by_paper.setdefault(row["paper"], []).append(line)
     text = [(header, "dim")]
-    for paper, some in by_paper.items():
-        text += [("", ""), (paper, "bold"), *((line, "") for line in some)]
+    for paper, paper_lines in by_paper.items():
+        text += [("", ""), (paper, "bold"), *((line, "") for line in paper_lines)]
     text += [("", ""), ("Of 1000 classes each. `fieldmark zoo NETWORK` shows the layers of one;", "dim")]
     text += [("NETWORK may also be timm:NAME, any of timm's. Weights of pip are there; others", "dim")]
-    return _styled([*text, ("are fetched once, or given by --weights FILE.", "dim")])
+    return _render_styled([*text, ("are fetched once, or given by --weights FILE.", "dim")])
 
 
-def _network_text(rows: Sequence[Row], title: str) -> str:
+def _format_layers(rows: Sequence[TableRow], title: str) -> str:
     """The layers, their sum, and what each kind of attention adds to the rest."""
     cells = [
         [
             row["name"],
             " x ".join(map(str, row["shape"])),
-            _number(row["params"]),
-            _number(row["macs"]),
-            _trained(row),
+            _format_count(row["params"]),
+            _format_count(row["macs"]),
+            _trained_phases(row),
             ", ".join(gate["kind"] for gate in row["attention"]),
         ]
         for row in rows
     ]
     names = ["layer", "output", "params", "MACs", "trained in", "attention"]
     params, macs = (sum(row[key] for row in rows) for key in ("params", "macs"))
-    header, *lines, last = _aligned(
-        [names, *cells, ["together", "", _number(params), _number(macs), "", ""]], left=(0, 4, 5)
+    header, *lines, last = _align_columns(
+        [names, *cells, ["together", "", _format_count(params), _format_count(macs), "", ""]], left=(0, 4, 5)
     )
-    added = _additions([gate for row in rows for gate in row["attention"]], params, macs)
-    plain = [(line, "") for line in lines]
-    return _styled([(title, "bold"), ("", ""), (header, "dim"), *plain, (last, "bold"), *((a, "") for a in added)])
+    attention_lines = _format_attention_cost([gate for row in rows for gate in row["attention"]], params, macs)
+    layer_lines = [(line, "") for line in lines]
+    return _render_styled(
+        [(title, "bold"), ("", ""), (header, "dim"), *layer_lines, (last, "bold"), *((a, "") for a in attention_lines)]
+    )
 
 
-def _additions(gates: Iterable[Row], params: int, macs: int) -> list[str]:
+def _format_attention_cost(gates: Iterable[TableRow], params: int, macs: int) -> list[str]:
     """What each kind of attention adds to the network without it, which has so many params and macs with it."""
     cells = []
     kinds = sorted(gates, key=lambda gate: (not gate["own"], gate["in_place_of_own"], gate["kind"]))
-    for (own, instead, kind), alike in groupby(kinds, key=itemgetter("own", "in_place_of_own", "kind")):
-        some = list(alike)
-        more, work = (sum(gate[key] for gate in some) for key in ("params", "macs"))
-        places = f"{len(some)} place" + ("s" if len(some) > 1 else "")
-        share, dearer = (f"(+{100 * part / (whole - part):.2f} %)" for part, whole in ((more, params), (work, macs)))
-        origin = "the paper's" if own else "in place of the paper's" if instead else "added"
-        cells.append([f"{kind}, {origin}", places, f"+{more:,} params", share, f"+{work:,} MACs", dearer])
-    return ["", *_aligned(cells, left=(0,))] if cells else []
+    for (own, replaces_own, kind), group in groupby(kinds, key=itemgetter("own", "in_place_of_own", "kind")):
+        gates_of_kind = list(group)
+        extra_params, extra_macs = (sum(gate[key] for gate in gates_of_kind) for key in ("params", "macs"))
+        places = f"{len(gates_of_kind)} place" + ("s" if len(gates_of_kind) > 1 else "")
+        params_share, macs_share = (
+            f"(+{100 * part / (whole - part):.2f} %)" for part, whole in ((extra_params, params), (extra_macs, macs))
+        )
+        origin = "the paper's" if own else "in place of the paper's" if replaces_own else "added"
+        cells.append(
+            [
+                f"{kind}, {origin}",
+                places,
+                f"+{extra_params:,} params",
+                params_share,
+                f"+{extra_macs:,} MACs",
+                macs_share,
+            ]
+        )
+    return ["", *_align_columns(cells, left=(0,))] if cells else []
 
 
-def _trained(row: Row) -> str:
+def _trained_phases(row: TableRow) -> str:
     if not row["params"]:
         return ""
     return "never" if row["frozen_in_phase_2"] else "phase 2" if row["frozen"] else "phases 1, 2"
 
 
-def _number(count: int) -> str:
+def _format_count(count: int) -> str:
     return f"{count:,}" if count else ""
 
 
-def _aligned(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> list[str]:
+def _align_columns(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> list[str]:
     """Lines of columns as wide as their widest cell; columns of those numbers begin at the left, others end right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
@@ -153,7 +170,7 @@ def _aligned(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> list[str]:
     ]
 
 
-def _styled(lines: Sequence[tuple[str, str]]) -> str:
+def _render_styled(lines: Sequence[tuple[str, str]]) -> str:
     """Lines in their styles, which show on a terminal alone; captured, so that a closed pipe is the caller's matter."""
     console = Console(highlight=False, emoji=False)
     with console.capture() as captured:

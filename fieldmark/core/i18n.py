@@ -13,7 +13,7 @@ from typing import Any
 
 LANGUAGES = {"en": "en", "zh": "zh-CN"}
 """What `--lang` takes -> the tag by which browsers know it (BCP 47)."""
-NONE = "–"
+MISSING = "–"
 """Stands where there is no figure."""
 
 
@@ -29,43 +29,43 @@ class Language:
     texts: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, text: str, /, **values: Any) -> str:
-        return self.translated(text).format(**values)
+        return self.translate(text).format(**values)
 
-    def translated(self, text: str) -> str:
+    def translate(self, text: str) -> str:
         """The text with its placeholders; no line breaks before its percent signs."""
         return self.texts.get(text, text).replace(" %", "\N{NO-BREAK SPACE}%")
 
     def percent(self, share: Any, digits: int = 1) -> str:
         """A share as people write it: 0.9213 -> "92.1 %", its space unbreakable; a dash where there is no figure."""
-        value = number(share)
-        return NONE if value is None else self("{number} %", number=f"{100 * value:.{digits}f}")
+        value = finite_float(share)
+        return MISSING if value is None else self("{number} %", number=f"{100 * value:.{digits}f}")
 
     def interval(self, bounds: Any, digits: int = 1) -> str:
         """Two shares as people write a range: (0.89, 0.944) -> "89.0–94.4 %"; a dash where one is missing."""
-        low, high = (number(bound) for bound in bounds or (None, None))
+        low, high = (finite_float(bound) for bound in bounds or (None, None))
         if low is None or high is None:
-            return NONE
+            return MISSING
         return self("{low}–{high} %", low=f"{100 * low:.{digits}f}", high=f"{100 * high:.{digits}f}")
 
     def duration(self, seconds: Any) -> str:
         """Seconds as "4 min 52 s", "12.3 s" or a dash."""
-        value = number(seconds)
+        value = finite_float(seconds)
         if value is None:
-            return NONE
+            return MISSING
         if value < 60:
             return self("{seconds} s", seconds=f"{value:.1f}")
         return self("{minutes} min {seconds} s", minutes=round(value) // 60, seconds=round(value) % 60)
 
-    def flow(self, sentences: Iterable[str]) -> str:
+    def join_sentences(self, sentences: Iterable[str]) -> str:
         """Sentences one after the other; what is empty is left out."""
-        return self.between.join(sentence for sentence in sentences if sentence)
+        return self.sentence_separator.join(sentence for sentence in sentences if sentence)
 
     @property
-    def between(self) -> str:
+    def sentence_separator(self) -> str:
         """What stands between two sentences."""
         return self("{first} {second}", first="", second="")
 
-    def listed(self, names: Iterable[str]) -> str:
+    def join_names(self, names: Iterable[str]) -> str:
         """Names one after the other."""
         return self(", ").join(names)
 
@@ -74,7 +74,7 @@ ENGLISH = Language("en")
 
 
 @cache
-def language(code: str) -> Language:
+def get_language(code: str) -> Language:
     """`en`, `zh` -> the language."""
     if code == "en":
         return ENGLISH
@@ -84,12 +84,12 @@ def language(code: str) -> Language:
     return Language(LANGUAGES[code], yaml.safe_load(file.read_text(encoding="utf-8")))
 
 
-def later(text: str) -> str:
+def gettext_noop(text: str) -> str:
     """Marks a text that stands in a table here and is translated where it is shown."""
     return text
 
 
-def number(value: Any) -> float | None:
+def finite_float(value: Any) -> float | None:
     """The finite number that a cell of a CSV or JSON file holds, or None."""
     try:
         return float(value) if math.isfinite(float(value)) else None
@@ -97,7 +97,7 @@ def number(value: Any) -> float | None:
         return None
 
 
-def figure(value: Any, digits: int = 3) -> str:
+def format_number(value: Any, digits: int = 3) -> str:
     """A number with so many decimals, or a dash where there is none."""
-    known = number(value)
-    return NONE if known is None else f"{known:,.{digits}f}"
+    finite = finite_float(value)
+    return MISSING if finite is None else f"{finite:,.{digits}f}"

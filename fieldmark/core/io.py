@@ -14,52 +14,52 @@ from typing import Any
 from fieldmark.core.errors import FieldmarkError
 
 
-def text(found: Any, indent: int | None = 1) -> str:
+def to_json(data: Any, indent: int | None = 1) -> str:
     """The JSON of plain Python values; what is not a number becomes null, since JSON knows no NaN.
 
     Without `indent` it is one line, written five times as fast.
 
-    >>> text({"caf\\udce9": float("nan")})
+    >>> to_json({"caf\\udce9": float("nan")})
     '{\\n "caf\\\\udce9": null\\n}'
     """
-    plain = json.dumps(_finite(found), ensure_ascii=False, indent=indent)
-    return plain.encode("utf-8", "backslashreplace").decode("utf-8")
+    encoded = json.dumps(_non_finite_to_none(data), ensure_ascii=False, indent=indent)
+    return encoded.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
-def write(file: Path, found: Any) -> None:
+def write_json(file: Path, data: Any) -> None:
     """The JSON as a file."""
-    half = file.with_suffix(".half")
-    half.write_text(text(found), encoding="utf-8")
-    half.replace(file)
+    temporary = file.with_suffix(".half")
+    temporary.write_text(to_json(data), encoding="utf-8")
+    temporary.replace(file)
 
 
-def table(file: Path, rows: Iterable[Mapping[str, Any]], columns: list[str], encoding: str = "utf-8") -> None:
+def write_csv(file: Path, rows: Iterable[Mapping[str, Any]], columns: list[str], encoding: str = "utf-8") -> None:
     """The rows as CSV."""
-    half = file.with_suffix(".half")
-    with half.open("w", encoding=encoding, errors="surrogateescape", newline="") as written:
-        writer = csv.DictWriter(written, columns)
+    temporary = file.with_suffix(".half")
+    with temporary.open("w", encoding=encoding, errors="surrogateescape", newline="") as handle:
+        writer = csv.DictWriter(handle, columns)
         writer.writeheader()
         writer.writerows(rows)
-    half.replace(file)
+    temporary.replace(file)
 
 
-def rows(file: Path) -> list[dict[str, str]]:
+def read_csv(file: Path) -> list[dict[str, str]]:
     """The rows of a CSV file with a header, as text; none where it is gone.
 
     Raises FieldmarkError where it is damaged.
     """
     if not file.is_file():
         return []
-    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as opened:
+    with file.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as handle:
         try:
-            return list(csv.DictReader(opened))
+            return list(csv.DictReader(handle))
         except csv.Error as error:
             raise FieldmarkError(f"{file} is damaged: {error}") from None
 
 
-def _finite(found: Any) -> Any:
-    if isinstance(found, dict):
-        return {key: _finite(value) for key, value in found.items()}
-    if isinstance(found, list | tuple):
-        return [_finite(value) for value in found]
-    return None if isinstance(found, float) and not math.isfinite(found) else found
+def _non_finite_to_none(data: Any) -> Any:
+    if isinstance(data, dict):
+        return {key: _non_finite_to_none(value) for key, value in data.items()}
+    if isinstance(data, list | tuple):
+        return [_non_finite_to_none(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data

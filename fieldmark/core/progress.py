@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-Advance = Callable[[int, int], None]
+ProgressCallback = Callable[[int, int], None]
 """Takes (done, total)."""
 
 
@@ -18,41 +18,41 @@ class Reporter:
 
     def __init__(self, log: Path | None = None, started: float | None = None, quiet: bool = False) -> None:
         self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
-        self.log = log
-        self.started = time.monotonic() if started is None else started
-        self.seconds: dict[str, float] = {}
+        self.log_file = log
+        self.start_time = time.monotonic() if started is None else started
+        self.stage_seconds: dict[str, float] = {}
 
     def elapsed(self) -> float:
         """Seconds since the start of the run."""
-        return time.monotonic() - self.started
+        return time.monotonic() - self.start_time
 
-    def say(self, text: str, style: str | None = None) -> None:
+    def info(self, text: str, style: str | None = None) -> None:
         """One line on stderr and in the log, whatever control characters a file name may hold."""
         text = "".join(c if c.isprintable() else "\ufffd" for c in text)
         self.console.print(text, style=style, markup=False)
-        if self.log is not None:
-            with self.log.open("a", encoding="utf-8") as file:
+        if self.log_file is not None:
+            with self.log_file.open("a", encoding="utf-8") as file:
                 file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
-    def warn(self, text: str) -> None:
-        self.say(f"warning: {text}", style="yellow")
+    def warning(self, text: str) -> None:
+        self.info(f"warning: {text}", style="yellow")
 
     @contextmanager
-    def part(self, name: str) -> Iterator[None]:
+    def timer(self, name: str) -> Iterator[None]:
         """Adds the time spent inside to `seconds[name]`."""
-        began = time.monotonic()
+        start = time.monotonic()
         try:
             yield
         finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.monotonic() - began
+            self.stage_seconds[name] = self.stage_seconds.get(name, 0.0) + time.monotonic() - start
 
     @contextmanager
-    def bar(self, what: str, unit: str = "") -> Iterator[Advance]:
+    def progress_bar(self, description: str, unit: str = "") -> Iterator[ProgressCallback]:
         """A progress bar; on anything but a terminal nothing is drawn."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
-        left = (TimeRemainingColumn(), TextColumn("left"))
+        time_left = (TimeRemainingColumn(), TextColumn("left"))
         with Progress(
-            *columns, *left, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as drawn:
-            task = drawn.add_task(what, total=None)
-            yield lambda done, total: drawn.update(task, completed=done, total=total)
+            *columns, *time_left, console=self.console, transient=True, disable=not self.console.is_terminal
+        ) as progress:
+            task = progress.add_task(description, total=None)
+            yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -13,14 +13,14 @@ from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
-STARTED = time.monotonic()
+PROCESS_START = time.monotonic()
 """When the program began, before anything heavy is imported: a budget on the command line counts from here."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 
 
 @cache
-def keep_freed_memory() -> bool:
+def tune_malloc() -> bool:
     """Tell glibc to keep large freed blocks instead of giving them back to the kernel.
 
     Every large activation would otherwise cost page faults: training on a CPU takes up to twice the time
@@ -35,42 +35,42 @@ def keep_freed_memory() -> bool:
         return False
 
 
-def give_back_freed_memory() -> None:
+def trim_malloc() -> None:
     """What a passing need for much memory has left goes back to the kernel (glibc only)."""
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
-def cores() -> int:
+def available_cpus() -> int:
     """Processors that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def prepare() -> None:
+def configure_torch() -> None:
     """Before torch works: the allocator, as many threads as cores, and no chatter of libraries."""
-    keep_freed_memory()
+    tune_malloc()
     atexit.register(gc.freeze)  # or Python looks through all that torch has made, for two seconds, before it ends
     import torch
 
     if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(cores())
+        torch.set_num_threads(available_cpus())
     torch.backends.cudnn.benchmark, torch.backends.cudnn.deterministic = False, True  # the same bits every time
     for module in ("lightning_fabric", "torch", "onnxscript", "onnx_ir"):
         warnings.filterwarnings("ignore", module=module)
 
 
-def describe() -> dict[str, str | int]:
+def describe_environment() -> dict[str, str | int]:
     """Versions and hardware, for the record."""
-    found: dict[str, str | int] = {"python": platform.python_version()}
+    environment: dict[str, str | int] = {"python": platform.python_version()}
     for package in ("fieldmark", "torch", "torchvision", "lightning-fabric", "onnxruntime", "numpy", "pillow"):
         try:
-            found[package] = version(package)
+            environment[package] = version(package)
         except PackageNotFoundError:
             continue
-    return found | {"machine": platform.platform(), "cpu": _cpu(), "threads": cores()}
+    return environment | {"machine": platform.platform(), "cpu": _cpu_model(), "threads": available_cpus()}
 
 
-def _cpu() -> str:
+def _cpu_model() -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))

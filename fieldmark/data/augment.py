@@ -11,16 +11,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-GREY = 117.0
+ERASE_VALUE = 117.0
 """ImageNet's mean brightness: what an erased patch shows (Zhong et al. 2020, "RE-M")."""
 
 
-def seed_of(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """A seed for `torch.Generator.manual_seed` that is a function of these numbers alone."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
 
-def transform(name: str, size: int, *, crop: float = 0.875, erasing: float = 0.25) -> Callable[[Tensor], Tensor]:
+def build_transform(name: str, size: int, *, crop: float = 0.875, erasing: float = 0.25) -> Callable[[Tensor], Tensor]:
     """Name -> a function uint8 (3, h, w) -> uint8 (3, size, size), which draws anew at each call.
 
     - `none`: what is judged, at this size: the middle square, `crop` of the shorter side wide.
@@ -35,21 +35,21 @@ def transform(name: str, size: int, *, crop: float = 0.875, erasing: float = 0.2
 
     # The functions behind v2's classes: those walk through what a sample is made of, a third of all the time.
     resized = partial(v2.functional.resize_image, size=[size, size], antialias=True)
-    area = v2.RandomResizedCrop(size, scale=(0.5, 1.0))
-    one_operation, erase = v2.TrivialAugmentWide(), v2.RandomErasing(erasing, value=GREY)
+    random_area = v2.RandomResizedCrop(size, scale=(0.5, 1.0))
+    one_operation, erase = v2.TrivialAugmentWide(), v2.RandomErasing(erasing, value=ERASE_VALUE)
 
     def none(photo: Tensor) -> Tensor:
-        top, left, side = _middle(photo, crop)
+        top, left, side = _center_square(photo, crop)
         return resized(photo[:, top : top + side, left : left + side])
 
     def flip_crop(photo: Tensor) -> Tensor:
-        top, left, side = _middle(photo, crop)
+        top, left, side = _center_square(photo, crop)
         down, right = torch.randint(-(side // 8), side // 8 + 1, (2,)).tolist()
-        return _flipped(resized(_mirrored(photo, top + down, left + right, side)))
+        return _random_flip(resized(_reflected_crop(photo, top + down, left + right, side)))
 
     def standard(photo: Tensor) -> Tensor:
-        box = area.make_params([photo])
-        return _flipped(resized(v2.functional.crop_image(photo, **box)))
+        box = random_area.make_params([photo])
+        return _random_flip(resized(v2.functional.crop_image(photo, **box)))
 
     def strong(photo: Tensor) -> Tensor:
         return erase(one_operation(standard(photo)))
@@ -57,14 +57,14 @@ def transform(name: str, size: int, *, crop: float = 0.875, erasing: float = 0.2
     return {"none": none, "flip-crop": flip_crop, "standard": standard, "strong": strong}[name]
 
 
-def _middle(photo: Tensor, crop: float) -> tuple[int, int, int]:
+def _center_square(photo: Tensor, crop: float) -> tuple[int, int, int]:
     """Top, left and width of the middle square; at the size that is judged, to the pixel `photos.decode.centre`."""
     h, w = photo.shape[1:]
     side = max(1, round(crop * min(h, w)))
     return (h - side) // 2, (w - side) // 2, side
 
 
-def _mirrored(photo: Tensor, top: int, left: int, side: int) -> Tensor:
+def _reflected_crop(photo: Tensor, top: int, left: int, side: int) -> Tensor:
     """A square that may reach beyond the photo, by less than its own width."""
     h, w = photo.shape[1:]
     beyond = [max(0, -left), max(0, left + side - w), max(0, -top), max(0, top + side - h)]
@@ -72,11 +72,11 @@ def _mirrored(photo: Tensor, top: int, left: int, side: int) -> Tensor:
     return F.pad(inside, beyond, mode="reflect") if any(beyond) else inside
 
 
-def _flipped(photo: Tensor) -> Tensor:
+def _random_flip(photo: Tensor) -> Tensor:
     return photo.flip(-1) if torch.rand(()) < 0.5 else photo
 
 
-class Mix:
+class BatchMixer:
     """Mixes each photo of a batch with another: mixup (Zhang et al. 2018) or cutmix (Yun et al. 2019).
 
     `mixup` and `cutmix` are the alphas of Beta(alpha, alpha), from which the share of the other photo is drawn, one for
@@ -89,24 +89,24 @@ class Mix:
         from torchvision.transforms import v2
 
         self.classes, self.seed = classes, seed
-        self.ways = [way(alpha=a) for way, a in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if a > 0]
-        if not self.ways:
+        self.transforms = [way(alpha=a) for way, a in ((v2.MixUp, mixup), (v2.CutMix, cutmix)) if a > 0]
+        if not self.transforms:
             raise ValueError("mixing needs a positive alpha: of mixup, of cutmix or of both")
 
     def __call__(self, photos: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """uint8 (n, 3, h, w), class numbers (n,) -> uint8 (n, 3, h, w), float (n, classes) whose rows sum to 1."""
-        torch.default_generator.manual_seed(seed_of(self.seed, 6, step))
-        way = self.ways[int(torch.randint(len(self.ways), ()))]
-        drawn = way.make_params([photos])
+        torch.default_generator.manual_seed(derive_seed(self.seed, 6, step))
+        transform_drawn = self.transforms[int(torch.randint(len(self.transforms), ()))]
+        params = transform_drawn.make_params([photos])
         others, targets = photos.roll(len(photos) // 2, 0), F.one_hot(labels, self.classes).float()
-        if "box" in drawn:
-            (left, top, right, bottom), share = drawn["box"], drawn["lam_adjusted"]
+        if "box" in params:
+            (left, top, right, bottom), lam = params["box"], params["lam_adjusted"]
             mixed = photos.clone()
             mixed[..., top:bottom, left:right] = others[..., top:bottom, left:right]
         else:
-            share = drawn["lam"]
-            mixed = photos.float().mul_(share).add_(others, alpha=1 - share).round_().to(torch.uint8)
-        return mixed, targets * share + targets.roll(len(photos) // 2, 0) * (1 - share)
+            lam = params["lam"]
+            mixed = photos.float().mul_(lam).add_(others, alpha=1 - lam).round_().to(torch.uint8)
+        return mixed, targets * lam + targets.roll(len(photos) // 2, 0) * (1 - lam)
 
 
 def class_weights(labels: np.ndarray, classes: int) -> Tensor:
@@ -114,6 +114,6 @@ def class_weights(labels: np.ndarray, classes: int) -> Tensor:
 
     scikit-learn's `class_weight="balanced"`: n / (classes that occur * photos of the class).
     """
-    photos = torch.bincount(torch.from_numpy(labels), minlength=classes)
-    weights = len(labels) / (int(photos.count_nonzero()) * photos.clamp(min=1))
-    return weights.where(photos > 0, 0.0)
+    counts = torch.bincount(torch.from_numpy(labels), minlength=classes)
+    weights = len(labels) / (int(counts.count_nonzero()) * counts.clamp(min=1))
+    return weights.where(counts > 0, 0.0)

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING
 from fieldmark.data.image import Box
 
 if TYPE_CHECKING:
-    from fieldmark.data.readers.files import Files
+    from fieldmark.data.readers.files import FileTree
 
 # HEIC is a photo that cannot be read here: listed, so that the audit can say so.
-EXTENSIONS = frozenset(
+IMAGE_EXTENSIONS = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
         *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".heic", ".heif"),
     )
 )
-SPLITS = {
+SPLIT_ALIASES = {
     **dict.fromkeys(("train", "training"), "train"),
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
@@ -49,7 +49,7 @@ class Catalog:
     Names keep undecodable bytes as surrogates, so that `contents` always finds them; print them by `printable`.
     """
 
-    files: "Files" = field(compare=False)
+    files: "FileTree" = field(compare=False)
     photos: tuple[Photo, ...]
     classes: tuple[str, ...]
     warnings: tuple[str, ...] = ()
@@ -65,31 +65,31 @@ class Catalog:
         """What `read` was given: the manifest, where there is one beside them."""
         return self.manifest or self.root
 
-    def contents(self, photo: Photo) -> bytes:
+    def read_bytes(self, photo: Photo) -> bytes:
         """The file's bytes; raises `Unreadable`."""
-        return self.files.contents(photo.path)
+        return self.files.read_bytes(photo.path)
 
 
-def learnable(photos: Iterable[Photo]) -> set[str]:
+def trainable_classes(photos: Iterable[Photo]) -> set[str]:
     """The classes that have photos to train on; all of them where there is nothing to train on but to evaluate."""
     photos = tuple(photos)
-    trained = {photo.label for photo in photos if photo.split in (None, "train")}
-    return trained or {photo.label for photo in photos}
+    labels = {photo.label for photo in photos if photo.split in (None, "train")}
+    return labels or {photo.label for photo in photos}
 
 
-def alike(classes: Iterable[str]) -> Iterator[str]:
+def similar_class_warnings(classes: Iterable[str]) -> Iterator[str]:
     """A warning for every set of names that a person would take for one."""
-    found = defaultdict(list)
+    names_by_key = defaultdict(list)
     for name in sorted(classes):
-        found["".join(unicodedata.normalize("NFKC", name).split()).casefold()].append(f'"{printable(name)}"')
-    for names in found.values():
+        names_by_key["".join(unicodedata.normalize("NFKC", name).split()).casefold()].append(f'"{printable(name)}"')
+    for names in names_by_key.values():
         if len(names) > 1:
             yield f"classes {' and '.join(names)} differ only in case or white space: are they one class?"
 
 
-def is_photo(name: str) -> bool:
+def has_image_extension(name: str) -> bool:
     """By its extension."""
-    return "." in name and "." + name.rpartition(".")[2].lower() in EXTENSIONS
+    return "." in name and "." + name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
 
 
 def printable(name: str) -> str:
@@ -97,12 +97,12 @@ def printable(name: str) -> str:
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
 
 
-def count(n: int, noun: str) -> str:
+def pluralize(n: int, noun: str) -> str:
     """1 photo, 2 photos, 2,527 photos."""
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
-def listing(names: Collection[str], most: int = 5) -> str:
+def summarize_names(names: Collection[str], max_names: int = 5) -> str:
     """Names for a sentence: the first few, then how many more."""
-    shown = ", ".join(printable(name) for name in islice(names, most))
-    return f"{shown} and {len(names) - most:,} more" if len(names) > most else shown
+    summary = ", ".join(printable(name) for name in islice(names, max_names))
+    return f"{summary} and {len(names) - max_names:,} more" if len(names) > max_names else summary

@@ -17,15 +17,15 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError, features
 
-MAX_BYTES = 256 * 2**20
+MAX_FILE_BYTES = 256 * 2**20
 Box = tuple[float, float, float, float]
 """x, y, width, height of a thing in pixels of the upright photo."""
 # Tried in this order. EPS is left out on purpose (Pillow runs Ghostscript for it); formats without a signature
 # (TGA, ...) too, since they take any file for a photo.
-FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
-_SCAN, _PASSES = b"\xff\xda", 20  # the marker; so often the largest photo may be gone over, photos do with 10
+PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
+_SOS_MARKER, _MAX_SCANS = b"\xff\xda", 20  # the marker; so often the largest photo may be gone over, photos do with 10
 # First bytes of what cannot be read (pattern) -> the reason.
-_OTHERS = (
+_UNREADABLE_SIGNATURES = (
     (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM", "truncated or damaged in its first bytes"),
     (rb"....ftyp(hei|hev|mif|msf)", "a HEIC photo, which cannot be read here: save it as JPEG"),
     (rb"....ftypavif", "an AVIF photo, which this Pillow was built without: save it as JPEG"),
@@ -37,18 +37,18 @@ _OTHERS = (
 )
 
 
-class Readable(Protocol):
+class ByteSource(Protocol):
     """What gives a photo's bytes when it is asked, and raises `Unreadable` where it cannot."""
 
     def read(self) -> bytes: ...
 
 
-class Unreadable(Exception):
+class UnreadableImageError(Exception):
     """A photo that cannot be used; its text is the reason, as a person would put it ("truncated", "empty file")."""
 
 
 def decode(
-    source: str | Path | bytes | Readable,
+    source: str | Path | bytes | ByteSource,
     shorter: int | None = None,
     interpolation: str = "bicubic",
     box: Box | None = None,
@@ -62,54 +62,56 @@ def decode(
     The same bytes give the same pixels, to the bit, for one version of Pillow.
     """
     if isinstance(source, str | Path):
-        source = contents(Path(source))
+        source = read_file(Path(source))
     content = source if isinstance(source, bytes) else source.read()
     if not content:
-        raise Unreadable("empty file")
-    _hush_remarks()
+        raise UnreadableImageError("empty file")
+    _ignore_pillow_warnings()
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with Image.open(io.BytesIO(content), formats=PILLOW_FORMATS) as image:
             _check_size(image.width, image.height)
             if image.format in ("JPEG", "MPO"):
                 _check_scans(content, image.width * image.height)
-            full = image.size
+            full_size = image.size
             if shorter is not None:
-                least = shorter * min(full) / max(1, min(box[2:])) if box else shorter
-                image.draft(None, (math.ceil(least), math.ceil(least)))
+                target_size = shorter * min(full_size) / max(1, min(box[2:])) if box else shorter
+                image.draft(None, (math.ceil(target_size), math.ceil(target_size)))
             image.load()
             with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse good pixels
                 ImageOps.exif_transpose(image, in_place=True)
             rgb = _to_rgb(image)
             if box:
-                rgb = _within(rgb, box, max(full) / max(rgb.size))
+                rgb = _crop_to_box(rgb, box, max(full_size) / max(rgb.size))
         return rgb if shorter is None else _resize(rgb, shorter, interpolation)
     except Exception as error:  # damaged files make Pillow raise nearly everything there is
-        raise _reason(error, content) from error
+        raise _to_unreadable_error(error, content) from error
 
 
-def contents(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
     """A file's bytes, or `Unreadable` with what the system says about it."""
     try:
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):  # a named pipe would block for ever
-            raise Unreadable("not a file")
-        if status.st_size > MAX_BYTES:
-            raise Unreadable(f"{status.st_size / 2**20:,.0f} MiB, more than the limit of {MAX_BYTES >> 20} MiB")
+            raise UnreadableImageError("not a file")
+        if status.st_size > MAX_FILE_BYTES:
+            raise UnreadableImageError(
+                f"{status.st_size / 2**20:,.0f} MiB, more than the limit of {MAX_FILE_BYTES >> 20} MiB"
+            )
         return path.read_bytes()
     except FileNotFoundError:
-        raise Unreadable("no such file") from None
+        raise UnreadableImageError("no such file") from None
     except PermissionError:
-        raise Unreadable("may not be read: permission denied") from None
+        raise UnreadableImageError("may not be read: permission denied") from None
     except (OSError, ValueError) as error:
-        raise Unreadable(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
+        raise UnreadableImageError(f"cannot be read: {getattr(error, 'strerror', None) or error}") from error
 
 
-def centre(image: Image.Image, size: int) -> np.ndarray:
+def center_crop(image: Image.Image, size: int) -> np.ndarray:
     """The central `size` x `size` pixels, uint8 (size, size, 3); the image must be at least that large."""
-    return centre_of(np.asarray(image), size)
+    return center_crop_array(np.asarray(image), size)
 
 
-def centre_of(pixels: np.ndarray, size: int) -> np.ndarray:
+def center_crop_array(pixels: np.ndarray, size: int) -> np.ndarray:
     """The same of pixels uint8 (h, w, 3); a copy."""
     height, width = pixels.shape[:2]
     if min(height, width) < size:
@@ -118,8 +120,8 @@ def centre_of(pixels: np.ndarray, size: int) -> np.ndarray:
     return np.array(pixels[top : top + size, left : left + size])
 
 
-def prepare(
-    source: str | Path | bytes | Readable, preprocessing: Mapping[str, Any], box: Box | None = None
+def preprocess(
+    source: str | Path | bytes | ByteSource, preprocessing: Mapping[str, Any], box: Box | None = None
 ) -> np.ndarray:
     """What a network sees of a photo, before it is normalised: uint8 (size, size, 3).
 
@@ -127,60 +129,62 @@ def prepare(
     weights) and `interpolation`; `box` is that of `decode`. Raises `Unreadable`.
     """
     size, interpolation = preprocessing["size"], preprocessing.get("interpolation", "bicubic")
-    return centre(decode(source, round(size / preprocessing["crop"]), interpolation, box), size)
+    return center_crop(decode(source, round(size / preprocessing["crop"]), interpolation, box), size)
 
 
-def _hush_remarks() -> None:
+def _ignore_pillow_warnings() -> None:
     """Pillow warns about odd metadata; under -W error that would decide what is readable, so it must not be heard.
 
     `warnings.catch_warnings` is not safe in threads, hence one lasting filter, for Pillow's own remarks only.
     """
-    remarks = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
-    if remarks not in warnings.filters:
+    warning_filter = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
+    if warning_filter not in warnings.filters:
         warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 def _check_size(width: int, height: int) -> None:
     limit = Image.MAX_IMAGE_PIXELS
     if limit is not None and width * height > limit:
-        raise Unreadable(f"{width} x {height} pixels, more than the limit of {limit:,}")
+        raise UnreadableImageError(f"{width} x {height} pixels, more than the limit of {limit:,}")
 
 
 def _check_scans(content: bytes, pixels: int) -> None:
     """A progressive JPEG goes over all pixels with every scan: a few kilobytes of them can take minutes."""
-    scans, limit = content.count(_SCAN), Image.MAX_IMAGE_PIXELS
-    if limit is not None and scans * pixels > _PASSES * limit:
-        raise Unreadable(f"a JPEG that goes {scans:,} times over its {pixels:,} pixels")
+    scans, limit = content.count(_SOS_MARKER), Image.MAX_IMAGE_PIXELS
+    if limit is not None and scans * pixels > _MAX_SCANS * limit:
+        raise UnreadableImageError(f"a JPEG that goes {scans:,} times over its {pixels:,} pixels")
 
 
 def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_to_bytes(np.asarray(image), image.mode))
+        image = Image.fromarray(_gray_to_uint8(np.asarray(image), image.mode))
     elif image.has_transparency_data:
         rgba = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
     return image if image.mode == "RGB" else image.convert("RGB")
 
 
-def _to_bytes(grey: np.ndarray, mode: str) -> np.ndarray:
+def _gray_to_uint8(gray: np.ndarray, mode: str) -> np.ndarray:
     """Deep grey (h, w) -> uint8 (h, w). Pillow's own convert would clip: 16-bit photos turn white."""
-    low, high = grey.min(), grey.max()
+    low, high = gray.min(), gray.max()
     if mode == "F":
         if not (low >= 0 and high <= 255):  # so written, NaN is refused too
-            raise Unreadable(f"floating-point values from {low:g} to {high:g}: only 0..1 and 0..255 have a known scale")
-        return np.rint(grey * 255 if high <= 1 else grey).astype(np.uint8)
+            raise UnreadableImageError(
+                f"floating-point values from {low:g} to {high:g}: only 0..1 and 0..255 have a known scale"
+            )
+        return np.rint(gray * 255 if high <= 1 else gray).astype(np.uint8)
     if low < 0 or high > 65535:
-        raise Unreadable(f"32-bit values from {low} to {high}: only 0..65535 has a known scale")
-    return np.rint(grey / 257).astype(np.uint8)
+        raise UnreadableImageError(f"32-bit values from {low} to {high}: only 0..65535 has a known scale")
+    return np.rint(gray / 257).astype(np.uint8)
 
 
-def _within(image: Image.Image, box: Box, scale: float) -> Image.Image:
+def _crop_to_box(image: Image.Image, box: Box, scale: float) -> Image.Image:
     """What of it lies in the box, which counts pixels that are smaller by `scale`."""
     x, y, w, h = (side / scale for side in box)
     left, top = max(0, round(x)), max(0, round(y))
     right, bottom = min(image.width, round(x + w)), min(image.height, round(y + h))
     if left >= right or top >= bottom:
-        raise Unreadable("its box lies outside the photo")
+        raise UnreadableImageError("its box lies outside the photo")
     return image.crop((left, top, right, bottom))
 
 
@@ -192,20 +196,24 @@ def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image
     return image.resize(size, Image.Resampling[interpolation.upper()], box=(left, top, left + width, top + height))
 
 
-def _reason(error: Exception, content: bytes) -> Unreadable:
+def _to_unreadable_error(error: Exception, content: bytes) -> UnreadableImageError:
     """Pillow's error in words that a person understands."""
-    if isinstance(error, Unreadable):
+    if isinstance(error, UnreadableImageError):
         return error
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         pixels = re.search(r"\d+", str(error))
         number = f"{int(pixels[0]):,}" if pixels else "too many"
-        return Unreadable(f"{number} pixels, more than the limit of {Image.MAX_IMAGE_PIXELS:,}")
+        return UnreadableImageError(f"{number} pixels, more than the limit of {Image.MAX_IMAGE_PIXELS:,}")
     if isinstance(error, UnidentifiedImageError):
-        others = _OTHERS if not features.check("avif") else ((rb"....ftypavif", "damaged"), *_OTHERS)
-        found = (name for first, name in others if re.match(first, content[:512], re.DOTALL))
-        return Unreadable(next(found, "not a photo"))
+        signatures = (
+            _UNREADABLE_SIGNATURES
+            if not features.check("avif")
+            else ((rb"....ftypavif", "damaged"), *_UNREADABLE_SIGNATURES)
+        )
+        reasons = (name for first, name in signatures if re.match(first, content[:512], re.DOTALL))
+        return UnreadableImageError(next(reasons, "not a photo"))
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
-        return Unreadable("truncated")
+        return UnreadableImageError("truncated")
     if isinstance(error, MemoryError):
-        return Unreadable("not enough memory to decode it")
-    return Unreadable(f"damaged: {error or type(error).__name__}")
+        return UnreadableImageError("not enough memory to decode it")
+    return UnreadableImageError(f"damaged: {error or type(error).__name__}")

@@ -15,183 +15,183 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import is_photo
-from fieldmark.data.image import MAX_BYTES, Unreadable
-from fieldmark.data.readers.archives import opened
-from fieldmark.data.readers.files import Files, Folder
+from fieldmark.data.catalog import has_image_extension
+from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
+from fieldmark.data.readers.archives import open_container
+from fieldmark.data.readers.files import FileTree, Folder
 
-HOLDERS = (".tar", ".tgz", ".tar.gz", ".zip", ".parquet")
+CONTAINER_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".zip", ".parquet")
 """What a file is called that holds photos."""
-SHARDS = (".tar", ".parquet")
+SHARD_SUFFIXES = (".tar", ".parquet")
 """Those that are looked for in a folder without photos; an archive beside photos is somebody's backup."""
 
 
-class Held(NamedTuple):
+class ContainedImage(NamedTuple):
     """A photo in a holder: a tar, a zip or a Parquet file."""
 
-    holder: str
+    container: str
     name: str
 
     def read(self) -> bytes:
         """Raises `Unreadable`."""
         try:
-            return _opened(self.holder).contents(self.name)
+            return _open_container(self.container).read_bytes(self.name)
         except FieldmarkError as error:
-            raise Unreadable(str(error)) from None
+            raise UnreadableImageError(str(error)) from None
 
 
-class Remote(NamedTuple):
+class RemoteImage(NamedTuple):
     """A photo at an address, as s3://bucket/photo.jpg: whatever fsspec knows."""
 
-    address: str
+    url: str
 
     def read(self) -> bytes:
         """Raises `Unreadable`."""
-        system, path = _system(self.address)
+        system, path = _resolve_filesystem(self.url)
         try:
             with system.open(path, "rb") as file:
-                content = file.read(MAX_BYTES + 1)
+                content = file.read(MAX_FILE_BYTES + 1)
         except Exception as error:  # each file system has its own
-            raise Unreadable(" ".join(f"cannot be read: {type(error).__name__} {error}".split())) from None
-        if len(content) > MAX_BYTES:
-            raise Unreadable(f"more than {MAX_BYTES >> 20} MiB")
+            raise UnreadableImageError(" ".join(f"cannot be read: {type(error).__name__} {error}".split())) from None
+        if len(content) > MAX_FILE_BYTES:
+            raise UnreadableImageError(f"more than {MAX_FILE_BYTES >> 20} MiB")
         return content
 
 
-class Broken(NamedTuple):
+class UnreadableSource(NamedTuple):
     """What cannot be opened at all."""
 
     reason: str
 
     def read(self) -> bytes:
-        raise Unreadable(self.reason)
+        raise UnreadableImageError(self.reason)
 
 
-Source = str | bytes | Held | Remote | Broken
+ImageSource = str | bytes | ContainedImage | RemoteImage | UnreadableSource
 """What `photos.decode` opens."""
 
 
-def each(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, Source]]:
+def find_images(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, ImageSource]]:
     """Files, folders, globs, `-` (a list on stdin), holders, addresses or bytes -> (what to call it, what to open)."""
     for source in photos:
         if isinstance(source, bytes):
             yield "", source
         elif str(source) == "-":
-            yield from each(_listed())
+            yield from find_images(_read_stdin_names())
         elif os.path.isdir(source):
-            yield from _in_folder(str(source))
+            yield from _find_in_folder(str(source))
         elif os.path.lexists(source):
-            yield from _in_file(str(source))
-        elif is_remote(str(source)):
-            yield from _at(str(source))
+            yield from _find_in_file(str(source))
+        elif is_url(str(source)):
+            yield from _find_at_url(str(source))
         elif glob.has_magic(str(source)):
             matches = sorted(glob.glob(str(source), recursive=True))
             if "**" in str(source):  # stands for the folders and for all that is in them
                 matches = [match for match in matches if not os.path.isdir(match)]
-            yield from each(matches) if matches else [(str(source), str(source))]
+            yield from find_images(matches) if matches else [(str(source), str(source))]
         else:
             yield str(source), str(source)
 
 
-def _listed() -> Iterator[str]:
+def _read_stdin_names() -> Iterator[str]:
     """The lines of stdin, whatever bytes the names hold."""
     for line in sys.stdin.buffer:
         if name := line.rstrip(b"\r\n"):
             yield os.fsdecode(name)
 
 
-def _in_folder(folder: str) -> Iterator[tuple[str, Source]]:
+def _find_in_folder(folder: str) -> Iterator[tuple[str, ImageSource]]:
     """The photos of a folder, however deep; where it has none, those in the shards that lie in it."""
-    found = False
+    has_images = False
     for name, source in _walk(folder):
-        found = found or not isinstance(source, Broken) or name == folder
+        has_images = has_images or not isinstance(source, UnreadableSource) or name == folder
         yield name, source
-    if not found:
-        for file in sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SHARDS)):
-            yield from _in_file(file)
+    if not has_images:
+        for file in sorted(entry.path for entry in os.scandir(folder) if entry.name.lower().endswith(SHARD_SUFFIXES)):
+            yield from _find_in_file(file)
 
 
-def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, Source]]:
+def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, ImageSource]]:
     """Links are followed, except in circles; a folder that cannot be read is named in place of its photos."""
     if (real := os.path.realpath(folder)) in above:
         return
     try:
-        folders, files = Folder(Path(folder)).entries()
+        folders, files = Folder(Path(folder)).list_folder()
     except FieldmarkError as error:
-        yield folder, Broken(str(error))
+        yield folder, UnreadableSource(str(error))
         return
-    yield from ((path, path) for name in files if is_photo(path := os.path.join(folder, name)))
+    yield from ((path, path) for name in files if has_image_extension(path := os.path.join(folder, name)))
     for name in folders:
         yield from _walk(os.path.join(folder, name), above | {real})
 
 
-def _in_file(file: str) -> Iterator[tuple[str, Source]]:
+def _find_in_file(file: str) -> Iterator[tuple[str, ImageSource]]:
     """A photo, or those that it holds."""
-    if not file.lower().endswith(HOLDERS):
+    if not file.lower().endswith(CONTAINER_SUFFIXES):
         yield file, file
         return
     try:
-        names = list(_opened(file).below())
+        names = list(_open_container(file).walk())
     except FieldmarkError as error:
-        yield file, Broken(str(error))
+        yield file, UnreadableSource(str(error))
         return
     rows = file.lower().endswith(".parquet")
-    yield from ((f"{file}/{name}", Held(file, name)) for name in names if rows or is_photo(name))
+    yield from ((f"{file}/{name}", ContainedImage(file, name)) for name in names if rows or has_image_extension(name))
 
 
 @lru_cache(8)
-def _opened(holder: str) -> Files:
+def _open_container(container: str) -> FileTree:
     """Photos of one holder follow each other, so that a process opens it once."""
-    from fieldmark.data.readers.huggingface import table
+    from fieldmark.data.readers.huggingface import open_parquet
 
-    look = table if holder.lower().endswith(".parquet") else opened
-    if not is_remote(holder):
-        return look(Path(holder))
-    system, there = _system(holder)
+    open_file = open_parquet if container.lower().endswith(".parquet") else open_container
+    if not is_url(container):
+        return open_file(Path(container))
+    system, remote_path = _resolve_filesystem(container)
     folder = tempfile.mkdtemp(prefix="fieldmark-")
-    path = Path(folder) / there.rpartition("/")[2]
+    path = Path(folder) / remote_path.rpartition("/")[2]
     try:
-        system.get_file(there, str(path))
-        found = look(path)
+        system.get_file(remote_path, str(path))
+        files = open_file(path)
     except Exception as error:  # each file system has its own
         shutil.rmtree(folder)
         if isinstance(error, FieldmarkError):
             raise
-        raise FieldmarkError(f"{holder} cannot be fetched: {type(error).__name__} {error}") from None
-    weakref.finalize(found, shutil.rmtree, folder, ignore_errors=True)
-    return found
+        raise FieldmarkError(f"{container} cannot be fetched: {type(error).__name__} {error}") from None
+    weakref.finalize(files, shutil.rmtree, folder, ignore_errors=True)
+    return files
 
 
-def is_remote(name: str) -> bool:
+def is_url(name: str) -> bool:
     """Whether this is an address, and no file of that name."""
     return "://" in name and not os.path.lexists(name)
 
 
-def _at(address: str) -> Iterator[tuple[str, Source]]:
+def _find_at_url(address: str) -> Iterator[tuple[str, ImageSource]]:
     """The photos at an address: one, those of a folder, those that a pattern means, those in a holder."""
-    system, path = _system(address)
+    system, path = _resolve_filesystem(address)
     try:
         if glob.has_magic(path):
             paths = sorted(system.glob(path))
             if not paths:
-                yield address, Broken("no such file")
+                yield address, UnreadableSource("no such file")
         else:
             paths = sorted(system.find(path)) if system.isdir(path) else [path]
     except Exception as error:  # each file system has its own
         raise FieldmarkError(f"{address} cannot be listed: {type(error).__name__} {error}") from None
-    photos = [found for found in paths if is_photo(found)] or paths
+    photos = [path_found for path_found in paths if has_image_extension(path_found)] or paths
     for found in photos:
         name = system.unstrip_protocol(found)
-        if found.lower().endswith(HOLDERS):
-            yield from _in_file(name)
-        elif is_photo(found) or found == path:
-            yield name, Remote(name)
+        if found.lower().endswith(CONTAINER_SUFFIXES):
+            yield from _find_in_file(name)
+        elif has_image_extension(found) or found == path:
+            yield name, RemoteImage(name)
 
 
-def _system(address: str) -> tuple[Any, str]:
+def _resolve_filesystem(url: str) -> tuple[Any, str]:
     from fsspec.core import url_to_fs
 
     try:
-        return url_to_fs(address)
+        return url_to_fs(url)
     except (ImportError, ValueError) as error:
-        raise FieldmarkError(f"{address}: {error}") from None
+        raise FieldmarkError(f"{url}: {error}") from None

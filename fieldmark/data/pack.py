@@ -15,17 +15,19 @@ import numpy as np
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import Catalog, Photo, count, listing, printable
-from fieldmark.data.decisions import chosen
-from fieldmark.data.image import Unreadable
-from fieldmark.data.readers.huggingface import Rows
-from fieldmark.data.readers.webdataset import Writer
+from fieldmark.data.catalog import Catalog, Photo, pluralize, printable, summarize_names
+from fieldmark.data.decisions import load_recipe_catalog
+from fieldmark.data.image import UnreadableImageError
+from fieldmark.data.readers.huggingface import DatasetFiles
+from fieldmark.data.readers.webdataset import ShardWriter
 from fieldmark.recipes.recipe import Recipe
 
-MIB = 2**20
+BYTES_PER_MIB = 2**20
 
 
-def pack(photos: str | Path, out: Path, reporter: Reporter, recipe: Recipe | None = None, shard_mb: int = 256) -> Any:
+def write_shards(
+    photos: str | Path, out: Path, reporter: Reporter, recipe: Recipe | None = None, shard_mb: int = 256
+) -> Any:
     """Pack photos into the new folder `out`, which appears when all is in it.
 
     There are `train-000000.tar`, `val-` and `test-` where the photos come with a split, else `photos-`, each of about
@@ -38,70 +40,74 @@ def pack(photos: str | Path, out: Path, reporter: Reporter, recipe: Recipe | Non
     Raises:
         FieldmarkError: `out` exists, or a class has a name that no line can hold.
     """
-    asked = recipe or Recipe()
+    settings = recipe or Recipe()
     if out.exists():
         raise FieldmarkError(f"{out} exists: give another --shards")
-    catalog = chosen(photos, asked, boxes=True)
+    catalog = load_recipe_catalog(photos, settings, keep_boxes=True)
     for name in catalog.classes:
         if [name] != name.splitlines():
             raise FieldmarkError(f"the class {printable(name)!r} cannot stand on a line of classes.txt: rename it")
-    number, unreadable = {name: k for k, name in enumerate(catalog.classes)}, list[dict[str, str]]()
-    packed, writers = dict.fromkeys(catalog.classes, 0), dict[str | None, Writer]()
+    class_index, unreadable = {name: k for k, name in enumerate(catalog.classes)}, list[dict[str, str]]()
+    packed_counts, writers = dict.fromkeys(catalog.classes, 0), dict[str | None, ShardWriter]()
     out.parent.mkdir(parents=True, exist_ok=True)
-    half = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
     try:
-        with reporter.bar("packing", "photos") as advance, _at_random(catalog, half) as contents:
-            for done, photo in enumerate(_shuffled(catalog.photos, asked.seed), 1):
+        with reporter.progress_bar("packing", "photos") as advance, _random_access(catalog, temporary) as contents:
+            for done, photo in enumerate(_shuffle(catalog.photos, settings.seed), 1):
                 try:
                     content = contents(photo)
-                except Unreadable as error:
+                except UnreadableImageError as error:
                     unreadable.append({"path": photo.path, "reason": str(error)})
                     continue
                 if photo.split not in writers:
-                    writers[photo.split] = Writer(half, photo.split or "photos", shard_mb * MIB)
-                writers[photo.split].add(photo, number[photo.label], content)
-                packed[photo.label] += 1
+                    writers[photo.split] = ShardWriter(temporary, photo.split or "photos", shard_mb * BYTES_PER_MIB)
+                writers[photo.split].add(photo, class_index[photo.label], content)
+                packed_counts[photo.label] += 1
                 advance(done, len(catalog.photos))
         for writer in writers.values():
             writer.close()
         names = "\n".join(catalog.classes) + "\n"
-        (half / "classes.txt").write_text(names, encoding="utf-8", errors="surrogateescape")
-        half.chmod(0o755)  # a temporary folder is its owner's alone
+        (temporary / "classes.txt").write_text(names, encoding="utf-8", errors="surrogateescape")
+        temporary.chmod(0o755)  # a temporary folder is its owner's alone
     except BaseException:
-        shutil.rmtree(half)
+        shutil.rmtree(temporary)
         raise
-    files = sorted(half.iterdir())
+    files = sorted(temporary.iterdir())
     size = sum(file.stat().st_size for file in files)
-    half.replace(out)
-    named = listing([f"{found['path']} ({found['reason']})" for found in unreadable], 3)
-    lost = [f"{count(len(unreadable), 'photo')} that could not be read left out: {named}"] if unreadable else []
+    temporary.replace(out)
+    unreadable_names = summarize_names([f"{found['path']} ({found['reason']})" for found in unreadable], 3)
+    unreadable_warnings = (
+        [f"{pluralize(len(unreadable), 'photo')} that could not be read left out: {unreadable_names}"]
+        if unreadable
+        else []
+    )
     return {
         "files": [str(out / file.name) for file in files],
-        "photos": sum(packed.values()),
+        "photos": sum(packed_counts.values()),
         "bytes": size,
-        "classes": packed,
+        "classes": packed_counts,
         "unreadable": unreadable,
-        "warnings": [*catalog.warnings, *lost],
+        "warnings": [*catalog.warnings, *unreadable_warnings],
     }
 
 
 @contextmanager
-def _at_random(catalog: Catalog, folder: Path) -> Iterator[Callable[[Photo], bytes]]:
+def _random_access(catalog: Catalog, folder: Path) -> Iterator[Callable[[Photo], bytes]]:
     """What reads photos in any order; those that have to be read in theirs lie in a nameless file meanwhile."""
-    if not (isinstance(catalog.files, Rows) and catalog.files.in_order):
-        yield catalog.contents
+    if not (isinstance(catalog.files, DatasetFiles) and catalog.files.is_sequential):
+        yield catalog.read_bytes
         return
-    places = dict[str, tuple[int, int] | Unreadable]()
+    locations = dict[str, tuple[int, int] | UnreadableImageError]()
     with tempfile.TemporaryFile(dir=folder) as spool:
         for photo in catalog.photos:
             try:
-                places[photo.path] = spool.tell(), spool.write(catalog.contents(photo))
-            except Unreadable as error:
-                places[photo.path] = error
+                locations[photo.path] = spool.tell(), spool.write(catalog.read_bytes(photo))
+            except UnreadableImageError as error:
+                locations[photo.path] = error
 
         def read(photo: Photo) -> bytes:
-            place = places[photo.path]
-            if isinstance(place, Unreadable):
+            place = locations[photo.path]
+            if isinstance(place, UnreadableImageError):
                 raise place
             spool.seek(place[0])
             return spool.read(place[1])
@@ -109,5 +115,5 @@ def _at_random(catalog: Catalog, folder: Path) -> Iterator[Callable[[Photo], byt
         yield read
 
 
-def _shuffled(photos: tuple[Photo, ...], seed: int) -> list[Photo]:
+def _shuffle(photos: tuple[Photo, ...], seed: int) -> list[Photo]:
     return [photos[k] for k in np.random.default_rng((seed, 5)).permutation(len(photos))]

@@ -5,24 +5,24 @@ import io
 
 from PIL import Image
 
-from fieldmark.data.image import Unreadable, decode
-from fieldmark.data.readers.files import Files
+from fieldmark.data.image import UnreadableImageError, decode
+from fieldmark.data.readers.files import FileTree
 
-TILE = 240  # longest side in pixels: sharp at the 160 that a page shows
+PAGE_THUMBNAIL_SIZE = 240  # longest side in pixels: sharp at the 160 that a page shows
 
 
-def tile(files: Files | None, path: str) -> str | None:
+def thumbnail_uri(files: FileTree | None, path: str) -> str | None:
     """A data URI; None where the photo cannot be had."""
     try:
-        picture = decode(files.contents(path), shorter=160) if files else None
-    except (Unreadable, OSError):
-        picture = None
-    return None if picture is None else uri(picture)
+        image = decode(files.read_bytes(path), shorter=160) if files else None
+    except (UnreadableImageError, OSError):
+        image = None
+    return None if image is None else to_data_uri(image)
 
 
-def uri(picture: Image.Image, side: int = TILE) -> str:
+def to_data_uri(image: Image.Image, max_size: int = PAGE_THUMBNAIL_SIZE) -> str:
     """The picture as a JPEG in a data URI, its longer side at most so many pixels."""
-    picture.thumbnail((side, side))
-    packed = io.BytesIO()
-    picture.save(packed, "JPEG", quality=80)
-    return f"data:image/jpeg;base64,{base64.b64encode(packed.getvalue()).decode()}"
+    image.thumbnail((max_size, max_size))
+    buffer = io.BytesIO()
+    image.save(buffer, "JPEG", quality=80)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

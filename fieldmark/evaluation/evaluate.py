@@ -13,16 +13,16 @@ from scipy.special import softmax
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import Catalog, Photo, count, listing, printable
-from fieldmark.data.image import Unreadable, prepare
-from fieldmark.data.readers import read
-from fieldmark.data.splits import read_split
-from fieldmark.evaluation.metrics import Answers, Figures, figures
-from fieldmark.inference.classifier import Classifier, Found, ahead
-from fieldmark.inference.run_folder import catalog_of, source_of
+from fieldmark.data.catalog import Catalog, Photo, pluralize, printable, summarize_names
+from fieldmark.data.image import UnreadableImageError, preprocess
+from fieldmark.data.readers import read_catalog
+from fieldmark.data.splits import read_split_file
+from fieldmark.evaluation.metrics import Metrics, Predictions, compute_metrics
+from fieldmark.inference.classifier import Classifier, ModelOutputs, parallel_map
+from fieldmark.inference.run_folder import load_catalog, read_dataset_path
 
-SAID = ("logits", "probabilities", "known_score")
-CLOSER = 7 / 8
+KEPT_OUTPUTS = ("logits", "probabilities", "known_score")
+TTA_CROP_FRACTION = 7 / 8
 """The part of a photo's side that test-time augmentation looks at more closely."""
 
 
@@ -33,7 +33,7 @@ def evaluate(
     *,
     tta: bool = False,
     positive: str | None = None,
-) -> Figures:
+) -> Metrics:
     """Figures of a run's classifier on its test photos, or on another folder: its test/ if it has one, else all of it.
 
     Classes are aligned by name: photos of classes that the classifier does not know are left out and named in
@@ -50,120 +50,128 @@ def evaluate(
         FieldmarkError: no finished run, no photos, or none of its classes.
     """
     classifier = Classifier(run)
-    decision, positive = _decision(classifier, positive)
-    number = {printable(name): k for k, name in enumerate(classifier.classes)}
+    decision_threshold, positive = _decision_threshold(classifier, positive)
+    class_index = {printable(name): k for k, name in enumerate(classifier.classes)}
     groups: dict[str, str] = {}
     if photos is None:
-        catalog, judged, groups = _test_photos(Path(run))
+        catalog, images, groups = _test_images(Path(run))
     else:
-        catalog = read(photos, least=1)
+        catalog = read_catalog(photos, min_classes=1)
         for warning in catalog.warnings:
-            reporter.warn(warning)
-        judged = [photo for photo in catalog.photos if photo.split == "test"] or list(catalog.photos)
-    present = {printable(photo.label) for photo in judged}
-    unknown = sorted(present - set(number))
-    judged = [photo for photo in judged if printable(photo.label) in number]
-    if not judged:
-        raise FieldmarkError(f"no photo in {catalog.root} is of a class that {run} knows: {listing(list(number))}")
-    seen, answers, unreadable = list[Photo](), list[Found](), list[str]()
-    with reporter.bar("judging", "photos") as advance:
-        for k, (photo, found) in enumerate(_judged(classifier, catalog, judged, tta)):
-            if found is None:
+            reporter.warning(warning)
+        images = [photo for photo in catalog.photos if photo.split == "test"] or list(catalog.photos)
+    present = {printable(photo.label) for photo in images}
+    unknown_classes = sorted(present - set(class_index))
+    images = [photo for photo in images if printable(photo.label) in class_index]
+    if not images:
+        raise FieldmarkError(
+            f"no photo in {catalog.root} is of a class that {run} knows: {summarize_names(list(class_index))}"
+        )
+    readable, outputs, unreadable = list[Photo](), list[ModelOutputs](), list[str]()
+    with reporter.progress_bar("judging", "photos") as advance:
+        for k, (photo, result) in enumerate(_predict_images(classifier, catalog, images, tta)):
+            if result is None:
                 unreadable.append(photo.path)
             else:
-                seen.append(photo)
-                answers.append({name: found[name] for name in SAID})  # not the evidence of all photos
-            advance(k + 1, len(judged))
-    if not seen:
+                readable.append(photo)
+                outputs.append({name: result[name] for name in KEPT_OUTPUTS})  # not the evidence of all photos
+            advance(k + 1, len(images))
+    if not readable:
         raise FieldmarkError(f"no photo in {catalog.root} can be read; `fieldmark check` says why")
-    used = _trained_on(Path(run), catalog.source) & {photo.path for photo in judged}
+    training_paths = _training_paths(Path(run), catalog.source) & {photo.path for photo in images}
     warnings = [
-        used and f"{count(len(used), 'photo')} of these it was trained with: the figures flatter it",
-        unknown and f"photos of classes that the classifier does not know left out: {listing(unknown)}",
-        (gone := sorted(set(number) - present)) and f"no photos of {listing(gone)}",
-        unreadable and f"{count(len(unreadable), 'photo')} could not be read: {listing(unreadable)}",
+        training_paths
+        and f"{pluralize(len(training_paths), 'photo')} of these it was trained with: the figures flatter it",
+        unknown_classes
+        and f"photos of classes that the classifier does not know left out: {summarize_names(unknown_classes)}",
+        (absent_classes := sorted(set(class_index) - present)) and f"no photos of {summarize_names(absent_classes)}",
+        unreadable and f"{pluralize(len(unreadable), 'photo')} could not be read: {summarize_names(unreadable)}",
     ]
-    together = Answers(
-        *(np.stack([found[name] for found in answers]) for name in SAID),
-        labels=np.array([number[printable(photo.label)] for photo in seen]),
-        groups=_groups(seen, groups),
+    predictions = Predictions(
+        *(np.stack([found[name] for found in outputs]) for name in KEPT_OUTPUTS),
+        labels=np.array([class_index[printable(photo.label)] for photo in readable]),
+        groups=_group_indices(readable, groups),
     )
-    found = figures(together, classifier.classes, classifier.info["threshold"], positive, decision)
-    assert found is not None
+    result = compute_metrics(
+        predictions, classifier.classes, classifier.info["threshold"], positive, decision_threshold
+    )
+    assert result is not None
     if photos is None:
-        found["learning_curve"] = _learning_curve(Path(run))
-    return found | {"warnings": [text for text in warnings if text]}
+        result["learning_curve"] = _read_learning_curve(Path(run))
+    return result | {"warnings": [text for text in warnings if text]}
 
 
-def views(photo: np.ndarray) -> Iterator[np.ndarray]:
+def tta_views(photo: np.ndarray) -> Iterator[np.ndarray]:
     """uint8 (s, s, 3) -> as it is, mirrored, its middle 7/8 at full size, that mirrored."""
     side = photo.shape[0]
-    edge = side * (1 - CLOSER) / 2
+    edge = side * (1 - TTA_CROP_FRACTION) / 2
     box = (edge, edge, side - edge, side - edge)
-    closer = Image.fromarray(photo).resize((side, side), Image.Resampling.BICUBIC, box)
-    for view in (photo, np.asarray(closer)):
+    zoomed = Image.fromarray(photo).resize((side, side), Image.Resampling.BICUBIC, box)
+    for view in (photo, np.asarray(zoomed)):
         yield view
         yield np.ascontiguousarray(view[:, ::-1])
 
 
-def _judged(
-    classifier: Classifier, catalog: Catalog, judged: list[Photo], tta: bool
-) -> Iterator[tuple[Photo, Found | None]]:
+def _predict_images(
+    classifier: Classifier, catalog: Catalog, images: list[Photo], tta: bool
+) -> Iterator[tuple[Photo, ModelOutputs | None]]:
     """Each photo with what is said of it; None where it cannot be read."""
-    look, t = classifier.info["preprocessing"], classifier.info["temperature"]
+    preprocessing, temperature = classifier.info["preprocessing"], classifier.info["temperature"]
 
-    def judge(photo: Photo) -> Found:
-        pixels = prepare(catalog.contents(photo), look, photo.box if look.get("boxes") else None)
+    def predict_one(photo: Photo) -> ModelOutputs:
+        pixels = preprocess(catalog.read_bytes(photo), preprocessing, photo.box if preprocessing.get("boxes") else None)
         if not tta:
-            return classifier.judge(pixels)
-        each = [classifier.judge(view) for view in views(pixels)]
-        found = {name: np.mean([one[name] for one in each], 0) for name in ("logits", "known_score")}
-        return found | {"probabilities": softmax(found["logits"] / t)}
+            return classifier.infer(pixels)
+        view_outputs = [classifier.infer(view) for view in tta_views(pixels)]
+        found = {name: np.mean([one[name] for one in view_outputs], 0) for name in ("logits", "known_score")}
+        return found | {"probabilities": softmax(found["logits"] / temperature)}
 
-    sources = ((photo.path, photo) for photo in judged)
-    for photo, (_, found) in zip(judged, ahead(sources, judge, runtime.cores()), strict=True):
-        yield photo, None if isinstance(found, Unreadable) else found
+    sources = ((photo.path, photo) for photo in images)
+    for photo, (_, found) in zip(images, parallel_map(sources, predict_one, runtime.available_cpus()), strict=True):
+        yield photo, None if isinstance(found, UnreadableImageError) else found
 
 
-def _decision(classifier: Classifier, positive: str | None) -> tuple[float, str | None]:
+def _decision_threshold(classifier: Classifier, positive: str | None) -> tuple[float, str | None]:
     """The probability from which a photo is called positive, and which class that is."""
     own, decision = classifier.info.get("positive"), classifier.info.get("decision", 0.5)
     if positive is None or positive == own:
         return decision, own
     if len(classifier.classes) != 2 or positive not in classifier.classes:
-        raise FieldmarkError(f"--positive {positive}: name one of two classes; these are {listing(classifier.classes)}")
+        raise FieldmarkError(
+            f"--positive {positive}: name one of two classes; these are {summarize_names(classifier.classes)}"
+        )
     return 1 - decision, positive
 
 
-def _groups(photos: list[Photo], known: dict[str, str]) -> np.ndarray:
+def _group_indices(photos: list[Photo], group_of_path: dict[str, str]) -> np.ndarray:
     """A number for the group of each photo: that of the run's audit, or that which the photos come with."""
-    names = [known.get(photo.path) or photo.group or f"\0{photo.path}" for photo in photos]
+    names = [group_of_path.get(photo.path) or photo.group or f"\0{photo.path}" for photo in photos]
     return np.unique(names, return_inverse=True)[1]
 
 
-def _trained_on(run: Path, root: Path) -> set[str]:
+def _training_paths(run: Path, root: Path) -> set[str]:
     """The photos below `root` that the run trained on or chose by, where it is the run's own folder."""
     try:
-        if source_of(run) != root.resolve():
+        if read_dataset_path(run) != root.resolve():
             return set()
-        return {photo.path for photo in read_split(run / "split.csv") if photo.split != "test"}
+        return {photo.path for photo in read_split_file(run / "split.csv") if photo.split != "test"}
     except FieldmarkError:  # a bundle alone does not know
         return set()
 
 
-def _test_photos(run: Path) -> tuple[Catalog, list[Photo], dict[str, str]]:
+def _test_images(run: Path) -> tuple[Catalog, list[Photo], dict[str, str]]:
     """What a run was trained on, its test photos, and the group of each as the run's audit found it."""
-    source_of(run)  # or it is no run
-    rows = [photo for photo in read_split(run / "split.csv") if photo.split == "test"]
+    read_dataset_path(run)  # or it is no run
+    rows = [photo for photo in read_split_file(run / "split.csv") if photo.split == "test"]
     if not rows:
         raise FieldmarkError(f"{run} has no test photos: give another folder to evaluate on")
-    catalog = catalog_of(run)
+    catalog = load_catalog(run)
     boxes = {photo.path: photo.box for photo in catalog.photos}
-    groups = {row["path"]: row.get("group") or "" for row in io.rows(run / "predictions.csv")}
+    groups = {row["path"]: row.get("group") or "" for row in io.read_csv(run / "predictions.csv")}
     return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows], groups
 
 
-def _learning_curve(run: Path) -> dict[str, Any] | None:
+def _read_learning_curve(run: Path) -> dict[str, Any] | None:
     """What the training found out about more photos, from its cached features (`curve.learning_curve`)."""
     try:
         return json.loads((run / "metrics.json").read_text(encoding="utf-8")).get("learning_curve")

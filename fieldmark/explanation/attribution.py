@@ -2,7 +2,8 @@
 
 A method takes (network, x, target): the network from `ready`, a normalised photo x (1, channels, H, W), a class number.
 It gives a map float32 (h, w), larger where more speaks for the class; explanation/overlay.py brings it to
-the photo's size. A new one is a function, and its row in METHODS. Networks are explained by wrapping them: hooks go when a method ends.
+the photo's size. A new one is a function, and its row in METHODS. Networks are explained by
+wrapping them: hooks go when a method ends.
 """
 
 import copy
@@ -15,17 +16,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fieldmark.data.dataset import Normalise
+from fieldmark.data.dataset import Normalize
 from fieldmark.models import Attention, Gate, Network
 
-EVEN = 0.02
+GATE_TOLERANCE = 0.02
 """A gate that differs by less than this between positions lets the same through everywhere."""
-STEPS = 32  # of the integral in integrated gradients
-WINDOWS = 8  # occlusion hides a quarter of the side at a time, in this many steps along it
-BATCH = 8  # photos at once: with their slopes they take much memory
+N_GRADIENT_STEPS = 32  # of the integral in integrated gradients
+N_OCCLUSION_STEPS = 8  # occlusion hides a quarter of the side at a time, in this many steps along it
+BATCH_SIZE = 8  # photos at once: with their slopes they take much memory
 
 
-def ready(network: Network) -> Network:
+def hookable_copy(network: Network) -> Network:
     """A copy to explain, in eval mode, without gradients of weights; no layer of it writes into its input.
 
     Hooks want the latter; the values stay the same.
@@ -37,9 +38,11 @@ def ready(network: Network) -> Network:
     return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as torch documents it
 
 
-def seen(photo: np.ndarray, look: Mapping[str, Any]) -> Tensor:
+def to_network_input(photo: np.ndarray, preprocessing: Mapping[str, Any]) -> Tensor:
     """A prepared photo, uint8 (H, W, 3), as the network takes it: x (1, channels, H, W), normalised."""
-    return Normalise(look["mean"], look["std"])(torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None])
+    return Normalize(preprocessing["mean"], preprocessing["std"])(
+        torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+    )
 
 
 def evidence(network: Network, x: Tensor, target: int) -> np.ndarray:
@@ -60,9 +63,9 @@ def grad_cam(network: Network, x: Tensor, target: int) -> np.ndarray:
     """
     from captum.attr import LayerGradCam
 
-    found = LayerGradCam(network, network.backbone).attribute(x, target, relu_attributions=True)
-    assert isinstance(found, Tensor)
-    return found[0, 0].detach().numpy()
+    attribution = LayerGradCam(network, network.backbone).attribute(x, target, relu_attributions=True)
+    assert isinstance(attribution, Tensor)
+    return attribution[0, 0].detach().numpy()
 
 
 def guided_grad_cam(network: Network, x: Tensor, target: int) -> np.ndarray:
@@ -74,9 +77,9 @@ def guided_grad_cam(network: Network, x: Tensor, target: int) -> np.ndarray:
     """
     coarse = torch.from_numpy(grad_cam(network, x, target))[None, None]
     sized = functional.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)[0, 0]
-    with _guided(network):
-        slope = _slope(network, x, target)
-    return (sized * slope.abs().sum(0)).numpy()
+    with _guided_backprop(network):
+        gradient = _input_gradient(network, x, target)
+    return (sized * gradient.abs().sum(0)).numpy()
 
 
 def integrated_gradients(network: Network, x: Tensor, target: int) -> np.ndarray:
@@ -88,10 +91,14 @@ def integrated_gradients(network: Network, x: Tensor, target: int) -> np.ndarray
     """
     from captum.attr import IntegratedGradients
 
-    found = IntegratedGradients(network).attribute(
-        x.clone().requires_grad_(), torch.zeros_like(x), target, n_steps=STEPS, internal_batch_size=BATCH
+    attributions = IntegratedGradients(network).attribute(
+        x.clone().requires_grad_(),
+        torch.zeros_like(x),
+        target,
+        n_steps=N_GRADIENT_STEPS,
+        internal_batch_size=BATCH_SIZE,
     )
-    return found.detach()[0].sum(0).numpy()
+    return attributions.detach()[0].sum(0).numpy()
 
 
 def input_x_gradient(network: Network, x: Tensor, target: int) -> np.ndarray:
@@ -100,7 +107,7 @@ def input_x_gradient(network: Network, x: Tensor, target: int) -> np.ndarray:
     Shrikumar et al. 2016, "Not Just a Black Box: Learning Important Features Through Propagating Activation
     Differences": what the logit would lose by the pixel, if it were linear in it.
     """
-    return (x[0] * _slope(network, x, target)).sum(0).numpy()
+    return (x[0] * _input_gradient(network, x, target)).sum(0).numpy()
 
 
 def occlusion(network: Network, x: Tensor, target: int) -> np.ndarray:
@@ -112,13 +119,13 @@ def occlusion(network: Network, x: Tensor, target: int) -> np.ndarray:
     from captum.attr import Occlusion
 
     channels, height, width = x.shape[1:]
-    step = (max(1, height // WINDOWS), max(1, width // WINDOWS))
+    step = (max(1, height // N_OCCLUSION_STEPS), max(1, width // N_OCCLUSION_STEPS))
     window = (channels, min(height, 2 * step[0]), min(width, 2 * step[1]))
     with torch.inference_mode():
-        found = Occlusion(network).attribute(
-            x, window, (channels, *step), baselines=0, target=target, perturbations_per_eval=BATCH
+        attributions = Occlusion(network).attribute(
+            x, window, (channels, *step), baselines=0, target=target, perturbations_per_eval=BATCH_SIZE
         )
-    return found[0].mean(0).numpy()
+    return attributions[0].mean(0).numpy()
 
 
 METHODS: dict[str, Callable[[Network, Tensor, int], np.ndarray]] = {
@@ -129,56 +136,56 @@ METHODS: dict[str, Callable[[Network, Tensor, int], np.ndarray]] = {
     "input_x_gradient": input_x_gradient,
     "occlusion": occlusion,
 }
-IN_LOGITS = ("evidence", "integrated_gradients", "input_x_gradient", "occlusion")
+LOGIT_METHODS = ("evidence", "integrated_gradients", "input_x_gradient", "occlusion")
 
 
-def attention(network: Network, x: Tensor) -> dict[str, np.ndarray]:
+def attention_maps(network: Network, x: Tensor) -> dict[str, np.ndarray]:
     """What the gates let through at each position, by the name of each gate's module.
 
     The length of the vector of channels behind the gate over that before it, (h, w): 1 where it passes as it is. Gates
     that are the same at all positions (those per channel) are left out, as are slots that let everything through.
     """
     before: dict[str, Tensor] = {}
-    behind: dict[str, Tensor] = {}
+    after: dict[str, Tensor] = {}
 
-    def keep(maps: dict[str, Tensor], name: str, which: int) -> Callable[..., None]:
+    def record(maps: dict[str, Tensor], name: str, which: int) -> Callable[..., None]:
         return lambda module, inputs, output: maps.update({name: (inputs[0], output)[which].clone()})
 
     with ExitStack() as hooks, torch.inference_mode():
         for name, module in network.named_modules():
             if isinstance(module, Attention) and type(module) is not Attention:
-                hooks.enter_context(module.register_forward_hook(keep(behind, name, 1)))
+                hooks.enter_context(module.register_forward_hook(record(after, name, 1)))
                 gated, which = (
                     (module.norm, 1) if isinstance(module, Gate) else (module, 0)
                 )  # what a norm did is no gate
-                hooks.enter_context(gated.register_forward_hook(keep(before, name, which)))
+                hooks.enter_context(gated.register_forward_hook(record(before, name, which)))
         network(x)
-    found = {}
-    for name, y in behind.items():
-        if _varies(before[name][0], y[0]):
+    gate_maps = {}
+    for name, y in after.items():
+        if _is_spatial(before[name][0], y[0]):
             length = before[name][0].norm(dim=0)
-            passed = torch.where(length > 0, y[0].norm(dim=0) / length, 1).numpy()
-            if np.ptp(passed) > EVEN:
-                found[name] = passed
-    return found
+            ratio = torch.where(length > 0, y[0].norm(dim=0) / length, 1).numpy()
+            if np.ptp(ratio) > GATE_TOLERANCE:
+                gate_maps[name] = ratio
+    return gate_maps
 
 
-def _varies(x: Tensor, y: Tensor) -> bool:
+def _is_spatial(x: Tensor, y: Tensor) -> bool:
     """Whether the gate y / x of any channel (c, h, w) differs between positions; where x is nothing it is not seen."""
-    seen, gate = x != 0, y / x
-    most = torch.where(seen, gate, -torch.inf).amax((1, 2))
-    least = torch.where(seen, gate, torch.inf).amin((1, 2))
-    return bool((most - least).max() > EVEN)
+    is_nonzero, gate = x != 0, y / x
+    highest = torch.where(is_nonzero, gate, -torch.inf).amax((1, 2))
+    lowest = torch.where(is_nonzero, gate, torch.inf).amin((1, 2))
+    return bool((highest - lowest).max() > GATE_TOLERANCE)
 
 
-def _slope(network: Network, x: Tensor, target: int) -> Tensor:
+def _input_gradient(network: Network, x: Tensor, target: int) -> Tensor:
     """The slope (channels, H, W) of the class's logit in each number of the photo."""
     x = x.clone().requires_grad_()
     return torch.autograd.grad(network(x)[0, target], x)[0][0]
 
 
 @contextmanager
-def _guided(network: nn.Module) -> Iterator[None]:
+def _guided_backprop(network: nn.Module) -> Iterator[None]:
     """While it lasts, rectifiers let back positive slopes alone."""
 
     def guide(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:

@@ -11,13 +11,13 @@ import numpy as np
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import count
-from fieldmark.exporters.onnx import TOLERANCE, VERIFIED, export, stamp, verify
+from fieldmark.data.catalog import pluralize
+from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, TOLERANCE, export_onnx, set_metadata, verify
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.sides import Sides, spread
+from fieldmark.inference.sides import RunSplits, sample_evenly
 
-Found = dict[str, Any]
+ExportReport = dict[str, Any]
 
 
 def export_run(
@@ -28,7 +28,7 @@ def export_run(
     photos: str | Path | None = None,
     int8: bool = False,
     openvino: bool = False,
-) -> Found:
+) -> ExportReport:
     """Write model.onnx, and what else is asked for, into the new folder `out`; of what fails nothing stays.
 
     Args:
@@ -52,68 +52,73 @@ def export_run(
         raise FieldmarkError(f"{out} exists: give the export another --out")
     if openvino:
         from fieldmark.exporters import openvino as intermediate  # where there is no OpenVINO, nothing else is begun
-    info = bundle.read(run)
-    sides = Sides.of(run, photos, info)
-    if int8 and not (sides.train and sides.val):
+    info = bundle.read_info(run)
+    splits = RunSplits.from_run(run, photos, info)
+    if int8 and not (splits.train and splits.val):
         raise FieldmarkError(
             f"--int8 needs photos that {run} was trained on and photos that it was chosen by: give the run itself, "
             "or photos in train/ and val/"
         )
-    runtime.prepare()
-    network, known = bundle.network(run), bundle.known(run)
-    some = [photo for _, photo in sides.each(spread(sides.val or sides.train, VERIFIED), np.asarray)]
+    runtime.configure_torch()
+    network, ood_scorer = bundle.load_network(run), bundle.load_ood_scorer(run)
+    images = [
+        photo
+        for _, photo in splits.map_images(
+            sample_evenly(splits.val or splits.train, NUM_VERIFICATION_IMAGES), np.asarray
+        )
+    ]
     out.mkdir(parents=True)
     try:
         file = out / "model.onnx"
-        export(network, known, info, file)
-        checked = verify(network, known, info, Classifier(file), some)
-        stamp(file, info | {"verified": checked})
-        found: Found = {"files": [str(file)], **checked, "onnx": checked}
+        export_onnx(network, ood_scorer, info, file)
+        verification = verify(network, ood_scorer, info, Classifier(file), images)
+        set_metadata(file, info | {"verified": verification})
+        report: ExportReport = {"files": [str(file)], **verification, "onnx": verification}
         if openvino:
             xml = out / "model.xml"
-            intermediate.write(file, xml, info)
-            checked = verify(network, known, info, intermediate.Intermediate(xml), some)
-            intermediate.write(file, xml, info | {"verified": checked})
-            found["files"] += [str(xml), str(xml.with_suffix(".bin"))]
-            found["openvino"] = checked
-            found["max_difference"] = max(found["max_difference"], checked["max_difference"])
-            found["label_agreement"] = min(found["label_agreement"], checked["label_agreement"])
+            intermediate.save_openvino(file, xml, info)
+            verification = verify(network, ood_scorer, info, intermediate.OpenVINOModel(xml), images)
+            intermediate.save_openvino(file, xml, info | {"verified": verification})
+            report["files"] += [str(xml), str(xml.with_suffix(".bin"))]
+            report["openvino"] = verification
+            report["max_difference"] = max(report["max_difference"], verification["max_difference"])
+            report["label_agreement"] = min(report["label_agreement"], verification["label_agreement"])
         if int8:
-            from fieldmark.exporters.int8 import eight_bits
+            from fieldmark.exporters.int8 import export_int8
 
-            small = out / "model_int8.onnx"
-            found["int8"] = eight_bits(file, small, info, sides, reporter)
-            found["files"].append(str(small))
+            int8_file = out / "model_int8.onnx"
+            report["int8"] = export_int8(file, int8_file, info, splits, reporter)
+            report["files"].append(str(int8_file))
     except BaseException:
         shutil.rmtree(out, ignore_errors=True)
         raise
-    return found
+    return report
 
 
-def equal(found: Found) -> bool:
+def is_equivalent(report: ExportReport) -> bool:
     """Whether the files in 32 bits say what the network says."""
-    return found["max_difference"] <= TOLERANCE and found["label_agreement"] == 1.0
+    return report["max_difference"] <= TOLERANCE and report["label_agreement"] == 1.0
 
 
 # ---- what people read
 
 
-def lines(found: Found) -> Iterator[str]:
+def format_report(report: ExportReport) -> Iterator[str]:
     """What a person reads of an export."""
-    yield from _compared("model.onnx", found["onnx"])
-    if "openvino" in found:
-        yield from _compared("model.xml", found["openvino"])
+    yield from _format_verification("model.onnx", report["onnx"])
+    if "openvino" in report:
+        yield from _format_verification("model.xml", report["openvino"])
         yield "  computed in 32 bits: OpenVINO takes bfloat16 where it can, unless INFERENCE_PRECISION_HINT is f32"
-    if "int8" in found:
+    if "int8" in report:
         from fieldmark.exporters import int8
 
-        yield from int8.lines("model_int8.onnx", found["int8"])
-    yield from (f"Written: {file}" for file in found["files"])
+        yield from int8.format_report("model_int8.onnx", report["int8"])
+    yield from (f"Written: {file}" for file in report["files"])
 
 
-def _compared(name: str, checked: Found) -> Iterator[str]:
-    agreed = round(checked["label_agreement"] * checked["photos"])
+def _format_verification(name: str, verification: ExportReport) -> Iterator[str]:
+    matching_labels = round(verification["label_agreement"] * verification["photos"])
     yield (
-        f"{name} differs from the network by up to {checked['max_difference']:.1e} in a probability, "
-        f"labels agree on {agreed} of {count(checked['photos'], 'photo')}"
+        f"{name} differs from the network by up to {verification['max_difference']:.1e} in a probability, "
+        f"labels agree on {matching_labels} of {pluralize(verification['photos'], 'photo')}"
     )

@@ -14,31 +14,31 @@ from scipy.special import expit, softmax
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import Photo, count, printable
+from fieldmark.data.catalog import Photo, pluralize, printable
 from fieldmark.evaluation import calibration
-from fieldmark.exporters.onnx import FITTED, put, write
-from fieldmark.exporters.quantize import quantise, session, watcher
+from fieldmark.exporters.onnx import CALIBRATION_CONSTANTS, save_onnx, set_constants
+from fieldmark.exporters.quantize import create_session, make_probe, quantize_model
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.sides import Sides, spread
-from fieldmark.models.ood import FLAT, SHARE
+from fieldmark.inference.sides import RunSplits, sample_evenly
+from fieldmark.models.ood import CENTROID_WEIGHT, MIN_STD
 
-Found = dict[str, Any]
+Int8Report = dict[str, Any]
 T = TypeVar("T")
 
-SHOWN = 128
+NUM_CALIBRATION_IMAGES = 128
 """Training photos that give the maps their ranges: with 300 labels agree no more often."""
-MOST = 5000
+MAX_VALIDATION_IMAGES = 5000
 """Validation photos that say what it costs, where there are more."""
-TIMED = 10
+NUM_TIMING_IMAGES = 10
 """Photos by which speed is measured, each several times."""
-LEAST = -0.02
+MIN_ACCURACY_CHANGE = -0.02
 """The change in accuracy must not be below this at the lower end of its 95 % interval."""
-GAIN = 0.95
+MAX_COST_RATIO = 0.95
 """What may be left of the size, or of the time, if it is to be worth it."""
-Z = 1.959964
+Z_95 = 1.959964
 
 
-def eight_bits(file: Path, small_file: Path, info: Found, sides: Sides, reporter: Reporter) -> Found:
+def export_int8(file: Path, int8_file: Path, info: Int8Report, splits: RunSplits, reporter: Reporter) -> Int8Report:
     """Write an exported file in 8 bits, calibrated on training photos, held against itself on validation photos.
 
     Temperature, known_score and thresholds are fitted to what it says of the latter.
@@ -57,54 +57,68 @@ def eight_bits(file: Path, small_file: Path, info: Found, sides: Sides, reporter
     Raises:
         FieldmarkError: the accuracy may fall by more than 2 points, or neither size nor time falls.
     """
-    shown, val = spread(sides.train, SHOWN), spread(sides.val, MOST)
-    with reporter.bar("calibrating", "photos") as advance:
+    calibration_photos, validation_photos = (
+        sample_evenly(splits.train, NUM_CALIBRATION_IMAGES),
+        sample_evenly(splits.val, MAX_VALIDATION_IMAGES),
+    )
+    with reporter.progress_bar("calibrating", "photos") as advance:
 
-        def each(work: Callable[[np.ndarray], T]) -> Iterator[T]:
-            for k, (_, made) in enumerate(sides.each(shown, work)):
-                advance(k + 1, len(shown))
-                yield made
+        def map_images(function: Callable[[np.ndarray], T]) -> Iterator[T]:
+            for k, (_, result) in enumerate(splits.map_images(calibration_photos, function)):
+                advance(k + 1, len(calibration_photos))
+                yield result
 
-        small = quantise(file, each)
-    judge, ask = Classifier(file).judge, asked(small)
-    answers = list[tuple[Photo, Found]]()
-    with reporter.bar("comparing", "photos") as advance:
-        for answer in sides.each(val, lambda photo: ask(photo) | {"before": judge(photo)["logits"]}):
-            answers.append(answer)
-            advance(len(answers), len(val))
-    number = {printable(name): k for k, name in enumerate(info["classes"])}
-    labels = np.array([number[printable(photo.label)] for photo, _ in answers])
-    before, logits, parts = (np.stack([one[name] for _, one in answers]) for name in ("before", "logits", "parts"))
-    was, now = before.argmax(1), logits.argmax(1)
-    found: Found = {"label_agreement": float((was == now).mean())}
-    found |= {"accuracy": float((now == labels).mean()), "accuracy_32_bits": float((was == labels).mean())}
-    found |= change(was == labels, now == labels)
-    if found["ci95"][0] < LEAST:
-        raise FieldmarkError(_refusal(found))
-    info = refit(small, info, logits, parts, labels) | {"precision": "int8", "verified": found}
-    write(small, info, small_file)
-    found = found | {"bytes": small_file.stat().st_size, "bytes_32_bits": file.stat().st_size}
-    timed = [photo for _, photo in sides.each(spread(val, TIMED), np.asarray)]
-    times = {str(n): speed([file, small_file], timed, n) for n in (1, runtime.cores())}
-    found["seconds_32_bits"], found["seconds"] = ({n: pair[k] for n, pair in times.items()} for k in (0, 1))
-    if found["bytes"] > GAIN * found["bytes_32_bits"] and _slower(found, GAIN):
+        quantized = quantize_model(file, map_images)
+    infer_fp32, infer_int8 = Classifier(file).infer, make_int8_probe(quantized)
+    outputs = list[tuple[Photo, Int8Report]]()
+    with reporter.progress_bar("comparing", "photos") as advance:
+        for output in splits.map_images(
+            validation_photos, lambda photo: infer_int8(photo) | {"before": infer_fp32(photo)["logits"]}
+        ):
+            outputs.append(output)
+            advance(len(outputs), len(validation_photos))
+    class_indices = {printable(name): k for k, name in enumerate(info["classes"])}
+    labels = np.array([class_indices[printable(photo.label)] for photo, _ in outputs])
+    fp32_logits, int8_logits, parts = (
+        np.stack([entry[name] for _, entry in outputs]) for name in ("before", "logits", "parts")
+    )
+    fp32_predictions, int8_predictions = fp32_logits.argmax(1), int8_logits.argmax(1)
+    report: Int8Report = {"label_agreement": float((fp32_predictions == int8_predictions).mean())}
+    report |= {
+        "accuracy": float((int8_predictions == labels).mean()),
+        "accuracy_32_bits": float((fp32_predictions == labels).mean()),
+    }
+    report |= paired_accuracy_change(fp32_predictions == labels, int8_predictions == labels)
+    if report["ci95"][0] < MIN_ACCURACY_CHANGE:
+        raise FieldmarkError(_format_refusal(report))
+    info = recalibrate(quantized, info, int8_logits, parts, labels) | {"precision": "int8", "verified": report}
+    save_onnx(quantized, info, int8_file)
+    report = report | {"bytes": int8_file.stat().st_size, "bytes_32_bits": file.stat().st_size}
+    timing_images = [
+        photo for _, photo in splits.map_images(sample_evenly(validation_photos, NUM_TIMING_IMAGES), np.asarray)
+    ]
+    times = {str(n): measure_latency([file, int8_file], timing_images, n) for n in (1, runtime.available_cpus())}
+    report["seconds_32_bits"], report["seconds"] = ({n: pair[k] for n, pair in times.items()} for k in (0, 1))
+    if report["bytes"] > MAX_COST_RATIO * report["bytes_32_bits"] and _is_slower(report, MAX_COST_RATIO):
         raise FieldmarkError("8 bits make this network neither smaller nor faster here: export without --int8")
-    return found
+    return report
 
 
-def asked(small: ModelProto) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+def make_int8_probe(quantized: ModelProto) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
     """A photo -> its `logits` (classes,) and `parts` (3,), of which known_score is made (`Known.parts`)."""
-    parts = next(node.input[0] for node in small.graph.node if "known.mean" in node.input)
-    watch = watcher(small, ["logits", parts])
+    parts = next(node.input[0] for node in quantized.graph.node if "known.mean" in node.input)
+    probe = make_probe(quantized, ["logits", parts])
 
-    def ask(photo: np.ndarray) -> dict[str, np.ndarray]:
-        found = watch(photo)
-        return {"logits": found["logits"][0], "parts": found[parts][0]}
+    def infer(photo: np.ndarray) -> dict[str, np.ndarray]:
+        outputs = probe(photo)
+        return {"logits": outputs["logits"][0], "parts": outputs[parts][0]}
 
-    return ask
+    return infer
 
 
-def refit(small: ModelProto, info: Found, logits: np.ndarray, parts: np.ndarray, labels: np.ndarray) -> Found:
+def recalibrate(
+    quantized: ModelProto, info: Int8Report, logits: np.ndarray, parts: np.ndarray, labels: np.ndarray
+) -> Int8Report:
     """Fit temperature, known_score and thresholds to what a network says of its validation photos.
 
     What belongs in the graph is put there; the rest is in the info that comes back.
@@ -115,18 +129,23 @@ def refit(small: ModelProto, info: Found, logits: np.ndarray, parts: np.ndarray,
         logits: (n, classes), and parts: (n, 3), both from `asked`.
         labels: the numbers of the true classes, (n,).
     """
-    t = calibration.temperature(logits, labels)
-    mean, sd = parts.mean(0), np.maximum(parts.std(0, ddof=1), FLAT)
+    temperature = calibration.fit_temperature(logits, labels)
+    mean, sd = parts.mean(0), np.maximum(parts.std(0, ddof=1), MIN_STD)
     height, share, cosine = ((parts - mean) / sd).T
-    put(small, dict(zip(FITTED, (t, mean, sd), strict=True)))
-    info = info | {"temperature": t, "threshold": calibration.threshold(expit(height + share + SHARE * cosine))}
+    set_constants(quantized, dict(zip(CALIBRATION_CONSTANTS, (temperature, mean, sd), strict=True)))
+    info = info | {
+        "temperature": temperature,
+        "threshold": calibration.fit_ood_threshold(expit(height + share + CENTROID_WEIGHT * cosine)),
+    }
     if "positive" in info:
-        one = info["classes"].index(info["positive"])
-        info["decision"] = calibration.decision(softmax(logits / t, axis=1)[:, one], labels == one)
+        positive_index = info["classes"].index(info["positive"])
+        info["decision"] = calibration.fit_decision_threshold(
+            softmax(logits / temperature, axis=1)[:, positive_index], labels == positive_index
+        )
     return info
 
 
-def change(before: np.ndarray, after: np.ndarray) -> Found:
+def paired_accuracy_change(correct_before: np.ndarray, correct_after: np.ndarray) -> Int8Report:
     """Whether each of n photos is told right before and after, (n,) truth values -> how much the accuracy changes.
 
     The interval is that of Agresti & Min 2005, "Simple improved confidence intervals for comparing matched
@@ -136,60 +155,67 @@ def change(before: np.ndarray, after: np.ndarray) -> Found:
     Returns:
         difference: after minus before; ci95; won and lost: photos that only one of the two tells right; n.
     """
-    won, lost, n = int((after & ~before).sum()), int((before & ~after).sum()), len(before)
+    won, lost, n = (
+        int((correct_after & ~correct_before).sum()),
+        int((correct_before & ~correct_after).sum()),
+        len(correct_before),
+    )
     centre = (won - lost) / (n + 2)
-    half = Z * math.sqrt(won + lost + 1 - (n + 2) * centre**2) / (n + 2)
-    ci95 = [max(-1.0, centre - half), min(1.0, centre + half)]
+    half_width = Z_95 * math.sqrt(won + lost + 1 - (n + 2) * centre**2) / (n + 2)
+    ci95 = [max(-1.0, centre - half_width), min(1.0, centre + half_width)]
     return {"difference": (won - lost) / max(1, n), "ci95": ci95, "won": won, "lost": lost, "n": n}
 
 
-def speed(files: Sequence[Path], photos: Sequence[np.ndarray], threads: int, rounds: int = 3) -> list[float]:
+def measure_latency(files: Sequence[Path], images: Sequence[np.ndarray], threads: int, rounds: int = 3) -> list[float]:
     """Seconds that each file takes for a photo, one by one: the median. They take turns: the machine may be busy."""
-    sessions = [session(str(file), threads) for file in files]
+    sessions = [create_session(str(file), threads) for file in files]
     times: list[list[float]] = [[] for _ in files]
-    for turn in range(rounds + 1):
-        for one, spent in zip(sessions, times, strict=True):
-            for photo in photos:
-                began = time.perf_counter()
-                one.run(None, {"photos": photo[None]})
-                if turn:  # the first one warms up
-                    spent.append(time.perf_counter() - began)
+    for round_number in range(rounds + 1):
+        for ort_session, durations in zip(sessions, times, strict=True):
+            for photo in images:
+                started = time.perf_counter()
+                ort_session.run(None, {"photos": photo[None]})
+                if round_number:  # the first one warms up
+                    durations.append(time.perf_counter() - started)
     return [statistics.median(spent) for spent in times]
 
 
 # ---- what people read
 
 
-def lines(name: str, found: Found) -> Iterator[str]:
+def format_report(name: str, report: Int8Report) -> Iterator[str]:
     """What a person reads of a file in 8 bits."""
     yield (
-        f"{name} says what 32 bits say on {found['label_agreement']:.1%} of {count(found['n'], 'validation photo')}; "
-        f"right are {found['accuracy']:.1%}, in 32 bits {found['accuracy_32_bits']:.1%}: {_points(found)}"
+        f"{name} says what 32 bits say on {report['label_agreement']:.1%} of "
+        f"{pluralize(report['n'], 'validation photo')}; "
+        f"right are {report['accuracy']:.1%}, in 32 bits {report['accuracy_32_bits']:.1%}: {_format_change(report)}"
     )
-    yield f"  {found['bytes'] / 1e6:.1f} MB, in 32 bits {found['bytes_32_bits'] / 1e6:.1f} MB"
-    for n, was in found["seconds_32_bits"].items():
-        now, threads = found["seconds"][n], count(int(n), "thread")
-        yield f"  {1e3 * now:.1f} ms a photo, in 32 bits {1e3 * was:.1f} ms ({threads} on this machine)"
-    if _slower(found):
+    yield f"  {report['bytes'] / 1e6:.1f} MB, in 32 bits {report['bytes_32_bits'] / 1e6:.1f} MB"
+    for n, fp32_seconds in report["seconds_32_bits"].items():
+        int8_seconds, threads = report["seconds"][n], pluralize(int(n), "thread")
+        milliseconds = f"{1e3 * int8_seconds:.1f} ms a photo, in 32 bits {1e3 * fp32_seconds:.1f} ms"
+        yield f"  {milliseconds} ({threads} on this machine)"
+    if _is_slower(report):
         yield "  it is slower on this machine: what is gained is size"
 
 
-def _slower(found: Found, than: float = 1.0) -> bool:
+def _is_slower(report: Int8Report, ratio: float = 1.0) -> bool:
     """Whether 8 bits take longer than this part of the time, with every number of threads."""
-    return all(found["seconds"][n] > than * was for n, was in found["seconds_32_bits"].items())
+    return all(report["seconds"][n] > ratio * was for n, was in report["seconds_32_bits"].items())
 
 
-def _points(found: Found) -> str:
-    low, high = (100 * bound for bound in found["ci95"])
-    return f"{100 * found['difference']:+.1f} points ({low:+.1f} to {high:+.1f})"
+def _format_change(report: Int8Report) -> str:
+    low, high = (100 * bound for bound in report["ci95"])
+    return f"{100 * report['difference']:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
-def _refusal(found: Found) -> str:
-    enough = math.ceil(Z / -LEAST) - 2
-    few = f"; fewer than {enough} can never show that it does not" if found["n"] < enough else ""
+def _format_refusal(report: Int8Report) -> str:
+    enough = math.ceil(Z_95 / -MIN_ACCURACY_CHANGE) - 2
+    few = f"; fewer than {enough} can never show that it does not" if report["n"] < enough else ""
     return (
         "8 bits may cost more than 2 points of accuracy, so nothing is written: "
-        f"of {count(found['n'], 'validation photo')} {found['accuracy']:.1%} are right, in 32 bits "
-        f"{found['accuracy_32_bits']:.1%}: {_points(found)}, labels agree on {found['label_agreement']:.1%}{few}; "
+        f"of {pluralize(report['n'], 'validation photo')} {report['accuracy']:.1%} are right, in 32 bits "
+        f"{report['accuracy_32_bits']:.1%}: {_format_change(report)}, "
+        f"labels agree on {report['label_agreement']:.1%}{few}; "
         "export without --int8"
     )

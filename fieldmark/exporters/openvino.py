@@ -7,17 +7,17 @@ import numpy as np
 import openvino
 
 from fieldmark.core import io
-from fieldmark.exporters.onnx import KEY
+from fieldmark.exporters.onnx import METADATA_KEY
 
 
-def write(file: Path, xml: Path, info: dict[str, Any]) -> None:
+def save_openvino(file: Path, xml: Path, info: dict[str, Any]) -> None:
     """An exported file as `xml` and a .bin beside it, weights in 32 bits, with `info` as its metadata."""
     model = openvino.Core().read_model(file)
-    model.set_rt_info(io.text(info), ["framework", KEY])  # where OpenVINO puts the metadata of an ONNX file
+    model.set_rt_info(io.to_json(info), ["framework", METADATA_KEY])  # where OpenVINO puts the metadata of an ONNX file
     openvino.save_model(model, xml, compress_to_fp16=False)
 
 
-class Intermediate:
+class OpenVINOModel:
     """A file of `write` as OpenVINO computes it on the CPU, in 32 bits.
 
     Left to itself it takes bfloat16 where the processor has it, and probabilities are off by some hundredths.
@@ -26,10 +26,10 @@ class Intermediate:
     def __init__(self, xml: Path) -> None:
         core = openvino.Core()
         core.set_property({"ENABLE_MMAP": False})  # so that the file may be written anew while it is used
-        self.run = core.compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-        self.names = [output.any_name for output in self.run.outputs]
+        self.compiled_model = core.compile_model(xml, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+        self.output_names = [output.any_name for output in self.compiled_model.outputs]
 
-    def judge(self, photo: np.ndarray) -> dict[str, np.ndarray]:
+    def infer(self, image: np.ndarray) -> dict[str, np.ndarray]:
         """uint8 (size, size, 3) -> probabilities and logits (classes,), evidence (h, w), known_score ()."""
-        values = self.run({"photos": photo[None]})
-        return {name: values[name][0] for name in self.names}
+        values = self.compiled_model({"photos": image[None]})
+        return {name: values[name][0] for name in self.output_names}

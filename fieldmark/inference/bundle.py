@@ -17,24 +17,29 @@ from fieldmark.core.errors import FieldmarkError
 
 if TYPE_CHECKING:
     from fieldmark.models import Network
-    from fieldmark.models.ood import Known
+    from fieldmark.models.ood import OODScorer
 
-FORMAT = 1
+FORMAT_VERSION = 1
 """Raised when an older Fieldmark could no longer read what a newer one writes."""
 
-NEEDED = {"classes": list, "preprocessing": dict, "temperature": float, "threshold": float, "network": dict}
+REQUIRED_KEYS = {"classes": list, "preprocessing": dict, "temperature": float, "threshold": float, "network": dict}
 
-Info = dict[str, Any]
+BundleInfo = dict[str, Any]
 
 
-def describe(
-    network: "Network", classes: list[str], preprocessing: Info, temperature: float, threshold: float, fingerprint: str
-) -> Info:
+def make_info(
+    network: "Network",
+    classes: list[str],
+    preprocessing: BundleInfo,
+    temperature: float,
+    threshold: float,
+    fingerprint: str,
+) -> BundleInfo:
     """What `bundle.json` holds."""
     packages = ("fieldmark", "torch", "pillow", "numpy", "onnxruntime")
-    versions = runtime.describe()
+    versions = runtime.describe_environment()
     return {
-        "format": FORMAT,
+        "format": FORMAT_VERSION,
         "classes": classes,
         "preprocessing": preprocessing,
         "temperature": temperature,
@@ -45,63 +50,67 @@ def describe(
     }
 
 
-def write(folder: Path, info: Info, network: "Network", known: "Known") -> None:
+def save(folder: Path, info: BundleInfo, network: "Network", known: "OODScorer") -> None:
     """`model.safetensors`, `known.safetensors` and `bundle.json` into the folder."""
     from fieldmark.training import checkpoint
 
     folder.mkdir(parents=True, exist_ok=True)
     checkpoint.save(folder / "model.safetensors", network.state_dict(), {})
     checkpoint.save(folder / "known.safetensors", known.state_dict(), {})
-    io.write(folder / "bundle.json", info)
+    io.write_json(folder / "bundle.json", info)
 
 
-def find(path: str | Path) -> Path:
+def find_onnx_file(model_path: str | Path) -> Path:
     """RUN, bundle folder or exported file -> the .onnx file that answers.
 
     Raises:
         FieldmarkError: nothing of ours is there, or the run has not finished.
     """
-    path = Path(path)
-    if path.is_file() and path.suffix == ".onnx":
-        return path
-    for folder in (path / "bundle", path):
+    model_path = Path(model_path)
+    if model_path.is_file() and model_path.suffix == ".onnx":
+        return model_path
+    for folder in (model_path / "bundle", model_path):
         if (folder / "model.onnx").is_file():
             return folder / "model.onnx"
-    if (path / "recipe.yaml").is_file():
-        raise FieldmarkError(f"the run {path} has not finished; go on with: fieldmark train ... --out {path} --resume")
+    if (model_path / "recipe.yaml").is_file():
+        raise FieldmarkError(
+            f"the run {model_path} has not finished; go on with: fieldmark train ... --out {model_path} --resume"
+        )
     raise FieldmarkError(
-        f"{path} is no run, bundle or exported model" + ("" if path.exists() else ": it does not exist")
+        f"{model_path} is no run, bundle or exported model" + ("" if model_path.exists() else ": it does not exist")
     )
 
 
-def check(info: Info, where: object) -> Info:
+def validate_info(info: BundleInfo, source: object) -> BundleInfo:
     """The info itself, when this version can read it."""
     if not isinstance(info, dict) or not isinstance(info.get("format"), int):
-        raise FieldmarkError(f"{where} was not made by Fieldmark")
-    if info["format"] > FORMAT:
+        raise FieldmarkError(f"{source} was not made by Fieldmark")
+    if info["format"] > FORMAT_VERSION:
         raise FieldmarkError(
-            f"{where} was made by a later Fieldmark (format {info['format']}, this one reads up to {FORMAT}): "
+            f"{source} was made by a later Fieldmark (format {info['format']}, this one reads up to {FORMAT_VERSION}): "
             "install that one"
         )
-    if wrong := [key for key, kind in NEEDED.items() if not isinstance(info.get(key), kind)]:
-        raise FieldmarkError(f"{where} is damaged: it has no {' and no '.join(wrong)}")
+    if missing_keys := [
+        key for key, required_type in REQUIRED_KEYS.items() if not isinstance(info.get(key), required_type)
+    ]:
+        raise FieldmarkError(f"{source} is damaged: it has no {' and no '.join(missing_keys)}")
     return info
 
 
-def read(folder: str | Path) -> Info:
+def read_info(folder: str | Path) -> BundleInfo:
     """What the `bundle.json` of a run or bundle says.
 
     Raises:
         FieldmarkError: there is none, it is damaged, or a later version wrote it.
     """
-    file = find(folder).with_name("bundle.json")
+    file = find_onnx_file(folder).with_name("bundle.json")
     try:
-        return check(json.loads(file.read_text(encoding="utf-8")), file)
+        return validate_info(json.loads(file.read_text(encoding="utf-8")), file)
     except (OSError, ValueError) as error:
         raise FieldmarkError(f"cannot read {file}: {error}") from None
 
 
-def known(folder: str | Path) -> "Known":
+def load_ood_scorer(folder: str | Path) -> "OODScorer":
     """What tells the training's photos from others: pooled features (n, c), logits (n, classes) -> score (n,).
 
     Raises:
@@ -110,19 +119,19 @@ def known(folder: str | Path) -> "Known":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from fieldmark.models.ood import Known
+    from fieldmark.models.ood import OODScorer
 
-    file = find(folder).with_name("known.safetensors")
+    file = find_onnx_file(folder).with_name("known.safetensors")
     try:
         state = load_file(file)
-        kept = Known(state["centroids"])
-        kept.load_state_dict(state)
+        scorer = OODScorer(state["centroids"])
+        scorer.load_state_dict(state)
     except (OSError, SafetensorError, KeyError, RuntimeError) as error:
         raise FieldmarkError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from None
-    return kept.eval()
+    return scorer.eval()
 
 
-def network(folder: str | Path) -> "Network":
+def load_network(folder: str | Path) -> "Network":
     """The trained network as a torch module in eval mode: normalised photos (n, 3, h, w) -> logits (n, classes).
 
     Raises:
@@ -133,7 +142,7 @@ def network(folder: str | Path) -> "Network":
 
     from fieldmark.models import Preprocessing, rebuild
 
-    info, file = read(folder), find(folder).with_name("model.safetensors")
+    info, file = read_info(folder), find_onnx_file(folder).with_name("model.safetensors")
     try:
         rebuilt = rebuild(info["network"])
         rebuilt.load_state_dict(load_file(file))

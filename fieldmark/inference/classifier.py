@@ -11,14 +11,14 @@ import numpy as np
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.image import Unreadable, prepare
-from fieldmark.data.locate import Source, each
+from fieldmark.data.image import UnreadableImageError, preprocess
+from fieldmark.data.locate import ImageSource, find_images
 from fieldmark.inference import bundle
-from fieldmark.inference.writers import Answer
+from fieldmark.inference.writers import Prediction
 
-AHEAD = 4
+PREFETCH_PER_WORKER = 4
 """Photos that a thread may be ahead of who asks: enough that a slow one keeps nobody waiting."""
-Found = dict[str, np.ndarray]
+ModelOutputs = dict[str, np.ndarray]
 """What the network says of a photo: probabilities and logits (classes,), evidence (h, w), known_score ()."""
 
 
@@ -35,7 +35,7 @@ class Classifier:
     def __init__(self, model: str | Path) -> None:
         import onnxruntime as ort
 
-        self.file = bundle.find(model)
+        self.file = bundle.find_onnx_file(model)
         options = ort.SessionOptions()
         options.intra_op_num_threads = 1
         options.log_severity_level = 3
@@ -46,44 +46,48 @@ class Classifier:
             raise FieldmarkError(f"{self.file} was not exported by Fieldmark: it names no classes") from None
         except Exception as error:  # onnxruntime's own errors share no base but this
             raise FieldmarkError(f"{self.file} is damaged: {' '.join(str(error).split())[:200]}") from None
-        self.info = bundle.check(info, self.file)
+        self.info = bundle.validate_info(info, self.file)
         self.classes: list[str] = self.info["classes"]
-        self.outputs = [output.name for output in self.session.get_outputs()]
+        self.output_names = [output.name for output in self.session.get_outputs()]
 
-    def judge(self, photo: np.ndarray) -> Found:
+    def infer(self, image: np.ndarray) -> ModelOutputs:
         """uint8 (h, w, 3) from `prepare` -> what the network says of it; in any number of threads."""
-        return self.judge_all(photo[None])[0]
+        return self.infer_batch(image[None])[0]
 
-    def judge_all(self, photos: np.ndarray) -> list[Found]:
+    def infer_batch(self, images: np.ndarray) -> list[ModelOutputs]:
         """The same of several at once, (n, h, w, 3)."""
-        values = self.session.run(self.outputs, {"photos": photos})
-        return [dict(zip(self.outputs, map(np.asarray, one), strict=True)) for one in zip(*values, strict=True)]
+        values = self.session.run(self.output_names, {"photos": images})
+        return [dict(zip(self.output_names, map(np.asarray, row), strict=True)) for row in zip(*values, strict=True)]
 
-    def look(self, source: Source | Path) -> Found:
+    def infer_source(self, source: ImageSource | Path) -> ModelOutputs:
         """A photo's file or bytes -> what the network says of it. Raises Unreadable."""
-        return self.judge(prepare(source, self.info["preprocessing"]))
+        return self.infer(preprocess(source, self.info["preprocessing"]))
 
-    def told(self, path: str, found: Found, top: int = 5) -> Answer:
+    def to_prediction(self, path: str, outputs: ModelOutputs, top: int = 5) -> Prediction:
         """What `judge` found, as an answer."""
-        probabilities = found["probabilities"]
-        best = np.argsort(-probabilities, kind="stable")[:top]
-        names = [{"label": self.classes[k], "confidence": float(probabilities[k])} for k in best]
-        known = bool(found["known_score"] >= self.info["threshold"])
-        return {"path": path, **names[0], "known": known, "top": names}
+        probabilities = outputs["probabilities"]
+        top_indices = np.argsort(-probabilities, kind="stable")[:top]
+        top_predictions = [{"label": self.classes[k], "confidence": float(probabilities[k])} for k in top_indices]
+        is_known = bool(outputs["known_score"] >= self.info["threshold"])
+        return {"path": path, **top_predictions[0], "known": is_known, "top": top_predictions}
 
-    def predict(self, photos: str | Path | bytes | Iterable[str | Path | bytes], top: int = 5) -> list[Answer]:
+    def predict(self, photos: str | Path | bytes | Iterable[str | Path | bytes], top: int = 5) -> list[Prediction]:
         """Answers for files, folders, globs, shards or a photo's bytes, in order; of a bad photo it has an `error`."""
         return list(self.stream([photos] if isinstance(photos, str | Path | bytes) else photos, top))
 
     def stream(
-        self, photos: Iterable[str | Path | bytes], top: int = 5, done: Callable[[str], bool] = lambda path: False
-    ) -> Iterator[Answer]:
+        self, photos: Iterable[str | Path | bytes], top: int = 5, skip: Callable[[str], bool] = lambda path: False
+    ) -> Iterator[Prediction]:
         """The same one by one, a few ahead in a thread for each core; photos that are `done` are left out."""
-        sources = (source for source in each(photos) if not done(source[0]))
-        for path, found in ahead(sources, self.look, runtime.cores()):
-            yield {"path": path, "error": str(found)} if isinstance(found, Unreadable) else self.told(path, found, top)
+        sources = (source for source in find_images(photos) if not skip(source[0]))
+        for path, result in parallel_map(sources, self.infer_source, runtime.available_cpus()):
+            yield (
+                {"path": path, "error": str(result)}
+                if isinstance(result, UnreadableImageError)
+                else self.to_prediction(path, result, top)
+            )
 
-    def card(self) -> str | None:
+    def read_model_card(self) -> str | None:
         """The model card of the training, where it lies beside the bundle."""
         try:
             return self.file.parents[1].joinpath("card.md").read_text(encoding="utf-8")
@@ -91,26 +95,26 @@ class Classifier:
             return None
 
 
-def ahead(
-    sources: Iterable[tuple[Any, Any]], work: Callable[[Any], Any], workers: int = 1
+def parallel_map(
+    sources: Iterable[tuple[Any, Any]], function: Callable[[Any], Any], num_workers: int = 1
 ) -> Generator[tuple[Any, Any], None, None]:
     """Works on some sources ahead, in threads. -> (name, what became of it or Unreadable) in order."""
 
     def attempt(source: Any) -> Any:
         try:
-            return work(source)
-        except Unreadable as problem:
-            return problem
+            return function(source)
+        except UnreadableImageError as error:
+            return error
 
-    pool, waiting = ThreadPoolExecutor(workers), deque[tuple[str, Future]]()
+    pool, pending = ThreadPoolExecutor(num_workers), deque[tuple[str, Future]]()
     try:
         for path, source in sources:
-            waiting.append((path, pool.submit(attempt, source)))
-            if len(waiting) > AHEAD * workers:
-                path, done = waiting.popleft()
-                yield path, done.result()
-        while waiting:
-            path, done = waiting.popleft()
-            yield path, done.result()
+            pending.append((path, pool.submit(attempt, source)))
+            if len(pending) > PREFETCH_PER_WORKER * num_workers:
+                path, future = pending.popleft()
+                yield path, future.result()
+        while pending:
+            path, future = pending.popleft()
+            yield path, future.result()
     finally:  # whoever stops asking does not wait for what he has not asked for
         pool.shutdown(wait=True, cancel_futures=True)

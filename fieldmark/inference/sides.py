@@ -13,70 +13,72 @@ import numpy as np
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Catalog, Photo, printable
-from fieldmark.data.image import Unreadable, prepare
-from fieldmark.data.readers import read
-from fieldmark.data.splits import read_split
-from fieldmark.inference.classifier import ahead
-from fieldmark.inference.run_folder import source_of
+from fieldmark.data.image import UnreadableImageError, preprocess
+from fieldmark.data.readers import read_catalog
+from fieldmark.data.splits import read_split_file
+from fieldmark.inference.classifier import parallel_map
+from fieldmark.inference.run_folder import read_dataset_path
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Sides:
+class RunSplits:
     """The training and validation photos of a run, each sorted by path, and how a photo is prepared for it.
 
     Other photos than the run's bring their own sides; where they have none, all of them are in `val`.
     """
 
     catalog: Catalog
-    look: dict[str, Any]
+    preprocessing: dict[str, Any]
     train: tuple[Photo, ...]
     val: tuple[Photo, ...]
 
     @classmethod
-    def of(cls, run: Path, photos: str | Path | None, info: dict[str, Any]) -> "Sides":
+    def from_run(cls, run: Path, photos: str | Path | None, info: dict[str, Any]) -> "RunSplits":
         """Those of a run, or with `photos` of a bundle; `info` is what bundle.json holds.
 
         Raises FieldmarkError where there are none any more.
         """
-        source = photos or source_of(run)
+        source = photos or read_dataset_path(run)
         try:
-            catalog = read(source, least=1)
-        except FieldmarkError as problem:
-            moved = "" if photos else "; if the photos were moved, name them as well"
-            raise FieldmarkError(f"{problem}{moved}") from None
-        here, split = {photo.path: photo for photo in catalog.photos}, run / "split.csv"
-        listed = read_split(split) if split.is_file() else ()
-        rows = [replace(row, box=here[row.path].box) for row in listed if row.path in here]
-        names = {printable(name) for name in info["classes"]}
-        rows = [row for row in rows or catalog.photos if printable(row.label) in names]
-        bare = all(row.split is None for row in rows)
+            catalog = read_catalog(source, min_classes=1)
+        except FieldmarkError as error:
+            hint = "" if photos else "; if the photos were moved, name them as well"
+            raise FieldmarkError(f"{error}{hint}") from None
+        photos_by_path, split_file = {photo.path: photo for photo in catalog.photos}, run / "split.csv"
+        split_rows = read_split_file(split_file) if split_file.is_file() else ()
+        rows = [replace(row, box=photos_by_path[row.path].box) for row in split_rows if row.path in photos_by_path]
+        class_names = {printable(name) for name in info["classes"]}
+        rows = [row for row in rows or catalog.photos if printable(row.label) in class_names]
+        has_no_splits = all(row.split is None for row in rows)
         train = tuple(row for row in rows if row.split == "train")
-        val = tuple(row for row in rows if row.split == "val" or bare)
+        val = tuple(row for row in rows if row.split == "val" or has_no_splits)
         if not (train or val):
             raise FieldmarkError(f"{catalog.root} holds no photos for {run} to be held against: name others as well")
         return cls(catalog, info["preprocessing"], train, val)
 
-    def each(self, photos: Sequence[Photo], work: Callable[[np.ndarray], T]) -> Iterator[tuple[Photo, T]]:
+    def map_images(self, photos: Sequence[Photo], function: Callable[[np.ndarray], T]) -> Iterator[tuple[Photo, T]]:
         """Each of the photos that can be read, with what `work` makes of its pixels, uint8 (size, size, 3), in threads.
 
         Raises FieldmarkError where none can be read.
         """
 
-        def seen(photo: Photo) -> T:
-            box = photo.box if self.look.get("boxes") else None
-            return work(prepare(self.catalog.contents(photo), self.look, box))
+        def load_and_apply(photo: Photo) -> T:
+            box = photo.box if self.preprocessing.get("boxes") else None
+            return function(preprocess(self.catalog.read_bytes(photo), self.preprocessing, box))
 
-        some = False
-        for photo, made in ahead(((photo, photo) for photo in photos), seen, runtime.cores()):
-            if not isinstance(made, Unreadable):
-                some = True
-                yield photo, made
-        if not some:
+        any_readable = False
+        for photo, result in parallel_map(
+            ((photo, photo) for photo in photos), load_and_apply, runtime.available_cpus()
+        ):
+            if not isinstance(result, UnreadableImageError):
+                any_readable = True
+                yield photo, result
+        if not any_readable:
             raise FieldmarkError(f"no photo of the run in {self.catalog.root} can be read: name the photos as well")
 
 
-def spread(photos: Sequence[Photo], most: int) -> Sequence[Photo]:
+def sample_evenly(photos: Sequence[Photo], max_count: int) -> Sequence[Photo]:
     """At most so many photos, from first to last and so, as they are sorted, of all classes."""
-    return [photos[k * len(photos) // most] for k in range(most)] if len(photos) > most else photos
+    return [photos[k * len(photos) // max_count] for k in range(max_count)] if len(photos) > max_count else photos

@@ -14,106 +14,106 @@ from typing import IO, Any, Protocol
 
 from fieldmark.core.errors import FieldmarkError
 
-Answer = dict[str, Any]
+Prediction = dict[str, Any]
 COLUMNS: tuple[str, ...] = ("path", "label", "confidence", "known", "error")
-Rows = Iterator[tuple[str, bool, int]]
+ScannedRows = Iterator[tuple[str, bool, int]]
 """Of each whole row in a file: the path, whether the photo was read, and where the row ends."""
-PART = 10_000
+ROWS_PER_PART = 10_000
 """Rows of a part of a Parquet dataset: so many photos are asked again at most after a kill."""
 
 
-class Sheet(Protocol):
+class PredictionWriter(Protocol):
     """A file of answers, new or gone on with."""
 
-    def has(self, path: str) -> bool:
+    def has_prediction(self, path: str) -> bool:
         """Whether an answer to this photo stood in it when it was opened, and no reason why there is none."""
         ...
 
-    def write(self, answer: Answer) -> None: ...
+    def write(self, prediction: Prediction) -> None: ...
 
     def close(self) -> None: ...
 
 
-def written(answers: Iterable[Answer], sheet: Sheet) -> Iterator[Answer]:
+def write_predictions(predictions: Iterable[Prediction], writer: PredictionWriter) -> Iterator[Prediction]:
     """Hands the answers on, each once it is written; the sheet is closed behind the last, however that comes."""
     try:
-        for answer in answers:
-            sheet.write(answer)
-            yield answer
+        for prediction in predictions:
+            writer.write(prediction)
+            yield prediction
     finally:
-        sheet.close()
+        writer.close()
 
 
-class Csv:
+class CsvWriter:
     """A row `path,label,confidence,known,error` an answer."""
 
     def __init__(self, file: Path, resume: bool = False) -> None:
-        self.done = _again(file, resume, ",".join(COLUMNS).encode() + b"\r\n", self._rows)
-        self.opened = file.open("a", encoding="utf-8", errors="surrogateescape", newline="")
-        self.writer = csv.DictWriter(self.opened, COLUMNS, extrasaction="ignore")
-        if not self.opened.tell():
+        self.done_paths = _resume_file(file, resume, ",".join(COLUMNS).encode() + b"\r\n", self._scan_rows)
+        self.stream = file.open("a", encoding="utf-8", errors="surrogateescape", newline="")
+        self.writer = csv.DictWriter(self.stream, COLUMNS, extrasaction="ignore")
+        if not self.stream.tell():
             self.writer.writeheader()
 
-    def has(self, path: str) -> bool:
-        return path in self.done
+    def has_prediction(self, path: str) -> bool:
+        return path in self.done_paths
 
-    def write(self, answer: Answer) -> None:
-        self.writer.writerow(answer)
+    def write(self, prediction: Prediction) -> None:
+        self.writer.writerow(prediction)
 
     def close(self) -> None:
-        self.opened.close()
+        self.stream.close()
 
     @staticmethod
-    def _rows(file: IO[bytes]) -> Rows:
+    def _scan_rows(file: IO[bytes]) -> ScannedRows:
         """The process may have been killed in the middle of one."""
-        read = 0
+        offset = 0
 
         def lines() -> Iterator[str]:
-            nonlocal read
+            nonlocal offset
             for line in file:
-                read += len(line)
+                offset += len(line)
                 yield line.decode("utf-8", "surrogateescape") if line.endswith(b"\n") else ""
 
         try:
             for k, row in enumerate(csv.reader(lines(), strict=True)):
                 if len(row) == len(COLUMNS):
-                    yield row[0] if k else "", not (k and row[-1]), read  # the first is the header
+                    yield row[0] if k else "", not (k and row[-1]), offset  # the first is the header
         except csv.Error:  # a quote that never ends: the row in which it was killed
             pass
 
 
-class JsonLines:
+class JsonLinesWriter:
     """A line of JSON an answer, all of it."""
 
     def __init__(self, file: Path, resume: bool = False) -> None:
-        self.done = _again(file, resume, b'{"path": ', self._rows)
-        self.opened = file.open("a", encoding="utf-8", newline="\n")
+        self.done_paths = _resume_file(file, resume, b'{"path": ', self._scan_rows)
+        self.stream = file.open("a", encoding="utf-8", newline="\n")
 
-    def has(self, path: str) -> bool:
-        return path in self.done
+    def has_prediction(self, path: str) -> bool:
+        return path in self.done_paths
 
-    def write(self, answer: Answer) -> None:
-        line = json.dumps(answer, ensure_ascii=False)
-        self.opened.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+    def write(self, prediction: Prediction) -> None:
+        line = json.dumps(prediction, ensure_ascii=False)
+        self.stream.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
 
     def close(self) -> None:
-        self.opened.close()
+        self.stream.close()
 
     @staticmethod
-    def _rows(file: IO[bytes]) -> Rows:
-        read = 0
+    def _scan_rows(file: IO[bytes]) -> ScannedRows:
+        offset = 0
         for line in file:
-            read += len(line)
+            offset += len(line)
             if line.endswith(b"\n"):
                 try:
-                    answer = json.loads(line)
-                    path, bad = str(answer["path"]), "error" in answer
+                    prediction = json.loads(line)
+                    path, has_error = str(prediction["path"]), "error" in prediction
                 except (ValueError, KeyError, TypeError):
                     raise FieldmarkError(f"{file.name} holds other things than answers: give another name") from None
-                yield path, not bad, read
+                yield path, not has_error, offset
 
 
-class Parquet:
+class ParquetWriter:
     """A dataset: a folder of parts of 10,000 rows, each of which appears whole."""
 
     def __init__(self, folder: Path, resume: bool = False) -> None:
@@ -122,48 +122,48 @@ class Parquet:
         if os.path.lexists(folder) and not (resume and folder.is_dir()):
             raise FieldmarkError(f"{folder} exists: give the answers another name, or --resume")
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.parts, self.rows, self.done = folder, 0, list[Answer](), set[str]()
-        names = {"path": pa.string(), "label": pa.string(), "confidence": pa.float64(), "known": pa.bool_()}
-        one = pa.struct([("label", pa.string()), ("confidence", pa.float64())])
-        self.schema = pa.schema([*names.items(), ("top", pa.list_(one)), ("error", pa.string())])
+        self.folder, self.next_part, self.buffer, self.done_paths = folder, 0, list[Prediction](), set[str]()
+        fields = {"path": pa.string(), "label": pa.string(), "confidence": pa.float64(), "known": pa.bool_()}
+        top_type = pa.struct([("label", pa.string()), ("confidence", pa.float64())])
+        self.schema = pa.schema([*fields.items(), ("top", pa.list_(top_type)), ("error", pa.string())])
         for part in sorted(folder.glob("part-*.parquet")):
             if not (number := part.stem.removeprefix("part-")).isdecimal():
                 continue
             try:
-                self.done |= _answered(part)
+                self.done_paths |= _read_done_paths(part)
             except (pa.ArrowException, OSError, KeyError) as error:
                 if isinstance(error, OSError) and error.errno is not None:  # of the disk; Arrow's own have no number
                     raise
                 raise FieldmarkError(
                     f"{part} is damaged ({' '.join(str(error).split())[:200]}): delete it, and --resume asks again"
                 ) from None
-            self.parts = int(number) + 1  # behind the last, though one may be missing
+            self.next_part = int(number) + 1  # behind the last, though one may be missing
 
-    def has(self, path: str) -> bool:
-        return _text(path) in self.done
+    def has_prediction(self, path: str) -> bool:
+        return _escape_path(path) in self.done_paths
 
-    def write(self, answer: Answer) -> None:
-        self.rows.append(answer)
-        if len(self.rows) == PART:
-            self._part()
+    def write(self, prediction: Prediction) -> None:
+        self.buffer.append(prediction)
+        if len(self.buffer) == ROWS_PER_PART:
+            self._write_part()
 
     def close(self) -> None:
-        if self.rows:
-            self._part()
+        if self.buffer:
+            self._write_part()
 
-    def _part(self) -> None:
+    def _write_part(self) -> None:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [row | {"path": _text(row["path"])} for row in self.rows]
-        part = self.folder / f"part-{self.parts:06}.parquet"
-        half = part.with_suffix(".half")
-        pq.write_table(pa.Table.from_pylist(rows, self.schema), half)
-        half.replace(part)
-        self.parts, self.rows = self.parts + 1, []
+        rows = [row | {"path": _escape_path(row["path"])} for row in self.buffer]
+        part = self.folder / f"part-{self.next_part:06}.parquet"
+        temporary_file = part.with_suffix(".half")
+        pq.write_table(pa.Table.from_pylist(rows, self.schema), temporary_file)
+        temporary_file.replace(part)
+        self.next_part, self.buffer = self.next_part + 1, []
 
 
-def _again(file: Path, resume: bool, first: bytes, rows: Callable[[IO[bytes]], Rows]) -> set[str]:
+def _resume_file(file: Path, resume: bool, header: bytes, scan_rows: Callable[[IO[bytes]], ScannedRows]) -> set[str]:
     """The paths answered in an earlier file, whose torn end is cut off; none where there is no file yet.
 
     Such a file begins with `first`, or with as much of it as was written; no other is touched.
@@ -172,51 +172,51 @@ def _again(file: Path, resume: bool, first: bytes, rows: Callable[[IO[bytes]], R
         return set()
     if not resume or not file.is_file():  # a slip in the order of words must not cost a photo
         raise FieldmarkError(f"{file} exists: give the answers another name, or go on with --resume")
-    done, kept = set[str](), [0, 0]  # stretches of the file: where one begins, where it ends, and so on
-    with file.open("rb") as opened:
-        if not first.startswith(opened.read(len(first))):
+    done_paths, ranges = set[str](), [0, 0]  # stretches of the file: where one begins, where it ends, and so on
+    with file.open("rb") as stream:
+        if not header.startswith(stream.read(len(header))):
             raise FieldmarkError(f"{file} holds other things than such answers: give another name")
-        opened.seek(0)
-        ended = 0
-        for path, read, ends in rows(opened):
-            if read:
-                done.add(path)
-                kept += [ended, ended] if ended != kept[-1] else []
-                kept[-1] = ends
-            ended = ends
-        if len(kept) == 2:
-            os.truncate(file, kept[-1])
+        stream.seek(0)
+        previous_end = 0
+        for path, was_read, end in scan_rows(stream):
+            if was_read:
+                done_paths.add(path)
+                ranges += [previous_end, previous_end] if previous_end != ranges[-1] else []
+                ranges[-1] = end
+            previous_end = end
+        if len(ranges) == 2:
+            os.truncate(file, ranges[-1])
         else:
-            _keep(opened, kept, file.resolve())
-    return done
+            _keep_ranges(stream, ranges, file.resolve())
+    return done_paths
 
 
-def _keep(opened: IO[bytes], stretches: list[int], file: Path) -> None:
+def _keep_ranges(source: IO[bytes], ranges: list[int], file: Path) -> None:
     """Put these stretches in the place of the whole file, in one move."""
-    half = file.with_name(f"{file.name}.half")
-    with half.open("wb") as written:
-        for at, ends in zip(stretches[::2], stretches[1::2], strict=True):
-            opened.seek(at)
-            for first in range(at, ends, 1 << 20):
-                written.write(opened.read(min(1 << 20, ends - first)))
-    shutil.copymode(file, half)
-    half.replace(file)
+    temporary_file = file.with_name(f"{file.name}.half")
+    with temporary_file.open("wb") as target:
+        for start, end in zip(ranges[::2], ranges[1::2], strict=True):
+            source.seek(start)
+            for offset in range(start, end, 1 << 20):
+                target.write(source.read(min(1 << 20, end - offset)))
+    shutil.copymode(file, temporary_file)
+    temporary_file.replace(file)
 
 
-def _answered(part: Path) -> set[str]:
+def _read_done_paths(part: Path) -> set[str]:
     """The paths in a part of a dataset, which is written anew without the photos that could not be read."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
-    read = [k for k, row in enumerate(rows) if row["error"] is None]
-    if len(read) < len(rows):
-        half = part.with_suffix(".half")
-        pq.write_table(pq.read_table(part).take(pa.array(read, pa.int64())), half)
-        half.replace(part)
-    return {rows[k]["path"] for k in read}
+    readable = [k for k, row in enumerate(rows) if row["error"] is None]
+    if len(readable) < len(rows):
+        temporary_file = part.with_suffix(".half")
+        pq.write_table(pq.read_table(part).take(pa.array(readable, pa.int64())), temporary_file)
+        temporary_file.replace(part)
+    return {rows[k]["path"] for k in readable}
 
 
-def _text(path: str) -> str:
+def _escape_path(path: str) -> str:
     """A name as Parquet holds it: bytes of no text, which Python holds as lone surrogates, stand as `\\udcXX`."""
     return path.encode("utf-8", "backslashreplace").decode()

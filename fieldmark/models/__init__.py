@@ -10,12 +10,12 @@ from torch import Tensor, nn
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import download, published, spec
-from fieldmark.models.attention import Attention, Gate, Replace, brought
-from fieldmark.models.backbone import Auxiliary, Backbone, Network, Preprocessing, is_added
+from fieldmark.models.attention import Attention, Gate, Replace, mark_pretrained
+from fieldmark.models.backbone import AuxiliaryHead, Backbone, Network, Preprocessing, is_added
 from fieldmark.models.bilinear import Bilinear, SelfProduct
-from fieldmark.models.gates import CBAM, ECA, ELA, GCT, SE, Coordinate, Mask
-from fieldmark.models.heads import AttentionPool, Classic, GeM, Head, Linear
-from fieldmark.models.weights import load
+from fieldmark.models.gates import CBAM, ECA, ELA, GCT, SE, CoordinateAttention, Mask
+from fieldmark.models.heads import AttentionPool, ClassicHead, GeM, Head, LinearHead
+from fieldmark.models.weights import load_weights
 from fieldmark.models.zoo import VARIANTS, Variant, by_timm
 
 __all__ = [
@@ -27,15 +27,15 @@ __all__ = [
     "VARIANTS",
     "Attention",
     "AttentionPool",
-    "Auxiliary",
+    "AuxiliaryHead",
     "Backbone",
     "Bilinear",
-    "Classic",
-    "Coordinate",
+    "ClassicHead",
+    "CoordinateAttention",
     "Gate",
     "GeM",
     "Head",
-    "Linear",
+    "LinearHead",
     "Mask",
     "Network",
     "Preprocessing",
@@ -46,16 +46,16 @@ __all__ = [
     "rebuild",
 ]
 
-MakeAttention = Callable[..., Attention] | Replace
-MakeHead = Callable[[int, int], Head]
+AttentionConstructor = Callable[..., Attention] | Replace
+HeadConstructor = Callable[[int, int], Head]
 
 
 def build(
     backbone: str,
     *,
-    attention: str | MakeAttention | None = None,
+    attention: str | AttentionConstructor | None = None,
     after: str | Mapping[int, str | Callable[..., Attention]] | None = None,
-    head: str | MakeHead | None = None,
+    head: str | HeadConstructor | None = None,
     classes: int = 1000,
     weights: str | Path | None = None,
     channels: int = 3,
@@ -81,15 +81,15 @@ def build(
       (fc): Linear(in_features=1280, out_features=6, bias=True)
     )
     """
-    words = spec.parse_network(backbone)
-    backbone = words.pop("backbone")
+    network_options = spec.parse_network(backbone)
+    backbone = network_options.pop("backbone")
     arguments: dict[str, Any] = {"attention": attention, "after": after, "head": head, "aux": aux or None}
-    for key, word in words.items():
+    for key, word in network_options.items():
         if arguments[key] is not None:
             raise FieldmarkError(f"{key} is given twice: in the network's words and beside them")
         arguments[key] = word
-    timms = by_timm.is_one(backbone)
-    variant = by_timm.variant(backbone) if timms else spec.known(backbone, VARIANTS, "network")
+    is_timm_network = by_timm.is_timm_name(backbone)
+    variant = by_timm.make_variant(backbone) if is_timm_network else spec.lookup(backbone, VARIANTS, "network")
     for name, number in (("classes", classes), ("channels", channels)):
         if number < 1:
             raise FieldmarkError(f"{name}={number}: a network has at least one")
@@ -97,32 +97,34 @@ def build(
     attention, head = arguments["attention"], arguments["head"]
     make_attention = spec.parse_attention(attention) if isinstance(attention, str) else attention
     make_head = spec.parse_head(head) if isinstance(head, str) else head
-    for given, what in ((make_attention, "attention"), (make_head, "head")):
-        if isinstance(given, nn.Module):
-            raise FieldmarkError(f"{what}={given}: give its class, or a partial of it; every place makes its own")
-    aux, slots = spec.parse_switch(arguments["aux"], "aux"), _slots(arguments["after"])
-    layers = variant.make(channels=channels, **_inside(backbone, variant, make_attention))
+    for argument, argument_name in ((make_attention, "attention"), (make_head, "head")):
+        if isinstance(argument, nn.Module):
+            raise FieldmarkError(
+                f"{argument_name}={argument}: give its class, or a partial of it; every place makes its own"
+            )
+    aux, slots = spec.parse_bool(arguments["aux"], "aux"), _parse_stage_slots(arguments["after"])
+    layers = variant.make_backbone(channels=channels, **_block_attention_arguments(backbone, variant, make_attention))
     width = list(layers.stages.values())[-1]
     if aux and not variant.auxiliary:
         raise FieldmarkError(f"{backbone} has no auxiliary heads in its paper: leave aux out")
     for layer, (name, make) in variant.auxiliary.items() if aux else ():
-        layers.tap(layer, name, make(classes))
-    layers.insert(slots)
+        layers.add_auxiliary_head(layer, name, make(classes))
+    layers.insert_attention(slots)
     if pad:
         layers = Backbone(OrderedDict([("pad", nn.ZeroPad2d(pad)), *layers.named_children()]))
-    made_head = (make_head or variant.head)(width, classes)
-    if not isinstance(made_head, Head):
+    head_module = (make_head or variant.head)(width, classes)
+    if not isinstance(head_module, Head):
         raise FieldmarkError(f"head={make_head}: makes no fieldmark.models.Head, which knows its evidence")
     network = Network(
         layers,
-        made_head,
-        _preprocessing(backbone, variant, channels),
-        variant.frozen,
+        head_module,
+        _resolve_preprocessing(backbone, variant, channels),
+        variant.frozen_until,
         {
             "backbone": backbone,
-            "attention": spec.spell(make_attention) if make_attention else None,
-            "after": spec.spell_after(slots) if slots else None,
-            "head": spec.spell(make_head) if make_head else None,
+            "attention": spec.format_constructor(make_attention) if make_attention else None,
+            "after": spec.format_after(slots) if slots else None,
+            "head": spec.format_constructor(make_head) if make_head else None,
             "classes": classes,
             "channels": channels,
             "aux": aux,
@@ -131,10 +133,10 @@ def build(
         },
     )
     if weights is not None:
-        row = published.find(backbone)
-        network.spec["inserted"] = load(
+        row = published.find_weights(backbone)
+        network.spec["inserted"] = load_weights(
             network,
-            _fetch(backbone, row, weights),
+            _load_published_state(backbone, row, weights),
             variant,
             published_head=make_head is None,
             source=str(weights),
@@ -143,31 +145,35 @@ def build(
     return network
 
 
-def rebuild(words: Mapping[str, Any]) -> Network:
+def rebuild(network_spec: Mapping[str, Any]) -> Network:
     """The architecture of a network's `spec`, its gates in the same form, with no weights loaded."""
-    arguments = {key: word for key, word in words.items() if key != "inserted"}
+    arguments = {key: word for key, word in network_spec.items() if key != "inserted"}
     network = build(**arguments)
-    if words["inserted"]:
-        for slot in network.slots.values():
+    if network_spec["inserted"]:
+        for slot in network.added_attention.values():
             slot.start_as_identity()
         network.spec["inserted"] = True
     return network
 
 
-def _inside(name: str, variant: Variant, make: MakeAttention | None) -> dict[str, Callable[..., Attention]]:
+def _block_attention_arguments(
+    name: str, variant: Variant, make: AttentionConstructor | None
+) -> dict[str, Callable[..., Attention]]:
     """Which constructors the family gets for the gates inside its blocks: the paper's `gate`, the added `attention`."""
     if variant.gate is None:
         if isinstance(make, Replace):
             raise FieldmarkError(f"{name} has no attention of its own to replace: write the attention's name alone")
         return {} if make is None else {"attention": make}
     if isinstance(make, Replace):
-        return {"gate": make.make}
+        return {"gate": make.constructor}
     if make is Attention:
         return {"gate": Attention}
-    return {"gate": brought(variant.gate)} | ({} if make is None else {"attention": make})
+    return {"gate": mark_pretrained(variant.gate)} | ({} if make is None else {"attention": make})
 
 
-def _slots(after: str | Mapping[int, str | Callable[..., Attention]] | None) -> dict[int, Callable[..., Attention]]:
+def _parse_stage_slots(
+    after: str | Mapping[int, str | Callable[..., Attention]] | None,
+) -> dict[int, Callable[..., Attention]]:
     if isinstance(after, str):
         return spec.parse_after(after)
     if not isinstance(after, Mapping | None):
@@ -179,9 +185,9 @@ def _slots(after: str | Mapping[int, str | Callable[..., Attention]] | None) -> 
     return {stage: spec.parse_gate(make) if isinstance(make, str) else make for stage, make in makers}
 
 
-def _preprocessing(backbone: str, variant: Variant, channels: int) -> Preprocessing:
-    row = published.find(backbone)
-    preprocessing = row.preprocessing if row else replace(published.IMAGENET, size=variant.size)
+def _resolve_preprocessing(backbone: str, variant: Variant, channels: int) -> Preprocessing:
+    row = published.find_weights(backbone)
+    preprocessing = row.preprocessing if row else replace(published.IMAGENET_PREPROCESSING, size=variant.size)
     if channels == len(preprocessing.mean):
         return preprocessing
     # Without a colour to tell which channel is which, each gets the mean of the three.
@@ -189,9 +195,11 @@ def _preprocessing(backbone: str, variant: Variant, channels: int) -> Preprocess
     return replace(preprocessing, mean=(mean,) * channels, std=(std,) * channels)
 
 
-def _fetch(backbone: str, row: published.Published | None, weights: str | Path) -> dict[str, Tensor]:
+def _load_published_state(
+    backbone: str, row: published.PublishedWeights | None, weights: str | Path
+) -> dict[str, Tensor]:
     if weights != "imagenet":
-        state = download.read(Path(weights))
+        state = download.read_weights(Path(weights))
         return row.convert(state) if row else state
     if row is None:
         raise FieldmarkError(f"no published weights of {backbone} are known: give a file by --weights FILE, or none")

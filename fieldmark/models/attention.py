@@ -19,7 +19,7 @@ class Attention(nn.Module):
     `brought` says that the published network has it and its weights bring it; all others were added.
     """
 
-    brought = False
+    is_pretrained = False
 
     def __init__(self, channels: int, reference: int | None = None) -> None:
         super().__init__()
@@ -30,19 +30,19 @@ class Attention(nn.Module):
     def start_as_identity(self) -> None:
         """Make the output equal the input, for insertion into weights that were trained without this module."""
 
-    def measure(self, features: Tensor) -> None:
+    def set_norm_statistics(self, features: Tensor) -> None:
         """Take the statistics of the module's norm, if it has one, from features (n, c, h, w) that it will see."""
 
 
-def brought(make: Callable[..., Attention]) -> Callable[..., Attention]:
+def mark_pretrained(make: Callable[..., Attention]) -> Callable[..., Attention]:
     """The constructor, marking what it makes as part of the published network."""
 
-    def marked(channels: int, reference: int | None = None) -> Attention:
+    def make_pretrained(channels: int, reference: int | None = None) -> Attention:
         gate = make(channels, reference)
-        gate.brought = True
+        gate.is_pretrained = True
         return gate
 
-    return marked
+    return make_pretrained
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Replace:
     `X` alone adds its gate behind those.
     """
 
-    make: Callable[..., Attention]
+    constructor: Callable[..., Attention]
 
 
-class Doubled(nn.Module):
+class DoubledSigmoid(nn.Module):
     """Twice a sigmoid: exactly 1 at 0. The 2 is saved with the weights, which tells the two forms of a gate apart."""
 
     peak: Tensor
@@ -76,45 +76,45 @@ class Gate(Attention):
     make every score 0. `hard` takes the hard sigmoid, relu6(score + 3) / 6, which is a half at 0 as well.
     """
 
-    lasts: tuple[str, ...]
+    final_layers: tuple[str, ...]
 
     def __init__(self, channels: int, *, norm: bool, hard: bool = False) -> None:
         super().__init__(channels)
         self.norm = nn.BatchNorm2d(channels) if norm else nn.Identity()
         self.sigmoid: nn.Module = nn.Hardsigmoid() if hard else nn.Sigmoid()
 
-    def open(self, score: Tensor) -> Tensor:
+    def activate(self, score: Tensor) -> Tensor:
         """A score of any shape -> the gate, between 0 and 1; up to 2 where it started as the identity."""
         return self.sigmoid(score)
 
-    def gated(self, x: Tensor) -> Tensor:
+    def apply_gate(self, x: Tensor) -> Tensor:
         """Features (n, c, h, w), after the norm -> the same times the gates."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.gated(self.norm(x))
+        return self.apply_gate(self.norm(x))
 
     @torch.no_grad()
     def start_as_identity(self) -> None:
         """The gates give exactly 1; a norm, in eval mode, gives its input back to rounding."""
-        if not isinstance(self.sigmoid, Doubled):
-            self.sigmoid = Doubled(self.sigmoid)
-        for last in (getattr(self, name) for name in self.lasts):
-            for parameter in last.parameters() if isinstance(last, nn.Module) else (last,):
+        if not isinstance(self.sigmoid, DoubledSigmoid):
+            self.sigmoid = DoubledSigmoid(self.sigmoid)
+        for layer in (getattr(self, name) for name in self.final_layers):
+            for parameter in layer.parameters() if isinstance(layer, nn.Module) else (layer,):
                 nn.init.zeros_(parameter)
         if isinstance(self.norm, nn.BatchNorm2d):
-            self._undo_norm(self.norm)
+            self._match_norm_affine(self.norm)
 
     @torch.no_grad()
-    def measure(self, features: Tensor) -> None:
+    def set_norm_statistics(self, features: Tensor) -> None:
         """Set the norm's running statistics from features (n, c, h, w), undone by its weight and bias."""
         if isinstance(self.norm, nn.BatchNorm2d):
             variance, mean = torch.var_mean(features, dim=(0, 2, 3), correction=0)
             self.norm.running_mean, self.norm.running_var = mean, variance
-            self._undo_norm(self.norm)
+            self._match_norm_affine(self.norm)
 
     @staticmethod
-    def _undo_norm(norm: nn.BatchNorm2d) -> None:
+    def _match_norm_affine(norm: nn.BatchNorm2d) -> None:
         assert norm.running_mean is not None and norm.running_var is not None
         norm.weight.copy_((norm.running_var + norm.eps).sqrt())
         norm.bias.copy_(norm.running_mean)

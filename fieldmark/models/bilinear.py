@@ -5,10 +5,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fieldmark.models.heads import Pooled, held, weigh
+from fieldmark.models.heads import PooledHead, channel_weighted_sum, elementwise_ratio
 
 
-class Bilinear(Pooled):
+class Bilinear(PooledHead):
     """[1x1 convolution to `reduced`] -> sum of outer products -> signed root -> L2 norm -> dropout -> [hidden] -> FC.
 
     Lin et al. 2015, "Bilinear CNN Models for Fine-grained Visual Recognition", both streams the same map. The vector
@@ -37,25 +37,25 @@ class Bilinear(Pooled):
             activation=activation,
         )
         self.narrow = nn.Identity() if reduced is None else nn.Conv2d(channels, reduced, 1, bias=False)
-        self.vector = Flat(k) if compact is None else TensorSketch(k, compact)
+        self.vector = FlattenMatrix(k) if compact is None else TensorSketch(k, compact)
 
-    def describe(self, features: Tensor) -> Tensor:
-        return functional.normalize(_signed_root(self._vector(features)))
+    def pool_features(self, features: Tensor) -> Tensor:
+        return functional.normalize(_signed_root(self._bilinear_vector(features)))
 
-    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
-        vector = self._vector(features)  # (n, d), the sum over positions p of a linear function of x(p) x(p)'
+    def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
+        vector = self._bilinear_vector(features)  # (n, d), the sum over positions p of a linear function of x(p) x(p)'
         root = _signed_root(vector)
         length = root.norm(dim=1, keepdim=True).clamp_min(1e-12)
-        form = self.vector.back(weights * held(vector, root) / length)  # (n, k, k)
+        form = self.vector.transpose(weights * elementwise_ratio(vector, root) / length)  # (n, k, k)
         x = self.narrow(features).flatten(2)  # (n, k, h * w)
         return (x * torch.bmm(form.transpose(1, 2), x)).sum(1).unflatten(1, features.shape[2:])
 
-    def _vector(self, features: Tensor) -> Tensor:
+    def _bilinear_vector(self, features: Tensor) -> Tensor:
         x = self.narrow(features).flatten(2)
         return self.vector(torch.bmm(x, x.transpose(1, 2)))
 
 
-class Flat(nn.Module):
+class FlattenMatrix(nn.Module):
     """A form (n, k, k) -> its entries as a vector (n, k * k); `back` is the transpose."""
 
     def __init__(self, k: int) -> None:
@@ -65,7 +65,7 @@ class Flat(nn.Module):
     def forward(self, form: Tensor) -> Tensor:
         return form.flatten(1)
 
-    def back(self, vector: Tensor) -> Tensor:
+    def transpose(self, vector: Tensor) -> Tensor:
         return vector.unflatten(1, (self.k, self.k))
 
 
@@ -85,9 +85,9 @@ class TensorSketch(nn.Module):
 
     def __init__(self, k: int, d: int) -> None:
         super().__init__()
-        draw = np.random.RandomState(0)
-        drawn, signs = draw.randint(d, size=(2, k)), draw.choice([-1.0, 1.0], size=(2, k))
-        places = ((drawn[0][:, None] + drawn[1]) % d).ravel()  # of each entry, (k * k,)
+        rng = np.random.RandomState(0)
+        hashes, signs = rng.randint(d, size=(2, k)), rng.choice([-1.0, 1.0], size=(2, k))
+        places = ((hashes[0][:, None] + hashes[1]) % d).ravel()  # of each entry, (k * k,)
         counts = np.bincount(places, minlength=d)
         # The entries of each place, (d, most of a place), filled up with number k * k, which is nothing: gathered, not
         # scattered, since onnxruntime loses sums where two threads scatter to one place.
@@ -102,21 +102,21 @@ class TensorSketch(nn.Module):
         entries = functional.pad((form * self.signs).flatten(1), (0, 1))  # (n, k * k + 1)
         return entries.index_select(1, self.members.flatten()).unflatten(1, self.members.shape).sum(2)
 
-    def back(self, vector: Tensor) -> Tensor:
+    def transpose(self, vector: Tensor) -> Tensor:
         return vector.index_select(1, self.places).unflatten(1, self.signs.shape) * self.signs
 
 
-class SelfProduct(Pooled):
+class SelfProduct(PooledHead):
     """The map times itself, elementwise -> global average pooling -> dropout -> [hidden layer] -> FC.
 
     The diagonal of the bilinear form (the birds' write-up's "bilinear EfficientNet-B3 + mask", docs/recipes.md).
     """
 
-    def describe(self, features: Tensor) -> Tensor:
+    def pool_features(self, features: Tensor) -> Tensor:
         return features.square().mean((2, 3))
 
-    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
-        return weigh(features.square(), weights) / (features.shape[2] * features.shape[3])
+    def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
+        return channel_weighted_sum(features.square(), weights) / (features.shape[2] * features.shape[3])
 
 
 def _signed_root(x: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fieldmark.models.attention import Gate
-from fieldmark.models.layers import activation as make_activation
+from fieldmark.models.layers import make_activation as make_activation
 from fieldmark.models.layers import round_channels
 
 
@@ -24,7 +24,7 @@ class SE(Gate):
     of `divisor`. The paper's activation is ReLU; EfficientNet takes SiLU, MobileNetV3 the `hard` sigmoid and divisor 8.
     """
 
-    lasts = ("fc2",)
+    final_layers = ("fc2",)
 
     def __init__(
         self,
@@ -39,14 +39,16 @@ class SE(Gate):
         divisor: int = 1,
     ) -> None:
         super().__init__(channels, norm=norm, hard=hard)
-        width = round_channels(_divided(reference or channels, ratio), divisor) if squeezed is None else squeezed
+        width = (
+            round_channels(_bottleneck_width(reference or channels, ratio), divisor) if squeezed is None else squeezed
+        )
         self.fc1 = nn.Conv2d(channels, width, 1)
         self.activation = make_activation(activation, inplace=True)
         self.fc2 = nn.Conv2d(width, channels, 1)
 
-    def gated(self, x: Tensor) -> Tensor:
+    def apply_gate(self, x: Tensor) -> Tensor:
         squeezed = x.mean((2, 3), keepdim=True)  # (n, c, 1, 1)
-        return x * self.open(self.fc2(self.activation(self.fc1(squeezed))))
+        return x * self.activate(self.fc2(self.activation(self.fc1(squeezed))))
 
 
 class CBAM(Gate):
@@ -57,24 +59,24 @@ class CBAM(Gate):
     convolution over the two maps, without a bias and without the BN that the code adds behind it.
     """
 
-    lasts = ("fc2", "conv")
+    final_layers = ("fc2", "conv")
 
     def __init__(
         self, channels: int, reference: int | None = None, *, ratio: int = 16, kernel: int = 7, norm: bool = False
     ) -> None:
         super().__init__(channels, norm=norm)
-        width = _divided(reference or channels, ratio)
+        width = _bottleneck_width(reference or channels, ratio)
         self.fc1 = nn.Conv2d(channels, width, 1)
         self.relu = nn.ReLU(inplace=True)
         self.fc2 = nn.Conv2d(width, channels, 1)
-        self.conv = nn.Conv2d(2, 1, kernel, padding=_same(kernel), bias=False)
+        self.conv = nn.Conv2d(2, 1, kernel, padding=_same_padding(kernel), bias=False)
 
-    def gated(self, x: Tensor) -> Tensor:
+    def apply_gate(self, x: Tensor) -> Tensor:
         # adaptive_max_pool2d, since the slope of amax takes five times as long on channels_last maps.
         pooled = torch.cat((x.mean((2, 3), keepdim=True), functional.adaptive_max_pool2d(x, 1)), 2)  # (n, c, 2, 1)
-        x = x * self.open(self.fc2(self.relu(self.fc1(pooled))).sum(2, keepdim=True))  # by (n, c, 1, 1)
+        x = x * self.activate(self.fc2(self.relu(self.fc1(pooled))).sum(2, keepdim=True))  # by (n, c, 1, 1)
         pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)  # (n, 2, h, w)
-        return x * self.open(self.conv(pooled))  # by (n, 1, h, w)
+        return x * self.activate(self.conv(pooled))  # by (n, 1, h, w)
 
 
 class ECA(Gate):
@@ -84,7 +86,7 @@ class ECA(Gate):
     it is the paper's psi(c) with gamma 2 and b 1: (log2(c) + 1) / 2 cut to a whole number, one more where that is even.
     """
 
-    lasts = ("conv",)
+    final_layers = ("conv",)
 
     def __init__(
         self, channels: int, reference: int | None = None, *, kernel: int | None = None, norm: bool = False
@@ -92,14 +94,14 @@ class ECA(Gate):
         super().__init__(channels, norm=norm)
         if kernel is None:
             kernel = int((math.log2(channels) + 1) / 2) | 1
-        self.conv = nn.Conv1d(1, 1, kernel, padding=_same(kernel), bias=False)
+        self.conv = nn.Conv1d(1, 1, kernel, padding=_same_padding(kernel), bias=False)
 
-    def gated(self, x: Tensor) -> Tensor:
+    def apply_gate(self, x: Tensor) -> Tensor:
         squeezed = x.mean((2, 3))[:, None]  # (n, 1, c)
-        return x * self.open(self.conv(squeezed).transpose(1, 2)[..., None])
+        return x * self.activate(self.conv(squeezed).transpose(1, 2)[..., None])
 
 
-class Coordinate(Gate):
+class CoordinateAttention(Gate):
     """Coordinate attention: averages along rows and columns -> 1x1, BN, hard swish for both -> 1x1, sigmoid for each.
 
     Hou et al. 2021, "Coordinate Attention for Efficient Mobile Network Design": x * gate (n, c, h, 1) * gate
@@ -107,21 +109,21 @@ class Coordinate(Gate):
     where the expanded width counts in MobileNetV2 too: `reference` is not looked at.
     """
 
-    lasts = ("conv_h", "conv_w")
+    final_layers = ("conv_h", "conv_w")
 
     def __init__(self, channels: int, reference: int | None = None, *, ratio: int = 32, norm: bool = False) -> None:
         super().__init__(channels, norm=norm)
-        width = max(8, _divided(channels, ratio))
+        width = max(8, _bottleneck_width(channels, ratio))
         self.conv1 = nn.Conv2d(channels, width, 1)
         self.bn1 = nn.BatchNorm2d(width)
         self.act = nn.Hardswish()
         self.conv_h = nn.Conv2d(width, channels, 1)
         self.conv_w = nn.Conv2d(width, channels, 1)
 
-    def gated(self, x: Tensor) -> Tensor:
-        strips = torch.cat(_strips(x), 2)[..., None]  # (n, c, h + w, 1)
+    def apply_gate(self, x: Tensor) -> Tensor:
+        strips = torch.cat(_axis_means(x), 2)[..., None]  # (n, c, h + w, 1)
         h, w = self.act(self.bn1(self.conv1(strips))).split(x.shape[2:], 2)
-        return x * (self.open(self.conv_h(h)) * self.open(self.conv_w(w)).transpose(2, 3))
+        return x * (self.activate(self.conv_h(h)) * self.activate(self.conv_w(w)).transpose(2, 3))
 
 
 class ELA(Gate):
@@ -133,7 +135,7 @@ class ELA(Gate):
     loses in its bottleneck and by its BN in small batches.
     """
 
-    lasts = ("gn",)
+    final_layers = ("gn",)
 
     def __init__(
         self,
@@ -147,17 +149,17 @@ class ELA(Gate):
         super().__init__(channels, norm=norm)
         if groups < 1:
             raise ValueError(f"groups={groups}: a norm has at least one group")
-        self.conv = nn.Conv1d(channels, channels, kernel, padding=_same(kernel), groups=channels, bias=False)
+        self.conv = nn.Conv1d(channels, channels, kernel, padding=_same_padding(kernel), groups=channels, bias=False)
         self.gn = nn.GroupNorm(math.gcd(channels, groups), channels)
 
-    def gated(self, x: Tensor) -> Tensor:
-        h, w = map(self._along, _strips(x))  # (n, c, h), (n, c, w)
+    def apply_gate(self, x: Tensor) -> Tensor:
+        h, w = map(self._axis_gate, _axis_means(x))  # (n, c, h), (n, c, w)
         return x * (h[..., None] * w[:, :, None])
 
-    def _along(self, strip: Tensor) -> Tensor:
+    def _axis_gate(self, means: Tensor) -> Tensor:
         gn = self.gn
         # Not gn(...), which refuses groups of a single value, as a strip of length 1 can have them.
-        return self.open(torch.group_norm(self.conv(strip), gn.num_groups, gn.weight, gn.bias, gn.eps))
+        return self.activate(torch.group_norm(self.conv(means), gn.num_groups, gn.weight, gn.bias, gn.eps))
 
 
 class GCT(Gate):
@@ -168,7 +170,7 @@ class GCT(Gate):
     starts as the identity, so here inserted and own form are one.
     """
 
-    lasts = ("gamma", "beta")
+    final_layers = ("gamma", "beta")
 
     def __init__(self, channels: int, reference: int | None = None, *, norm: bool = False) -> None:
         super().__init__(channels, norm=norm)
@@ -176,7 +178,7 @@ class GCT(Gate):
         self.gamma = nn.Parameter(torch.zeros(channels))
         self.beta = nn.Parameter(torch.zeros(channels))
 
-    def gated(self, x: Tensor) -> Tensor:
+    def apply_gate(self, x: Tensor) -> Tensor:
         length = self.alpha * (x.square().sum((2, 3)) + 1e-5).sqrt()  # (n, c)
         relative = length / (length.square().mean(1, keepdim=True) + 1e-5).sqrt()
         return x * (1 + torch.tanh(self.gamma * relative + self.beta))[..., None, None]
@@ -190,7 +192,7 @@ class Mask(Gate):
     every channel a weight of its own, a 1x1 convolution 1 -> c without bias that starts at ones.
     """
 
-    lasts = ("gate",)
+    final_layers = ("gate",)
 
     def __init__(
         self,
@@ -211,10 +213,10 @@ class Mask(Gate):
         self.gate = nn.Conv2d((channels, *widths)[-1], 1, 1)
         self.rescale = rescale
         self.spread = nn.Conv2d(1, channels, 1, bias=False) if spread else nn.Identity()
-        self._even()
+        self._init_spread()
 
-    def gated(self, x: Tensor) -> Tensor:
-        mask = self.open(self.gate(self.layers(x)))  # (n, 1, h, w)
+    def apply_gate(self, x: Tensor) -> Tensor:
+        mask = self.activate(self.gate(self.layers(x)))  # (n, 1, h, w)
         if self.rescale:
             # By the sum and not the mean, which may round: exactly 1 for a mask of ones.
             mask = mask * (x.shape[2] * x.shape[3] / mask.sum((2, 3), keepdim=True))
@@ -222,29 +224,29 @@ class Mask(Gate):
 
     def start_as_identity(self) -> None:
         super().start_as_identity()
-        self._even()
+        self._init_spread()
 
-    def _even(self) -> None:
+    def _init_spread(self) -> None:
         if isinstance(self.spread, nn.Conv2d):
             nn.init.ones_(self.spread.weight)
 
 
-def _divided(width: int, ratio: int) -> int:
+def _bottleneck_width(width: int, ratio: int) -> int:
     """The width of a bottleneck, at least one."""
     if ratio < 1:
         raise ValueError(f"ratio={ratio}: a squeeze divides by at least 1")
     return max(1, width // ratio)
 
 
-def _same(kernel: int) -> int:
+def _same_padding(kernel: int) -> int:
     """The padding that keeps the size."""
     if kernel % 2 == 0:
         raise ValueError(f"kernel={kernel}: only an odd one keeps the map's size")
     return kernel // 2
 
 
-def _strips(x: Tensor) -> tuple[Tensor, Tensor]:
+def _axis_means(x: Tensor) -> tuple[Tensor, Tensor]:
     """Features (n, c, h, w) -> their averages along rows (n, c, h) and along columns (n, c, w)."""
     # By way of (n, h, w, c): on channels_last maps, as in training, x.mean(3) takes ten times as long.
-    last = x.permute(0, 2, 3, 1)
-    return last.mean(2).transpose(1, 2), last.mean(1).transpose(1, 2)
+    channels_last = x.permute(0, 2, 3, 1)
+    return channels_last.mean(2).transpose(1, 2), channels_last.mean(1).transpose(1, 2)

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from fieldmark.models.layers import activation as make_activation
+from fieldmark.models.layers import make_activation as make_activation
 
 
 class Head(nn.Module):
@@ -23,30 +23,30 @@ class Head(nn.Module):
     fc: nn.Linear
 
     @property
-    def last(self) -> nn.Linear:
+    def classifier(self) -> nn.Linear:
         """The class layer."""
         return self.fc
 
     @property
-    def tail(self) -> list[nn.Module]:
+    def classifier_layers(self) -> list[nn.Module]:
         """The layers from the description to the logits, in order; nn.Linear, nn.Dropout, and activations."""
         raise NotImplementedError
 
-    def describe(self, features: Tensor) -> Tensor:
+    def pool_features(self, features: Tensor) -> Tensor:
         """Features (n, c, h, w) -> one vector per photo, (n, d)."""
         raise NotImplementedError
 
-    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
+    def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
         """The part of each position (n, h, w) in `weights` (n, d) times the description of the features."""
         raise NotImplementedError
 
-    def reduce(self, features: Tensor) -> Tensor:
+    def pre_pool(self, features: Tensor) -> Tensor:
         """The head's start that has no parameters, (n, c, h, w) -> (n, c, h', w'); `forward` is the same after it."""
         return features
 
     def forward(self, features: Tensor) -> Tensor:
-        x = self.describe(features)
-        for layer in self.tail:
+        x = self.pool_features(features)
+        for layer in self.classifier_layers:
             x = layer(x)
         return x
 
@@ -55,41 +55,43 @@ class Head(nn.Module):
 
         In eval mode the sum over positions plus `bias` is the logit of the target.
         """
-        return self.spread(features, _linear(self.tail, self.describe(features), target)[0])
+        return self.position_contributions(
+            features, _linearize(self.classifier_layers, self.pool_features(features), target)[0]
+        )
 
     def bias(self, features: Tensor, target: Tensor) -> Tensor:
         """The part (n,) of the target's logit that no position said."""
-        return _linear(self.tail, self.describe(features), target)[1]
+        return _linearize(self.classifier_layers, self.pool_features(features), target)[1]
 
 
-def _linear(layers: list[nn.Module], x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
+def _linearize(layers: list[nn.Module], x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """Weights (n, d) and rest (n,) of the target's logit as a linear function of the layers' input x (n, d)."""
     layer, *others = layers
     if isinstance(layer, nn.Dropout):
-        return _linear(others, x, target)
+        return _linearize(others, x, target)
     if not isinstance(layer, nn.Linear):
         y = layer(x)
-        weights, rest = _linear(others, y, target)
-        return weights * held(x, y), rest
+        weights, rest = _linearize(others, y, target)
+        return weights * elementwise_ratio(x, y), rest
     if not others:
         return layer.weight[target], layer.bias[target]
-    weights, rest = _linear(others, layer(x), target)
+    weights, rest = _linearize(others, layer(x), target)
     return weights @ layer.weight, rest + weights @ layer.bias
 
 
-def held(x: Tensor, y: Tensor) -> Tensor:
+def elementwise_ratio(x: Tensor, y: Tensor) -> Tensor:
     """The factor of y = factor * x, elementwise; nothing where x is nothing."""
-    nothing = x == 0
-    return torch.where(nothing, 0, y / torch.where(nothing, 1, x))
+    is_zero = x == 0
+    return torch.where(is_zero, 0, y / torch.where(is_zero, 1, x))
 
 
-def weigh(features: Tensor, weights: Tensor) -> Tensor:
+def channel_weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
     """The dot product of each position (n, c, h, w) with the photo's weights (n, c) -> (n, h, w)."""
     # Not an einsum, whose export takes onnxruntime several times as long.
     return torch.bmm(weights[:, None], features.flatten(2)).view(-1, *features.shape[2:])
 
 
-class Pooled(Head):
+class PooledHead(Head):
     """describe -> dropout -> [FC `hidden`, activation, dropout `hidden_dropout`] -> FC.
 
     `channels` is the length of the description. `hidden_dropout` is as `dropout` where it is not given; `activation` is
@@ -107,87 +109,87 @@ class Pooled(Head):
         activation: str = "relu",
     ) -> None:
         super().__init__()
-        self.prepare(channels)
+        self.build_pooling(channels)
         self.dropout = nn.Dropout(dropout)
-        made = make_activation(activation)
+        activation_layer = make_activation(activation)
         self.hidden = nn.Sequential()
         if hidden is not None:
-            behind = nn.Dropout(dropout if hidden_dropout is None else hidden_dropout)
-            self.hidden = nn.Sequential(nn.Linear(channels, hidden), made, behind)
+            dropout_layer = nn.Dropout(dropout if hidden_dropout is None else hidden_dropout)
+            self.hidden = nn.Sequential(nn.Linear(channels, hidden), activation_layer, dropout_layer)
         self.fc = nn.Linear(channels if hidden is None else hidden, classes)
 
-    def prepare(self, channels: int) -> None:
+    def build_pooling(self, channels: int) -> None:
         """Make the description's own parameters, where it has some."""
 
     @property
-    def tail(self) -> list[nn.Module]:
+    def classifier_layers(self) -> list[nn.Module]:
         return [self.dropout, *self.hidden, self.fc]
 
 
-class Linear(Pooled):
+class LinearHead(PooledHead):
     """Global average pooling -> dropout -> [hidden layer] -> FC."""
 
-    def reduce(self, features: Tensor) -> Tensor:
+    def pre_pool(self, features: Tensor) -> Tensor:
         return features.mean((2, 3), keepdim=True)
 
-    def describe(self, features: Tensor) -> Tensor:
+    def pool_features(self, features: Tensor) -> Tensor:
         return features.mean((2, 3))
 
-    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
-        return weigh(features, weights) / (features.shape[2] * features.shape[3])
+    def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
+        return channel_weighted_sum(features, weights) / (features.shape[2] * features.shape[3])
 
 
-class GeM(Pooled):
+class GeM(PooledHead):
     """Generalised mean (mean of x^p)^(1/p) of each channel -> dropout -> [hidden layer] -> FC.
 
     Radenovic et al. 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation", equation 2 with one p for all
     channels, which is trained and starts at 3; x is at least 1e-6. Between the average (p = 1) and the maximum.
     """
 
-    def prepare(self, channels: int) -> None:
+    def build_pooling(self, channels: int) -> None:
         self.p = nn.Parameter(torch.tensor([3.0]))
 
-    def describe(self, features: Tensor) -> Tensor:
-        powers, peak = self._powers(features)
+    def pool_features(self, features: Tensor) -> Tensor:
+        powers, peak = self._scaled_powers(features)
         return peak * powers.mean((2, 3)) ** (1 / self.p)
 
-    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
-        powers, peak = self._powers(features)
+    def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
+        powers, peak = self._scaled_powers(features)
         total = powers.sum((2, 3))
         description = peak * (total / (features.shape[2] * features.shape[3])) ** (1 / self.p)
-        return weigh(powers, weights * description / total)
+        return channel_weighted_sum(powers, weights * description / total)
 
-    def _powers(self, features: Tensor) -> tuple[Tensor, Tensor]:
+    def _scaled_powers(self, features: Tensor) -> tuple[Tensor, Tensor]:
         """(x / peak)^p (n, c, h, w) and the peak (n, c), the largest x: of x^p itself a large p leaves no number."""
         x = features.clamp_min(1e-6)
         peak = x.detach().amax((2, 3), keepdim=True)  # the mean does not depend on it, so neither does its slope
         return (x / peak) ** self.p, peak[:, :, 0, 0]
 
 
-class AttentionPool(Pooled):
+class AttentionPool(PooledHead):
     """Sum over positions of a(p) x(p), a = softmax over positions of w' tanh(V x(p)) -> dropout -> [hidden] -> FC.
 
     Ilse et al. 2018, "Attention-based Deep Multiple Instance Learning", equation 8, with its 128 rows of V: the photo
     is a bag of positions.
     """
 
-    def prepare(self, channels: int) -> None:
+    def build_pooling(self, channels: int) -> None:
         self.v = nn.Conv2d(channels, 128, 1, bias=False)
         self.w = nn.Conv2d(128, 1, 1, bias=False)
 
-    def describe(self, features: Tensor) -> Tensor:
-        return torch.einsum("nchw,nhw->nc", features, self.attend(features))
+    def pool_features(self, features: Tensor) -> Tensor:
+        return torch.einsum("nchw,nhw->nc", features, self.attention_weights(features))
 
-    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
-        return self.attend(features) * weigh(features, weights)
+    def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
+        return self.attention_weights(features) * channel_weighted_sum(features, weights)
 
-    def attend(self, features: Tensor) -> Tensor:
+    def attention_weights(self, features: Tensor) -> Tensor:
         """The attention weights: (n, c, h, w) -> (n, h, w), a photo's sum to one."""
         scores = self.w(self.v(features).tanh())[:, 0]
         return scores.flatten(1).softmax(1).view_as(scores)
 
 
-class Classic(Head):
+class ClassicHead(Head):
     """Average pooling to pool x pool -> flatten -> [FC, ReLU, dropout] for each of `hidden` -> FC.
 
     AlexNet's and VGG's: Krizhevsky et al. 2012, "ImageNet Classification with Deep Convolutional Neural Networks", with
@@ -219,32 +221,32 @@ class Classic(Head):
         self.fc = nn.Linear(widths[-1], classes)
 
     @property
-    def tail(self) -> list[nn.Module]:
+    def classifier_layers(self) -> list[nn.Module]:
         layers: list[nn.Module] = []
         for number in range(1, self.depth + 1):
             layer = self.get_submodule(f"fc{number}")
             layers += [self.dropout, layer, self.relu] if self.dropout_first else [layer, self.relu, self.dropout]
         return [*layers, self.fc]
 
-    def reduce(self, features: Tensor) -> Tensor:
+    def pre_pool(self, features: Tensor) -> Tensor:
         if features.shape[2:] == (self.pool, self.pool):
             return features
-        return (features.flatten(2) @ self._windows(features)).unflatten(2, (self.pool, self.pool))
+        return (features.flatten(2) @ self._pooling_matrix(features)).unflatten(2, (self.pool, self.pool))
 
-    def describe(self, features: Tensor) -> Tensor:
-        return self.reduce(features).flatten(1)
+    def pool_features(self, features: Tensor) -> Tensor:
+        return self.pre_pool(features).flatten(1)
 
-    def spread(self, features: Tensor, weights: Tensor) -> Tensor:
-        spread = weights.unflatten(1, (-1, self.pool**2)) @ self._windows(features).T  # (n, c, h * w)
-        return (features * spread.view_as(features)).sum(1)
+    def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
+        position_weights = weights.unflatten(1, (-1, self.pool**2)) @ self._pooling_matrix(features).T  # (n, c, h * w)
+        return (features * position_weights.view_as(features)).sum(1)
 
-    def _windows(self, features: Tensor) -> Tensor:
+    def _pooling_matrix(self, features: Tensor) -> Tensor:
         """torch's adaptive average pooling as a matrix (h * w, pool * pool), which every exporter knows."""
-        rows, columns = (features.new_tensor(_shares(size, self.pool)) for size in features.shape[2:])
+        rows, columns = (features.new_tensor(_pooling_weights(size, self.pool)) for size in features.shape[2:])
         return torch.kron(rows, columns)
 
 
-def _shares(size: int, pool: int) -> list[list[float]]:
+def _pooling_weights(size: int, pool: int) -> list[list[float]]:
     """How much of each position goes to each mean, (size, pool)."""
     windows = [(i * size // pool, -(-(i + 1) * size // pool)) for i in range(pool)]
     return [[(start <= p < end) / (end - start) for start, end in windows] for p in range(size)]

@@ -15,7 +15,7 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
-def activation(name: str, inplace: bool = False) -> nn.Module:
+def make_activation(name: str, inplace: bool = False) -> nn.Module:
     """The activation of that name; ValueError naming them all where there is none."""
     if name not in ACTIVATIONS:
         raise ValueError(f"activation={name!r}: there are {', '.join(ACTIVATIONS)}")
@@ -39,18 +39,22 @@ class SameConv2d(nn.Conv2d):
 
     def forward(self, input: Tensor) -> Tensor:
         (kernel, _), (stride, _) = self.kernel_size, self.stride
-        half = input.dtype == torch.bfloat16 and input.device.type == "cpu"
-        slow = half and kernel == 5 and self.groups > 1 and self.weight.requires_grad
+        is_bfloat16 = input.dtype == torch.bfloat16 and input.device.type == "cpu"
+        use_custom_backward = is_bfloat16 and kernel == 5 and self.groups > 1 and self.weight.requires_grad
         if stride == 1:
-            return Depthwise5.apply(input, self.weight, 1, 2) if slow else super().forward(input)
+            return (
+                DepthwiseConv5x5Function.apply(input, self.weight, 1, 2)
+                if use_custom_backward
+                else super().forward(input)
+            )
         total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in input.shape[2:])
         padded = functional.pad(input, (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2))
-        if slow:
-            return Depthwise5.apply(padded, self.weight, stride, 0)
+        if use_custom_backward:
+            return DepthwiseConv5x5Function.apply(padded, self.weight, stride, 0)
         return functional.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
 
 
-class Depthwise5(torch.autograd.Function):
+class DepthwiseConv5x5Function(torch.autograd.Function):
     """A 5 x 5 depthwise convolution in bfloat16 whose gradients take ways that oneDNN has fast code for.
 
     (n, c, h, w) and weights (c, 1, 5, 5) -> (n, c, h', w'), the same numbers as functional.conv2d up to rounding. On a
@@ -68,24 +72,26 @@ class Depthwise5(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         (x, weight), (gradient,), stride = ctx.saved_tensors, gradients, ctx.stride
-        back = partial(_depthwise_backward, stride=stride)
-        to_x = to_weight = None
+        convolution_backward = partial(_depthwise_backward, stride=stride)
+        grad_x = grad_weight = None
         if ctx.needs_input_grad[0]:
-            few = [t.float() if stride > 1 else t for t in (gradient, x, weight)]
-            to_x = back(*few, padding=ctx.padding, wanted=[True, False, False])[0].to(x.dtype)
+            operands = [t.float() if stride > 1 else t for t in (gradient, x, weight)]
+            grad_x = convolution_backward(*operands, padding=ctx.padding, wanted=[True, False, False])[0].to(x.dtype)
         if ctx.needs_input_grad[1]:
             p, (h, w) = ctx.padding, gradient.shape[2:]
             padded = functional.pad(x, (p, p + 1, p, p + 1))  # a sixth row and column, so that 3 + 3 fit
-            to_weight = torch.empty(len(weight), 1, 6, 6)
+            grad_weight = torch.empty(len(weight), 1, 6, 6)
             corner = weight[:, :, :3, :3].contiguous(memory_format=torch.channels_last)
             for i in (0, 3):
                 for j in (0, 3):
-                    seen = padded[:, :, i : i + (h - 1) * stride + 3, j : j + (w - 1) * stride + 3]
-                    seen = seen.contiguous(memory_format=torch.channels_last)
-                    part = back(gradient, seen, corner, padding=0, wanted=[False, True, False])[1]
-                    to_weight[:, :, i : i + 3, j : j + 3] = part
-            to_weight = to_weight[:, :, :5, :5]
-        return to_x, to_weight, None, None
+                    window = padded[:, :, i : i + (h - 1) * stride + 3, j : j + (w - 1) * stride + 3]
+                    window = window.contiguous(memory_format=torch.channels_last)
+                    grad_corner = convolution_backward(
+                        gradient, window, corner, padding=0, wanted=[False, True, False]
+                    )[1]
+                    grad_weight[:, :, i : i + 3, j : j + 3] = grad_corner
+            grad_weight = grad_weight[:, :, :5, :5]
+        return grad_x, grad_weight, None, None
 
 
 def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, *, stride: int, padding: int, wanted: list[bool]):
@@ -94,7 +100,7 @@ def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, *, stride: 
     )
 
 
-class Parallel(nn.Module):
+class ParallelBranches(nn.Module):
     """Branches under their names, side by side: (n, c, h, w) -> their maps concatenated along c."""
 
     def __init__(self, **branches: nn.Module) -> None:
@@ -107,7 +113,7 @@ class Parallel(nn.Module):
         return torch.cat([getattr(self, name)(x) for name in self.branches], 1)
 
 
-class DropConnect(nn.Module):
+class StochasticDepth(nn.Module):
     """Leaves a whole residual branch out, photo by photo, while training: (n, c, h, w) -> the same shape.
 
     Huang et al. 2016, "Deep Networks with Stochastic Depth"; EfficientNet calls it drop-connect. What is kept is scaled
@@ -116,10 +122,10 @@ class DropConnect(nn.Module):
 
     def __init__(self, rate: float) -> None:
         super().__init__()
-        self.rate = rate
+        self.drop_probability = rate
 
     def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.rate == 0:
+        if not self.training or self.drop_probability == 0:
             return x
-        keep = 1 - self.rate
+        keep = 1 - self.drop_probability
         return x * torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)

@@ -12,13 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-SHARE = 0.2
+CENTROID_WEIGHT = 0.2
 """How much the features count beside the logits, each in standard deviations over the validation photos."""
-FLAT = 1e-3
+MIN_STD = 1e-3
 """Smallest standard deviation: of two classes the second part is the same for all photos, but for its last bits."""
 
 
-class Known(nn.Module):
+class OODScorer(nn.Module):
     """Pooled last maps (n, c), logits (n, classes) -> known_score (n,), between 0 and 1.
 
     The sigmoid of z(l) + z(l / n) + 0.2 z(s), where l is the top logit and n the 2-norm of the logits, all of them less
@@ -38,7 +38,13 @@ class Known(nn.Module):
         self.register_buffer("sd", torch.ones(3))
 
     @classmethod
-    def fit(cls, shown: np.ndarray, labels: np.ndarray, features: np.ndarray, logits: np.ndarray) -> "Known":
+    def fit(
+        cls,
+        reference_features: np.ndarray,
+        reference_labels: np.ndarray,
+        val_features: np.ndarray,
+        val_logits: np.ndarray,
+    ) -> "OODScorer":
         """Centroids from training photos, `shown` (n, c) with `labels` (n,); the rest from the validation photos.
 
         Args:
@@ -47,25 +53,29 @@ class Known(nn.Module):
             features: pooled features of the validation photos, (m, c).
             logits: of the validation photos, (m, classes).
         """
-        directions = functional.normalize(torch.from_numpy(shown).float())
-        sums = torch.zeros(logits.shape[1], shown.shape[1]).index_add_(0, torch.from_numpy(labels), directions)
-        known = cls(functional.normalize(sums)).eval()
-        if len(logits) > 1:
-            parts = known.parts(torch.from_numpy(features), torch.from_numpy(logits))
-            known.mean, known.sd = parts.mean(0), parts.std(0).clamp_min(FLAT)
-        return known
+        directions = functional.normalize(torch.from_numpy(reference_features).float())
+        sums = torch.zeros(val_logits.shape[1], reference_features.shape[1]).index_add_(
+            0, torch.from_numpy(reference_labels), directions
+        )
+        scorer = cls(functional.normalize(sums)).eval()
+        if len(val_logits) > 1:
+            parts = scorer.score_components(torch.from_numpy(val_features), torch.from_numpy(val_logits))
+            scorer.mean, scorer.sd = parts.mean(0), parts.std(0).clamp_min(MIN_STD)
+        return scorer
 
-    def parts(self, features: Tensor, logits: Tensor) -> Tensor:
+    def score_components(self, features: Tensor, logits: Tensor) -> Tensor:
         """(n, 3): the top logit above the mean, its share of the logits' length, the largest cosine to a centroid."""
         logits = logits - logits.mean(1, keepdim=True)
-        cosine = (functional.normalize(features) @ self.centroids.T).amax(1)
-        return torch.stack((logits.amax(1), functional.normalize(logits).amax(1), cosine), 1)
+        centroid_similarity = (functional.normalize(features) @ self.centroids.T).amax(1)
+        return torch.stack((logits.amax(1), functional.normalize(logits).amax(1), centroid_similarity), 1)
 
     def forward(self, features: Tensor, logits: Tensor) -> Tensor:
-        height, share, cosine = ((self.parts(features, logits) - self.mean) / self.sd).unbind(1)
-        return torch.sigmoid(height + share + SHARE * cosine)
+        max_logit, normalized_max_logit, cosine = (
+            (self.score_components(features, logits) - self.mean) / self.sd
+        ).unbind(1)
+        return torch.sigmoid(max_logit + normalized_max_logit + CENTROID_WEIGHT * cosine)
 
-    def scores(self, features: np.ndarray, logits: np.ndarray) -> np.ndarray:
+    def score_arrays(self, features: np.ndarray, logits: np.ndarray) -> np.ndarray:
         """The same of arrays."""
         with torch.inference_mode():
             return self(torch.from_numpy(features), torch.from_numpy(logits)).numpy()

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import published
 
-INSTALLED = {"fast": "efficientnet_lite0", "good": "efficientnet_lite2"}
+PIP_BACKBONES = {"fast": "efficientnet_lite0", "good": "efficientnet_lite2"}
 """Their weights come with the install."""
-STRONGEST = (
+BEST_BACKBONES = (
     "timm:convnextv2_large.fcmae_ft_in22k_in1k",
     "timm:convnextv2_base.fcmae_ft_in22k_in1k",
     "timm:convnextv2_tiny.fcmae_ft_in22k_in1k",
@@ -15,18 +15,18 @@ STRONGEST = (
 """Convolutional, judged at 224 pixels, by their authors' top-1: 87.3, 86.8 and 83.9 % (Woo et al. 2023, table 9)."""
 
 
-def backbone(quality: str, say: Callable[[str], object]) -> str:
+def choose_backbone(quality: str, report: Callable[[str], object]) -> str:
     """The network for this quality; for `best` the first whose weights can be fetched, else the installed good one."""
-    if quality in INSTALLED:
-        return INSTALLED[quality]
-    why = ""
-    for name in STRONGEST:
+    if quality in PIP_BACKBONES:
+        return PIP_BACKBONES[quality]
+    reason = ""
+    for name in BEST_BACKBONES:
         try:
-            if row := published.find(name):
+            if row := published.find_weights(name):
                 row.fetch()
         except FieldmarkError as error:
-            why = str(error)
+            reason = str(error)
             continue
         return name
-    say(f"--quality best falls back to {INSTALLED['good']}: {why}")
-    return INSTALLED["good"]
+    report(f"--quality best falls back to {PIP_BACKBONES['good']}: {reason}")
+    return PIP_BACKBONES["good"]

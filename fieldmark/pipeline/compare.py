@@ -21,41 +21,41 @@ from scipy.stats import binomtest
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.splits import read_split
-from fieldmark.evaluation.intervals import Resampled, column
+from fieldmark.data.splits import read_split_file
+from fieldmark.evaluation.intervals import GroupBootstrap, as_column
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import build, profile, rebuild
-from fieldmark.models.spec import parse_network, spell_network
+from fieldmark.models.spec import format_network, parse_network
 from fieldmark.pipeline.train import train
 from fieldmark.recipes.recipe import Recipe
 
-Row = dict[str, Any]
-DRAWS = 4000
-SAME = 0.9
+ComparisonRow = dict[str, Any]
+BOOTSTRAP_RESAMPLES = 4000
+MIN_PHOTO_OVERLAP = 0.9
 """Share of their photos that two runs have in common, if they are of one set: what cannot be read may be left out."""
-REAL = 0.05
+ALPHA = 0.05
 """A difference is called real below this p, counted for all the comparisons that are made (Holm 1979)."""
 
 
 @dataclass(frozen=True)
-class One:
+class ComparedRun:
     """A finished run, as far as it is compared."""
 
     folder: Path
     network: str
     seed: int
     metrics: dict[str, Any]
-    photos: frozenset[str]  # all that it was trained and tested on
-    right: dict[str, tuple[bool, str]]  # test photo -> whether it was told right, and its group
+    image_paths: frozenset[str]  # all that it was trained and tested on
+    test_outcomes: dict[str, tuple[bool, str]]  # test photo -> whether it was told right, and its group
 
 
-def name_of(spec: str, seed: int) -> str:
+def run_name(spec: str, seed: int) -> str:
     """`efficientnet_lite0+after=-1:mask`, 2 -> `efficientnet_lite0_after_-1_mask-2`, a folder's name everywhere."""
     return f"{re.sub(r'[^A-Za-z0-9.-]+', '_', spec).strip('_')[:120]}-{seed}"
 
 
-def compare(
+def train_networks(
     photos: str, networks: Sequence[str], seeds: int, recipe: Recipe, out: Path, reporter: Reporter
 ) -> list[Path]:
     """Train every network with every seed into a folder of its own in `out`. -> the runs.
@@ -67,26 +67,31 @@ def compare(
         FieldmarkError: words that name no network, or settings that cannot be compared.
     """
     with torch.device("meta"):  # wrong words are refused before an hour of training, and two spellings of one network
-        words = {spell_network(build(spec).spec): parse_network(spec) for spec in networks}
-    if len({name_of(spec, 0) for spec in words}) < len(networks):
+        fields_by_spec = {format_network(build(spec).spec): parse_network(spec) for spec in networks}
+    if len({run_name(spec, 0) for spec in fields_by_spec}) < len(networks):
         raise FieldmarkError("a network is named twice: give each once, and more --seeds")
     if recipe.folds or recipe.devices * recipe.nodes > 1:
         raise FieldmarkError("compare trains one run after the other, on one device: leave --folds and --devices out")
-    folders, shared = [], None if recipe.budget else out / ".shared"  # or those behind the first would have more time
+    folders, feature_cache_dir = (
+        [],
+        None if recipe.budget else out / ".shared",
+    )  # or those behind the first would have more time
     for seed in range(recipe.seed, recipe.seed + seeds):
-        for spec, fields in words.items():
-            folder = out / name_of(spec, seed)
-            reporter.say(f"{spec}, seed {seed}", style="bold")
-            own = dataclasses.replace(recipe, seed=seed, **fields)
-            if len(folders) % len(words) and not recipe.split_file:  # audits at another size may see other look-alikes
-                own = dataclasses.replace(own, split_file=str((folders[-1] / "split.csv").resolve()))
-            train(photos, own, out=folder, resume=True, shared=shared)
+        for spec, fields in fields_by_spec.items():
+            folder = out / run_name(spec, seed)
+            reporter.info(f"{spec}, seed {seed}", style="bold")
+            run_recipe = dataclasses.replace(recipe, seed=seed, **fields)
+            if (
+                len(folders) % len(fields_by_spec) and not recipe.split_file
+            ):  # audits at another size may see other look-alikes
+                run_recipe = dataclasses.replace(run_recipe, split_file=str((folders[-1] / "split.csv").resolve()))
+            train(photos, run_recipe, out=folder, resume=True, feature_cache_dir=feature_cache_dir)
             folders.append(folder)
         shutil.rmtree(out / ".shared", ignore_errors=True)  # of another seed, others are the training photos
     return folders
 
 
-def read(folder: Path) -> One:
+def load_run(folder: Path) -> ComparedRun:
     """A finished run.
 
     Raises:
@@ -94,91 +99,102 @@ def read(folder: Path) -> One:
     """
     try:
         metrics = json.loads((folder / "metrics.json").read_text(encoding="utf-8"))
-        answers = io.rows(folder / "predictions.csv")
-        right = {row["path"]: (row["label"] == row["predicted"], row.get("group") or row["path"]) for row in answers}
-        photos = frozenset(photo.path for photo in read_split(folder / "split.csv"))
-        found = One(folder, spell_network(metrics["network"]), metrics["seed"], metrics, photos, right)
+        prediction_rows = io.read_csv(folder / "predictions.csv")
+        outcomes = {
+            row["path"]: (row["label"] == row["predicted"], row.get("group") or row["path"]) for row in prediction_rows
+        }
+        photos = frozenset(photo.path for photo in read_split_file(folder / "split.csv"))
+        run = ComparedRun(folder, format_network(metrics["network"]), metrics["seed"], metrics, photos, outcomes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FieldmarkError(f"{folder} is no finished run ({error})") from None
-    if not right:
+    if not outcomes:
         raise FieldmarkError(f"{folder} has no test photos: nothing to compare by")
-    return found
+    return run
 
 
-def rows(runs: Sequence[One]) -> list[Row]:
+def compare_runs(runs: Sequence[ComparedRun]) -> list[ComparisonRow]:
     """A row per network, the first one being what the others are compared with.
 
     Raises:
         FieldmarkError: the runs are of other photos, or one network has run twice with a seed.
     """
-    if any(len(run.photos & runs[0].photos) < SAME * len(run.photos | runs[0].photos) for run in runs):
+    if any(
+        len(run.image_paths & runs[0].image_paths) < MIN_PHOTO_OVERLAP * len(run.image_paths | runs[0].image_paths)
+        for run in runs
+    ):
         raise FieldmarkError("these runs are of different photos: compare runs on one set")
-    by: dict[str, dict[int, One]] = {}
+    by: dict[str, dict[int, ComparedRun]] = {}
     for run in runs:
         if run.seed in by.setdefault(run.network, {}):
             raise FieldmarkError(f"{run.network} has two runs with seed {run.seed}: give one of them")
         by[run.network][run.seed] = run
-    found = [_row(network, list(each.values())) for network, each in by.items()]
+    result = [_summarize_network(network, list(by_seed.values())) for network, by_seed in by.items()]
     first, *others = by.values()
-    for row, each in zip(found[1:], others, strict=True):
+    for row, each in zip(result[1:], others, strict=True):
         both = sorted(first.keys() & each.keys())
-        pairs = [(first[seed], each[seed]) for seed in both if first[seed].right.keys() == each[seed].right.keys()]
-        row["difference"] = difference(pairs) if pairs else None
-    _correct([row["difference"] for row in found[1:] if row["difference"]])
-    return found
+        pairs = [
+            (first[seed], each[seed])
+            for seed in both
+            if first[seed].test_outcomes.keys() == each[seed].test_outcomes.keys()
+        ]
+        row["difference"] = paired_difference(pairs) if pairs else None
+    _apply_holm([row["difference"] for row in result[1:] if row["difference"]])
+    return result
 
 
-def _row(network: str, runs: list[One]) -> Row:
+def _summarize_network(network: str, runs: list[ComparedRun]) -> ComparisonRow:
     """What one network reached and cost, over its seeds."""
     accuracies = [run.metrics["test"]["accuracy"] for run in runs]
     spent = [run.metrics["seconds"] | {"decode": run.metrics.get("borrowed_s", 0.0)} for run in runs]
     seconds = [sum(parts.values()) for parts in spent]  # the photos are decoded once, for all
     model = runs[0].folder / "bundle" / "model.onnx"
-    together = {(seed, path): told for seed, run in enumerate(runs) for path, told in run.right.items()}
+    together = {(seed, path): outcome for seed, run in enumerate(runs) for path, outcome in run.test_outcomes.items()}
     right, groups = zip(*together.values(), strict=True)
     return {
         "network": network,
         "accuracy": statistics.fmean(accuracies),
         "sd": statistics.stdev(accuracies) if len(runs) > 1 else None,
         "ci95": _interval(np.array(right), np.array(groups)),
-        "n": len(runs[0].right),
+        "n": len(runs[0].test_outcomes),
         "seeds": [run.seed for run in runs],
         "accuracies": accuracies,
         "macro_f1": statistics.fmean(run.metrics["test"]["macro_f1"] for run in runs),
         "ece": statistics.fmean(run.metrics["test"]["ece"] for run in runs),
         "seconds": statistics.fmean(seconds),
         "megabytes": model.stat().st_size / 1e6,
-        "images_per_s": images_per_s(runs[0].folder),
+        "images_per_s": measure_throughput(runs[0].folder),
         "parameters": runs[0].metrics["parameters"],
-        **_costs(runs[0].metrics["network"], runs[0].folder),
+        **_count_costs(runs[0].metrics["network"], runs[0].folder),
         "runs": [str(run.folder) for run in runs],
         "difference": None,
     }
 
 
-def images_per_s(folder: Path, photos: int = 30) -> float:
+def measure_throughput(folder: Path, repeats: int = 30) -> float:
     """Photos a second that a run's exported file judges, one by one: the median of so many."""
     classifier = Classifier(folder)
     size, times = classifier.info["preprocessing"]["size"], []
-    for k in range(photos + 3):
+    for k in range(repeats + 3):
         photo = np.random.default_rng(k).integers(0, 256, (size, size, 3), np.uint8)
         began = time.perf_counter()
-        classifier.judge(photo)
+        classifier.infer(photo)
         times.append(time.perf_counter() - began)
     return 1 / statistics.median(times[3:])
 
 
-def _interval(right: np.ndarray, groups: np.ndarray) -> list[float]:
+def _interval(is_correct: np.ndarray, groups: np.ndarray) -> list[float]:
     """Of the share that is right, a photo that several seeds tested being one witness."""
-    return Resampled(groups).shares(column(right), column(np.ones(len(right))))[0].tolist()
+    return (
+        GroupBootstrap(groups).ratio_intervals(as_column(is_correct), as_column(np.ones(len(is_correct))))[0].tolist()
+    )
 
 
-def _costs(spec: Row, folder: Path) -> Row:
+def _count_costs(spec: ComparisonRow, folder: Path) -> ComparisonRow:
     """Multiply-adds of a photo, and what each kind of attention adds in parameters and multiply-adds."""
     with torch.device("meta"):
         network = rebuild(spec)
-    layers = profile.layers(network, bundle.read(folder)["preprocessing"]["size"])
-    kinds: dict[str, Row] = {}
+    layers = profile.layer_table(network, bundle.read_info(folder)["preprocessing"]["size"])
+    kinds: dict[str, ComparisonRow] = {}
     for gate in (gate for layer in layers for gate in layer["attention"] if not gate["own"]):
         kind = kinds.setdefault(gate["kind"], {"kind": gate["kind"], "places": 0, "params": 0, "macs": 0})
         kind["places"] += 1
@@ -190,7 +206,7 @@ def _costs(spec: Row, folder: Path) -> Row:
 # ---- is it real?
 
 
-def difference(pairs: Sequence[tuple[One, One]]) -> Row:
+def paired_difference(pairs: Sequence[tuple[ComparedRun, ComparedRun]]) -> ComparisonRow:
     """Second minus first in accuracy, over runs with the same test photos, a pair a seed.
 
     One seed and independent photos: McNemar's exact test (1947). Otherwise a bootstrap that draws groups of photos,
@@ -200,51 +216,51 @@ def difference(pairs: Sequence[tuple[One, One]]) -> Row:
         difference: of the mean accuracies; ci95; p, two-sided; test: its name; won and lost: photos that only the
         second, or only the first, told right.
     """
-    names = sorted({group for first, _ in pairs for _, group in first.right.values()})
+    names = sorted({group for first, _ in pairs for _, group in first.test_outcomes.values()})
     place = {name: k for k, name in enumerate(names)}
-    gain, photos = (np.zeros((len(names), len(pairs))) for _ in range(2))
+    gain, counts = (np.zeros((len(names), len(pairs))) for _ in range(2))
     won = lost = 0
     for s, (first, second) in enumerate(pairs):
-        for path, (right, group) in first.right.items():
-            step = int(second.right[path][0]) - int(right)
+        for path, (right, group) in first.test_outcomes.items():
+            step = int(second.test_outcomes[path][0]) - int(right)
             gain[place[group], s] += step
-            photos[place[group], s] += 1
+            counts[place[group], s] += 1
             won, lost = won + (step > 0), lost + (step < 0)
-    found = float((gain.sum(0) / photos.sum(0)).mean())
-    drawn = _drawn(gain, photos)
-    if len(pairs) == 1 and (photos == 1).all():
+    mean_difference = float((gain.sum(0) / counts.sum(0)).mean())
+    resampled = _bootstrap_differences(gain, counts)
+    if len(pairs) == 1 and (counts == 1).all():
         test, p = "McNemar, exact", float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
     else:
-        test, p = "bootstrap over photos and seeds", _two_sided(drawn)
-    low, high = np.quantile(drawn, (0.025, 0.975)).tolist()
-    return {"difference": found, "ci95": [low, high], "p": p, "test": test, "won": won, "lost": lost}
+        test, p = "bootstrap over photos and seeds", _two_sided_p(resampled)
+    low, high = np.quantile(resampled, (0.025, 0.975)).tolist()
+    return {"difference": mean_difference, "ci95": [low, high], "p": p, "test": test, "won": won, "lost": lost}
 
 
-def _drawn(gain: np.ndarray, photos: np.ndarray) -> np.ndarray:
+def _bootstrap_differences(gain: np.ndarray, counts: np.ndarray) -> np.ndarray:
     """Differences (draws,) of resampled seeds and groups, from the gains and photos (groups, seeds) of each.
 
     What a draw of few seeds is off their mean is stretched by sqrt(s / (s - 1)), or it would vary too little.
     """
     rng, seeds = np.random.default_rng(1), gain.shape[1]
     values = []
-    for weights in Resampled(np.arange(len(gain)), DRAWS).weights():
-        each = (weights @ gain) / np.maximum(weights @ photos, 1)  # (block, seeds)
-        chosen = rng.integers(seeds, size=each.shape)
-        mean = each.mean(1)
-        off = np.take_along_axis(each, chosen, 1).mean(1) - mean
+    for weights in GroupBootstrap(np.arange(len(gain)), BOOTSTRAP_RESAMPLES).iter_weights():
+        per_seed = (weights @ gain) / np.maximum(weights @ counts, 1)  # (block, seeds)
+        chosen = rng.integers(seeds, size=per_seed.shape)
+        mean = per_seed.mean(1)
+        off = np.take_along_axis(per_seed, chosen, 1).mean(1) - mean
         values.append(mean + off * (seeds / max(1, seeds - 1)) ** 0.5)
     return np.concatenate(values)
 
 
-def _two_sided(drawn: np.ndarray) -> float:
+def _two_sided_p(resampled: np.ndarray) -> float:
     """Twice the smaller tail beyond zero, draws of zero on both sides, never nothing: (r + 1) / (draws + 1)."""
-    tail = min((drawn <= 0).sum(), (drawn >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(drawn) + 1)))
+    tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
 
 
-def _correct(differences: list[Row]) -> None:
+def _apply_holm(differences: list[ComparisonRow]) -> None:
     """Adds to each `p_holm`, its p counted for all of them, and whether the difference is `real`."""
     worst = 0.0
-    for rank, one in enumerate(sorted(differences, key=lambda row: row["p"])):
-        worst = max(worst, min(1.0, (len(differences) - rank) * one["p"]))
-        one |= {"p_holm": worst, "real": worst < REAL}
+    for rank, entry in enumerate(sorted(differences, key=lambda row: row["p"])):
+        worst = max(worst, min(1.0, (len(differences) - rank) * entry["p"]))
+        entry |= {"p_holm": worst, "real": worst < ALPHA}

@@ -12,21 +12,21 @@ from pathlib import Path
 from fieldmark.core.errors import FieldmarkError
 
 
-def solar_cells(folder: Path) -> Path:
+def copy_solar_cells(folder: Path) -> Path:
     """Lay the photos out in `functional/` and `defective/` of the folder, once. -> the folder."""
-    found = find_spec("elpv_dataset")
-    if found is None or found.origin is None:
+    package_spec = find_spec("elpv_dataset")
+    if package_spec is None or package_spec.origin is None:
         raise FieldmarkError("the photos of the demo are missing: pip install 'fieldmark[demo]'")
-    data = Path(found.origin).parent / "data"
+    data = Path(package_spec.origin).parent / "data"
     if folder.exists():
         return folder
-    half = folder.with_name(folder.name + ".half")
-    shutil.rmtree(half, ignore_errors=True)
+    temporary = folder.with_name(folder.name + ".half")
+    shutil.rmtree(temporary, ignore_errors=True)
     with (data / "labels.csv").open(encoding="utf-8") as file:
         rows = [line for line in csv.reader(file, delimiter=" ", skipinitialspace=True) if line]
     for row in rows:
         label = "defective" if float(row[1]) > 0.5 else "functional"
-        (half / label).mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(data / row[0], half / label / Path(row[0]).name)
-    half.replace(folder)
+        (temporary / label).mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(data / row[0], temporary / label / Path(row[0]).name)
+    temporary.replace(folder)
     return folder

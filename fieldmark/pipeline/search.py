@@ -17,26 +17,26 @@ import torch
 from filelock import FileLock
 
 from fieldmark.core import runtime
-from fieldmark.core.errors import FieldmarkError, Untrainable
+from fieldmark.core.errors import FieldmarkError, UntrainableRecipeError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.catalog import Catalog
-from fieldmark.data.decisions import chosen
-from fieldmark.pipeline.prepare import Table, prepare
-from fieldmark.pipeline.search_space import HEAD, WHOLE, Choices, Range, extremes, space
+from fieldmark.data.decisions import load_recipe_catalog
+from fieldmark.pipeline.prepare import PreparedData, prepare_data
+from fieldmark.pipeline.search_space import FULL_SPACE, HEAD_SPACE, Choices, Range, boundary_recipes, parse_search_space
 from fieldmark.pipeline.train import Run, train
 from fieldmark.recipes import recipe as recipes
-from fieldmark.recipes.idle import DEPTH, SECOND
-from fieldmark.recipes.recipe import Recipe, option
+from fieldmark.recipes.idle import FINE_TUNING_FIELDS, UNFREEZE_FIELDS
+from fieldmark.recipes.recipe import Recipe, option_name
 from fieldmark.training import distributed
-from fieldmark.training.feature_cache import keep, lend
-from fieldmark.training.model_factory import named, network_of, preprocessing, standardise
+from fieldmark.training.feature_cache import restore_features, store_features
+from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe, standardise_inputs
 from fieldmark.training.trainer import Trainer
 
-Row = dict[str, Any]
+TrialRow = dict[str, Any]
 JOURNAL, SHARED = "trials.journal", ".shared"
-LATE = {"epochs", *DEPTH, *SECOND} - {"augment"}
+FINE_TUNING_SETTINGS = {"epochs", *UNFREEZE_FIELDS, *FINE_TUNING_FIELDS} - {"augment"}
 """Settings of phase 2 alone; `augment` says whether the head sees photos mirrored too."""
-STARTUP, WARMUP = 5, 3
+PRUNER_STARTUP_TRIALS, PRUNER_WARMUP_STEPS = 5, 3
 """So many trials are not cut short, and none before so many epochs: there is nothing yet to compare it with."""
 
 
@@ -48,8 +48,8 @@ def search(
     reporter: Reporter,
     vary: Sequence[str] = (),
     *,
-    whole: bool = False,
-) -> tuple[list[Row], Run]:
+    full_training: bool = False,
+) -> tuple[list[TrialRow], Run]:
     """Try settings until `out` holds so many trials, then train the best recipe in `out`/best-TRIAL.
 
     The first trial is the recipe as it stands, so that the best is never worse by the photos that choose. A trial
@@ -70,51 +70,53 @@ def search(
 
     if recipe.folds or recipe.devices * recipe.nodes > 1 or recipe.budget:
         raise FieldmarkError("search trains one trial after the other: leave --folds, --devices, --nodes, --budget out")
-    recipe = distributed.settled(recipe)
-    varied = space(vary or (WHOLE if whole else HEAD))
-    if in_vain := [] if whole else [name for name in varied if name in LATE]:
-        raise FieldmarkError(f"--vary {in_vain[0]}: trials of the head alone know nothing of it; add --whole")
-    named(recipe, reporter.say)  # refuses what cannot be
-    for tried in (recipe, *extremes(recipe, varied)):
-        named(tried, lambda _: None)
-        if not whole and (tried.weights == "none" or not tried.frozen_epochs):
+    recipe = distributed.resolve_devices(recipe)
+    search_space = parse_search_space(vary or (FULL_SPACE if full_training else HEAD_SPACE))
+    if unusable := [] if full_training else [name for name in search_space if name in FINE_TUNING_SETTINGS]:
+        raise FieldmarkError(f"--vary {unusable[0]}: trials of the head alone know nothing of it; add --whole")
+    resolve_recipe(recipe, reporter.info)  # refuses what cannot be
+    for boundary in (recipe, *boundary_recipes(recipe, search_space)):
+        resolve_recipe(boundary, lambda _: None)
+        if not full_training and (boundary.weights == "none" or not boundary.frozen_epochs):
             raise FieldmarkError("trials of the head alone need published weights and --frozen-epochs; or add --whole")
-    runtime.prepare()
-    catalog = chosen(photos, recipe)
+    runtime.configure_torch()
+    catalog = load_recipe_catalog(photos, recipe)
     (out / SHARED).mkdir(parents=True, exist_ok=True)
-    study = _study(out, recipe.seed, [dataclasses.asdict(recipe), *map(str, varied.items()), whole])
-    bench = Bench(catalog, recipe, out, reporter, whole)
-    while (claimed := _claimed(study, varied, trials, out)) is not None:
-        trial, settings, lock = claimed
+    study = _open_study(out, recipe.seed, [dataclasses.asdict(recipe), *map(str, search_space.items()), full_training])
+    runner = TrialRunner(catalog, recipe, out, reporter, full_training)
+    while (claim := _claim_trial(study, search_space, trials, out)) is not None:
+        trial, hyperparameters, lock = claim
         began, state, score = time.monotonic(), TrialState.FAIL, None
         try:
-            found = bench.judged(settings, trial)
+            found = runner.run_trial(hyperparameters, trial)
             for name, figure in (found | {"seconds": time.monotonic() - began}).items():
                 trial.set_user_attr(name, figure)
-            state, score, said = TrialState.COMPLETE, _score(found, recipe), _told(found)
+            state, score, outcome = TrialState.COMPLETE, _objective_value(found, recipe), _format_metrics(found)
         except optuna.TrialPruned:
-            state, said = TrialState.PRUNED, "cut short"
-        except Untrainable as error:
-            if not settings:  # the recipe as it stands: no other would do better
+            state, outcome = TrialState.PRUNED, "cut short"
+        except UntrainableRecipeError as error:
+            if not hyperparameters:  # the recipe as it stands: no other would do better
                 raise
-            state, said = TrialState.PRUNED, f"ended early, {error}"
+            state, outcome = TrialState.PRUNED, f"ended early, {error}"
         finally:  # another may wait for the lock, and then asks what came of it
             study.tell(trial, score, state)
             lock.release()
-        reporter.say(f"trial {trial.number}: {said}, {_spelt(settings)}")
-    rows = [_row(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))]
+        reporter.info(f"trial {trial.number}: {outcome}, {_format_hyperparameters(hyperparameters)}")
+    rows = [_trial_row(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))]
     best = min((row for row in rows if row["score"] is not None), key=lambda row: (-row["score"], row["val_loss"]))
     found = dataclasses.replace(recipe, **best["settings"])
-    reporter.say(f"the best, trial {best['trial']}: {_spelt(best['settings'])}; it is trained and tested now")
-    with alone(out):  # who waited for it finds it done
-        recipes.write(found, out / "recipe.half")
+    reporter.info(
+        f"the best, trial {best['trial']}: {_format_hyperparameters(best['settings'])}; it is trained and tested now"
+    )
+    with exclusive_access(out):  # who waited for it finds it done
+        recipes.write_recipe(found, out / "recipe.half")
         (out / "recipe.half").replace(out / "recipe.yaml")
-        run = train(photos, _split_of(found, out), out=out / f"best-{best['trial']}", resume=True)
-        _clear(out)
+        run = train(photos, _with_shared_split(found, out), out=out / f"best-{best['trial']}", resume=True)
+        _remove_leftovers(out)
     return [row | {"best": row is best} for row in rows], run
 
 
-def _clear(out: Path) -> None:
+def _remove_leftovers(out: Path) -> None:
     """Deletes what trials have shared, and what those left that were killed; who still makes one keeps its folder."""
     shutil.rmtree(out / SHARED, ignore_errors=True)
     for lock in out.glob("trial-*.lock"):
@@ -123,92 +125,92 @@ def _clear(out: Path) -> None:
             lock.unlink(missing_ok=True)
 
 
-def _split_of(recipe: Recipe, out: Path) -> Recipe:
+def _with_shared_split(recipe: Recipe, out: Path) -> Recipe:
     """The recipe on the sides that the trials had."""
     return dataclasses.replace(recipe, split_file=recipe.split_file or str((out / "split.csv").resolve()))
 
 
-class Bench:
+class TrialRunner:
     """Where trials are trained: photos are prepared once for each way to decode them, features once for all of them."""
 
     def __init__(self, catalog: Catalog, recipe: Recipe, out: Path, reporter: Reporter, whole: bool) -> None:
-        self.catalog, self.recipe, self.out, self.reporter, self.whole = catalog, recipe, out, reporter, whole
-        self.tables = dict[str, Table]()
+        self.catalog, self.recipe, self.out, self.reporter, self.full_training = catalog, recipe, out, reporter, whole
+        self.prepared_by_key = dict[str, PreparedData]()
 
-    def judged(self, settings: Row, trial: Any) -> Row:
+    def run_trial(self, hyperparameters: TrialRow, trial: Any) -> TrialRow:
         """Train with these settings. -> accuracy and loss on the validation photos, of the best epoch."""
         try:
-            recipe = dataclasses.replace(self.recipe, **settings | ({} if self.whole else {"epochs": 0}))
-            recipe = named(recipe, lambda _: None)
+            recipe = dataclasses.replace(self.recipe, **hyperparameters | ({} if self.full_training else {"epochs": 0}))
+            recipe = resolve_recipe(recipe, lambda _: None)
         except FieldmarkError as error:  # each may be well alone, but not all of them together
-            raise Untrainable(str(error)) from None
+            raise UntrainableRecipeError(str(error)) from None
         folder = self.out / f"trial-{trial.number}"
         (folder / "resume").mkdir(parents=True, exist_ok=True)
         try:
             torch.manual_seed(recipe.seed)
-            with alone(self.out):  # or two would compute the same
-                table = self._prepared(recipe, folder)
-                network = network_of(recipe, len(table.classes))
-                standardise(network, recipe, table.data)
-                if not len(table.data.val):
+            with exclusive_access(self.out):  # or two would compute the same
+                prepared = self._prepare_for(recipe, folder)
+                network = build_network(recipe, len(prepared.classes))
+                standardise_inputs(network, recipe, prepared.data)
+                if not len(prepared.data.val):
                     raise FieldmarkError("no photos to choose by (val/): a search needs some")
-                fabric, quiet = distributed.fabric(recipe), Reporter(quiet=True)
-                watch: Any = Watch(trial, recipe, may_end=bool(settings))
-                trainer = Trainer(network, table.data, recipe, folder / "resume", quiet, fabric, watch)
-                self._share(trainer, folder)
+                fabric, quiet_reporter = distributed.make_fabric(recipe), Reporter(quiet=True)
+                logger: Any = PruningLogger(trial, recipe, may_end=bool(hyperparameters))
+                trainer = Trainer(network, prepared.data, recipe, folder / "resume", quiet_reporter, fabric, logger)
+                self._share_features(trainer, folder)
             trainer.train()
             best = next(row for row in trainer.state.history if row["epoch"] == trainer.best_epoch())
-            return {name: best[name] for name in ("val_accuracy", "val_loss")} | {"photos": len(table.data.val)}
+            return {name: best[name] for name in ("val_accuracy", "val_loss")} | {"photos": len(prepared.data.val)}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
-    def _prepared(self, recipe: Recipe, folder: Path) -> Table:
+    def _prepare_for(self, recipe: Recipe, folder: Path) -> PreparedData:
         """The photos as this recipe sees them, all on the sides that the first trial gave them."""
         with torch.device("meta"):
-            looks = preprocessing(network_of(recipe, 2, weights=False), recipe)
-        key = f"photos-{looks['size']}-{looks['interpolation']}"
-        home = self.out / SHARED / key
-        if key not in self.tables or not home.exists():  # another who was done has cleared it away
-            (home / "resume").mkdir(parents=True, exist_ok=True)
+            input_spec = make_preprocessing(build_network(recipe, 2, weights=False), recipe)
+        key = f"photos-{input_spec['size']}-{input_spec['interpolation']}"
+        data_dir = self.out / SHARED / key
+        if key not in self.prepared_by_key or not data_dir.exists():  # another who was done has cleared it away
+            (data_dir / "resume").mkdir(parents=True, exist_ok=True)
             split, catalog = self.out / "split.csv", self.catalog
             if split.exists():
-                catalog = chosen(self.catalog.source, _split_of(self.recipe, self.out))
-            says = self.reporter if not split.exists() else Reporter(quiet=True)
-            self.tables[key] = prepare(catalog, looks, recipe, home, says)
+                catalog = load_recipe_catalog(self.catalog.source, _with_shared_split(self.recipe, self.out))
+            data_reporter = self.reporter if not split.exists() else Reporter(quiet=True)
+            self.prepared_by_key[key] = prepare_data(catalog, input_spec, recipe, data_dir, data_reporter)
             if not split.exists():
-                shutil.copyfile(home / "split.csv", self.out / "split.half")
+                shutil.copyfile(data_dir / "split.csv", self.out / "split.half")
                 (self.out / "split.half").replace(split)
         for name in ("audit.json", "split.csv"):
-            shutil.copyfile(home / name, folder / name)
-        return self.tables[key]
+            shutil.copyfile(data_dir / name, folder / name)
+        return self.prepared_by_key[key]
 
-    def _share(self, trainer: Trainer, folder: Path) -> None:
+    def _share_features(self, trainer: Trainer, folder: Path) -> None:
         """Take the features of phase 1 that another trial has computed, or compute them for others."""
-        recipe, shared, routine = trainer.recipe, self.out / SHARED, trainer.routine
-        if recipe.frozen_epochs and recipe.weights != "none" and not lend(shared, trainer, folder):
-            began, flips = time.monotonic(), routine.exact and recipe.augment != "none"
-            routine.frozen.features(self.reporter, lambda _: flips)
-            keep(shared, trainer, folder, time.monotonic() - began)
+        recipe, cache_dir, routine = trainer.recipe, self.out / SHARED, trainer.phase_builder
+        if recipe.frozen_epochs and recipe.weights != "none" and not restore_features(cache_dir, trainer, folder):
+            began, flips = time.monotonic(), routine.has_exact_probe and recipe.augment != "none"
+            routine.frozen_features.compute_features(self.reporter, lambda _: flips)
+            store_features(cache_dir, trainer, folder, time.monotonic() - began)
 
 
-class Watch:
+class PruningLogger:
     """A trial's epochs -> Optuna, which ends those that others have left behind."""
 
     def __init__(self, trial: Any, recipe: Recipe, may_end: bool) -> None:
-        self.trial, self.recipe, self.may_end = trial, recipe, may_end
+        self.trial, self.recipe, self.may_prune = trial, recipe, may_end
 
-    def begin(self, history: list[Row]) -> None:
+    def begin(self, history: list[TrialRow]) -> None:
         """As a tracker of a training that is never resumed."""
 
-    def epoch(self, row: Row) -> None:
+    def epoch(self, row: TrialRow) -> None:
         import optuna
 
-        self.trial.report(_score(row, self.recipe), row["epoch"])
-        if self.may_end and self.trial.should_prune():
+        self.trial.report(_objective_value(row, self.recipe), row["epoch"])
+        if self.may_prune and self.trial.should_prune():
             raise optuna.TrialPruned
 
 
-def _study(out: Path, seed: int, asked: list[Any]) -> Any:
+def _open_study(out: Path, seed: int, requested: list[Any]) -> Any:
     """The search that lies in `out`, or a new one. Raises FieldmarkError where that one asks for other things."""
     import optuna
     from optuna.storages import JournalStorage
@@ -221,17 +223,19 @@ def _study(out: Path, seed: int, asked: list[Any]) -> Any:
         study_name="fieldmark",
         load_if_exists=True,
         direction="maximize",
-        pruner=optuna.pruners.MedianPruner(n_startup_trials=STARTUP, n_warmup_steps=WARMUP),
+        pruner=optuna.pruners.MedianPruner(n_startup_trials=PRUNER_STARTUP_TRIALS, n_warmup_steps=PRUNER_WARMUP_STEPS),
     )
-    if study.user_attrs.get("asked", asked) != asked:
+    if study.user_attrs.get("asked", requested) != requested:
         raise FieldmarkError(f"{out} was begun with other settings or other --vary: repeat them, or give another --out")
-    study.set_user_attr("asked", asked)
+    study.set_user_attr("asked", requested)
     # Whoever joins or goes on draws other numbers.
     study.sampler = optuna.samplers.TPESampler(seed=seed + 1000 * len(study.trials))
     return study
 
 
-def _claimed(study: Any, varied: Mapping[str, Choices | Range], trials: int, out: Path) -> tuple[Any, Row, Any] | None:
+def _claim_trial(
+    study: Any, search_space: Mapping[str, Choices | Range], trials: int, out: Path
+) -> tuple[Any, TrialRow, Any] | None:
     """A trial to make, its settings and the lock that says that it is being made; None once there are enough.
 
     Where others make the last ones, it waits: whoever dies lets go of his lock, and there is one to make again.
@@ -241,60 +245,66 @@ def _claimed(study: Any, varied: Mapping[str, Choices | Range], trials: int, out
         return FileLock(out / f"trial-{number}.lock")
 
     while True:
-        with alone(out):
-            begun, others = study.get_trials(deepcopy=False), list[Any]()
-            for one in begun:
-                if not one.state.is_finished():
+        with exclusive_access(out):
+            all_trials, others = study.get_trials(deepcopy=False), list[Any]()
+            for other in all_trials:
+                if not other.state.is_finished():
                     try:
-                        with lock(one.number).acquire(blocking=False):  # nobody's: whoever began it is gone
+                        with lock(other.number).acquire(blocking=False):  # nobody's: whoever began it is gone
                             pass
                     except TimeoutError:
-                        others.append(one)
-            done = [one for one in begun if one.state.name in ("COMPLETE", "PRUNED")]
+                        others.append(other)
+            done = [one for one in all_trials if one.state.name in ("COMPLETE", "PRUNED")]
             if len(done) + len(others) < trials:
                 trial = study.ask()
-                (own := lock(trial.number)).acquire()
-                plain = not any(one.user_attrs.get("settings") == {} for one in (*done, *others))
-                settings = {} if plain else {name: _suggested(trial, name, of) for name, of in varied.items()}
-                trial.set_user_attr("settings", settings)
-                return trial, settings, own
+                (own_lock := lock(trial.number)).acquire()
+                has_default = not any(one.user_attrs.get("settings") == {} for one in (*done, *others))
+                hyperparameters = (
+                    {} if has_default else {name: _suggest_value(trial, name, of) for name, of in search_space.items()}
+                )
+                trial.set_user_attr("settings", hyperparameters)
+                return trial, hyperparameters, own_lock
         if len(done) >= trials:
             return None
         with lock(others[0].number):
             pass
 
 
-def _suggested(trial: Any, name: str, of: Choices | Range) -> Any:
-    if isinstance(of, Choices):
-        return trial.suggest_categorical(name, of.values)
-    if of.whole:
-        return trial.suggest_int(name, int(of.low), int(of.high), log=of.log)
-    plain = float(f"{trial.suggest_float(name, of.low, of.high, log=of.log):.3g}")
-    return min(max(plain, of.low), of.high)  # rounded, it may lie outside
+def _suggest_value(trial: Any, name: str, domain: Choices | Range) -> Any:
+    if isinstance(domain, Choices):
+        return trial.suggest_categorical(name, domain.values)
+    if domain.is_integer:
+        return trial.suggest_int(name, int(domain.low), int(domain.high), log=domain.log)
+    rounded = float(f"{trial.suggest_float(name, domain.low, domain.high, log=domain.log):.3g}")
+    return min(max(rounded, domain.low), domain.high)  # rounded, it may lie outside
 
 
-def _score(row: Row, recipe: Recipe) -> float:
+def _objective_value(row: TrialRow, recipe: Recipe) -> float:
     """What is to be high."""
     return row["val_accuracy"] if recipe.monitor == "accuracy" else -row["val_loss"]
 
 
-def _row(trial: Any) -> Row:
+def _trial_row(trial: Any) -> TrialRow:
     """A trial for people and for --json."""
-    told = {name: trial.user_attrs.get(name) for name in ("val_accuracy", "val_loss", "photos", "seconds", "settings")}
-    return {"trial": trial.number, "score": trial.value if told["photos"] else None, **told}
+    attributes = {
+        name: trial.user_attrs.get(name) for name in ("val_accuracy", "val_loss", "photos", "seconds", "settings")
+    }
+    return {"trial": trial.number, "score": trial.value if attributes["photos"] else None, **attributes}
 
 
-def _told(found: Row) -> str:
-    return f"{found['val_accuracy']:.1%}, loss {found['val_loss']:.3f} on {found['photos']} validation photos"
+def _format_metrics(metrics: TrialRow) -> str:
+    return f"{metrics['val_accuracy']:.1%}, loss {metrics['val_loss']:.3f} on {metrics['photos']} validation photos"
 
 
-def _spelt(settings: Row) -> str:
+def _format_hyperparameters(hyperparameters: TrialRow) -> str:
     """As on the command line."""
-    return " ".join(f"{option(name)} {value}" for name, value in settings.items()) or "the recipe as it stands"
+    return (
+        " ".join(f"{option_name(name)} {value}" for name, value in hyperparameters.items()) or "the recipe as it stands"
+    )
 
 
 @contextmanager
-def alone(out: Path) -> Iterator[None]:
+def exclusive_access(out: Path) -> Iterator[None]:
     """One process of the search at a time."""
     with FileLock(out / f"{SHARED}.lock"):
         yield

@@ -146,7 +146,7 @@ class Recipe:
     """Fixes the split and every random draw."""
 
     @property
-    def rates(self) -> tuple[float, float]:
+    def learning_rates(self) -> tuple[float, float]:
         """Learning rates of the head and of the backbone in phase 2."""
         head = self.lr if self.lr is not None else 0.01 if self.optimizer == "sgd" else 0.001
         backbone = self.backbone_lr if self.backbone_lr is not None else head / 2
@@ -156,29 +156,30 @@ class Recipe:
         for name, allowed in CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise FieldmarkError(
-                    f"{option(name)} is {getattr(self, name)!r}, but can be {' or '.join(map(str, allowed))}"
+                    f"{option_name(name)} is {getattr(self, name)!r}, but can be {' or '.join(map(str, allowed))}"
                 )
-        for name in WORDS:
+        for name in SPEC_EXAMPLES:
             if not isinstance(getattr(self, name), str | None):
                 raise FieldmarkError(
-                    f"{option(name)} is {getattr(self, name)!r}, but is written in words, as {WORDS[name]}"
+                    f"{option_name(name)} is {getattr(self, name)!r}, but is written in words, as {SPEC_EXAMPLES[name]}"
                 )
-        for name, least in LEAST.items():
-            if (value := getattr(self, name)) is not None and not value >= least:
-                raise FieldmarkError(f"{option(name)} is {value}, but must be at least {least}")
-        for name, most in MOST.items():
-            if getattr(self, name) > most:
-                raise FieldmarkError(f"{option(name)} is {getattr(self, name)}, but must be at most {most}")
-        parts = max(1, self.devices) * self.nodes * self.accumulate
-        if self.batch % parts:
+        for name, minimum in MIN_VALUES.items():
+            if (value := getattr(self, name)) is not None and not value >= minimum:
+                raise FieldmarkError(f"{option_name(name)} is {value}, but must be at least {minimum}")
+        for name, maximum in MAX_VALUES.items():
+            if getattr(self, name) > maximum:
+                raise FieldmarkError(f"{option_name(name)} is {getattr(self, name)}, but must be at most {maximum}")
+        micro_batches = max(1, self.devices) * self.nodes * self.accumulate
+        if self.batch % micro_batches:
             raise FieldmarkError(
-                f"--batch is {self.batch}, which {parts} parts (devices x nodes x --accumulate) cannot share evenly:"
-                f" {-(-self.batch // parts) * parts} is the next that they can"
+                f"--batch is {self.batch}, which {micro_batches} parts (devices x nodes x --accumulate) "
+                "cannot share evenly:"
+                f" {-(-self.batch // micro_batches) * micro_batches} is the next that they can"
             )
         if self.batch == 1 and self.weights == "none":
             raise FieldmarkError("--batch is 1: batch norms that start from scratch need at least 2 photos")
         if self.budget is not None:
-            seconds(self.budget)
+            parse_duration(self.budget)
 
 
 CHOICES = {
@@ -193,25 +194,25 @@ CHOICES = {
     "monitor": ("accuracy", "loss"),
     "lang": tuple(LANGUAGES),
 }
-SHIPPED = Path(__file__).parent
+RECIPES_DIR = Path(__file__).parent
 """The named recipes."""
-WORDS = {"backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem"}
-LEAST = {
+SPEC_EXAMPLES = {"backbone": "resnet50", "attention": "se(ratio=8)", "after": "-1:mask", "head": "gem"}
+MIN_VALUES = {
     "image_size": 28, "train_size": 28, "start_size": 28, "pad": 0, "batch": 0, "accumulate": 1, "mixup": 0,
     "cutmix": 0, "ema": 0, "folds": 0, "fold": 0, "devices": 0, "nodes": 1, "frozen_epochs": 0, "frozen_lr": 0,
     "epochs": 0, "lr": 0, "backbone_lr": 0, "weight_decay": 0, "label_smoothing": 0, "patience": 1,
     "steps_per_epoch": 1, "seed": 0,
 }  # fmt: skip
 
-MOST = {"pad": 512, "label_smoothing": 0.99, "ema": 0.99999, "seed": 2**32 - 1}
+MAX_VALUES = {"pad": 512, "label_smoothing": 0.99, "ema": 0.99999, "seed": 2**32 - 1}
 
 
-def option(field: str) -> str:
+def option_name(field: str) -> str:
     """`image_size` -> `--image-size`."""
     return "--" + field.replace("_", "-")
 
 
-def seconds(budget: str) -> float:
+def parse_duration(budget: str) -> float:
     """`90s`, `5m`, `1.5h` or a bare number of seconds -> seconds."""
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([smh]?)\s*", budget)
     if not match or float(match[1]) == 0:
@@ -220,18 +221,18 @@ def seconds(budget: str) -> float:
 
 
 @cache
-def documented() -> dict[str, str]:
+def field_docs() -> dict[str, str]:
     """Field -> the text under it."""
-    (described,) = ast.parse(inspect.getsource(Recipe)).body
+    (class_node,) = ast.parse(inspect.getsource(Recipe)).body
     texts = {}
-    for field, text in pairwise(getattr(described, "body", ())):
+    for field, text in pairwise(getattr(class_node, "body", ())):
         match field, text:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(words))):
                 texts[name] = " ".join(words.split())
     return texts
 
 
-def read(file: str | Path) -> Recipe:
+def read_recipe(file: str | Path) -> Recipe:
     """A recipe by the name of one that comes with Fieldmark, or from YAML; unknown keys and wrong types are refused.
 
     A key `recipe` names one that comes with Fieldmark, whose settings hold where the file has none of its own.
@@ -241,37 +242,44 @@ def read(file: str | Path) -> Recipe:
     """
     import yaml
 
-    shipped = {named.stem: named for named in sorted(SHIPPED.glob("*.yaml"))}
-    file = shipped.get(str(file), file)
+    named_recipes = {path.stem: path for path in sorted(RECIPES_DIR.glob("*.yaml"))}
+    file = named_recipes.get(str(file), file)
     try:
         values = yaml.safe_load(Path(file).read_text(encoding="utf-8")) or {}
     except FileNotFoundError:
         raise FieldmarkError(
-            f"cannot read the recipe {file}: no such file; the recipes that come with Fieldmark: {', '.join(shipped)}"
+            f"cannot read the recipe {file}: no such file; "
+            f"the recipes that come with Fieldmark: {', '.join(named_recipes)}"
         ) from None
     except Exception as error:  # on odd numbers and dates PyYAML raises nearly everything there is
         raise FieldmarkError(f"cannot read the recipe {file}: {' '.join(str(error).split())}") from None
     if not isinstance(values, dict):
         raise FieldmarkError(f"the recipe {file} holds no `key: value` lines")
-    types, base = typing.get_type_hints(Recipe), values.pop("recipe", None)
-    if base is not None and str(base) not in shipped:
-        raise FieldmarkError(f"the recipe {file} is to begin from {base!r}, but can from {', '.join(shipped)}")
+    types, base_name = typing.get_type_hints(Recipe), values.pop("recipe", None)
+    if base_name is not None and str(base_name) not in named_recipes:
+        raise FieldmarkError(
+            f"the recipe {file} is to begin from {base_name!r}, but can from {', '.join(named_recipes)}"
+        )
     for key, value in values.items():
         if key not in types:
-            near = difflib.get_close_matches(str(key), types, 1)
+            suggestions = difflib.get_close_matches(str(key), types, 1)
             raise FieldmarkError(
-                f"the recipe {file} has {key!r}, which is no setting" + (f"; {near[0]}?" if near else "")
+                f"the recipe {file} has {key!r}, which is no setting" + (f"; {suggestions[0]}?" if suggestions else "")
             )
-        if types[key] in (float, float | None) and type(value) in (int, str) and (number := _number(value)) is not None:
+        if (
+            types[key] in (float, float | None)
+            and type(value) in (int, str)
+            and (number := _float_or_none(value)) is not None
+        ):
             values[key] = number
         elif key in ("budget", "precision") and type(value) in (int, float):
             values[key] = str(value)
         elif not isinstance(value, types[key]) or (isinstance(value, bool) and types[key] is not bool):
             raise FieldmarkError(f"the recipe {file} has {key}: {value!r}, which is not of the right kind")
-    return dataclasses.replace(read(str(base)) if base is not None else Recipe(), **values)
+    return dataclasses.replace(read_recipe(str(base_name)) if base_name is not None else Recipe(), **values)
 
 
-def _number(value: int | str) -> float | None:
+def _float_or_none(value: int | str) -> float | None:
     """YAML 1.1 takes `1e-3` for a text."""
     try:
         return float(value)
@@ -279,12 +287,12 @@ def _number(value: int | str) -> float | None:
         return None
 
 
-def write(recipe: Recipe, file: Path) -> None:
+def write_recipe(recipe: Recipe, file: Path) -> None:
     """The recipe as YAML, each setting under its help text."""
     import yaml
 
     lines = []
     for name, value in dataclasses.asdict(recipe).items():
-        readable = str(value).isprintable()  # else PyYAML breaks a line at what it takes for a line break
-        lines.append(f"# {documented()[name]}\n" + yaml.safe_dump({name: value}, allow_unicode=readable))
+        is_printable = str(value).isprintable()  # else PyYAML breaks a line at what it takes for a line break
+        lines.append(f"# {field_docs()[name]}\n" + yaml.safe_dump({name: value}, allow_unicode=is_printable))
     file.write_text("".join(lines), encoding="utf-8")

@@ -9,51 +9,57 @@ from markupsafe import Markup
 from fieldmark.core import io
 from fieldmark.core.i18n import ENGLISH, Language
 from fieldmark.report import html
-from fieldmark.report.charts.scatter import scatter
+from fieldmark.report.charts.scatter import accuracy_cost_chart
 
-Row = dict[str, Any]
+ComparisonRow = dict[str, Any]
 
 
-def sentences(found: Sequence[Row], _: Language = ENGLISH) -> Iterator[str]:
+def describe_differences(rows: Sequence[ComparisonRow], _: Language = ENGLISH) -> Iterator[str]:
     """The answer to what was asked, a sentence a network: does it help here?"""
-    first = found[0]
-    for row in found[1:]:
-        told, names = row["difference"], {"network": row["network"], "first": first["network"]}
-        if not told:
+    first = rows[0]
+    for row in rows[1:]:
+        difference, names = row["difference"], {"network": row["network"], "first": first["network"]}
+        if not difference:
             yield _("{network} was not tested on the photos of {first}: no difference can be told.", **names)
             continue
-        low, high = (100 * bound for bound in told["ci95"])
-        better = _("better") if told["difference"] > 0 else _("worse")
+        low, high = (100 * bound for bound in difference["ci95"])
+        better = _("better") if difference["difference"] > 0 else _("worse")
         yield _(
             "{network} against {first}: {points:+.1f} points ({low:+.1f} to {high:+.1f}), for {more:+.1%} parameters "
             "and {times:.2f} x the training time: {verdict} (p = {p:.2g}).",
             **names,
-            points=100 * told["difference"],
+            points=100 * difference["difference"],
             low=low,
             high=high,
             more=row["parameters"] / first["parameters"] - 1,
             times=row["seconds"] / first["seconds"],
-            verdict=better if told["real"] else _("no difference shown"),
-            p=told["p_holm"],
+            verdict=better if difference["real"] else _("no difference shown"),
+            p=difference["p_holm"],
         )
 
 
-def write(found: Sequence[Row], out: Path, _: Language = ENGLISH) -> list[Path]:
+def write_compare_page(rows: Sequence[ComparisonRow], out: Path, _: Language = ENGLISH) -> list[Path]:
     """compare.html (in that language), compare.json, compare.csv in the folder `out`. -> the files."""
     out.mkdir(parents=True, exist_ok=True)
-    answers = list(sentences(found))
-    io.write(out / "compare.json", {"rows": list(found), "answers": answers})
-    plain = ["network", "accuracy", "sd", "n", "macro_f1", "ece", "seconds", "megabytes", "images_per_s"]
-    plain += ["parameters", "macs"]
-    told = ["difference", "p", "p_holm", "real", "won", "lost"]
+    sentences_en = list(describe_differences(rows))
+    io.write_json(out / "compare.json", {"rows": list(rows), "answers": sentences_en})
+    columns = ["network", "accuracy", "sd", "n", "macro_f1", "ece", "seconds", "megabytes", "images_per_s"]
+    columns += ["parameters", "macs"]
+    difference_columns = ["difference", "p", "p_holm", "real", "won", "lost"]
     table = [
-        {name: row[name] for name in plain} | {name: (row["difference"] or {}).get(name) for name in told}
-        for row in found
+        {name: row[name] for name in columns}
+        | {name: (row["difference"] or {}).get(name) for name in difference_columns}
+        for row in rows
     ]
-    io.table(out / "compare.csv", table, [*plain, *told])
+    io.write_csv(out / "compare.csv", table, [*columns, *difference_columns])
     costs = {"seconds": (_("Accuracy over training time"), _("seconds"))}
     costs |= {"megabytes": (_("Accuracy over size"), "MB"), "images_per_s": (_("Accuracy over speed"), _("photos/s"))}
-    drawn = [Markup(scatter(found, cost, *named, _)) for cost, named in costs.items()]
-    facts = {"name": out.resolve().name, "rows": found, "answers": list(sentences(found, _)), "charts": drawn}
-    (out / "compare.html").write_text(html.render("compare.html.j2", facts, _), encoding="utf-8", errors="replace")
+    charts = [Markup(accuracy_cost_chart(rows, cost, *named, _)) for cost, named in costs.items()]
+    context = {
+        "name": out.resolve().name,
+        "rows": rows,
+        "answers": list(describe_differences(rows, _)),
+        "charts": charts,
+    }
+    (out / "compare.html").write_text(html.render("compare.html.j2", context, _), encoding="utf-8", errors="replace")
     return [out / name for name in ("compare.html", "compare.json", "compare.csv")]

@@ -8,30 +8,38 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
-from fieldmark.core.i18n import ENGLISH, Language, figure
+from fieldmark.core.i18n import ENGLISH, Language, format_number
 from fieldmark.report import text as wording
 from fieldmark.report.charts import svg
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def environment(language: Language = ENGLISH) -> Environment:
+def make_environment(language: Language = ENGLISH) -> Environment:
     """In a template `_("{n} photos", n=3)` says a text; what is put into it is escaped, the text itself is ours."""
     made = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
-    numbers = {name: getattr(language, name) for name in ("percent", "interval", "duration", "listed")}
-    made.filters.update(numbers | {"figure": figure, "markdown": wording.markdown, "flow": partial(_flow, language)})
-    made.globals.update({"_": partial(_say, language), "lang": language.tag})
+    numbers = {name: getattr(language, name) for name in ("percent", "interval", "duration")}
+    made.filters.update(
+        numbers
+        | {
+            "names": language.join_names,
+            "number": format_number,
+            "markdown": wording.escape_markdown,
+            "sentences": partial(_join_sentences, language),
+        }
+    )
+    made.globals.update({"_": partial(_translate, language), "lang": language.tag})
     return made
 
 
-def render(template: str, facts: dict[str, Any], language: Language = ENGLISH) -> str:
+def render(template: str, context: dict[str, Any], language: Language = ENGLISH) -> str:
     """The template of that name in templates/; `palette` are the colours of all pages."""
-    return environment(language).get_template(template).render(palette=Markup(svg.palette(":root")), **facts)
+    return make_environment(language).get_template(template).render(palette=Markup(svg.palette(":root")), **context)
 
 
-def _flow(language: Language, sentences: Iterable[str]) -> Markup:
-    return Markup(language.between).join(sentence for sentence in sentences if sentence)
+def _join_sentences(language: Language, sentences: Iterable[str]) -> Markup:
+    return Markup(language.sentence_separator).join(sentence for sentence in sentences if sentence)
 
 
-def _say(language: Language, text: str, /, **values: Any) -> Markup:
-    return Markup(language.translated(text)).format(**values)
+def _translate(language: Language, text: str, /, **values: Any) -> Markup:
+    return Markup(language.translate(text)).format(**values)

@@ -13,79 +13,79 @@ from typing import Any
 from markupsafe import Markup
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.core.i18n import ENGLISH, Language, later, number
-from fieldmark.core.io import rows
-from fieldmark.data.readers.files import Files
-from fieldmark.inference.run_folder import catalog_of, language_of
+from fieldmark.core.i18n import ENGLISH, Language, finite_float, gettext_noop
+from fieldmark.core.io import read_csv
+from fieldmark.data.readers.files import FileTree
+from fieldmark.inference.run_folder import load_catalog, resolve_language
 from fieldmark.recipes import recipe as recipes
 from fieldmark.report import examples, html
 from fieldmark.report import text as wording
 from fieldmark.report.charts import svg
 from fieldmark.report.charts import trust as trust_charts
 
-Facts = dict[str, Any]
+TemplateContext = dict[str, Any]
 
 SPLITS = ("train", "val", "test")
-FINDINGS = {
-    "unreadable": later("Unreadable photos"),
-    "duplicates": later("Groups of identical files"),
-    "near_duplicates": later("Groups of near-identical photos"),
-    "conflicts": later("Same photo under several classes"),
-    "leaks": later("Same photo in several splits"),
-    "group_leaks": later("Groups in several splits"),
-    "odd": later("Photos that stand out (dark, bright, blank, blurred, small, long)"),
-    "label_errors": later("Labels worth a second look"),
+FINDING_LABELS = {
+    "unreadable": gettext_noop("Unreadable photos"),
+    "duplicates": gettext_noop("Groups of identical files"),
+    "near_duplicates": gettext_noop("Groups of near-identical photos"),
+    "conflicts": gettext_noop("Same photo under several classes"),
+    "leaks": gettext_noop("Same photo in several splits"),
+    "group_leaks": gettext_noop("Groups in several splits"),
+    "odd": gettext_noop("Photos that stand out (dark, bright, blank, blurred, small, long)"),
+    "label_errors": gettext_noop("Labels worth a second look"),
 }
-SECONDS = {
-    "decode": later("reading the photos"),
-    "features": later("features of the frozen backbone"),
-    "phase1": later("training, backbone frozen"),
-    "phase2": later("training, backbone unfrozen"),
-    "evaluate": later("evaluation"),
-    "report": later("this report"),
-    "other": later("everything else"),
+TIMING_LABELS = {
+    "decode": gettext_noop("reading the photos"),
+    "features": gettext_noop("features of the frozen backbone"),
+    "phase1": gettext_noop("training, backbone frozen"),
+    "phase2": gettext_noop("training, backbone unfrozen"),
+    "evaluate": gettext_noop("evaluation"),
+    "report": gettext_noop("this report"),
+    "other": gettext_noop("everything else"),
 }
-MISTAKES = 12
+MAX_MISTAKES = 12
 """Mistakes whose photos are shown."""
 
 
-def write_report(run: Path, photos: Files | None, _: Language = ENGLISH) -> list[Path]:
+def write_report(run: Path, files: FileTree | None, _: Language = ENGLISH) -> list[Path]:
     """Write report.html, card.md and (where there is a history) curves.svg into the folder `run`; return their paths.
 
     `photos` is where the paths in predictions.csv lead; without it, or where a photo is gone,
     the page shows names in place of pictures. All three are in that language. Raises FieldmarkError when
     metrics.json is missing or damaged; every other file may be absent.
     """
-    metrics = _metrics(run)
-    history = [row for row in rows(run / "history.csv") if number(row["epoch"]) is not None]
-    facts = _facts(run, photos, metrics, history, _)
-    texts = {"report.html": html.render("report.html.j2", facts, _), "card.md": html.render("card.md.j2", facts, _)}
+    metrics = _read_metrics(run)
+    history = [row for row in read_csv(run / "history.csv") if finite_float(row["epoch"]) is not None]
+    context = _template_context(run, files, metrics, history, _)
+    texts = {"report.html": html.render("report.html.j2", context, _), "card.md": html.render("card.md.j2", context, _)}
     if history:
-        texts["curves.svg"] = svg.curves(history, metrics.get("best_epoch"), _)
+        texts["curves.svg"] = svg.training_curves(history, metrics.get("best_epoch"), _)
     for name, text in texts.items():
         # A file name that is no valid Unicode must not cost the report.
         (run / name).write_text(text, encoding="utf-8", errors="replace")
     return [run / name for name in texts]
 
 
-def rewrite(run: Path, lang: str | None = None) -> tuple[list[Path], list[str]]:
+def rewrite_report(run: Path, lang: str | None = None) -> tuple[list[Path], list[str]]:
     """Write the report of a finished run anew, in the language of its recipe or another.
 
     -> the files, and a line on the photos where they are gone, and the page goes without them. Raises FieldmarkError.
     """
     try:
-        photos, gone = catalog_of(examples.runs(run)[0]).files, list[str]()
+        files, warnings = load_catalog(examples.fold_folders(run)[0]).files, list[str]()
     except (OSError, FieldmarkError) as error:
-        photos, gone = None, [f"the photos cannot be had, so the page goes without them: {error}"]
-    return write_report(run, photos, language_of(run, lang)), gone
+        files, warnings = None, [f"the photos cannot be had, so the page goes without them: {error}"]
+    return write_report(run, files, resolve_language(run, lang)), warnings
 
 
-def _metrics(run: Path) -> Facts:
+def _read_metrics(run: Path) -> TemplateContext:
     """metrics.json; what folds have in common stands in the first one's."""
     try:
         metrics = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
-        if metrics.get("folds") and (first := examples.runs(run)[0]) != run:
-            metrics = {"command": _metrics(first).get("command")} | metrics
+        if metrics.get("folds") and (first := examples.fold_folders(run)[0]) != run:
+            metrics = {"command": _read_metrics(first).get("command")} | metrics
             # The folds' thresholds differ: pooled scores are counted from them, and their zero says nothing.
             metrics["test"] = metrics["test"] and metrics["test"] | {"threshold": None}
         return metrics
@@ -95,107 +95,134 @@ def _metrics(run: Path) -> Facts:
         ) from error
 
 
-def _facts(run: Path, photos: Files | None, metrics: Facts, history: list[dict[str, str]], _: Language) -> Facts:
+def _template_context(
+    run: Path, files: FileTree | None, run_metrics: TemplateContext, history: list[dict[str, str]], _: Language
+) -> TemplateContext:
     """Everything that the templates show, under the names they use."""
-    classes, figures, first = metrics.get("classes") or [], wording.judged(metrics), examples.runs(run)[0]
-    counts = Counter((row["label"], row["split"]) for row in rows(run / "split.csv"))
+    classes, split_metrics, first = (
+        run_metrics.get("classes") or [],
+        wording.headline_metrics(run_metrics),
+        examples.fold_folders(run)[0],
+    )
+    counts = Counter((row["label"], row["split"]) for row in read_csv(run / "split.csv"))
     recipe = run / "recipe.yaml"
-    per_class, seconds = wording.per_class(figures), metrics.get("seconds") or {}
+    per_class, seconds = wording.per_class_rows(split_metrics), run_metrics.get("seconds") or {}
     return {
         "run": run.resolve().name,
-        "photos": photos.root.resolve().name if photos else "photos",
-        "metrics": metrics,
+        "photos": files.root.resolve().name if files else "photos",
+        "metrics": run_metrics,
         "classes": classes,
-        "title": wording.title(classes, _),
-        "tested": bool(metrics.get("test")),
-        "figures": figures,
-        "folds": [fold["test"] for fold in metrics.get("folds") or [] if fold.get("test")],
-        "summary": wording.summary(metrics, _),
-        "baseline": wording.baseline(figures),
+        "title": wording.page_title(classes, _),
+        "tested": bool(run_metrics.get("test")),
+        "figures": split_metrics,
+        "folds": [fold["test"] for fold in run_metrics.get("folds") or [] if fold.get("test")],
+        "summary": wording.summarize(run_metrics, _),
+        "baseline": wording.majority_baseline(split_metrics),
         "split": [(name, [counts[name, split] for split in SPLITS]) for name in classes] if counts else [],
         "totals": [sum(n for (_name, at), n in counts.items() if at == split) for split in SPLITS],
-        "findings": _findings(first / "audit.json", _),
-        "quarantine": rows(first / "quarantine.csv"),
+        "findings": _audit_findings(first / "audit.json", _),
+        "quarantine": read_csv(first / "quarantine.csv"),
         "history": history,
-        "course": wording.course(history, metrics.get("best_epoch"), _),
+        "course": wording.describe_training(history, run_metrics.get("best_epoch"), _),
         "per_class": [row | {"bar": _bar(row)} for row in per_class],
-        "points": wording.operating_points(figures, _),
-        "limits": wording.limits(metrics, counts, _),
-        "seconds": {_(text): seconds.get(name) for name, text in SECONDS.items()},
-        "settings": _settings(recipe),
+        "points": wording.operating_points(split_metrics, _),
+        "limits": wording.describe_limitations(run_metrics, counts, _),
+        "seconds": {_(text): seconds.get(name) for name, text in TIMING_LABELS.items()},
+        "settings": _changed_settings(recipe),
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
-        **_pictures(run, photos, figures, [row["name"] for row in per_class]),
-        **_charts(metrics, figures, history, _),
+        **_example_images(run, files, split_metrics, [row["name"] for row in per_class]),
+        **_charts(run_metrics, split_metrics, history, _),
     }
 
 
-def _charts(metrics: Facts, figures: Facts, history: list[dict[str, str]], _: Language) -> Facts:
+def _charts(
+    run_metrics: TemplateContext, split_metrics: TemplateContext, history: list[dict[str, str]], _: Language
+) -> TemplateContext:
     """The drawings, and what is said beside that of the learning curve."""
-    classes, best, matrix = metrics.get("classes") or [], metrics.get("best_epoch"), figures.get("confusion")
-    curve, known = metrics.get("learning_curve"), figures.get("reliability") and figures.get("coverage_curve")
-    trust = [trust_charts.reliability(figures, _), trust_charts.coverage(figures, _)] if known else []
+    classes, best, matrix = (
+        run_metrics.get("classes") or [],
+        run_metrics.get("best_epoch"),
+        split_metrics.get("confusion"),
+    )
+    curve, has_trust_data = (
+        run_metrics.get("learning_curve"),
+        split_metrics.get("reliability") and split_metrics.get("coverage_curve"),
+    )
+    trust = (
+        [trust_charts.reliability_diagram(split_metrics, _), trust_charts.coverage_chart(split_metrics, _)]
+        if has_trust_data
+        else []
+    )
     return {
-        "curves": [Markup(svg.curve(history, kind, best, _)) for kind in svg.TITLES if history],
-        "confusion": Markup(trust_charts.confusion(matrix, classes, _)) if matrix else "",
-        "roc": Markup(trust_charts.roc(figures, _)) if figures.get("roc") else "",
+        "curves": [Markup(svg.training_curve(history, kind, best, _)) for kind in svg.TITLES if history],
+        "confusion": Markup(trust_charts.confusion_matrix(matrix, classes, _)) if matrix else "",
+        "roc": Markup(trust_charts.roc_chart(split_metrics, _)) if split_metrics.get("roc") else "",
         "trust": [Markup(chart) for chart in trust],
-        "growth": Markup(trust_charts.growth(curve, _)) if curve else "",
-        "more": wording.more_photos(curve, _) if curve else "",
-        "gained": wording.gains(curve, _) if curve else "",
+        "growth": Markup(trust_charts.data_scaling_chart(curve, _)) if curve else "",
+        "more": wording.describe_data_scaling(curve, _) if curve else "",
+        "gained": wording.describe_class_gains(curve, _) if curve else "",
     }
 
 
-def _pictures(run: Path, photos: Files | None, figures: Facts, hardest: list[str]) -> Facts:
+def _example_images(
+    run: Path, files: FileTree | None, split_metrics: TemplateContext, hardest: list[str]
+) -> TemplateContext:
     """The photos that are shown: the surest mistakes, confusions, and the sheet, whose hardest classes come first."""
-    answers, looks = examples.predictions(run), examples.Looks(photos)
-    wrong = sorted((one for one in answers if not one["correct"]), key=lambda one: -one["confidence"])
-    sheet = examples.sheet(hardest, answers, looks) if photos else []
+    predictions, tiles = examples.read_predictions(run), examples.ImageTiles(files)
+    wrong = sorted((one for one in predictions if not one["correct"]), key=lambda one: -one["confidence"])
+    sheet = examples.class_sheet_rows(hardest, predictions, tiles) if files else []
     return {
-        "pictured": photos is not None,
-        "answers": len(answers),
+        "pictured": files is not None,
+        "answers": len(predictions),
         "mistaken": len(wrong),
         "flagged": sum(not one["known"] for one in wrong),
-        "mistakes": looks.plain(wrong[:MISTAKES]),
-        "confusions": examples.confusions(figures.get("confused") or [], answers, looks) if photos else [],
+        "mistakes": tiles.with_pictures(wrong[:MAX_MISTAKES]),
+        "confusions": examples.confusion_examples(split_metrics.get("confused") or [], predictions, tiles)
+        if files
+        else [],
         "sheet": sheet,
         "seen": any(one and one["evidence"] for row in sheet for one in row.values() if isinstance(one, dict)),
     }
 
 
-def _bar(row: Facts) -> Markup | str:
+def _bar(row: TemplateContext) -> Markup | str:
     bounds = row.get("recall_ci95")
-    return Markup(trust_charts.bar(row["recall"], *bounds)) if bounds and row["recall"] is not None else ""
+    return Markup(trust_charts.interval_bar(row["recall"], *bounds)) if bounds and row["recall"] is not None else ""
 
 
-def _settings(file: Path) -> list[tuple[str, Any]]:
+def _changed_settings(file: Path) -> list[tuple[str, Any]]:
     """What a run was told beyond the defaults; nothing where its recipe is gone, or of another version."""
     try:
-        chosen = dataclasses.asdict(recipes.read(file))
+        chosen = dataclasses.asdict(recipes.read_recipe(file))
     except FieldmarkError:
         return []
-    usual = dataclasses.asdict(recipes.Recipe())
-    return [(recipes.option(name), value) for name, value in chosen.items() if value != usual[name]]
+    defaults = dataclasses.asdict(recipes.Recipe())
+    return [(recipes.option_name(name), value) for name, value in chosen.items() if value != defaults[name]]
 
 
-def _findings(path: Path, _: Language) -> list[Facts]:
+def _audit_findings(path: Path, _: Language) -> list[TemplateContext]:
     """What `check` found, one entry a kind: how many, in words, and the first few as text."""
     audit = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return [
-        {"count": len(audit[kind]), "text": _(text), "examples": [_example(found, _) for found in audit[kind][:3]]}
-        for kind, text in FINDINGS.items()
+        {
+            "count": len(audit[kind]),
+            "text": _(text),
+            "examples": [_format_finding(found, _) for found in audit[kind][:3]],
+        }
+        for kind, text in FINDING_LABELS.items()
         if audit.get(kind) is not None  # what was not looked for is not mentioned
     ]
 
 
-def _example(found: dict[str, Any] | list[str] | str, _: Language) -> str:
-    if isinstance(found, str):
-        return found
-    if isinstance(found, list):
-        shown = " = ".join(found[:4])
-        return _("{names} and {n} more", names=shown, n=len(found) - 4) if len(found) > 4 else shown
-    if "kind" in found:
-        return f"{found['path']}: {found['kind']}, {found['detail']}"
-    if "suggested" in found:
-        told = {"path": found["path"], "label": found.get("label"), "suggested": found["suggested"]}
-        return _("{path}: {label}, or rather {suggested}?", **told)
-    return f"{found['path']}: {found.get('reason')}"
+def _format_finding(finding: dict[str, Any] | list[str] | str, _: Language) -> str:
+    if isinstance(finding, str):
+        return finding
+    if isinstance(finding, list):
+        shown = " = ".join(finding[:4])
+        return _("{names} and {n} more", names=shown, n=len(finding) - 4) if len(finding) > 4 else shown
+    if "kind" in finding:
+        return f"{finding['path']}: {finding['kind']}, {finding['detail']}"
+    if "suggested" in finding:
+        values = {"path": finding["path"], "label": finding.get("label"), "suggested": finding["suggested"]}
+        return _("{path}: {label}, or rather {suggested}?", **values)
+    return f"{finding['path']}: {finding.get('reason')}"

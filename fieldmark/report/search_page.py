@@ -14,31 +14,31 @@ from fieldmark.report import html
 from fieldmark.report.charts import svg
 from fieldmark.report.charts.svg import HEIGHT, LEFT, WIDTH, Axes
 
-Row = dict[str, Any]
+TrialRow = dict[str, Any]
 
 
-def told(rows: Sequence[Row], run: Run) -> Row:
+def summarize_search(rows: Sequence[TrialRow], run: Run) -> TrialRow:
     """`rows`, and `best`: the trial with its settings and figures, those of the recipe as it stands, and of the run."""
     best = next(row for row in rows if row["best"])
     first = next(row for row in rows if not row["settings"])
-    kept = {name: best[name] for name in ("trial", "settings", "val_accuracy", "val_loss", "photos")}
-    kept |= {"as_it_stands": {name: first[name] for name in ("val_accuracy", "val_loss")}}
-    return {"rows": list(rows), "best": kept | {"run": str(run.folder), "test": run.metrics["test"]}}
+    best_summary = {name: best[name] for name in ("trial", "settings", "val_accuracy", "val_loss", "photos")}
+    best_summary |= {"as_it_stands": {name: first[name] for name in ("val_accuracy", "val_loss")}}
+    return {"rows": list(rows), "best": best_summary | {"run": str(run.folder), "test": run.metrics["test"]}}
 
 
-def sentences(found: Row, _: Language = ENGLISH) -> list[str]:
+def describe_search(summary: TrialRow, _: Language = ENGLISH) -> list[str]:
     """What came of it."""
-    best, n = found["best"], len(found["rows"])
-    short = sum(row["val_accuracy"] is None for row in found["rows"])
+    best, n = summary["best"], len(summary["rows"])
+    short = sum(row["val_accuracy"] is None for row in summary["rows"])
     share, photos = best["val_accuracy"], best["photos"]
     chance = math.sqrt(max(share * (1 - share), 1 / photos) / photos)
-    plain = _.percent(best["as_it_stands"]["val_accuracy"])
-    said = {"trial": best["trial"], "share": _.percent(share), "plain": plain}
+    default_accuracy = _.percent(best["as_it_stands"]["val_accuracy"])
+    values = {"trial": best["trial"], "share": _.percent(share), "plain": default_accuracy}
     lines = [
         _(
             "{n} trials, {short} of them cut short; the best is trial {trial}: {share} of {photos:,} validation "
             "photos, where the recipe as it stands has {plain}.",
-            **said,
+            **values,
             n=n,
             short=short,
             photos=photos,
@@ -50,42 +50,47 @@ def sentences(found: Row, _: Language = ENGLISH) -> list[str]:
         ),
     ]
     if (test := best["test"]) and test.get("accuracy") is not None:
-        told = {"share": _.percent(test["accuracy"]), "n": test["n"], "range": _.interval(test["ci95"])}
+        test_values = {"share": _.percent(test["accuracy"]), "n": test["n"], "range": _.interval(test["ci95"])}
         lines.append(
             _(
                 "Trained as a whole, it tells {share} of {n:,} test photos right (95 % interval {range}).",
-                **told,
+                **test_values,
             )
         )
     return lines
 
 
-def write(found: Row, out: Path, _: Language = ENGLISH) -> list[Path]:
+def write_search_page(summary: TrialRow, out: Path, _: Language = ENGLISH) -> list[Path]:
     """search.html (in that language), search.json, search.csv in the folder `out`. -> the files."""
-    rows = found["rows"]
-    io.write(out / "search.json", found | {"answers": sentences(found)})
+    rows = summary["rows"]
+    io.write_json(out / "search.json", summary | {"answers": describe_search(summary)})
     names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
-    plain = ["trial", "val_accuracy", "val_loss", "seconds", "best"]
-    table = [{name: row[name] for name in plain} | row["settings"] for row in rows]
-    io.table(out / "search.csv", table, [*plain, *names])
+    columns = ["trial", "val_accuracy", "val_loss", "seconds", "best"]
+    table = [{name: row[name] for name in columns} | row["settings"] for row in rows]
+    io.write_csv(out / "search.csv", table, [*columns, *names])
     ranked = sorted(rows, key=lambda row: (row["score"] is None, -(row["score"] or 0), row["val_loss"]))
-    facts = {"name": out.resolve().name, "rows": ranked, "names": names, "answers": sentences(found, _)}
-    facts |= {"chart": Markup(_chart(rows, _)), "run": found["best"]["run"]}
-    (out / "search.html").write_text(html.render("search.html.j2", facts, _), encoding="utf-8", errors="replace")
+    context = {"name": out.resolve().name, "rows": ranked, "names": names, "answers": describe_search(summary, _)}
+    context |= {"chart": Markup(_trials_chart(rows, _)), "run": summary["best"]["run"]}
+    (out / "search.html").write_text(html.render("search.html.j2", context, _), encoding="utf-8", errors="replace")
     return [out / name for name in ("search.html", "search.json", "search.csv")]
 
 
-def _chart(rows: Sequence[Row], _: Language) -> str:
+def _trials_chart(rows: Sequence[TrialRow], _: Language) -> str:
     """Validation accuracy of each trial, and the best so far."""
     points = [(row["trial"], row["val_accuracy"]) for row in rows if row["val_accuracy"] is not None]
     values = [value for at, value in points]
-    heights = svg.ticks(max(0, min(values) - 0.03), min(1, max(values) + 0.03))  # their labels in whole percents
-    marks = svg.ticks(0, max(1, max(trial for trial, _ in points)))
+    heights = svg.nice_ticks(max(0, min(values) - 0.03), min(1, max(values) + 0.03))  # their labels in whole percents
+    marks = svg.nice_ticks(0, max(1, max(trial for trial, _ in points)))
     axes = Axes((0, max(marks[-1], points[-1][0])), (heights[0], heights[-1]))
     best = [(trial, max(value for at, value in points if at <= trial)) for trial, _ in points]
     legend = svg.legend([("main", _("best so far")), (svg.circle(0, 0), _("a trial"))], LEFT)
-    whole = [(mark, f"{mark:.0f}") for mark in marks if float(mark).is_integer()]
-    parts = [legend, axes.grid(svg.percents(heights, _)), axes.below(whole, _("trial")), axes.lines("main", best)]
+    integer_ticks = [(mark, f"{mark:.0f}") for mark in marks if float(mark).is_integer()]
+    parts = [
+        legend,
+        axes.grid(svg.percent_labels(heights, _)),
+        axes.x_tick_labels(integer_ticks, _("trial")),
+        axes.lines("main", best),
+    ]
     parts += [svg.circle(axes.x(trial), axes.y(value)) for trial, value in points]
-    said = _.listed(_("{name}: {value}", name=trial, value=_.percent(value)) for trial, value in points)
-    return svg.svg("trials", (WIDTH, HEIGHT), _("Validation accuracy of the trials"), said, "".join(parts))
+    description = _.join_names(_("{name}: {value}", name=trial, value=_.percent(value)) for trial, value in points)
+    return svg.svg("trials", (WIDTH, HEIGHT), _("Validation accuracy of the trials"), description, "".join(parts))

@@ -5,37 +5,37 @@ from typing import Any
 
 from markupsafe import Markup
 
-from fieldmark.core.i18n import ENGLISH, Language, number
+from fieldmark.core.i18n import ENGLISH, Language, finite_float
 
-Figures = dict[str, Any]
-FEW_TRAINED, FEW_TESTED = 50, 20  # photos of a class below which we say that there were few
-CLEAR = 2  # standard errors beyond which a class is said to have gained by more photos
+Metrics = dict[str, Any]
+MIN_TRAIN_IMAGES, MIN_TEST_IMAGES = 50, 20  # photos of a class below which we say that there were few
+SIGNIFICANT_SE = 2  # standard errors beyond which a class is said to have gained by more photos
 
 
-def judged(metrics: Figures) -> Figures:
+def headline_metrics(run_metrics: Metrics) -> Metrics:
     """The figures that count: those of the test, where photos were kept for one."""
-    return metrics.get("test") or metrics.get("validation") or {}
+    return run_metrics.get("test") or run_metrics.get("validation") or {}
 
 
-def summary(metrics: Figures, _: Language = ENGLISH) -> str:
+def summarize(run_metrics: Metrics, _: Language = ENGLISH) -> str:
     """What the run is worth in one plain sentence or two, hedged where few photos or none were kept for the test.
 
     >>> summary({"test": {"accuracy": 0.921, "n": 379, "ci95": [0.89, 0.944]}, "classes": list("abcdef")})[:46]
     'On 379 photos it had never seen, the classifie'
     """
-    figures, classes = judged(metrics), len(metrics.get("classes") or [])
-    accuracy, n = number(figures.get("accuracy")), figures.get("n") or 0
+    split_metrics, classes = headline_metrics(run_metrics), len(run_metrics.get("classes") or [])
+    accuracy, n = finite_float(split_metrics.get("accuracy")), split_metrics.get("n") or 0
     if accuracy is None or not n:
         return _(
             "The classifier was trained, but no labelled photo was left to test it on: nobody knows yet how good it is."
         )
-    between = figures.get("ci95") or (None, None)
-    told = {"where": _where(metrics, n, _), "classes": classes, "share": _.percent(accuracy)}
+    between = split_metrics.get("ci95") or (None, None)
+    values = {"where": _describe_eval_set(run_metrics, n, _), "classes": classes, "share": _.percent(accuracy)}
     if n < 100:
         text = _(
             "{where} the classifier names the right one of {classes} classes {times} times ({share})."
             " So few photos prove little: with 95 % confidence the true rate lies within {range}.",
-            **told,
+            **values,
             times=round(accuracy * n),
             range=_.interval(between, 0),
         )
@@ -43,27 +43,27 @@ def summary(metrics: Figures, _: Language = ENGLISH) -> str:
         text = _(
             "{where} the classifier names the right one of {classes} classes {share} of the time"
             " (95 % interval {range}).",
-            **told,
+            **values,
             range=_.interval(between),
         )
-    guess, low = baseline(figures), number(between[0])
+    guess, low = majority_baseline(split_metrics), finite_float(between[0])
     if guess and (accuracy if low is None else low) <= guess["share"]:
         doubt = _(
             "That is not shown to be better than always answering “{name}” ({share}).",
             name=guess["name"],
             share=_.percent(guess["share"]),
         )
-        return _.flow([text, doubt])
+        return _.join_sentences([text, doubt])
     return text
 
 
-def _where(metrics: Figures, n: int, _: Language) -> str:
-    if not metrics.get("test"):
+def _describe_eval_set(run_metrics: Metrics, n: int, _: Language) -> str:
+    if not run_metrics.get("test"):
         return _(
             "No photo was kept for a test. On {n:,} validation photos, which also chose the weights and so flatter,",
             n=n,
         )
-    if folds := metrics.get("folds"):
+    if folds := run_metrics.get("folds"):
         return _(
             "On {n:,} photos, each judged by the one of {folds} classifiers that had not seen it,",
             n=n,
@@ -72,61 +72,61 @@ def _where(metrics: Figures, n: int, _: Language) -> str:
     return _("On {n:,} photos it had never seen,", n=n)
 
 
-def title(classes: list[str], _: Language = ENGLISH) -> str:
+def page_title(classes: list[str], _: Language = ENGLISH) -> str:
     """What the classifier decides, as a question."""
     if 2 <= len(classes) <= 6 and len("".join(classes)) < 70:
-        return _("{names} or {last}?", names=_.listed(classes[:-1]), last=classes[-1])
+        return _("{names} or {last}?", names=_.join_names(classes[:-1]), last=classes[-1])
     return _("Which of {n:,} classes?", n=len(classes))
 
 
-def baseline(figures: Figures) -> Figures | None:
+def majority_baseline(split_metrics: Metrics) -> Metrics | None:
     """The share that always answering the commonest class would get right."""
-    counts = {name: row.get("n") or 0 for name, row in (figures.get("per_class") or {}).items()}
+    counts = {name: row.get("n") or 0 for name, row in (split_metrics.get("per_class") or {}).items()}
     if not sum(counts.values()):
         return None
     name = max(counts, key=lambda name: counts[name])
     return {"name": name, "share": counts[name] / sum(counts.values())}
 
 
-def per_class(figures: Figures) -> list[Figures]:
+def per_class_rows(split_metrics: Metrics) -> list[Metrics]:
     """Rows of the table of classes, the lowest recall first, the untested last."""
     rows = [
-        {**row, "name": name, "n": row.get("n") or 0, "recall": number(row.get("recall"))}
-        for name, row in (figures.get("per_class") or {}).items()
+        {**row, "name": name, "n": row.get("n") or 0, "recall": finite_float(row.get("recall"))}
+        for name, row in (split_metrics.get("per_class") or {}).items()
     ]
     return sorted(rows, key=lambda row: (not row["n"], row["recall"] if row["recall"] is not None else 1.0))
 
 
-def course(history: list[dict[str, str]], best: Any, _: Language = ENGLISH) -> str:
+def describe_training(history: list[dict[str, str]], best: Any, _: Language = ENGLISH) -> str:
     """How long it learnt, and what was kept of it."""
     frozen = sum(row.get("phase") == "1" for row in history)
     if frozen:
         text = _("Epochs: {n}, of which {frozen} with the backbone frozen.", n=len(history), frozen=frozen)
     else:
         text = _("Epochs: {n}.", n=len(history))
-    if number(best) is None:
+    if finite_float(best) is None:
         return text
     kept = _("The weights of epoch {best}, chosen by the validation photos, were kept.", best=best)
-    return _.flow([text, kept])
+    return _.join_sentences([text, kept])
 
 
-def operating_points(figures: Figures, _: Language = ENGLISH) -> list[Figures]:
+def operating_points(split_metrics: Metrics, _: Language = ENGLISH) -> list[Metrics]:
     """Of two classes: what is found and left alone if the likelier class is the answer, and from the threshold on."""
-    if not figures.get("positive"):
+    if not split_metrics.get("positive"):
         return []
-    name, at = figures["positive"], figures.get("at_threshold") or {}
-    likelier = {**figures, "where": "", "told": _("the likelier class")}
-    text = _("“{name}” from {share} on", name=name, share=_.percent(at.get("threshold")))
-    return [likelier] + ([{**at, "where": "at_threshold.", "told": text}] if at else [])
+    name, at_threshold = split_metrics["positive"], split_metrics.get("at_threshold") or {}
+    likelier = {**split_metrics, "where": "", "told": _("the likelier class")}
+    text = _("“{name}” from {share} on", name=name, share=_.percent(at_threshold.get("threshold")))
+    return [likelier] + ([{**at_threshold, "where": "at_threshold.", "told": text}] if at_threshold else [])
 
 
 # ---- what it cannot do, and what more photos would bring
 
 
-def limits(metrics: Figures, counts: Counter[tuple[str, str]], _: Language = ENGLISH) -> list[str]:
+def describe_limitations(run_metrics: Metrics, counts: Counter[tuple[str, str]], _: Language = ENGLISH) -> list[str]:
     """What the classifier cannot do or has not shown, as sentences."""
-    classes, figures = metrics.get("classes") or [], judged(metrics)
-    rows = figures.get("per_class") or {}
+    classes, split_metrics = run_metrics.get("classes") or [], headline_metrics(run_metrics)
+    rows = split_metrics.get("per_class") or {}
     sentences = [
         _(
             "It knows {n} classes and nothing else; a photo of something else gets one of these names unless its score"
@@ -135,79 +135,87 @@ def limits(metrics: Figures, counts: Counter[tuple[str, str]], _: Language = ENG
         ),
         _("The figures hold for photos like these; another camera, place or season may bring others."),
     ]
-    trained = {name: counts[name, "train"] for name in classes if counts and counts[name, "train"] < FEW_TRAINED}
-    tested = {name: row.get("n") or 0 for name, row in rows.items() if (row.get("n") or 0) < FEW_TESTED}
-    recalls = {name: number(row.get("recall")) for name, row in rows.items() if row.get("n")}
-    weak = {name: recall for name, recall in recalls.items() if recall is not None and recall < 0.8}
-    if trained:
+    few_train = {name: counts[name, "train"] for name in classes if counts and counts[name, "train"] < MIN_TRAIN_IMAGES}
+    few_test = {name: row.get("n") or 0 for name, row in rows.items() if (row.get("n") or 0) < MIN_TEST_IMAGES}
+    recalls = {name: finite_float(row.get("recall")) for name, row in rows.items() if row.get("n")}
+    low_recall = {name: recall for name, recall in recalls.items() if recall is not None and recall < 0.8}
+    if few_train:
         sentences.append(
-            _("It learnt from fewer than {n} photos of {classes}.", n=FEW_TRAINED, classes=_listed(trained, _))
+            _(
+                "It learnt from fewer than {n} photos of {classes}.",
+                n=MIN_TRAIN_IMAGES,
+                classes=_list_classes(few_train, _),
+            )
         )
-    if tested:
+    if few_test:
         sentences.append(
             _(
                 "Tested on fewer than {n} photos, so that their own figures may be far off: {classes}.",
-                n=FEW_TESTED,
-                classes=_listed(tested, _),
+                n=MIN_TEST_IMAGES,
+                classes=_list_classes(few_test, _),
             )
         )
-    if weak:
+    if low_recall:
         sentences.append(
-            _("It finds less than {share} of {classes}.", share=_.percent(0.8, 0), classes=_listed(weak, _, True))
+            _(
+                "It finds less than {share} of {classes}.",
+                share=_.percent(0.8, 0),
+                classes=_list_classes(low_recall, _, True),
+            )
         )
-    sentences += [confusion(pair, figures, _) for pair in common(figures)[:3]]
+    sentences += [describe_confusion(pair, split_metrics, _) for pair in frequent_confusions(split_metrics)[:3]]
     return sentences
 
 
-def common(figures: Figures) -> list[Figures]:
+def frequent_confusions(split_metrics: Metrics) -> list[Metrics]:
     """The pairs that are confused so often that it is no accident."""
-    return [pair for pair in figures.get("confused") or [] if pair["share"] >= 0.05 and pair["n"] > 2]
+    return [pair for pair in split_metrics.get("confused") or [] if pair["share"] >= 0.05 and pair["n"] > 2]
 
 
-def confusion(pair: Figures, figures: Figures, _: Language = ENGLISH) -> str:
+def describe_confusion(pair: Metrics, split_metrics: Metrics, _: Language = ENGLISH) -> str:
     return _(
         "It takes {n} of {all} photos of “{label}” for “{predicted}” ({share}, 95 % interval {range}).",
         **{key: pair[key] for key in ("n", "label", "predicted")},
-        all=(figures.get("per_class") or {}).get(pair["label"], {}).get("n"),
+        all=(split_metrics.get("per_class") or {}).get(pair["label"], {}).get("n"),
         share=_.percent(pair["share"]),
         range=_.interval(pair.get("ci95")),
     )
 
 
-def _listed(values: dict[str, Any], _: Language, shares: bool = False, most: int = 8) -> str:
+def _list_classes(values: dict[str, Any], _: Language, shares: bool = False, most: int = 8) -> str:
     """Classes with a number each, the lowest first, cut off where a reader would stop."""
     names = sorted(values, key=lambda name: values[name])
-    shown = [
+    parts = [
         _("{name} ({value})", name=name, value=_.percent(values[name], 0) if shares else values[name])
         for name in names[:most]
     ]
     if len(names) > most:
-        return _("{names} and {n} more classes", names=_.listed(shown), n=len(names) - most)
-    return _.listed(shown)
+        return _("{names} and {n} more classes", names=_.join_names(parts), n=len(names) - most)
+    return _.join_names(parts)
 
 
-def more_photos(curve: Figures, _: Language = ENGLISH) -> str:
+def describe_data_scaling(curve: Metrics, _: Language = ENGLISH) -> str:
     """What the learning curve says about twice as many photos."""
-    now, then = curve["points"][-1]["accuracy"], curve["doubled"]
-    told = {"now": _.percent(now), "then": _.percent(then)}
+    accuracy, accuracy_doubled = curve["points"][-1]["accuracy"], curve["doubled"]
+    values = {"now": _.percent(accuracy), "then": _.percent(accuracy_doubled)}
     if not curve.get("rises", True):
-        return _("Not shown: the last doubling of the photos brought no more than chance; {now} are right.", **told)
-    if then - now < 0.005:
+        return _("Not shown: the last doubling of the photos brought no more than chance; {now} are right.", **values)
+    if accuracy_doubled - accuracy < 0.005:
         return _(
             "Hardly: with twice as many photos {then} instead of {now} would be right, if errors go on to fall as they"
             " did when the photos last doubled.",
-            **told,
+            **values,
         )
     return _(
         "Yes: with twice as many photos {then} instead of {now} would be right, if errors go on to fall as they did"
         " when the photos last doubled.",
-        **told,
+        **values,
     )
 
 
-def gains(curve: Figures, _: Language = ENGLISH) -> str:
+def describe_class_gains(curve: Metrics, _: Language = ENGLISH) -> str:
     """Which classes gained by the last doubling, beyond chance."""
-    clear = [row for row in curve["classes"] if row["recall"] - row["half"] > CLEAR * row["se"] > 0]
+    clear = [row for row in curve["classes"] if row["recall"] - row["half"] > SIGNIFICANT_SE * row["se"] > 0]
     if not clear:
         return _("No single class gained by the last doubling beyond chance (2 standard errors).")
     named = [
@@ -221,11 +229,11 @@ def gains(curve: Figures, _: Language = ENGLISH) -> str:
     ]
     return _(
         "By the last doubling these classes were found more often, beyond chance (2 standard errors): {classes}.",
-        classes=_.listed(named),
+        classes=_.join_names(named),
     )
 
 
-def markdown(text: Any) -> Markup:
+def escape_markdown(text: Any) -> Markup:
     """Text that stands in Markdown, tables included, for exactly itself."""
     escaped = "".join(f"\\{mark}" if mark in "\\`*_[]|" else mark for mark in " ".join(str(text).split()))
     return Markup(escaped.replace("&", "&amp;").replace("<", "&lt;"))

@@ -16,99 +16,105 @@ from starlette.exceptions import HTTPException
 
 from fieldmark import __version__
 from fieldmark.core import io
-from fieldmark.serve.batcher import Desk
-from fieldmark.serve.limits import FIELD, Limits, Refused, photos_of
-from fieldmark.serve.middleware import Watch
+from fieldmark.serve.batcher import Batcher
+from fieldmark.serve.limits import PHOTO_FIELD, Limits, RequestError, read_photos
+from fieldmark.serve.middleware import ServiceMiddleware
 
-PAGE = Path(__file__).with_name("page")
-FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
-PHOTO = {"type": "array", "items": {"type": "string", "format": "binary"}}
-FORM = {"schema": {"type": "object", "required": [FIELD], "properties": {FIELD: PHOTO}}}
-SENT = {"requestBody": {"required": True, "content": {"multipart/form-data": FORM}}}
+PAGE_FOLDER = Path(__file__).with_name("page")
+PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+PHOTO_SCHEMA = {"type": "array", "items": {"type": "string", "format": "binary"}}
+FORM_SCHEMA = {"schema": {"type": "object", "required": [PHOTO_FIELD], "properties": {PHOTO_FIELD: PHOTO_SCHEMA}}}
+REQUEST_BODY_SCHEMA = {"requestBody": {"required": True, "content": {"multipart/form-data": FORM_SCHEMA}}}
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
 
-class Json(Response):
+class JsonResponse(Response):
     """JSON as everywhere in Fieldmark."""
 
     media_type = "application/json"
 
     def render(self, content: Any) -> bytes:
-        return io.text(content, indent=None).encode()
+        return io.to_json(content, indent=None).encode()
 
 
-def create(desk: Desk, limits: Limits, token: str | None = None, origins: Sequence[str] = ()) -> Watch:
+def create_app(
+    batcher: Batcher, limits: Limits, token: str | None = None, origins: Sequence[str] = ()
+) -> ServiceMiddleware:
     """The application; with a `token`, all but the page's own files and health wants `Authorization: Bearer TOKEN`.
 
     Pages of other `origins` may ask it by script; by default none may.
     """
-    info, watch = desk.classifier.info, Watch(limits.requests)
-    app = watch.app = FastAPI(
+    info, middleware = batcher.classifier.info, ServiceMiddleware(limits.max_concurrent_requests)
+    app = middleware.app = FastAPI(
         title="Fieldmark",
         version=__version__,
         docs_url=None,  # a page that brings its scripts from elsewhere
         redoc_url=None,
-        default_response_class=Json,
+        default_response_class=JsonResponse,
     )
 
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=["Authorization"])
 
-    async def allowed(given: Bearer) -> None:
+    async def check_token(credentials: Bearer) -> None:
         # Compared in a time that tells nothing of the token.
-        if token and not (given and hmac.compare_digest(given.credentials.encode(), token.encode())):
-            raise Refused(401, "this needs a token: Authorization: Bearer TOKEN")
+        if token and not (credentials and hmac.compare_digest(credentials.credentials.encode(), token.encode())):
+            raise RequestError(401, "this needs a token: Authorization: Bearer TOKEN")
 
-    private: Any = [Depends(allowed)]
+    requires_token: Any = [Depends(check_token)]
 
-    @app.exception_handler(Refused)
-    async def refused(_: Request, problem: Refused) -> Response:
-        headers = {"Retry-After": str(problem.wait)} if problem.wait else {}
+    @app.exception_handler(RequestError)
+    async def on_request_error(_: Request, problem: RequestError) -> Response:
+        headers = {"Retry-After": str(problem.retry_after)} if problem.retry_after else {}
         if problem.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return Json({"error": problem.reason}, problem.status, headers)
+        return JsonResponse({"error": problem.reason}, problem.status, headers)
 
     @app.exception_handler(HTTPException)
-    async def unknown(_: Request, problem: HTTPException) -> Response:
-        return Json({"error": problem.detail}, problem.status_code, problem.headers)
+    async def on_http_exception(_: Request, problem: HTTPException) -> Response:
+        return JsonResponse({"error": problem.detail}, problem.status_code, problem.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def invalid(_: Request, problem: RequestValidationError) -> Response:
-        return Json({"error": "; ".join(str(one["msg"]) for one in problem.errors())}, 422)
+    async def on_validation_error(_: Request, problem: RequestValidationError) -> Response:
+        return JsonResponse({"error": "; ".join(str(one["msg"]) for one in problem.errors())}, 422)
 
     @app.exception_handler(Exception)
-    async def fault(_: Request, problem: Exception) -> Response:
-        return Json({"error": "a fault of Fieldmark, which stands in the log"}, 500)
+    async def on_unexpected_error(_: Request, problem: Exception) -> Response:
+        return JsonResponse({"error": "a fault of Fieldmark, which stands in the log"}, 500)
 
-    for path, name in FILES.items():
-        app.get(path, include_in_schema=False)(_file(name))
+    for path, name in PAGE_FILES.items():
+        app.get(path, include_in_schema=False)(_page_route(name))
 
-    @app.post("/predict", dependencies=private, openapi_extra=SENT)
+    @app.post("/predict", dependencies=requires_token, openapi_extra=REQUEST_BODY_SCHEMA)
     async def predict(request: Request, evidence: bool = False) -> Response:
         """What is on photos: a list with an answer for each; 422 where none of them can be read."""
-        with watch.place():
-            photos = await photos_of(request, limits)
+        with middleware.limit_concurrency():
+            photos = await read_photos(request, limits)
             request.state.noted = {"photos": len(photos), "bytes": sum(len(content) for _, content in photos)}
-            waiting = [asyncio.wrap_future(desk.ask(name, content, evidence)) for name, content in photos]
+            futures = [asyncio.wrap_future(batcher.submit(name, content, evidence)) for name, content in photos]
             del photos
             try:
-                async with asyncio.timeout(limits.seconds):
-                    answers = await asyncio.gather(*waiting)
+                async with asyncio.timeout(limits.timeout_seconds):
+                    predictions = await asyncio.gather(*futures)
             except TimeoutError:
-                raise Refused(503, f"no answer within {limits.seconds:g} seconds: too much to do", wait=5) from None
+                raise RequestError(
+                    503, f"no answer within {limits.timeout_seconds:g} seconds: too much to do", wait=5
+                ) from None
             finally:
-                for answer in waiting:
+                for answer in futures:
                     answer.cancel()
-        watch.told(answers)
-        return Json(answers, 422 if all("error" in answer for answer in answers) else 200)
+        middleware.count_predictions(predictions)
+        return JsonResponse(predictions, 422 if all("error" in answer for answer in predictions) else 200)
 
-    @app.get("/card", dependencies=private)
+    @app.get("/card", dependencies=requires_token)
     async def card() -> Any:
         """Classes, network, preprocessing, limits, and the model card of the training."""
-        shown = ("classes", "preprocessing", "temperature", "threshold", "fingerprint", "versions")
-        told = {name: info[name] for name in shown if name in info} | {"network": info["network"].get("backbone")}
-        least = {"bytes": limits.bytes, "photos": limits.photos, "pixels": limits.pixels}
-        return told | {"limits": least, "text": desk.classifier.card()}
+        public_keys = ("classes", "preprocessing", "temperature", "threshold", "fingerprint", "versions")
+        card_data = {name: info[name] for name in public_keys if name in info} | {
+            "network": info["network"].get("backbone")
+        }
+        limit_values = {"bytes": limits.max_body_bytes, "photos": limits.max_photos, "pixels": limits.max_pixels}
+        return card_data | {"limits": limit_values, "text": batcher.classifier.read_model_card()}
 
     @app.get("/health")
     async def health() -> Any:
@@ -118,20 +124,20 @@ def create(desk: Desk, limits: Limits, token: str | None = None, origins: Sequen
     @app.get("/ready")
     async def ready() -> Any:
         """Whether it takes photos; 503 while it finishes what it began."""
-        if not watch.ready:
-            raise Refused(503, "finishing what it began", wait=5)
-        return {"status": "ready", "batch": desk.batch}
+        if not middleware.is_ready:
+            raise RequestError(503, "finishing what it began", wait=5)
+        return {"status": "ready", "batch": batcher.max_batch_size}
 
-    @app.get("/metrics", dependencies=private, response_class=Response)
+    @app.get("/metrics", dependencies=requires_token, response_class=Response)
     async def metrics() -> Response:
         """For Prometheus."""
-        return Response(generate_latest(watch.registry), media_type=CONTENT_TYPE_LATEST)
+        return Response(generate_latest(middleware.registry), media_type=CONTENT_TYPE_LATEST)
 
-    return watch
+    return middleware
 
 
-def _file(name: str) -> Any:
+def _page_route(name: str) -> Any:
     async def page() -> Response:
-        return FileResponse(PAGE / name, headers={"Cache-Control": "no-cache"})
+        return FileResponse(PAGE_FOLDER / name, headers={"Cache-Control": "no-cache"})
 
     return page

@@ -14,28 +14,28 @@ from PIL import Image
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.inference.classifier import Classifier
-from fieldmark.serve.app import create
-from fieldmark.serve.batcher import Desk
+from fieldmark.serve.app import create_app
+from fieldmark.serve.batcher import Batcher
 from fieldmark.serve.limits import Limits
-from fieldmark.serve.middleware import Lines
+from fieldmark.serve.middleware import JsonFormatter
 
-LAST_CALL = 1.0
+DRAIN_SECONDS = 1.0
 """Seconds between the signal to end and the closed door, in which clients are told to close their connections; and as
 many behind it, for requests of those who came in last."""
 
 
-def bound(host: str, port: int) -> socket.socket:
+def bind_socket(host: str, port: int) -> socket.socket:
     """A socket that takes connections there; port 0 is any free one. FieldmarkError where it cannot."""
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
-        made = socket.create_server((host, port), family=family, backlog=socket.SOMAXCONN)
+        created = socket.create_server((host, port), family=family, backlog=socket.SOMAXCONN)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FieldmarkError(f"cannot listen on {host}:{port}: {reason}; --port 0 takes any free port") from None
     # Read anew, it knows that it is TCP; else asyncio lets small answers wait for the client's next word, some 40 ms.
-    opened = socket.socket(fileno=made.detach())
-    opened.setblocking(False)
-    return opened
+    listener = socket.socket(fileno=created.detach())
+    listener.setblocking(False)
+    return listener
 
 
 def serve(
@@ -45,58 +45,58 @@ def serve(
     limits: Limits,
     token: str | None,
     origins: Sequence[str],
-    listening: Callable[[str], None],
+    on_ready: Callable[[str], None],
 ) -> None:
     """Answers until SIGTERM or Ctrl-C, and then what it has taken in; the log is JSON lines on stderr.
 
     `listening` is called with the URL once it takes photos. Raises FieldmarkError where there is no model, or no such
     place to listen.
     """
-    runtime.keep_freed_memory()
-    classifier, opened = Classifier(model), bound(host, port)
-    Image.MAX_IMAGE_PIXELS = limits.pixels  # what decoding holds photos against
-    _log_as_lines()
-    desk = Desk(classifier)
+    runtime.tune_malloc()
+    classifier, listener = Classifier(model), bind_socket(host, port)
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # what decoding holds photos against
+    _configure_json_logging()
+    batcher = Batcher(classifier)
     config = uvicorn.Config(
-        create(desk, limits, token, origins),
+        create_app(batcher, limits, token, origins),
         access_log=False,
         log_config=None,
         server_header=False,
         proxy_headers=False,  # who asks is not told anywhere
-        timeout_graceful_shutdown=int(5 * limits.seconds) + 1,  # photos on their way, and their answer,
+        timeout_graceful_shutdown=int(5 * limits.timeout_seconds) + 1,  # photos on their way, and their answer,
     )
-    name, taken = opened.getsockname()[:2]
-    listening(f"http://[{name}]:{taken}" if ":" in name else f"http://{name}:{taken}")
+    name, bound_port = listener.getsockname()[:2]
+    on_ready(f"http://[{name}]:{bound_port}" if ":" in name else f"http://{name}:{bound_port}")
     try:
-        _Server(config).run(sockets=[opened])
+        _DrainingServer(config).run(sockets=[listener])
     finally:
-        desk.close()
+        batcher.close()
 
 
-class _Server(uvicorn.Server):
+class _DrainingServer(uvicorn.Server):
     """uvicorn's, with a last call: a connection that it closes while a client writes would lose that request."""
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        watch: Any = self.config.app
-        if not watch.ready:  # asked twice
+        middleware: Any = self.config.app
+        if not middleware.ready:  # asked twice
             self.should_exit = self.force_exit = True
-        watch.ready = False
-        asyncio.get_running_loop().call_later(LAST_CALL, setattr, self, "should_exit", True)
+        middleware.ready = False
+        asyncio.get_running_loop().call_later(DRAIN_SECONDS, setattr, self, "should_exit", True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         for server in self.servers:
             server.close()
-        for opened in sockets or []:
-            opened.close()
-        ends = time.monotonic() + LAST_CALL
-        while self.server_state.connections and not self.force_exit and time.monotonic() < ends:
+        for listener in sockets or []:
+            listener.close()
+        deadline = time.monotonic() + DRAIN_SECONDS
+        while self.server_state.connections and not self.force_exit and time.monotonic() < deadline:
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
 
 
-def _log_as_lines() -> None:
+def _configure_json_logging() -> None:
     handler = logging.StreamHandler()
-    handler.setFormatter(Lines())
+    handler.setFormatter(JsonFormatter())
     for name in ("fieldmark.serve", "uvicorn"):
         logger = logging.getLogger(name)
         logger.handlers, logger.propagate = [handler], False

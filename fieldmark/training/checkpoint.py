@@ -15,13 +15,13 @@ from torch import Tensor, nn
 
 from fieldmark.core.errors import FieldmarkError
 
-NAME = "checkpoint.safetensors"
-STALE = 120
+CHECKPOINT_FILE = "checkpoint.safetensors"
+FILE_TIMEOUT_S = 120
 """Seconds after which a network disk shows every machine what one has written, by the defaults of NFS."""
 
 
 @dataclass
-class State:
+class TrainingState:
     """Where a training stands; with weights and optimiser, all that it takes to go on."""
 
     phase: int = 1
@@ -82,14 +82,14 @@ def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tenso
                 values[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
 
 
-def part(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """The tensors under `prefix.`, without it."""
     return {name[len(prefix) + 1 :]: tensor for name, tensor in tensors.items() if name.startswith(prefix + ".")}
 
 
-def wait_for(file: Path) -> None:
+def wait_for_file(file: Path) -> None:
     """Returns when this machine sees a file that another has written. Raises FieldmarkError where it never does."""
-    until = time.monotonic() + STALE
+    until = time.monotonic() + FILE_TIMEOUT_S
     while not file.exists():
         if time.monotonic() > until:
             raise FieldmarkError(f"{file} is not seen here: all machines have to see the same --out")

@@ -28,12 +28,20 @@ from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes.recipe import Recipe
 
-PATIENCE = timedelta(days=7)
+PROCESS_TIMEOUT = timedelta(days=7)
 """Longest wait of one process for the others: for the first one to audit all photos, where torchrun starts them all."""
-FIRST = "FIELDMARK_FIRST_PROCESS"
+MAIN_PID_VARIABLE = "FIELDMARK_FIRST_PROCESS"
 """The environment variable that tells a process by whom, a process number, it was started to train with."""
-PASSING = (FIRST, "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "WORLD_SIZE")
-PASSING += ("OMP_NUM_THREADS",)  # Fabric gives each process its share of the cores
+LAUNCH_VARIABLES = (
+    MAIN_PID_VARIABLE,
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "WORLD_SIZE",
+)
+LAUNCH_VARIABLES += ("OMP_NUM_THREADS",)  # Fabric gives each process its share of the cores
 """What the start of other processes leaves in the environment, where the next training must not find it."""
 
 logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each of its choices
@@ -44,13 +52,13 @@ logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces 
 torch.set_flush_denormal(True)
 
 
-def settled(recipe: Recipe) -> Recipe:
+def resolve_devices(recipe: Recipe) -> Recipe:
     """The recipe with the devices and nodes that train.
 
     Raises:
         FieldmarkError: this machine has not as many, or whoever started the processes says otherwise.
     """
-    if FIRST in os.environ:
+    if MAIN_PID_VARIABLE in os.environ:
         return dataclasses.replace(recipe, devices=int(os.environ["WORLD_SIZE"]), nodes=1)
     devices, nodes = recipe.devices, recipe.nodes
     if distributed.is_torchelastic_launched():
@@ -72,8 +80,8 @@ def settled(recipe: Recipe) -> Recipe:
         )
     gpus = torch.cuda.device_count()
     devices = devices or max(1, gpus)
-    if devices > max(1, gpus or runtime.cores()):
-        there = f"{gpus} GPUs" if gpus else f"{runtime.cores()} processors and no GPU"
+    if devices > max(1, gpus or runtime.available_cpus()):
+        there = f"{gpus} GPUs" if gpus else f"{runtime.available_cpus()} processors and no GPU"
         raise FieldmarkError(f"--devices is {devices}, but this machine has {there}")
     if devices > 1 and (hasattr(sys, "ps1") or not (__main__.__spec__ or Path(sys.argv[0]).is_file())):
         raise FieldmarkError(
@@ -82,7 +90,7 @@ def settled(recipe: Recipe) -> Recipe:
     return dataclasses.replace(recipe, devices=devices, nodes=nodes)
 
 
-def fabric(recipe: Recipe) -> Fabric:
+def make_fabric(recipe: Recipe) -> Fabric:
     """This process's Fabric for a settled recipe; several processes come together by `first` and `join`."""
     together, gpus = recipe.devices * recipe.nodes > 1, torch.cuda.is_available()
     external = distributed.is_torchelastic_launched()
@@ -90,14 +98,14 @@ def fabric(recipe: Recipe) -> Fabric:
         accelerator="cuda" if gpus else "cpu" if together else "auto",
         devices=recipe.devices,
         num_nodes=recipe.nodes,
-        strategy=DDPStrategy(timeout=PATIENCE) if together else "auto",
-        precision=precision(recipe),
+        strategy=DDPStrategy(timeout=PROCESS_TIMEOUT) if together else "auto",
+        precision=resolve_precision(recipe),
         plugins=TorchElasticEnvironment() if external else LightningEnvironment(),
     )
 
 
 @contextmanager
-def first(fabric: Fabric) -> Iterator[None]:
+def main_process(fabric: Fabric) -> Iterator[None]:
     """The training, in the first process: the others live as long as it lasts, or end with it.
 
     Raises:
@@ -108,7 +116,7 @@ def first(fabric: Fabric) -> Iterator[None]:
         return
     before, threads = set(os.environ), torch.get_num_threads()
     if not distributed.is_torchelastic_launched():
-        os.environ |= {FIRST: str(os.getpid()), "LOCAL_WORLD_SIZE": str(fabric.world_size)}
+        os.environ |= {MAIN_PID_VARIABLE: str(os.getpid()), "LOCAL_WORLD_SIZE": str(fabric.world_size)}
     helpers: list[Any] = getattr(fabric.strategy.launcher, "procs", [])
     try:
         _launch(fabric)
@@ -116,7 +124,7 @@ def first(fabric: Fabric) -> Iterator[None]:
         for helper in helpers:
             helper.wait()
     except RuntimeError as error:
-        if not _lost(error):
+        if not _is_lost_peer(error):
             raise
         raise FieldmarkError(
             "another process of this training is gone (out of memory, or killed?): go on with --resume"
@@ -129,24 +137,24 @@ def first(fabric: Fabric) -> Iterator[None]:
             helper.wait()
         if ours and distributed.is_initialized():
             distributed.destroy_process_group()
-        for name in set(PASSING) - before:
+        for name in set(LAUNCH_VARIABLES) - before:
             os.environ.pop(name, None)
         torch.set_num_threads(threads)
 
 
-def join(fabric: Fabric, work: Callable[[], None]) -> NoReturn:
+def run_worker(fabric: Fabric, work: Callable[[], None]) -> NoReturn:
     """The training, in every other process, which then ends, whatever the program around it still has in mind."""
-    external, failed = FIRST not in os.environ, True
+    external, failed = MAIN_PID_VARIABLE not in os.environ, True
     try:
         if not external:
-            _end_with(int(os.environ[FIRST]))
+            _exit_with_parent(int(os.environ[MAIN_PID_VARIABLE]))
         _launch(fabric)
         work()
         failed = False
     except KeyboardInterrupt:
         pass
     except BaseException as error:
-        if not _lost(error):  # who is lost has said why, or cannot
+        if not _is_lost_peer(error):  # who is lost has said why, or cannot
             print(f"fieldmark: process {fabric.global_rank}: {' '.join(str(error).split())}", file=sys.stderr)
     sys.stdout.flush()
     sys.stderr.flush()
@@ -163,7 +171,7 @@ def _launch(fabric: Fabric) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def _end_with(parent: int) -> None:
+def _exit_with_parent(parent: int) -> None:
     """Have the kernel end this process when the one that started it ends, however that does (Linux only)."""
     with suppress(OSError, AttributeError):
         ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
@@ -171,12 +179,12 @@ def _end_with(parent: int) -> None:
         os._exit(0)
 
 
-def _lost(error: BaseException) -> bool:
+def _is_lost_peer(error: BaseException) -> bool:
     """Whether another process has gone away, in the words of gloo or as an error of NCCL and the store."""
     return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
 
 
-def precision(recipe: Recipe) -> Any:
+def resolve_precision(recipe: Recipe) -> Any:
     """Fabric's name for what training computes in: bf16 mixed with 32 bits where the processor multiplies it itself."""
     if recipe.precision == "32" or (recipe.precision == "auto" and not has_bf16()):
         return "32-true"

@@ -7,45 +7,47 @@ from typing import Any
 import torch
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.dataset import Data, statistics
+from fieldmark.data.dataset import DatasetSplits, compute_channel_statistics
 from fieldmark.models import Network, build, presets
-from fieldmark.models.profile import require_size, whole_size
+from fieldmark.models.profile import check_image_size, uncropped_size
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.phases import training_size
+from fieldmark.training.phases import train_crop_size
 
 
-def named(recipe: Recipe, say: Callable[[str], object]) -> Recipe:
+def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
     """The recipe with its backbone and image size named; `say` hears where the backbone is not the wished one.
 
     Nothing has been read or written where it raises FieldmarkError: for words that no network has, sizes that it cannot
     take, settings that do not go together.
     """
     if recipe.backbone is None:
-        recipe = dataclasses.replace(recipe, backbone=presets.backbone(recipe.quality, say))
+        recipe = dataclasses.replace(recipe, backbone=presets.choose_backbone(recipe.quality, notify))
     if recipe.standardise and recipe.weights != "none":
         raise FieldmarkError("--standardise: published weights expect the colours they were trained on; --weights none")
     with torch.device("meta"):
-        network = network_of(recipe, 2, weights=False)
-    image_size = recipe.image_size or whole_size(network)
+        network = build_network(recipe, 2, weights=False)
+    image_size = recipe.image_size or uncropped_size(network)
     recipe = dataclasses.replace(recipe, image_size=image_size)
-    trained = training_size(recipe, image_size)
-    for pixels in (image_size, trained, recipe.start_size):
+    crop_size = train_crop_size(recipe, image_size)
+    for pixels in (image_size, crop_size, recipe.start_size):
         if pixels is not None:
-            require_size(network, pixels)
-    if recipe.start_size is not None and recipe.start_size >= trained:
-        raise FieldmarkError(f"--start-size is {recipe.start_size}, but photos are trained on at {trained}: give less")
+            check_image_size(network, pixels)
+    if recipe.start_size is not None and recipe.start_size >= crop_size:
+        raise FieldmarkError(
+            f"--start-size is {recipe.start_size}, but photos are trained on at {crop_size}: give less"
+        )
     return recipe
 
 
-def network_of(recipe: Recipe, classes: int, weights: bool = True) -> Network:
+def build_network(recipe: Recipe, num_classes: int, weights: bool = True) -> Network:
     """The network with random weights, or with those that the recipe names."""
     named = {"none": None}.get(recipe.weights, recipe.weights) if weights else None
     return build(
-        recipe.backbone or presets.INSTALLED["fast"],
+        recipe.backbone or presets.PIP_BACKBONES["fast"],
         attention=recipe.attention,
         after=recipe.after,
         head=recipe.head,
-        classes=classes,
+        classes=num_classes,
         weights=named,
         channels=recipe.channels,
         aux=recipe.aux,
@@ -53,7 +55,7 @@ def network_of(recipe: Recipe, classes: int, weights: bool = True) -> Network:
     )
 
 
-def preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
+def make_preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
     """How photos are judged: as the weights want it, but whole, and at the size of the recipe."""
     return dataclasses.asdict(network.preprocessing) | {
         "size": recipe.image_size,
@@ -62,8 +64,8 @@ def preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-def standardise(network: Network, recipe: Recipe, data: Data) -> None:
+def standardise_inputs(network: Network, recipe: Recipe, data: DatasetSplits) -> None:
     """Let the network expect the colours of the training photos, where the recipe wants that."""
     if recipe.standardise:
-        mean, std = statistics(data, recipe.channels)
+        mean, std = compute_channel_statistics(data, recipe.channels)
         network.preprocessing = dataclasses.replace(network.preprocessing, mean=mean, std=std)

@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
-from fieldmark.models import Auxiliary, Network, is_added
+from fieldmark.models import AuxiliaryHead, Network, is_added
 from fieldmark.recipes.recipe import Recipe
 
-Batches = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+BatchSource = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -22,27 +22,27 @@ class Phase:
     number: int
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    batches: Batches  # (first step, last step) -> (input of the module, labels)
-    maps: Callable[[], Iterator[Tensor]]  # the validation photos as inputs of the module
+    batches: BatchSource  # (first step, last step) -> (input of the module, labels)
+    val_batches: Callable[[], Iterator[Tensor]]  # the validation photos as inputs of the module
     epochs: int
-    steps: int  # in an epoch
+    steps_per_epoch: int  # in an epoch
     schedule: str
-    average: AveragedModel | None = None  # the running mean of the module's weights, judged in its place
+    ema_model: AveragedModel | None = None  # the running mean of the module's weights, judged in its place
 
     @property
-    def judged(self) -> nn.Module:
+    def eval_module(self) -> nn.Module:
         """The module whose weights count."""
-        return self.module if self.average is None else self.average.module
+        return self.module if self.ema_model is None else self.ema_model.module
 
 
-def cuts(network: Network, recipe: Recipe) -> list[str | None]:
+def choose_last_frozen_layers(network: Network, recipe: Recipe) -> list[str | None]:
     """For phase 2, and 3 where there is one: the last layer that stays frozen, or None where everything trains."""
-    if recipe.weights == "none" or recipe.unfreeze == "all" or network.cut is None:
+    if recipe.weights == "none" or recipe.unfreeze == "all" or network.freeze_boundary is None:
         return [None]
-    return [network.cut] if recipe.unfreeze == "late" else [network.cut, None]
+    return [network.freeze_boundary] if recipe.unfreeze == "late" else [network.freeze_boundary, None]
 
 
-def share(epochs: int, phases: int, index: int) -> int:
+def split_epochs(epochs: int, phases: int, index: int) -> int:
     """How many of phase 2's epochs its part number `index` gets; the first parts get what cannot be shared evenly."""
     return epochs // phases + (index < epochs % phases)
 
@@ -52,10 +52,10 @@ def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[
 
     Biases and norms have none, unless the recipe says `decay_all`.
     """
-    fresh = {id(p) for m in rest.modules() if is_added(m) or isinstance(m, Auxiliary) for p in m.parameters()}
+    fresh = {id(p) for m in rest.modules() if is_added(m) or isinstance(m, AuxiliaryHead) for p in m.parameters()}
     old = [p for p in rest.parameters() if id(p) not in fresh]
     new = [p for p in rest.parameters() if id(p) in fresh] + list(network.head.parameters())
-    head_lr, backbone_lr = recipe.rates
+    head_lr, backbone_lr = recipe.learning_rates
     groups = []
     for parameters, lr in ((old, backbone_lr), (new, head_lr)):
         for decayed in (False, True):
@@ -69,34 +69,34 @@ def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[
 def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
     """Phase 2's optimiser over these groups; fused steps take a fifth to a half of the time (docs/performance.md)."""
     if recipe.optimizer == "sgd":
-        return torch.optim.SGD(groups, lr=recipe.rates[0], momentum=0.9, nesterov=True, fused=True)
+        return torch.optim.SGD(groups, lr=recipe.learning_rates[0], momentum=0.9, nesterov=True, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
-    return kind(groups, lr=recipe.rates[0], fused=True)
+    return kind(groups, lr=recipe.learning_rates[0], fused=True)
 
 
-def running_mean(module: nn.Module, decay: float) -> AveragedModel:
+def make_ema_model(module: nn.Module, decay: float) -> AveragedModel:
     """A copy of the module that follows its weights: `decay` times its own plus the rest of the module's, each step.
 
     The first steps follow faster, as in TensorFlow's ExponentialMovingAverage: min(decay, (1 + n) / (10 + n)).
     """
 
-    def follow(means: Any, weights: Any, n: Any) -> None:
-        share = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
+    def update_ema(means: Any, weights: Any, n: Any) -> None:
+        weight_share = 1 - min(decay, (1 + int(n)) / (10 + int(n)))
         for mean, weight in zip(means, weights, strict=True):
-            mean.lerp_(weight, share)
+            mean.lerp_(weight, weight_share)
 
-    return AveragedModel(module, multi_avg_fn=follow)
+    return AveragedModel(module, multi_avg_fn=update_ema)
 
 
-def learning_mode(module: nn.Module, keep_norms: bool) -> None:
+def set_train_mode(module: nn.Module, keep_norms: bool) -> None:
     """Train mode for what trains; what is frozen stays in eval, batch norms with their running statistics included.
 
     With `keep_norms` the published batch norms keep their statistics too, although their scale and shift train: those
     of a few crops are worse (docs/performance.md). Norms in added attention and auxiliary heads always learn theirs.
     """
     module.train()
-    fresh = [part for part in module.modules() if is_added(part) or isinstance(part, Auxiliary)]
-    added = {id(norm) for part in fresh for norm in part.modules()}
+    added_parts = [part for part in module.modules() if is_added(part) or isinstance(part, AuxiliaryHead)]
+    added = {id(norm) for part in added_parts for norm in part.modules()}
     for part in module.modules():
         parameters = list(part.parameters(recurse=False))
         frozen = parameters and not any(p.requires_grad for p in parameters)
@@ -120,13 +120,13 @@ def training_loss(
     logits = module(inputs)
     loss = mean(logits)
     for auxiliary in module.modules():
-        if isinstance(auxiliary, Auxiliary) and auxiliary.training:
-            loss = loss + auxiliary.weight * mean(auxiliary.logits)
+        if isinstance(auxiliary, AuxiliaryHead) and auxiliary.training:
+            loss = loss + auxiliary.loss_weight * mean(auxiliary.logits)
             del auxiliary.logits  # with its graph: nothing may copy the module while it is there
     return loss, logits
 
 
-def training_size(recipe: Recipe, size: int) -> int:
+def train_crop_size(recipe: Recipe, size: int) -> int:
     """Pixels of a training crop for photos that are judged at `size`: 6/7 of it in steps of 32, unless it is small.
 
     A crop shows things larger than the whole photo does; so much smaller, it shows them at the same size (Touvron et
@@ -136,7 +136,7 @@ def training_size(recipe: Recipe, size: int) -> int:
     return recipe.train_size or (size if whole else round(size * 6 / 7 / 32) * 32)
 
 
-def growing_size(start: int | None, end: int, epoch: int, epochs: int) -> int:
+def progressive_crop_size(start: int | None, end: int, epoch: int, epochs: int) -> int:
     """Pixels of the crops in `epoch` of `epochs`: from `start` to `end` in three steps of a multiple of 32.
 
     Howard's progressive resizing: early epochs learn what small crops can teach, at their price.
@@ -147,14 +147,16 @@ def growing_size(start: int | None, end: int, epoch: int, epochs: int) -> int:
     return round((start + (end - start) * third / 2) / 32) * 32 if third < 2 else end
 
 
-def measure_slots(network: Network, photos: Tensor) -> None:
+def init_attention_norms(network: Network, photos: Tensor) -> None:
     """Norms in added attention start from the statistics of what they will see: of these photos, normalised."""
 
     def measure(slot: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert is_added(slot)
-        slot.measure(inputs[0])
+        slot.set_norm_statistics(inputs[0])
 
-    with_norm = [slot for slot in network.slots.values() if isinstance(getattr(slot, "norm", None), nn.BatchNorm2d)]
+    with_norm = [
+        slot for slot in network.added_attention.values() if isinstance(getattr(slot, "norm", None), nn.BatchNorm2d)
+    ]
     hooks = [slot.register_forward_pre_hook(measure) for slot in with_norm]
     if hooks:
         network.eval()

@@ -5,16 +5,16 @@ from typing import Any
 
 from fieldmark.recipes.recipe import Recipe
 
-Row = dict[str, Any]
+EpochRow = dict[str, Any]
 """An epoch in the history."""
 
-DROP, WAIT = 0.2, 4
+PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.2, 4
 """The write-ups' plateau rule: the rate times DROP after WAIT epochs without gain."""
-MILESTONES = (0.3, 0.6, 0.9)
+STEP_MILESTONES = (0.3, 0.6, 0.9)
 """Shares of the epochs behind which `steps` divides the rate by ten: 30, 60 and 90 of a hundred."""
 
 
-def rate_factor(schedule: str, step: int, total: int, history: list[Row], monitor: str) -> float:
+def lr_factor(schedule: str, step: int, total: int, history: list[EpochRow], monitor: str) -> float:
     """What the learning rate is multiplied with at `step` of `total`: a pure function of the step and the history.
 
     `cosine` rises over a tenth of the steps and falls along half a cosine (Loshchilov & Hutter 2017); `plateau` drops
@@ -24,7 +24,7 @@ def rate_factor(schedule: str, step: int, total: int, history: list[Row], monito
     if schedule == "constant":
         return 1.0
     if schedule == "steps":
-        return 0.1 ** sum(step >= round(share * total) for share in MILESTONES)
+        return 0.1 ** sum(step >= round(share * total) for share in STEP_MILESTONES)
     if schedule == "plateau":
         drops = wait = 0
         best: tuple[float, ...] | None = None
@@ -36,14 +36,14 @@ def rate_factor(schedule: str, step: int, total: int, history: list[Row], monito
                 best, wait = score, 0
             else:
                 wait += 1
-            if wait == WAIT:
+            if wait == PLATEAU_PATIENCE:
                 drops, wait = drops + 1, 0
-        return DROP**drops
+        return PLATEAU_FACTOR**drops
     warm = max(1, total // 10)
     return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, total - warm))))
 
 
-def best_epoch(history: list[Row], recipe: Recipe, photos: int) -> int:
+def best_epoch(history: list[EpochRow], recipe: Recipe, n_val: int) -> int:
     """Number of the best epoch by the figure that is watched on so many validation photos; without them the last.
 
     Where the rate falls along a cosine and accuracy is watched, it is the latest epoch within one standard error of the
@@ -57,19 +57,19 @@ def best_epoch(history: list[Row], recipe: Recipe, photos: int) -> int:
     highest = best["val_accuracy"]
     if recipe.schedule != "cosine" or recipe.monitor != "accuracy" or math.isnan(best["val_loss"]):
         return best["epoch"]
-    error = math.sqrt(highest * (1 - highest) / photos)
+    error = math.sqrt(highest * (1 - highest) / n_val)
     return max(row["epoch"] for row in rows if row["val_accuracy"] >= highest - error)
 
 
-def stops(history: list[Row], phase: int, recipe: Recipe, photos: int) -> bool:
+def should_stop_early(history: list[EpochRow], phase: int, recipe: Recipe, n_val: int) -> bool:
     """Early stopping: whether a phase has waited `patience` epochs for a better one. Phase 1 costs next to nothing."""
-    mine = [row for row in history if row["phase"] == phase]
-    if phase == 1 or not mine:
+    phase_history = [row for row in history if row["phase"] == phase]
+    if phase == 1 or not phase_history:
         return False
-    return mine[-1]["epoch"] - best_epoch(mine, recipe, photos) >= recipe.patience
+    return phase_history[-1]["epoch"] - best_epoch(phase_history, recipe, n_val) >= recipe.patience
 
 
-def line(row: Row, epochs: int) -> str:
+def format_epoch(row: EpochRow, epochs: int) -> str:
     """An epoch as a line of the text log."""
     return (
         f"epoch: {row['epoch']}/{epochs}, train_loss: {row['train_loss']:.4f}, train_acc: {row['train_accuracy']:.4f}, "
@@ -78,7 +78,7 @@ def line(row: Row, epochs: int) -> str:
     )
 
 
-def _score(row: Row, monitor: str) -> tuple[float, ...]:
+def _score(row: EpochRow, monitor: str) -> tuple[float, ...]:
     if math.isnan(row["val_loss"]):
         return (row["epoch"],)
     return (row["val_accuracy"], -row["val_loss"]) if monitor == "accuracy" else (-row["val_loss"],)

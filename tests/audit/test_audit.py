@@ -8,11 +8,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from fieldmark.audit import audit as module
-from fieldmark.audit.audit import Audit, Look, audit, fingerprint, usable
+from fieldmark.audit.audit import Audit, DecodedImage, audit_catalog, dataset_fingerprint, drop_unreadable
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.image import decode
-from fieldmark.data.readers import read
+from fieldmark.data.readers import read_catalog
 
 
 def noise(seed: int) -> Image.Image:
@@ -30,8 +30,8 @@ def save(root: Path, name: str, content: Image.Image | bytes) -> None:
 
 
 def look(root: Path) -> tuple[Catalog, Audit]:
-    catalog = read(root)
-    return catalog, audit(catalog, shorter=64, workers=2)
+    catalog = read_catalog(root)
+    return catalog, audit_catalog(catalog, shorter=64, workers=2)
 
 
 def state(root: Path) -> dict[str, tuple[int, bytes]]:
@@ -72,21 +72,21 @@ def test_every_fault_is_found(messy):
     assert found.leaks == (("test/a/leak.png", "train/a/2.png"),)
     assert set(found.duplicates) == {("train/a/0.png", "train/a/again.png"), *found.conflicts, *found.leaks}
     assert found.near_duplicates == (("test/b/鏡 'm\".jpg", "train/b/2.png"),) == found.near_leaks
-    assert found.problems
+    assert found.has_issues
     assert state(messy) == before
 
     groups = {photo.path: group for photo, group in zip(catalog.photos, found.groups, strict=True)}
     assert groups["train/a/0.png"] == groups["train/a/again.png"] != groups["train/a/3.png"]
     assert groups["train/b/2.png"] == groups["test/b/鏡 'm\".jpg"]
     assert groups["train/a/empty.jpg"] != groups["train/a/empty2.jpg"]
-    hashes = {photo.path: sha for photo, sha in zip(catalog.photos, found.hashes, strict=True)}
+    hashes = {photo.path: sha for photo, sha in zip(catalog.photos, found.file_hashes, strict=True)}
     assert hashes["train/a/gone.jpg"] == ""
     assert len(hashes["train/b/cut.png"]) == 64
 
 
 def test_json_keeps_the_contract(messy):
     catalog, found = look(messy)
-    told = json.loads(json.dumps(found.to_json(catalog)))
+    told = json.loads(json.dumps(found.to_dict(catalog)))
     lists = {"unreadable", "duplicates", "near_duplicates", "conflicts", "leaks", "near_leaks", "warnings"}
     lists |= {"group_leaks", "odd", "giveaways"}
     assert set(told) == lists | {"classes", "photos", "given_groups", "label_errors"}
@@ -109,7 +109,7 @@ def test_clean_photos_have_no_findings(tmp_path):
     for k in range(8):
         save(tmp_path, f"{'ab'[k % 2]}/{k}.png", noise(k))
     _, found = look(tmp_path)
-    assert not found.problems
+    assert not found.has_issues
     assert found.warnings == ()
     assert len(set(found.groups)) == 8
 
@@ -119,44 +119,46 @@ def test_uneven_classes_and_single_photos_are_warned_of(tmp_path):
         save(tmp_path, f"many/{k}.png", noise(k))
     save(tmp_path, "one/9.png", noise(9))
     _, found = look(tmp_path)
-    assert not found.problems
+    assert not found.has_issues
     uneven, alone = found.warnings
     assert "many has 6 photos, one has 1" in uneven
     assert alone == "a class with one photo trains but is not tested: one"
 
 
 def test_pixels_arrive_once_in_order_in_this_thread(messy):
-    catalog = read(messy)
+    catalog = read_catalog(messy)
     kept: dict[int, np.ndarray] = {}
     steps: list[tuple[int, int]] = []
 
-    def keep(i: int, look: Look) -> None:
+    def keep(i: int, look: DecodedImage) -> None:
         kept[i] = look.pixels
 
-    found = audit(catalog, shorter=48, keep=keep, workers=3, progress=lambda *step: steps.append(step))
+    found = audit_catalog(catalog, shorter=48, on_decoded=keep, workers=3, progress=lambda *step: steps.append(step))
     unreadable = {path for path, _ in found.unreadable}
     assert list(kept) == [i for i, photo in enumerate(catalog.photos) if photo.path not in unreadable]
     for i, pixels in kept.items():
         assert (pixels == np.asarray(decode(messy / catalog.photos[i].path, shorter=48))).all()
     assert steps == [(k + 1, 22) for k in range(22)]
-    assert audit(catalog, shorter=48, workers=1) == found
+    assert audit_catalog(catalog, shorter=48, workers=1) == found
 
 
 def test_what_is_known_is_not_decoded_and_changes_no_finding(messy, monkeypatch):
-    catalog = read(messy)
-    seen: dict[str, Look] = {}
-    found = audit(catalog, shorter=48, keep=lambda _, look: seen.setdefault(look.sha256, look))
+    catalog = read_catalog(messy)
+    seen: dict[str, DecodedImage] = {}
+    found = audit_catalog(catalog, shorter=48, on_decoded=lambda _, look: seen.setdefault(look.sha256, look))
     bad = [(messy / path).read_bytes() for path, reason in found.unreadable if reason != "no such file"]
     decoded: list[bytes] = []
     monkeypatch.setattr(module, "decode", lambda content, *how: decoded.append(content) or decode(content, *how))
-    again: list[Look] = []
-    assert audit(catalog, shorter=48, known=seen.get, keep=lambda _, look: again.append(look)) == found
+    again: list[DecodedImage] = []
+    assert (
+        audit_catalog(catalog, shorter=48, find_cached=seen.get, on_decoded=lambda _, look: again.append(look)) == found
+    )
     assert sorted(decoded) == sorted(bad) and all(look is seen[look.sha256] for look in again)
 
 
 def test_usable_photos_and_their_groups(messy):
     catalog, found = look(messy)
-    left, groups, rows = usable(catalog, found)
+    left, groups, rows = drop_unreadable(catalog, found)
     assert left.photos == tuple(catalog.photos[i] for i in rows)
     assert groups == tuple(found.groups[i] for i in rows)
     assert len(left.photos) == 18
@@ -169,27 +171,27 @@ def test_a_class_that_cannot_be_read_is_left_out(tmp_path):
         save(tmp_path, f"train/b/{k}.png", noise(9 + k))
         save(tmp_path, f"train/c/{k}.png", b"broken")
         save(tmp_path, f"test/c/{k}.png", noise(20 + k))
-    left = usable(*look(tmp_path)).catalog
+    left = drop_unreadable(*look(tmp_path)).catalog
     assert left.classes == ("a", "b")
     assert {photo.label for photo in left.photos} == {"a", "b"}
     assert left.warnings == ("classes without readable photos to train on left out: c",)
     for k in range(3):
         save(tmp_path, f"train/b/{k}.png", b"broken")
     with pytest.raises(FieldmarkError, match="without its 6 unreadable photos fewer than two classes"):
-        usable(*look(tmp_path))
+        drop_unreadable(*look(tmp_path))
 
 
 def test_the_fingerprint_follows_path_label_and_bytes(tmp_path):
     for k in range(4):
         save(tmp_path, f"{'ab'[k % 2]}/{k}.png", noise(k))
-    first = fingerprint(*look(tmp_path))
-    assert fingerprint(*look(tmp_path)) == first
+    first = dataset_fingerprint(*look(tmp_path))
+    assert dataset_fingerprint(*look(tmp_path)) == first
     (tmp_path / "a/0.png").write_bytes((tmp_path / "a/0.png").read_bytes() + b" ")
-    assert fingerprint(*look(tmp_path)) != first
+    assert dataset_fingerprint(*look(tmp_path)) != first
 
 
 def test_trashnet_has_three_conflicts_and_few_near_duplicates(trashnet):
-    found = audit(read(trashnet), shorter=64)
+    found = audit_catalog(read_catalog(trashnet), shorter=64)
     assert found.conflicts == found.duplicates
     assert [tuple(path.split("/")[1] for path in pair) for pair in found.conflicts] == [
         ("glass115.jpg", "metal91.jpg"),
@@ -205,7 +207,7 @@ def test_trashnet_has_three_conflicts_and_few_near_duplicates(trashnet):
 
 def test_birds_lie_on_both_sides_of_the_published_split(birds100):
     """Of these pairs the one is a crop of the other."""
-    found = {tuple(pair) for pair in audit(read(birds100), shorter=64).near_leaks}
+    found = {tuple(pair) for pair in audit_catalog(read_catalog(birds100), shorter=64).near_leaks}
     assert {
         ("test/Black_capped_Vireo/0012.jpg", "train/Black_capped_Vireo/0025.jpg"),
         ("test/Green_Kingfisher/0001.jpg", "train/Green_Kingfisher/0041.jpg"),

@@ -13,11 +13,11 @@ from PIL import Image
 from planted import plant
 
 from fieldmark.audit import label_errors
-from fieldmark.audit.check import check, write
+from fieldmark.audit.check import check, write_check
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.decisions import decided, resplit
-from fieldmark.data.readers import read
+from fieldmark.data.decisions import apply_decisions, apply_split_file
+from fieldmark.data.readers import read_catalog
 
 
 def pairs(clusters: list[list[str]]) -> set[frozenset[str]]:
@@ -57,7 +57,7 @@ def test_planted_label_errors_lie_on_top(mislabelled):
 
 def test_a_page_and_a_table_to_decide_in(mislabelled, tmp_path):
     photos, wrong, found = mislabelled
-    page, decisions, ranking = write(found, tmp_path / "out")
+    page, decisions, ranking = write_check(found, tmp_path / "out")
     text = page.read_text(encoding="utf-8")
     assert "Labels that look wrong" in text and text.count("<img") >= len(found.findings["label_errors"])
     assert "http" not in text.replace("http://www.w3.org", "")
@@ -66,8 +66,10 @@ def test_a_page_and_a_table_to_decide_in(mislabelled, tmp_path):
     assert {row["path"] for row in rows} >= {error["path"] for error in found.findings["label_errors"]}
     assert len(ranking.read_text(encoding="utf-8").splitlines()) == 1 + found.findings["photos"]
 
-    before = read(photos)
-    assert [photo.label for photo in decided(before, decisions).photos] == [photo.label for photo in before.photos]
+    before = read_catalog(photos)
+    assert [photo.label for photo in apply_decisions(before, decisions).photos] == [
+        photo.label for photo in before.photos
+    ]
     for row in rows:
         row["decision"] = "relabel" if row["path"] in wrong else "exclude"
         row["to"] = wrong.get(row["path"], "")
@@ -75,7 +77,7 @@ def test_a_page_and_a_table_to_decide_in(mislabelled, tmp_path):
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    after = {photo.path: photo.label for photo in decided(before, decisions).photos}
+    after = {photo.path: photo.label for photo in apply_decisions(before, decisions).photos}
     listed = {row["path"] for row in rows}
     assert not {path for path in wrong.keys() & listed if after[path] != wrong[path]}
     assert not (listed - wrong.keys()) & after.keys()
@@ -92,8 +94,8 @@ def test_out_of_fold_means_out_of_group(monkeypatch):
     def logistic(rows, *_):
         learned.append({groups[int(k)] for k in rows[:, 3]})
 
-    monkeypatch.setattr(label_errors, "logistic", logistic)
-    label_errors.out_of_fold(features, said.astype(np.int64), groups, 3)
+    monkeypatch.setattr(label_errors, "fit_logistic_regression", logistic)
+    label_errors.cross_val_probabilities(features, said.astype(np.int64), groups, 3)
     everyone = set(groups)
     assert len(learned) == 5 and all(everyone - some for some in learned)
     left_out = [everyone - some for some in learned]
@@ -101,7 +103,7 @@ def test_out_of_fold_means_out_of_group(monkeypatch):
 
 
 def test_too_few_to_judge():
-    assert label_errors.ranked([0, 1], np.zeros((2, 3), np.float32), ["a", "b"], ["1", "2"], [0, 1]) == []
+    assert label_errors.rank_labels([0, 1], np.zeros((2, 3), np.float32), ["a", "b"], ["1", "2"], [0, 1]) == []
 
 
 @pytest.mark.parametrize("each", [2, 3, 4])
@@ -110,8 +112,8 @@ def test_small_classes_are_judged_all_the_same(each):
     n = 5 * each
     said, groups = [f"{k // each}" for k in range(n)], [*range(n - each), *[n] * each]
     features = np.eye(5, dtype=np.float32)[np.arange(n) // each] + 0.01 * np.arange(n, dtype=np.float32)[:, None]
-    found = label_errors.ranked(range(n), features, said, [f"{k}.jpg" for k in range(n)], groups)
-    assert {row["label"] for row in found} == ({"0", "1", "2", "3"} if 4 * each >= label_errors.FEWEST else set())
+    found = label_errors.rank_labels(range(n), features, said, [f"{k}.jpg" for k in range(n)], groups)
+    assert {row["label"] for row in found} == ({"0", "1", "2", "3"} if 4 * each >= label_errors.MIN_IMAGES else set())
 
 
 @pytest.mark.parametrize(
@@ -126,20 +128,20 @@ def test_small_classes_are_judged_all_the_same(each):
 def test_decisions_that_cannot_be_done(small_photos, tmp_path, line, message):
     (tmp_path / "d.csv").write_text("path,decision,to\n" + line + "\n")
     with pytest.raises(FieldmarkError, match=message):
-        decided(read(small_photos), tmp_path / "d.csv")
+        apply_decisions(read_catalog(small_photos), tmp_path / "d.csv")
 
 
 def test_a_split_file_is_kept_to(small_photos, tmp_path):
-    catalog = read(small_photos)
+    catalog = read_catalog(small_photos)
     chosen = {photo.path: ("train", "val", "test")[k % 3] for k, photo in enumerate(catalog.photos[:30])}
     lines = [f'"{path}",,{side}' for path, side in chosen.items()]
     (tmp_path / "split.csv").write_text("path,label,split\n" + "\n".join([*lines, "gone.jpg,x,test"]) + "\n")
-    found = resplit(catalog, tmp_path / "split.csv")
+    found = apply_split_file(catalog, tmp_path / "split.csv")
     assert {photo.path: photo.split for photo in found.photos} == chosen
     assert found.warnings[0].startswith("18 photos that") and found.warnings[1].startswith("1 photo of")
     (tmp_path / "split.csv").write_text("path,label,split\ngone.jpg,x,test\n")
     with pytest.raises(FieldmarkError, match="names no photo of"):
-        resplit(catalog, tmp_path / "split.csv")
+        apply_split_file(catalog, tmp_path / "split.csv")
 
 
 def test_the_command(small_photos, tmp_path, command):
@@ -196,7 +198,7 @@ def test_folds(small_photos, tmp_path, here, tiny_options):
     for k in (1, 2):
         with (tmp_path / "run" / f"fold-{k}" / "split.csv").open(encoding="utf-8", newline="") as file:
             tested += [row["path"] for row in csv.DictReader(file) if row["split"] == "test"]
-    assert sorted(tested) == sorted(photo.path for photo in read(small_photos).photos)
+    assert sorted(tested) == sorted(photo.path for photo in read_catalog(small_photos).photos)
     accuracies = [fold["test"]["accuracy"] for fold in done.json["folds"]]
     assert done.json["test"]["n"] == 48 and min(accuracies) <= done.json["test"]["accuracy"] <= max(accuracies)
     right = sum(fold["test"]["accuracy"] * fold["test"]["n"] for fold in done.json["folds"])

@@ -36,9 +36,9 @@ COPIES = {
 def clusters(images: list[Image.Image]) -> np.ndarray:
     hashes = np.array([duplicates.dhash(image) for image in images], np.uint64).reshape(-1, 2)
     thumbnails = np.array([duplicates.thumbnail(image) for image in images], np.uint8).reshape(
-        -1, duplicates.SIDE, duplicates.SIDE, 3
+        -1, duplicates.THUMBNAIL_SIDE, duplicates.THUMBNAIL_SIDE, 3
     )
-    return duplicates.clusters(np.arange(len(images)), hashes, thumbnails)
+    return duplicates.cluster_duplicates(np.arange(len(images)), hashes, thumbnails)
 
 
 @pytest.fixture(scope="module")
@@ -78,8 +78,8 @@ def test_a_large_family_of_lookalikes_is_not_one_photo():
     angles = np.linspace(0, np.pi / 2, 6, endpoint=False)
     steps = [np.cos(t) * a + np.sin(t) * b for a, b in pairwise(anchors) for t in angles]
     family = [Image.fromarray((128 + step).clip(0, 255).astype(np.uint8)).resize((256, 256)) for step in steps]
-    assert len(family) > 2 * duplicates.LARGE
-    assert len(set(clusters(family[: duplicates.LARGE]))) == 1
+    assert len(family) > 2 * duplicates.MAX_CLUSTER_SIZE
+    assert len(set(clusters(family[: duplicates.MAX_CLUSTER_SIZE]))) == 1
     assert len(set(clusters(family))) == len(family)
 
 
@@ -90,8 +90,8 @@ def test_copies_inside_a_family_that_is_known_already_are_found(monkeypatch):
     varied = [128 + base + rng.normal(0, 11, base.shape) for _ in range(60)]
     family = [Image.fromarray(one.clip(0, 255).astype(np.uint8)).resize((256, 256)) for one in varied]
     monkeypatch.setattr(duplicates, "_ROWS", 10)
-    looked, agreement = [], duplicates._agreement
-    monkeypatch.setattr(duplicates, "_agreement", lambda i, *rest: looked.append(len(i)) or agreement(i, *rest))
+    looked, agreement = [], duplicates._pair_similarity
+    monkeypatch.setattr(duplicates, "_pair_similarity", lambda i, *rest: looked.append(len(i)) or agreement(i, *rest))
     copies = [ImageEnhance.Brightness(photo).enhance(0.99) for photo in family[-3:]]
     assert clusters(family + copies).tolist() == [*range(60), *range(57, 60)]
     assert 0 < sum(looked) < 63 * 62 / 2 / 2
@@ -101,16 +101,16 @@ def test_the_short_look_at_a_pair_loses_none(monkeypatch):
     """All pairs compared in full, as they are and mirrored, in blocks that are smaller than the photos are many."""
     rng = np.random.default_rng(0)
     monkeypatch.setattr(duplicates, "_ROWS", 50)
-    monkeypatch.setattr(duplicates, "_COLUMNS", 70)
-    first = rng.integers(0, 256, (60, duplicates.SIDE, duplicates.SIDE, 3))
+    monkeypatch.setattr(duplicates, "_SPLIT_COLUMNS", 70)
+    first = rng.integers(0, 256, (60, duplicates.THUMBNAIL_SIDE, duplicates.THUMBNAIL_SIDE, 3))
     near = [(first + rng.normal(0, noise, first.shape)).clip(0, 255) for noise in (10, 30, 38, 42, 46)]
     thumbnails = np.concatenate([first, *near]).astype(np.uint8)
     thumbnails[::7] = thumbnails[::7, :, ::-1]
-    full = [duplicates.details(side) for side in (thumbnails, thumbnails[:, :, ::-1])]
+    full = [duplicates.local_descriptors(side) for side in (thumbnails, thumbnails[:, :, ::-1])]
     agreement = [np.einsum("id,jd->ij", full[0], side, dtype=np.float32) for side in full]
-    alikes = sum((np.triu(side >= duplicates.AGREEMENT, 1) for side in agreement), np.zeros(len(full[0]), bool))
+    alikes = sum((np.triu(side >= duplicates.MIN_SIMILARITY, 1) for side in agreement), np.zeros(len(full[0]), bool))
     found = np.zeros((360, 360), bool)
-    for i, j, _ in duplicates._pairs(np.zeros((360, 2), np.uint64), thumbnails, np.arange(360)):
+    for i, j, _ in duplicates._duplicate_pairs(np.zeros((360, 2), np.uint64), thumbnails, np.arange(360)):
         found[i, j] = True
     assert 400 < found.sum() < 60 * 15 and (found == alikes).all()
 
@@ -124,6 +124,6 @@ def test_equal_files_stay_together_and_order_does_not_matter(photos):
             where = np.argsort(order)
             assert (plain[i] == plain[j]) == (shuffled[where[i]] == shuffled[where[j]])
     same = np.array([0, 0, 2])
-    nothing = np.zeros((3, duplicates.SIDE, duplicates.SIDE, 3), np.uint8)
-    assert (duplicates.clusters(same, np.zeros((3, 2), np.uint64), nothing) == same).all()
+    nothing = np.zeros((3, duplicates.THUMBNAIL_SIDE, duplicates.THUMBNAIL_SIDE, 3), np.uint8)
+    assert (duplicates.cluster_duplicates(same, np.zeros((3, 2), np.uint64), nothing) == same).all()
     assert clusters([]).shape == (0,)

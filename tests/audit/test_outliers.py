@@ -9,15 +9,15 @@ import pytest
 from PIL import Image, ImageFilter
 
 from fieldmark.audit.duplicates import thumbnail
-from fieldmark.audit.outliers import Facts, facts, giveaways, odd
+from fieldmark.audit.outliers import ImageStats, find_outliers, find_shortcuts, image_stats
 from fieldmark.data.image import decode
 
 
-def of(image: Image.Image, kind: str = "PNG", **options) -> Facts:
+def of(image: Image.Image, kind: str = "PNG", **options) -> ImageStats:
     packed = io.BytesIO()
     image.save(packed, kind, **options)
     seen = decode(packed.getvalue(), 128)
-    return facts(packed.getvalue(), np.asarray(seen), thumbnail(seen))
+    return image_stats(packed.getvalue(), np.asarray(seen), thumbnail(seen))
 
 
 def scene(seed: int = 0, size: tuple[int, int] = (160, 120), level: float = 1.0) -> Image.Image:
@@ -39,7 +39,7 @@ CASES = {
 @pytest.mark.parametrize("kind", CASES)
 def test_each_kind_is_named_once(kind):
     usual = [of(scene(k)) for k in range(1, 6)]
-    (found,) = odd(["1", "2", "3", "4", "5", "x"], [*usual, of(CASES[kind])])
+    (found,) = find_outliers(["1", "2", "3", "4", "5", "x"], [*usual, of(CASES[kind])])
     assert (found.path, found.kind) == ("x", kind)
 
 
@@ -53,10 +53,10 @@ def test_what_the_file_says():
 def test_a_class_that_its_files_give_away():
     jpeg, png = of(scene(), "JPEG"), of(scene())
     labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
-    assert not list(giveaways(labels, [jpeg] * 60))
-    (found,) = giveaways(labels, [png] * 20 + [jpeg] * 40)
+    assert not list(find_shortcuts(labels, [jpeg] * 60))
+    (found,) = find_shortcuts(labels, [png] * 20 + [jpeg] * 40)
     assert (found.label, found.what, found.value, found.share, found.elsewhere) == ("a", "format", "PNG", 1.0, 0.0)
-    assert not list(giveaways(["a"] * 5 + ["b"] * 50, [png] * 5 + [jpeg] * 50))  # too few to say so
+    assert not list(find_shortcuts(["a"] * 5 + ["b"] * 50, [png] * 5 + [jpeg] * 50))  # too few to say so
 
 
 @pytest.mark.parametrize("photos", ["trashnet", "birds100"])
@@ -65,7 +65,9 @@ def test_blur_is_told_from_smoothness(photos, request):
     random.Random(0).shuffle(files)
     seen = [decode(file, 256) for file in files[:100]]
     blurred = [image.filter(ImageFilter.GaussianBlur(3)) for image in seen]
-    sharp, soft = ([facts(b"", np.asarray(image), thumbnail(image)) for image in images] for images in (seen, blurred))
+    sharp, soft = (
+        [image_stats(b"", np.asarray(image), thumbnail(image)) for image in images] for images in (seen, blurred)
+    )
     names = [str(file) for file in files[:100]]
-    assert sum(found.kind == "blurred" for found in odd(names, sharp)) <= 2
-    assert sum(found.kind == "blurred" for found in odd(names, soft)) >= 95
+    assert sum(found.kind == "blurred" for found in find_outliers(names, sharp)) <= 2
+    assert sum(found.kind == "blurred" for found in find_outliers(names, soft)) >= 95

@@ -20,7 +20,7 @@ def test_what_is_timed_is_what_it_says(monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(bench.time, "perf_counter", clock)
     said: list[str] = []
-    found = bench.bench("resnet18", 2, 32, False, said.append)
+    found = bench.benchmark_network("resnet18", 2, 32, False, said.append)
     assert calls == 2 * (10 + 100)
     assert found["mean_s"] == 2.0
     assert found["sd_s"] == pytest.approx(statistics.stdev([1.0, 3.0] * 50))
@@ -33,19 +33,19 @@ def test_what_is_timed_is_what_it_says(monkeypatch: pytest.MonkeyPatch):
 
 @pytest.fixture
 def brief(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "WARM_UP", 1)
-    monkeypatch.setattr(bench, "TIMED", 3)
+    monkeypatch.setattr(bench, "WARMUP_RUNS", 1)
+    monkeypatch.setattr(bench, "TIMED_RUNS", 3)
 
 
 def test_training(brief: None):
     said: list[str] = []
-    found = bench.bench("resnet18", 2, 32, True, said.append)
+    found = bench.benchmark_network("resnet18", 2, 32, True, said.append)
     assert found["train"]
     assert found["mean_s"] > 0 <= found["sd_s"]
     assert "Forward-backward across 3 steps" in said[-1]
 
 
 def test_words_of_a_network(brief: None):
-    assert bench.bench("resnet18+after=-1:mask+head=bilinear(reduced=4)", 1, 32, False, print)["mean_s"] > 0
+    assert bench.benchmark_network("resnet18+after=-1:mask+head=bilinear(reduced=4)", 1, 32, False, print)["mean_s"] > 0
     with pytest.raises(FieldmarkError, match="resnet18"):
-        bench.bench("resnet19", 1, None, False, print)
+        bench.benchmark_network("resnet19", 1, None, False, print)

@@ -13,7 +13,7 @@ LAYER = {"name", "shape", "params", "macs", "frozen", "frozen_in_phase_2", "atte
 
 @pytest.fixture
 def no_timing(monkeypatch):
-    monkeypatch.setattr(zoo, "images_per_s", lambda name: 1234.56)
+    monkeypatch.setattr(zoo, "measure_throughput", lambda name: 1234.56)
 
 
 def test_json_of_every_network(command):
@@ -52,7 +52,7 @@ def test_networks_by_a_word_of_their_name_with_their_speed(here, no_timing):
 
 
 def test_speed_is_measured():
-    slow, fast = zoo.images_per_s("resnet18", seconds=0), zoo.images_per_s("mobilenet_v3_small", seconds=0)
+    slow, fast = zoo.measure_throughput("resnet18", seconds=0), zoo.measure_throughput("mobilenet_v3_small", seconds=0)
     assert 0 < slow < fast
 
 

@@ -12,16 +12,16 @@ from jinja2.ext import extract_from_ast
 from PIL import Image
 from told import Words, english, make_run, write_csv
 
-from fieldmark.audit.check import check, write
+from fieldmark.audit.check import check, write_check
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.core.i18n import ENGLISH, LANGUAGES, language
+from fieldmark.core.i18n import ENGLISH, LANGUAGES, get_language
 from fieldmark.core.progress import Reporter
 from fieldmark.data.readers.files import Folder
 from fieldmark.explanation import attribution
 from fieldmark.explanation.explain import _title
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.report import html
-from fieldmark.report.run_report import rewrite, write_report
+from fieldmark.report.run_report import rewrite_report, write_report
 
 PACKAGE = Path(html.__file__).parent
 OTHERS = [code for code in LANGUAGES if code != "en"]
@@ -31,7 +31,7 @@ def messages() -> dict[str, str]:
     """Every text that is said through a language -> the file it stands in."""
     found: dict[str, str] = {}
     for file in sorted(html.TEMPLATES.glob("*.j2")):
-        tree = html.environment().parse(file.read_text(encoding="utf-8"))
+        tree = html.make_environment().parse(file.read_text(encoding="utf-8"))
         for _, _, text in extract_from_ast(tree, ("_",)):
             found[str(text if isinstance(text, str) else text[0] if text else None)] = file.name
     for file in sorted(PACKAGE.rglob("*.py")):
@@ -50,7 +50,7 @@ def places(text: str) -> set[tuple[str, str | None]]:
 
 @pytest.mark.parametrize("code", OTHERS)
 def test_every_text_is_translated_with_the_same_placeholders(code: str):
-    said, told = messages(), language(code).texts
+    said, told = messages(), get_language(code).texts
     assert len(said) > 150
     assert not {text: file for text, file in said.items() if text not in told}, "without a translation"
     assert not [text for text in told if text not in said], "nobody says that any more"
@@ -63,11 +63,11 @@ def test_every_text_is_translated_with_the_same_placeholders(code: str):
 def test_no_text_is_given_twice(code: str):
     lines = (html.TEMPLATES / f"{code}.yaml").read_text(encoding="utf-8").splitlines()
     keys = [line.partition('": "')[0] for line in lines if line.startswith('"')]
-    assert len(keys) == len(set(keys)) == len(language(code).texts)
+    assert len(keys) == len(set(keys)) == len(get_language(code).texts)
 
 
 def test_numbers_are_written_as_people_write_them():
-    zh, space = language("zh"), "\N{NO-BREAK SPACE}"
+    zh, space = get_language("zh"), "\N{NO-BREAK SPACE}"
     assert (ENGLISH.percent(0.9213), zh.percent(0.9213)) == (f"92.1{space}%", "92.1%")
     assert (ENGLISH.interval((0.89, 0.944)), zh.interval((0.89, 0.944))) == (f"89.0–94.4{space}%", "89.0%～94.4%")
     assert (ENGLISH.duration(292), zh.duration(292), zh.duration(12.34)) == ("4 min 52 s", "4 分 52 秒", "12.3 秒")
@@ -77,7 +77,7 @@ def test_numbers_are_written_as_people_write_them():
 
 def test_the_language_of_a_recipe_is_one_that_is_there():
     for code in LANGUAGES:
-        assert Recipe(lang=code).lang == code and language(code).tag == LANGUAGES[code]
+        assert Recipe(lang=code).lang == code and get_language(code).tag == LANGUAGES[code]
     with pytest.raises(FieldmarkError, match="--lang is 'de', but can be en or zh"):
         Recipe(lang="de")
 
@@ -91,7 +91,7 @@ def test_nothing_english_is_left_in_chinese(tmp_path, classes):
         (tmp_path / "照片" / name).mkdir(parents=True)
         for k in range(12):
             Image.new("RGB", (9, 9), (9 * k, 80, 80)).save(tmp_path / "照片" / name / f"{k}.jpg")
-    page, card, curves = write_report(tmp_path / "运行", Folder(tmp_path / "照片"), language("zh"))
+    page, card, curves = write_report(tmp_path / "运行", Folder(tmp_path / "照片"), get_language("zh"))
     shown = page.read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in shown and all(name in shown for name in classes)
     environment = [str(value) for pair in metrics["environment"].items() for value in pair]
@@ -113,7 +113,7 @@ def test_the_page_of_check_is_chinese_too(small_photos, tmp_path):
     found.findings["label_errors"] = [
         {"path": found.catalog.photos[0].path, "label": "disc", "suggested": "square", "confidence": 0.1}
     ]
-    page = write(found, tmp_path / "out", "zh")[0].read_text(encoding="utf-8")
+    page = write_check(found, tmp_path / "out", "zh")[0].read_text(encoding="utf-8")
     names = [*found.findings["classes"], "truncated", "decisions.csv", "--apply", "photos"]
     assert "疑似错误的标签" in page and "另有 2 张" in page
     assert not english("\n".join(Words(page).words), names)
@@ -135,7 +135,7 @@ def test_a_report_can_be_written_anew_in_another_language(tmp_path, here):
     shown = (run / "report.html").read_text(encoding="utf-8")
     assert "混淆矩阵" not in shown and "混淆情况" in shown and "data:image/jpeg" in shown
     (run / "recipe.yaml").write_text("lang: zh")
-    assert rewrite(run)[1] == [] and "混淆情况" in (run / "report.html").read_text(encoding="utf-8")
+    assert rewrite_report(run)[1] == [] and "混淆情况" in (run / "report.html").read_text(encoding="utf-8")
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     done = here("report", run, "--lang", "en")
     assert done.code == 1 and "the photos cannot be had" in done.err and "report.html" in done.out

@@ -16,8 +16,8 @@ def test_a_line_on_stderr_and_in_the_log(tmp_path: Path, capsys: pytest.CaptureF
     reporter = Reporter(tmp_path / "log.txt")
     said = ["phase 1: [bold]3[/bold] of 5 :smile:", "长" * 300, "x" * 500]
     for text in said:
-        reporter.say(text)
-    reporter.warn("caf\udce9")
+        reporter.info(text)
+    reporter.warning("caf\udce9")
     seen = capsys.readouterr()
     assert seen.out == ""
     assert seen.err.splitlines() == [*said, "warning: caf\ufffd"]
@@ -30,8 +30,8 @@ def test_any_text_is_one_line(text: str, tmp_path: Path):
     (tmp_path / "log.txt").unlink(missing_ok=True)
     reporter = Reporter(tmp_path / "log.txt")
     reporter.console.file = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")
-    reporter.say(text)
-    reporter.say(text)
+    reporter.info(text)
+    reporter.info(text)
     content = (tmp_path / "log.txt").read_text(encoding="utf-8")
     assert len(content.splitlines()) == content.count("\n") == 2
     assert "\x1b" not in content
@@ -39,20 +39,20 @@ def test_any_text_is_one_line(text: str, tmp_path: Path):
 
 def test_logs_grow(tmp_path: Path):
     for text in ("first", "second"):
-        Reporter(tmp_path / "log.txt").say(text)
+        Reporter(tmp_path / "log.txt").info(text)
     assert [line.split()[-1] for line in (tmp_path / "log.txt").read_text().splitlines()] == ["first", "second"]
 
 
 def test_parts_add_up_and_count_what_failed():
     reporter = Reporter()
     for _ in range(2):
-        with reporter.part("a"):
+        with reporter.timer("a"):
             time.sleep(0.01)
-    with pytest.raises(ValueError), reporter.part("b"):
+    with pytest.raises(ValueError), reporter.timer("b"):
         time.sleep(0.01)
         raise ValueError
-    assert 0.02 <= reporter.seconds["a"] <= reporter.elapsed()
-    assert 0.01 <= reporter.seconds["b"] <= reporter.elapsed() - reporter.seconds["a"]
+    assert 0.02 <= reporter.stage_seconds["a"] <= reporter.elapsed()
+    assert 0.01 <= reporter.stage_seconds["b"] <= reporter.elapsed() - reporter.stage_seconds["a"]
 
 
 def test_elapsed_counts_from_the_given_start():
@@ -60,7 +60,7 @@ def test_elapsed_counts_from_the_given_start():
 
 
 def test_no_bar_where_nobody_looks(capsys: pytest.CaptureFixture[str]):
-    with Reporter().bar("reading", "photos") as advance:
+    with Reporter().progress_bar("reading", "photos") as advance:
         for k in range(3):
             advance(k + 1, 3)
     seen = capsys.readouterr()
@@ -72,7 +72,7 @@ def test_a_terminal_gets_a_bar_with_the_time_left(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("TTY_COMPATIBLE", "1")
     reporter, drawn = Reporter(), io.StringIO()
     reporter.console.file = drawn
-    with reporter.bar("reading", "photos") as advance:
+    with reporter.progress_bar("reading", "photos") as advance:
         advance(1, 3)
     assert "reading" in drawn.getvalue()
     assert "left" in drawn.getvalue()

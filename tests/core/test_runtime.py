@@ -35,7 +35,7 @@ def prepared(**environment: str) -> dict:
 
 def test_prepare():
     linux = sys.platform.startswith("linux")
-    assert prepared() == {"threads": runtime.cores(), "kept": linux, "wait": "passive"}
+    assert prepared() == {"threads": runtime.available_cpus(), "kept": linux, "wait": "passive"}
 
 
 GIVEN_BACK = """
@@ -69,7 +69,7 @@ def test_what_the_user_set_wins():
 
 
 def test_cores_are_those_that_may_be_used():
-    assert 1 <= runtime.cores() <= (os.cpu_count() or 1)
+    assert 1 <= runtime.available_cpus() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_setaffinity"):
         command = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
         command += "from fieldmark import machine; print(machine.cores())"
@@ -78,7 +78,7 @@ def test_cores_are_those_that_may_be_used():
 
 
 def test_describe_goes_into_json():
-    found = runtime.describe()
+    found = runtime.describe_environment()
     assert json.loads(json.dumps(found)) == found
     assert found.keys() >= {
         "python",
@@ -101,4 +101,4 @@ def test_describe_goes_on_without_what_is_not_installed(monkeypatch: pytest.Monk
         return "1.0"
 
     monkeypatch.setattr(runtime, "version", missing)
-    assert "torch" not in runtime.describe()
+    assert "torch" not in runtime.describe_environment()

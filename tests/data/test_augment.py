@@ -9,8 +9,8 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch import Tensor
 from torch.nn import functional as F
 
-from fieldmark.data.augment import GREY, Mix, class_weights, transform
-from fieldmark.data.image import centre
+from fieldmark.data.augment import ERASE_VALUE, BatchMixer, build_transform, class_weights
+from fieldmark.data.image import center_crop
 
 NAMES = ("none", "flip-crop", "standard", "strong")
 SEEDS = st.integers(0, 2**32 - 1)
@@ -18,7 +18,7 @@ SEEDS = st.integers(0, 2**32 - 1)
 
 def seen(name: str, photo: Tensor, size: int, seed: int = 0, **options: float) -> Tensor:
     torch.manual_seed(seed)
-    return transform(name, size, **options)(photo)
+    return build_transform(name, size, **options)(photo)
 
 
 def places(h: int, w: int) -> Tensor:
@@ -51,7 +51,7 @@ def test_none_is_what_is_judged(size: int, crop: float, longer: int):
 
     pixels = np.random.default_rng(0).integers(0, 256, (round(size / crop), round(size / crop) + longer, 3), np.uint8)
     for photo in (pixels, np.ascontiguousarray(pixels.transpose(1, 0, 2))):
-        expected = torch.from_numpy(centre(Image.fromarray(photo), size)).permute(2, 0, 1)
+        expected = torch.from_numpy(center_crop(Image.fromarray(photo), size)).permute(2, 0, 1)
         assert torch.equal(seen("none", torch.from_numpy(photo).permute(2, 0, 1), size, crop=crop), expected)
 
 
@@ -101,7 +101,7 @@ def test_strong_erases_a_patch_at_the_end():
         whole, erased = seen("strong", photo, 32, seed, erasing=0.0), seen("strong", photo, 32, seed, erasing=1.0)
         rows, columns = torch.nonzero((whole != erased).any(0), as_tuple=True)
         patch = erased[:, rows.min() : rows.max() + 1, columns.min() : columns.max() + 1]
-        assert (patch == GREY).all()
+        assert (patch == ERASE_VALUE).all()
         assert 0.01 < patch[0].numel() / 32**2 < 0.36
 
 
@@ -135,7 +135,7 @@ def plain(n: int, side: int = 16) -> Tensor:
 def test_labels_are_mixed_as_the_pixels_are(n: int, step: int, seed: int, way: str):
     photos, labels = plain(n).contiguous(), torch.arange(n)
     before = photos.clone()
-    mixed, targets = Mix(n, seed, **{way: 1.0})(photos, labels, step)
+    mixed, targets = BatchMixer(n, seed, **{way: 1.0})(photos, labels, step)
     assert torch.equal(photos, before)
     assert (mixed.dtype, mixed.shape, targets.shape) == (torch.uint8, photos.shape, (n, n))
     torch.testing.assert_close(targets.sum(1), torch.ones(n))
@@ -145,7 +145,7 @@ def test_labels_are_mixed_as_the_pixels_are(n: int, step: int, seed: int, way: s
 
 
 def test_each_way_has_its_turn_and_its_own_look():
-    photos, both = plain(8), Mix(8, 0, mixup=0.4, cutmix=1.0)
+    photos, both = plain(8), BatchMixer(8, 0, mixup=0.4, cutmix=1.0)
     kinds = [len(both(photos, torch.arange(8), step)[0][1].unique()) for step in range(60)]
     assert 10 < kinds.count(1) < 50  # mixup leaves one value; cutmix two, or one where it took all or nothing
     assert kinds.count(1) + kinds.count(2) == 60
@@ -156,7 +156,7 @@ def test_a_mixture_is_a_function_of_seed_and_step():
 
     def mixed(seed: int, step: int) -> tuple[float, ...]:
         torch.rand(3)
-        return tuple(Mix(6, seed, mixup=1.0, cutmix=1.0)(photos, labels, step)[1].flatten().tolist())
+        return tuple(BatchMixer(6, seed, mixup=1.0, cutmix=1.0)(photos, labels, step)[1].flatten().tolist())
 
     assert mixed(1, 7) == mixed(1, 7)
     assert len({mixed(seed, step) for seed in (0, 1) for step in range(5)}) == 10
@@ -166,7 +166,7 @@ def test_a_mixture_is_a_function_of_seed_and_step():
 @pytest.mark.parametrize("way", ["mixup", "cutmix"])
 def test_processes_mix_what_one_would(world: int, way: str):
     photos, labels = torch.randint(0, 256, (16, 3, 8, 8), dtype=torch.uint8), torch.arange(16)
-    mix = Mix(16, 0, **{way: 1.0})
+    mix = BatchMixer(16, 0, **{way: 1.0})
     for step in range(5):
         whole = mix(photos, labels, step)
         for rank in range(world):
@@ -176,7 +176,7 @@ def test_processes_mix_what_one_would(world: int, way: str):
 
 def test_label_smoothing_goes_on_top():
     logits, labels = torch.randn(6, 4), torch.tensor([0, 1, 2, 3, 0, 1])
-    _, targets = Mix(4, 0, mixup=1.0)(plain(6), labels, 3)
+    _, targets = BatchMixer(4, 0, mixup=1.0)(plain(6), labels, 3)
     share = targets[2, 2]
     ours = F.cross_entropy(logits, targets, label_smoothing=0.1)
     apart = [F.cross_entropy(logits, of, label_smoothing=0.1) for of in (labels, labels.roll(3))]
@@ -185,7 +185,7 @@ def test_label_smoothing_goes_on_top():
 
 def test_mixing_nothing_is_refused():
     with pytest.raises(ValueError, match="alpha"):
-        Mix(3, 0)
+        BatchMixer(3, 0)
 
 
 # ---- what a class weighs

@@ -7,7 +7,7 @@ import pytest
 from containers import png
 from PIL import Image
 
-from fieldmark.data.image import Unreadable, decode
+from fieldmark.data.image import UnreadableImageError, decode
 
 
 def test_a_box_is_what_it_would_be_alone(tmp_path):
@@ -16,7 +16,7 @@ def test_a_box_is_what_it_would_be_alone(tmp_path):
     part = whole.crop((20, 30, 84, 78))
     assert np.array_equal(np.asarray(decode(content, box=box)), np.asarray(part))
     assert decode(content, 32, box=box).size == (43, 32)
-    with pytest.raises(Unreadable, match="outside"):
+    with pytest.raises(UnreadableImageError, match="outside"):
         decode(content, box=(500.0, 0.0, 10.0, 10.0))
 
 
@@ -40,5 +40,5 @@ def test_a_jpeg_of_endless_scans_is_refused_at_once():
     content = packed.getvalue()
     assert decode(content, 64).size == (85, 64)
     last = content.rindex(b"\xff\xda")
-    with pytest.raises(Unreadable, match="times over its 3,000,000 pixels"):
+    with pytest.raises(UnreadableImageError, match="times over its 3,000,000 pixels"):
         decode(content[:-2] + content[last:-2] * 2000 + b"\xff\xd9", 64)

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from fieldmark.data.image import Unreadable, centre, decode, prepare
+from fieldmark.data.image import UnreadableImageError, center_crop, decode, preprocess
 
 ORIENTATION = 0x0112
 TURN = Image.Transpose
@@ -102,9 +102,9 @@ def test_float_grey():
         photo = np.asarray(decode(encoded(Image.fromarray(values * scale), "TIFF")))
         assert np.abs(photo[..., 0] - values * 255).max() <= 0.5
     for wrong in (values * 1000, values - 5, np.full_like(values, np.nan)):
-        with pytest.raises(Unreadable, match="floating-point"):
+        with pytest.raises(UnreadableImageError, match="floating-point"):
             decode(encoded(Image.fromarray(wrong), "TIFF"))
-    with pytest.raises(Unreadable, match="32-bit"):
+    with pytest.raises(UnreadableImageError, match="32-bit"):
         decode(encoded(Image.fromarray(np.full((9, 9), 1 << 20, np.int32)), "TIFF"))
 
 
@@ -164,14 +164,14 @@ def test_reduced_decoding_shows_the_same_photo(trashnet):
 
 def test_centre_and_prepare():
     photo = decode(encoded(scene(90, 60), "PNG"))
-    middle = centre(photo, 20)
+    middle = center_crop(photo, 20)
     assert middle.shape == (20, 20, 3)
     assert middle.dtype == np.uint8
     assert (middle == np.asarray(photo)[20:40, 35:55]).all()
     with pytest.raises(ValueError, match="no centre"):
-        centre(photo, 61)
-    seen = prepare(encoded(scene(90, 60), "PNG"), {"size": 56, "crop": 0.875, "mean": [0.5]})
-    assert (seen == centre(decode(encoded(scene(90, 60), "PNG"), shorter=64), 56)).all()
+        center_crop(photo, 61)
+    seen = preprocess(encoded(scene(90, 60), "PNG"), {"size": 56, "crop": 0.875, "mean": [0.5]})
+    assert (seen == center_crop(decode(encoded(scene(90, 60), "PNG"), shorter=64), 56)).all()
 
 
 @pytest.mark.parametrize(
@@ -191,7 +191,7 @@ def test_centre_and_prepare():
     ],
 )
 def test_reasons_are_for_people(content, reason):
-    with pytest.raises(Unreadable, match=reason):
+    with pytest.raises(UnreadableImageError, match=reason):
         decode(content)
 
 
@@ -200,9 +200,9 @@ def test_files_that_are_none(tmp_path):
     with (tmp_path / "huge.png").open("wb") as file:
         file.truncate(300 * 2**20)
     for name, reason in [("gone.jpg", "no such"), (".", "not a file"), ("pipe.jpg", "not a file"), ("huge.png", "MiB")]:
-        with pytest.raises(Unreadable, match=reason):
+        with pytest.raises(UnreadableImageError, match=reason):
             decode(tmp_path / name)
-    with pytest.raises(Unreadable, match="null"):
+    with pytest.raises(UnreadableImageError, match="null"):
         decode("a\0b.jpg")
 
 
@@ -235,7 +235,7 @@ def test_a_bomb_is_refused_at_once_and_in_little_memory(tmp_path):
 def test_half_a_bomb_is_refused_too_whatever_the_warnings_filter(action):
     with warnings.catch_warnings():
         warnings.simplefilter(action)
-        with pytest.raises(Unreadable, match="pixels, more than the limit of"):
+        with pytest.raises(UnreadableImageError, match="pixels, more than the limit of"):
             decode(bomb(10_000, 12_000))
 
 
@@ -265,7 +265,7 @@ def test_damage_gives_an_image_or_a_reason_and_no_warning(kind, data):
         warnings.simplefilter("always")
         try:
             photo = decode(damaged, shorter=data.draw(st.sampled_from([None, 16])))
-        except Unreadable as error:
+        except UnreadableImageError as error:
             assert str(error)
         else:
             assert photo.mode == "RGB"

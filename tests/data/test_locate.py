@@ -11,21 +11,21 @@ from containers import CONTENT, folder, tarred, zipped
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.image import Unreadable, decode
-from fieldmark.data.locate import Remote, Source, each
-from fieldmark.data.pack import pack
+from fieldmark.data.image import UnreadableImageError, decode
+from fieldmark.data.locate import ImageSource, RemoteImage, find_images
+from fieldmark.data.pack import write_shards
 
 WANTED = set(CONTENT.values())
 
 
-def content(source: Source) -> bytes:
+def content(source: ImageSource) -> bytes:
     if isinstance(source, bytes):
         return source
     return Path(source).read_bytes() if isinstance(source, str) else source.read()
 
 
 def contents(*named: object) -> list[bytes]:
-    return [content(source) for _, source in each(map(str, named))]
+    return [content(source) for _, source in find_images(map(str, named))]
 
 
 def parquet(file: Path, column: str = "image") -> Path:
@@ -36,7 +36,7 @@ def parquet(file: Path, column: str = "image") -> Path:
 
 @pytest.fixture
 def shards(tmp_path: Path) -> Path:
-    pack(folder(tmp_path / "photos"), tmp_path / "shards", Reporter(quiet=True))
+    write_shards(folder(tmp_path / "photos"), tmp_path / "shards", Reporter(quiet=True))
     return tmp_path / "shards"
 
 
@@ -51,11 +51,11 @@ def test_a_holder_is_all_that_it_holds(shards: Path, tmp_path: Path):
 
 
 def test_names_lead_back_to_the_photo(shards: Path, tmp_path: Path):
-    names = [name for name, _ in each([shards])]
+    names = [name for name, _ in find_images([shards])]
     assert names == sorted(names) and len(set(names)) == len(CONTENT)
     inside = {name.removeprefix(f"{shards}/").replace("-000000.tar", "") for name in names}
     assert inside == set(CONTENT)  # what all photos of a holder have in common is not said
-    rows = [name for name, _ in each([parquet(tmp_path / "t.parquet")])]
+    rows = [name for name, _ in find_images([parquet(tmp_path / "t.parquet")])]
     assert rows[0] == f"{tmp_path}/t.parquet/t.parquet/000000"
 
 
@@ -78,9 +78,9 @@ def test_what_holds_nothing_is_a_row_with_its_reason(tmp_path: Path):
         "numbers.parquet": "no column image",
         "torn.parquet": "cannot be read",
     }.items():
-        ((path, source),) = each([tmp_path / name])
+        ((path, source),) = find_images([tmp_path / name])
         assert path == str(tmp_path / name)
-        with pytest.raises(Unreadable, match=reason):
+        with pytest.raises(UnreadableImageError, match=reason):
             decode(source)  # type: ignore[arg-type]
 
 
@@ -104,39 +104,39 @@ def test_an_address_is_like_a_path(bucket: str):
     for place in ("photos", "photos/*/*/*.png", "shards", "shards/*.tar", "photos.parquet"):
         found = contents(f"{bucket}/{place}")
         assert set(found) == WANTED and len(found) == len(WANTED), place
-    ((name, source),) = each([f"{bucket}/photos/train/猫 2/1.png"])
+    ((name, source),) = find_images([f"{bucket}/photos/train/猫 2/1.png"])
     assert name == "memory:///bucket/photos/train/猫 2/1.png"
     assert content(source) == CONTENT["train/猫 2/1.png"]
 
 
 def test_an_address_of_nothing(bucket: str):
-    ((_, source),) = each([f"{bucket}/photos/none.png"])
-    with pytest.raises(Unreadable, match="FileNotFoundError"):
+    ((_, source),) = find_images([f"{bucket}/photos/none.png"])
+    with pytest.raises(UnreadableImageError, match="FileNotFoundError"):
         content(source)
-    ((_, source),) = each([f"{bucket}/torn.tar"])
-    with pytest.raises(Unreadable, match="no table, zip or tar"):
+    ((_, source),) = find_images([f"{bucket}/torn.tar"])
+    with pytest.raises(UnreadableImageError, match="no table, zip or tar"):
         content(source)
-    ((_, source),) = each([f"{bucket}/none.tar"])
-    with pytest.raises(Unreadable, match="cannot be fetched"):
+    ((_, source),) = find_images([f"{bucket}/none.tar"])
+    with pytest.raises(UnreadableImageError, match="cannot be fetched"):
         content(source)
-    ((name, source),) = each([f"{bucket}/photos/typo*.png"])
+    ((name, source),) = find_images([f"{bucket}/photos/typo*.png"])
     assert name == f"{bucket}/photos/typo*.png"
-    with pytest.raises(Unreadable, match="no such file"):
+    with pytest.raises(UnreadableImageError, match="no such file"):
         content(source)
     with pytest.raises(FieldmarkError, match="nosuch://x"):
-        list(each(["nosuch://x/y.jpg"]))
+        list(find_images(["nosuch://x/y.jpg"]))
 
 
 def test_a_photo_at_an_address_has_a_limit(bucket: str, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("fieldmark.data.locate.MAX_BYTES", 100)
-    with pytest.raises(Unreadable, match="more than"):
-        Remote(f"{bucket}/photos/train/鳥/0.png").read()
+    monkeypatch.setattr("fieldmark.data.locate.MAX_FILE_BYTES", 100)
+    with pytest.raises(UnreadableImageError, match="more than"):
+        RemoteImage(f"{bucket}/photos/train/鳥/0.png").read()
 
 
 def test_what_is_fetched_and_is_no_such_thing_does_not_stay(bucket: str, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
     (tmp_path / "temporary").mkdir()
-    list(each([f"{bucket}/torn.tar", f"{bucket}/none.tar"]))
+    list(find_images([f"{bucket}/torn.tar", f"{bucket}/none.tar"]))
     assert not list((tmp_path / "temporary").iterdir())
 
 
@@ -156,12 +156,12 @@ def test_linked_folders_are_followed_and_unreadable_ones_named(tmp_path: Path, m
 
     monkeypatch.setattr(os, "scandir", closed)
     (tmp_path / "photos" / "circle").symlink_to("circle")
-    found = dict(each([tmp_path / "photos"]))
+    found = dict(find_images([tmp_path / "photos"]))
     names = [name.removeprefix(f"{tmp_path}/photos/") for name in found]
     assert names == ["c.png", "closed", "linked/a.png"]
-    with pytest.raises(Unreadable, match="Permission denied"):
+    with pytest.raises(UnreadableImageError, match="Permission denied"):
         content(found[f"{tmp_path}/photos/closed"])
-    pack(folder(tmp_path / "others"), tmp_path / "shards", Reporter(quiet=True))
+    write_shards(folder(tmp_path / "others"), tmp_path / "shards", Reporter(quiet=True))
     (tmp_path / "shards" / "closed").mkdir()
-    found = dict(each([tmp_path / "shards"]))
+    found = dict(find_images([tmp_path / "shards"]))
     assert len(found) == len(CONTENT) + 1 and f"{tmp_path}/shards/closed" in found

@@ -8,17 +8,17 @@ import pytest
 from containers import CLASSES, CONTAINERS, CONTENT, WANTED, add, bomb, folder, table
 from PIL import Image
 
-from fieldmark.audit.audit import audit
+from fieldmark.audit.audit import audit_catalog
 from fieldmark.data.image import decode
-from fieldmark.data.readers import read
+from fieldmark.data.readers import read_catalog
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_the_same_photos_in_any_container(tmp_path, container):
-    catalog = read(CONTAINERS[container](tmp_path))
+    catalog = read_catalog(CONTAINERS[container](tmp_path))
     assert table(catalog) == WANTED
     assert catalog.classes == tuple(sorted(CLASSES)) and catalog.warnings == ()
-    found = audit(catalog, shorter=32)
+    found = audit_catalog(catalog, shorter=32)
     assert found.unreadable == () and found.duplicates == ()
 
 
@@ -29,9 +29,9 @@ def test_bad_photos_are_named_in_any_container(tmp_path, container, monkeypatch)
     bad["train/鳥/bomb.png"] = bomb()
     for path, content in bad.items():
         monkeypatch.setitem(CONTENT, path, content)
-    catalog = read(CONTAINERS[container](tmp_path))
+    catalog = read_catalog(CONTAINERS[container](tmp_path))
     assert len(catalog.photos) == len(CONTENT)
-    reasons = sorted(reason for _, reason in audit(catalog, shorter=32).unreadable)
+    reasons = sorted(reason for _, reason in audit_catalog(catalog, shorter=32).unreadable)
     many = "900,000,000 pixels, more than the limit of 89,478,485"
     assert reasons == [many, "empty file", "not a photo (text?)", "truncated"]
 
@@ -57,8 +57,8 @@ def test_odd_photos_are_the_same_in_any_container(tmp_path, container, monkeypat
         image.save(packed, kind, **options)
         wanted[path] = packed.getvalue()
         monkeypatch.setitem(CONTENT, path, packed.getvalue())
-    catalog = read(CONTAINERS[container](tmp_path))
-    pixels = {np.asarray(decode(catalog.contents(photo))).tobytes() for photo in catalog.photos}
+    catalog = read_catalog(CONTAINERS[container](tmp_path))
+    pixels = {np.asarray(decode(catalog.read_bytes(photo))).tobytes() for photo in catalog.photos}
     assert pixels == {np.asarray(decode(content)).tobytes() for content in wanted.values()}
 
 
@@ -68,10 +68,10 @@ def test_what_only_looks_like_another_format(tmp_path):
     with tarfile.open(tmp_path / "photos" / "backup.tar", "w") as archive:
         add(archive, "x.json", b"{}")
     (tmp_path / "photos" / "labels.csv").write_text("id,breed\n1,dog\n")
-    catalog = read(tmp_path / "photos")
+    catalog = read_catalog(tmp_path / "photos")
     assert table(catalog) == WANTED
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         for path, content in CONTENT.items():
             add(archive, path, content)
         add(archive, "labels.json", b"{}")
-    assert table(read(tmp_path / "set.tar")) == WANTED
+    assert table(read_catalog(tmp_path / "set.tar")) == WANTED

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Catalog, Photo
 from fieldmark.data.readers.files import Folder
-from fieldmark.data.splits import read_split, split, write_split
+from fieldmark.data.splits import assign_splits, read_split_file, write_split_file
 
 
 def catalog(labels: list[str], splits: list[str] | None = None) -> Catalog:
@@ -43,8 +43,8 @@ def sides_of(keys, assigned) -> dict:
 @settings(max_examples=150, deadline=None)
 def test_groups_are_whole_and_classes_on_every_side(table, seed):
     photos, groups = table
-    assigned = split(photos, groups, seed=seed)
-    assert assigned == split(photos, groups, seed=seed)
+    assigned = assign_splits(photos, groups, seed=seed)
+    assert assigned == assign_splits(photos, groups, seed=seed)
     assert all(len(sides) == 1 for sides in sides_of(groups, assigned).values())
     labels = [photo.label for photo in photos.photos]
     sides = sides_of(labels, assigned)
@@ -60,15 +60,15 @@ def test_order_and_numbering_do_not_matter(table, seed, rng: random.Random):
     order = list(range(len(groups)))
     rng.shuffle(order)
     shuffled = Catalog(photos.files, tuple(photos.photos[i] for i in order), photos.classes)
-    again = split(shuffled, [1000 - groups[i] for i in order], seed=seed)
-    assert [again[order.index(i)] for i in range(len(order))] == list(split(photos, groups, seed=seed))
+    again = assign_splits(shuffled, [1000 - groups[i] for i in order], seed=seed)
+    assert [again[order.index(i)] for i in range(len(order))] == list(assign_splits(photos, groups, seed=seed))
 
 
 @given(st.lists(st.integers(3, 80), min_size=2, max_size=5), st.integers(0, 3))
 @settings(max_examples=60, deadline=None)
 def test_single_photos_are_split_to_the_unit(sizes, seed):
     photos = catalog([f"c{k}" for k, size in enumerate(sizes) for _ in range(size)])
-    assigned = split(photos, range(len(photos.photos)), seed=seed)
+    assigned = assign_splits(photos, range(len(photos.photos)), seed=seed)
     counts = Counter(zip((photo.label for photo in photos.photos), assigned, strict=True))
     for k, size in enumerate(sizes):
         assert counts[f"c{k}", "test"] == counts[f"c{k}", "val"] == max(1, round(0.15 * size))
@@ -76,7 +76,7 @@ def test_single_photos_are_split_to_the_unit(sizes, seed):
 
 def test_groups_cost_little_balance():
     groups = [i // 4 for i in range(800)]
-    assigned = split(catalog(["a"] * 400 + ["b"] * 400), groups)
+    assigned = assign_splits(catalog(["a"] * 400 + ["b"] * 400), groups)
     for part in (assigned[:400], assigned[400:]):
         assert abs(part.count("test") - 60) <= 2
         assert abs(part.count("val") - 60) <= 2
@@ -86,15 +86,15 @@ def test_a_group_that_spans_classes_is_placed_once():
     photos = catalog([label for label in "ab" for _ in range(30)])
     groups = [*range(30), 0, 1, 2, *range(33, 60)]
     for seed in range(20):
-        assert all(len(sides) == 1 for sides in sides_of(groups, split(photos, groups, seed=seed)).values())
+        assert all(len(sides) == 1 for sides in sides_of(groups, assign_splits(photos, groups, seed=seed)).values())
 
 
 def test_seeds_differ_and_a_new_photo_moves_few():
     photos = catalog(["a"] * 100 + ["b"] * 100)
-    first = split(photos, range(200))
-    assert first != split(photos, range(200), seed=1)
+    first = assign_splits(photos, range(200))
+    assert first != assign_splits(photos, range(200), seed=1)
     fewer = Catalog(photos.files, photos.photos[:-1], photos.classes)
-    assert sum(a != b for a, b in zip(first, split(fewer, range(199)), strict=False)) <= 4
+    assert sum(a != b for a, b in zip(first, assign_splits(fewer, range(199)), strict=False)) <= 4
 
 
 def given_splits(*names: str, size: int = 40) -> Catalog:
@@ -113,7 +113,7 @@ def given_splits(*names: str, size: int = 40) -> Catalog:
 )
 def test_given_splits_stay_and_what_is_missing_comes_from_train(names, expected):
     photos = given_splits(*names)
-    assigned = split(photos, range(len(photos.photos)))
+    assigned = assign_splits(photos, range(len(photos.photos)))
     assert Counter(assigned) == expected
     for photo, side in zip(photos.photos, assigned, strict=True):
         assert side == photo.split or photo.split == "train"
@@ -121,19 +121,19 @@ def test_given_splits_stay_and_what_is_missing_comes_from_train(names, expected)
 
 def test_a_test_folder_alone_cannot_be_trained_on():
     with pytest.raises(FieldmarkError, match="no photos to train on"):
-        split(given_splits("test"), range(80))
+        assign_splits(given_splits("test"), range(80))
 
 
 def test_leaks_refuse():
     photos = given_splits("train", "test")
     with pytest.raises(FieldmarkError, match=r"1 photo in more than one .*test/1 = train/1.*--allow-leaks"):
-        split(photos, range(160), leaks=[("test/1", "train/1")])
-    assert split(photos, range(160), leaks=[("test/1", "train/1")], allow_leaks=True)
+        assign_splits(photos, range(160), leaks=[("test/1", "train/1")])
+    assert assign_splits(photos, range(160), leaks=[("test/1", "train/1")], allow_leaks=True)
 
 
 def test_no_share_no_side():
     photos = catalog(["a"] * 20 + ["b"] * 20)
-    assert set(split(photos, range(40), fractions=(0.8, 0.0, 0.2))) == {"train", "test"}
+    assert set(assign_splits(photos, range(40), fractions=(0.8, 0.0, 0.2))) == {"train", "test"}
 
 
 names = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=12)
@@ -148,27 +148,27 @@ def test_a_split_file_gives_back_what_was_written(tmp_path_factory, rows):
     path = tmp_path_factory.getbasetemp() / "split.csv"
     odd = os.fsdecode(b"caf\xe9 \xff.jpg")
     photos = tuple(Photo(f"{label}/{name}{odd}", label, side) for name, label, side in rows)
-    write_split(path, Catalog(Folder(Path("p")), photos, ()), [photo.split or "" for photo in photos])
-    assert read_split(path) == photos
+    write_split_file(path, Catalog(Folder(Path("p")), photos, ()), [photo.split or "" for photo in photos])
+    assert read_split_file(path) == photos
 
 
 def test_further_columns_are_passed_over_and_wrong_files_refused(tmp_path):
     path = tmp_path / "split.csv"
     path.write_text("path,label,split,note\na/1.jpg,a,val,7\n")
-    assert read_split(path) == (Photo("a/1.jpg", "a", "val"),)
+    assert read_split_file(path) == (Photo("a/1.jpg", "a", "val"),)
     for text in ("", "path,label\na,b\n", "path,label,split\na,b,dev\n", "\0"):
         path.write_text(text)
         with pytest.raises(FieldmarkError, match="split"):
-            read_split(path)
+            read_split_file(path)
     with pytest.raises(FieldmarkError, match="cannot be read"):
-        read_split(tmp_path / "gone.csv")
+        read_split_file(tmp_path / "gone.csv")
 
 
 def test_folds_are_a_partition_of_even_parts():
     photos = catalog([f"{label}" for label in range(20) for _ in range(7)])
     tested = Counter()
     for k in range(1, 6):
-        assigned = split(photos, range(140), fold=(k, 5))
+        assigned = assign_splits(photos, range(140), fold=(k, 5))
         assert {"train", "test"} <= set(assigned)
         sizes = Counter(assigned)["test"]
         assert 20 <= sizes <= 40
@@ -182,7 +182,7 @@ def test_folds_keep_groups_whole(table, of):
     photos, groups = table
     tested = set()
     for k in range(1, of + 1):
-        assigned = split(photos, groups, fold=(k, of))
+        assigned = assign_splits(photos, groups, fold=(k, of))
         assert all(len(sides) == 1 for sides in sides_of(groups, assigned).values())
         rows = {i for i, side in enumerate(assigned) if side == "test"}
         assert not rows & tested

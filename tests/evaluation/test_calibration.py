@@ -5,7 +5,12 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from fieldmark.evaluation.calibration import calibration_error, decision, temperature, threshold
+from fieldmark.evaluation.calibration import (
+    expected_calibration_error,
+    fit_decision_threshold,
+    fit_ood_threshold,
+    fit_temperature,
+)
 
 
 @given(st.integers(0, 9999), st.integers(1, 300))
@@ -17,13 +22,13 @@ def test_calibration_error_by_its_definition(seed: int, n: int):
         inside = (confidence >= k / 15) & (confidence < (k + 1) / 15)
         if inside.any():
             expected += inside.mean() * abs(confidence[inside].mean() - right[inside].mean())
-    assert calibration_error(confidence, right) == pytest.approx(expected)
+    assert expected_calibration_error(confidence, right) == pytest.approx(expected)
 
 
 def test_calibration_error_at_the_ends():
-    assert calibration_error(np.ones(4), np.ones(4, bool)) == 0
-    assert calibration_error(np.ones(4), np.zeros(4, bool)) == 1
-    assert calibration_error(np.array([0.0]), np.array([False])) == 0
+    assert expected_calibration_error(np.ones(4), np.ones(4, bool)) == 0
+    assert expected_calibration_error(np.ones(4), np.zeros(4, bool)) == 1
+    assert expected_calibration_error(np.array([0.0]), np.array([False])) == 0
 
 
 @pytest.mark.parametrize("planted", [0.2, 0.7, 1.0, 2.5, 8.0])
@@ -32,18 +37,18 @@ def test_temperature_finds_the_planted_one(planted: float):
     logits = rng.normal(size=(20_000, 5)) * 3 * max(1, planted)
     gumbel = -np.log(-np.log(rng.random(logits.shape)))
     labels = (logits / planted + gumbel).argmax(1)  # a draw from softmax(logits / planted)
-    assert temperature(logits, labels) == pytest.approx(planted, rel=0.05)
+    assert fit_temperature(logits, labels) == pytest.approx(planted, rel=0.05)
 
 
 def test_temperature_stays_within_bounds():
     logits, labels = np.eye(4)[np.arange(40) % 4], np.arange(40) % 4
-    assert 0.05 <= temperature(logits, labels) < 0.06  # all right: as sure as it may be
-    assert 19 < temperature(logits, (labels + 1) % 4) <= 20  # all wrong
+    assert 0.05 <= fit_temperature(logits, labels) < 0.06  # all right: as sure as it may be
+    assert 19 < fit_temperature(logits, (labels + 1) % 4) <= 20  # all wrong
 
 
 def test_the_threshold_lets_92_percent_through():
     scores = np.random.default_rng(0).random(400)
-    assert (scores >= threshold(scores)).sum() == 368
+    assert (scores >= fit_ood_threshold(scores)).sum() == 368
 
 
 @given(st.integers(0, 9999), st.integers(20, 60))
@@ -59,11 +64,11 @@ def test_no_other_threshold_finds_more(seed: int, n: int):
 
     if positive.any() and not positive.all():
         best = max(both(at) for at in [*probabilities, 1.5])
-        assert both(decision(probabilities, positive)) == pytest.approx(best)
+        assert both(fit_decision_threshold(probabilities, positive)) == pytest.approx(best)
 
 
 def test_few_photos_calibrate_nothing():
     logits, labels = np.random.default_rng(0).normal(size=(19, 3)), np.zeros(19, int)
-    assert temperature(logits, labels) == 1.0
-    assert threshold(logits[:, 0]) == 0.0 and decision(logits[:, 0], labels == 0) == 0.5
-    assert temperature(np.zeros((0, 3)), labels[:0]) == 1.0
+    assert fit_temperature(logits, labels) == 1.0
+    assert fit_ood_threshold(logits[:, 0]) == 0.0 and fit_decision_threshold(logits[:, 0], labels == 0) == 0.5
+    assert fit_temperature(np.zeros((0, 3)), labels[:0]) == 1.0

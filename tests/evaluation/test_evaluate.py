@@ -66,13 +66,13 @@ def test_a_folder_of_one_class_can_be_evaluated(small_run: Path, small_photos: P
 
 def test_four_views_of_a_photo():
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
-    plain, mirrored, closer, closer_mirrored = evaluate.views(photo)
+    plain, mirrored, closer, closer_mirrored = evaluate.tta_views(photo)
     np.testing.assert_array_equal(plain, photo)
     np.testing.assert_array_equal(mirrored[:, ::-1], photo)
     np.testing.assert_array_equal(closer[:, ::-1], closer_mirrored)
     assert closer.shape == photo.shape and not np.array_equal(closer, photo)
     flat = np.full((64, 64, 3), 7, np.uint8)
-    assert all((view == 7).all() for view in evaluate.views(flat))
+    assert all((view == 7).all() for view in evaluate.tta_views(flat))
 
 
 def test_four_views_are_judged_together(small_run: Path):

@@ -6,25 +6,25 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 
-from fieldmark.evaluation.intervals import Resampled, column, one_hot, wilson
+from fieldmark.evaluation.intervals import GroupBootstrap, as_column, one_hot, wilson_interval
 
 
 @given(st.integers(1, 400), st.data())
 def test_wilsons_is_scipys(n: int, data: st.DataObject):
     right = data.draw(st.integers(0, n))
     found = binomtest(right, n).proportion_ci(method="wilson")
-    assert wilson(np.array([right / n]), np.array([n]))[0] == pytest.approx([found.low, found.high], abs=1e-6)
+    assert wilson_interval(np.array([right / n]), np.array([n]))[0] == pytest.approx([found.low, found.high], abs=1e-6)
 
 
 def test_nothing_is_known_of_a_share_of_nothing():
-    assert wilson(np.array([np.nan]), np.array([0])).tolist() == [[0, 1]]
+    assert wilson_interval(np.array([np.nan]), np.array([0])).tolist() == [[0, 1]]
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=30))
 def test_draws_hold_whole_groups(groups: list[int]):
-    drawn = Resampled(np.array(groups), draws=120)
-    assert drawn.independent == (len(set(groups)) == len(groups))
-    totals = drawn.totals(one_hot(np.array(groups), 7))
+    drawn = GroupBootstrap(np.array(groups), n_resamples=120)
+    assert drawn.is_independent == (len(set(groups)) == len(groups))
+    totals = drawn.resampled_totals(one_hot(np.array(groups), 7))
     sizes = np.bincount(groups, minlength=7)
     times = totals / np.maximum(sizes, 1)
     np.testing.assert_array_equal(times, times.round())  # a group is there once, twice, ..., never in part
@@ -32,9 +32,9 @@ def test_draws_hold_whole_groups(groups: list[int]):
 
 
 def test_draws_do_not_depend_on_what_groups_are_called():
-    one, two = (Resampled(np.array(names)) for names in ([5, 5, 2, 9], [0, 0, 8, 3]))
-    values = column(np.arange(4.0))
-    np.testing.assert_array_equal(one.totals(values), two.totals(values))
+    one, two = (GroupBootstrap(np.array(names)) for names in ([5, 5, 2, 9], [0, 0, 8, 3]))
+    values = as_column(np.arange(4.0))
+    np.testing.assert_array_equal(one.resampled_totals(values), two.resampled_totals(values))
 
 
 def test_a_bootstrap_over_groups_holds_the_truth_where_wilsons_does_not():
@@ -42,15 +42,15 @@ def test_a_bootstrap_over_groups_holds_the_truth_where_wilsons_does_not():
     rng, truth, held, plain = np.random.default_rng(0), 0.7, 0, 0
     for _ in range(200):
         rights = np.repeat(rng.random(40) < truth, 8)
-        drawn = Resampled(np.repeat(np.arange(40), 8), draws=300)
-        low, high = drawn.shares(column(rights), column(np.ones(320)))[0]
+        drawn = GroupBootstrap(np.repeat(np.arange(40), 8), n_resamples=300)
+        low, high = drawn.ratio_intervals(as_column(rights), as_column(np.ones(320)))[0]
         held += low <= truth <= high
-        low, high = wilson(rights.mean(), np.array(320))
+        low, high = wilson_interval(rights.mean(), np.array(320))
         plain += low <= truth <= high
     assert held >= 180 and plain < 140
 
 
 def test_where_all_draws_agree_groups_count_as_photos():
-    drawn = Resampled(np.repeat(np.arange(10), 3))
-    low, high = drawn.shares(column(np.ones(30)), column(np.ones(30)))[0]
-    assert (low, high) == pytest.approx(tuple(wilson(np.array(1.0), np.array(10))))
+    drawn = GroupBootstrap(np.repeat(np.arange(10), 3))
+    low, high = drawn.ratio_intervals(as_column(np.ones(30)), as_column(np.ones(30)))[0]
+    assert (low, high) == pytest.approx(tuple(wilson_interval(np.array(1.0), np.array(10))))

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.special import softmax
 
-from fieldmark.evaluation.metrics import Answers, figures, lines
+from fieldmark.evaluation.metrics import Predictions, compute_metrics, summary_lines
 
 NAMES = ["ash", "birch", "cedar", "elm", "fir", "oak", "yew"]
 
@@ -25,18 +25,18 @@ def judged(draw) -> tuple[np.ndarray, np.ndarray]:
     return softmax(logits, axis=1).astype(np.float32), rng.integers(0, classes, n)
 
 
-def answers(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Answers:
+def answers(probabilities: np.ndarray, labels: np.ndarray, groups: np.ndarray | None = None) -> Predictions:
     """Answers whose score is the confidence and whose logits are those of temperature 1."""
     logits = np.log(np.maximum(probabilities, 1e-12))
     own = np.arange(len(labels)) if groups is None else groups
-    return Answers(logits, probabilities, probabilities.max(1, initial=0), labels, own)
+    return Predictions(logits, probabilities, probabilities.max(1, initial=0), labels, own)
 
 
 def of(probabilities: np.ndarray, labels: np.ndarray, least: float = 0.0, groups: np.ndarray | None = None) -> dict:
-    found = figures(answers(probabilities, labels, groups), NAMES[: probabilities.shape[1]], least)
+    found = compute_metrics(answers(probabilities, labels, groups), NAMES[: probabilities.shape[1]], least)
     assert found is not None
     json.dumps(found, allow_nan=False)
-    assert all(isinstance(line, str) for line in lines(found))
+    assert all(isinstance(line, str) for line in summary_lines(found))
     return found
 
 
@@ -113,7 +113,7 @@ def test_a_perfect_classifier(classes: int, each: int):
 
 
 def test_no_photos_no_figures():
-    assert figures(answers(np.zeros((0, 3)), np.zeros(0, int)), NAMES[:3], 0.5) is None
+    assert compute_metrics(answers(np.zeros((0, 3)), np.zeros(0, int)), NAMES[:3], 0.5) is None
 
 
 @settings(max_examples=30)
@@ -145,7 +145,9 @@ def test_the_other_class_can_be_the_positive_one(seed: int, decision: float):
     labels = rng.permutation([0] * 7 + [1] * 12)
     second = rng.random(19)
     said = answers(np.stack([1 - second, second], 1), labels)
-    one, other = (figures(said, NAMES[:2], 0, name, at) for name, at in (("ash", 1 - decision), ("birch", decision)))
+    one, other = (
+        compute_metrics(said, NAMES[:2], 0, name, at) for name, at in (("ash", 1 - decision), ("birch", decision))
+    )
     assert one and other and one["roc_auc"] == pytest.approx(other["roc_auc"])
     for a, b in (("sensitivity", "specificity"), ("ppv", "npv")):
         assert one[a] == other[b] and one["at_threshold"][a] == other["at_threshold"][b]
@@ -205,10 +207,10 @@ def test_reliability_sums_to_the_calibration_error(photos: tuple[np.ndarray, np.
 def test_answers_in_a_file_and_together(tmp_path: Path):
     rng = np.random.default_rng(0)
     each = [answers(softmax(rng.normal(size=(n, 3)), 1), rng.integers(0, 3, n), np.arange(n) // 2) for n in (5, 0, 4)]
-    each[0].write(tmp_path / "answers.npz")
-    again = Answers.read(tmp_path / "answers.npz")
+    each[0].save(tmp_path / "answers.npz")
+    again = Predictions.load(tmp_path / "answers.npz")
     for name, value in vars(each[0]).items():
         np.testing.assert_array_equal(getattr(again, name), value)
-    together = Answers.together(each)
+    together = Predictions.concatenate(each)
     assert len(together) == 9 and together.groups.tolist() == [0, 0, 1, 1, 2, 3, 3, 4, 4]
     assert [file.name for file in tmp_path.iterdir()] == ["answers.npz"]

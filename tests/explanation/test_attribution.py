@@ -10,7 +10,7 @@ from bright import counts_brightness, planted
 from torch import nn
 
 from fieldmark.core import io
-from fieldmark.data.image import prepare
+from fieldmark.data.image import preprocess
 from fieldmark.explanation import attribution
 from fieldmark.inference import bundle
 from fieldmark.models import Mask, Network, build, rebuild
@@ -32,9 +32,9 @@ def settled(words: str, seed: int = 0, size: int = 64) -> tuple[Network, torch.T
 
 @pytest.fixture(scope="module")
 def trained(small_run: Path, small_photos: Path) -> tuple[Network, torch.Tensor]:
-    look = bundle.read(small_run)["preprocessing"]
-    photo = attribution.seen(prepare(small_photos / "disc" / "01.jpg", look), look)
-    return attribution.ready(bundle.network(small_run)), photo
+    look = bundle.read_info(small_run)["preprocessing"]
+    photo = attribution.to_network_input(preprocess(small_photos / "disc" / "01.jpg", look), look)
+    return attribution.hookable_copy(bundle.load_network(small_run)), photo
 
 
 @pytest.mark.parametrize("head", HEADS)
@@ -42,9 +42,9 @@ def test_evidence_and_bias_are_the_logit_of_the_bundle(head: str, tmp_path: Path
     network, x = settled(f"resnet18+head={head}(hidden=(9,),pool=2)" if head == "classic" else f"resnet18+head={head}")
     look: dict[str, Any] = {"size": 64, "crop": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic"}
     checkpoint.save(tmp_path / "model.safetensors", network.state_dict(), {})
-    io.write(tmp_path / "bundle.json", bundle.describe(network, list("abcde"), look, 1.0, 0.0, "none"))
+    io.write_json(tmp_path / "bundle.json", bundle.make_info(network, list("abcde"), look, 1.0, 0.0, "none"))
     (tmp_path / "model.onnx").touch()
-    carried = attribution.ready(bundle.network(tmp_path))
+    carried = attribution.hookable_copy(bundle.load_network(tmp_path))
     with torch.inference_mode():
         features = carried.features(x)
         logits, biases = carried.head(features)[0], carried.head.bias(features.expand(5, -1, -1, -1), torch.arange(5))
@@ -58,7 +58,7 @@ def test_evidence_and_bias_are_the_logit_of_the_bundle(head: str, tmp_path: Path
 @pytest.mark.parametrize("words", ["resnet18", "densenet121+head=linear", "efficientnet_lite0+after=-1:mask"])
 def test_grad_cam_of_a_linear_head_is_what_speaks_for_the_class(words: str):
     network, x = settled(words)
-    network = attribution.ready(network)
+    network = attribution.hookable_copy(network)
     for target in (0, 3):
         evidence = attribution.evidence(network, x, target)
         cam = attribution.grad_cam(network, x, target)
@@ -68,7 +68,7 @@ def test_grad_cam_of_a_linear_head_is_what_speaks_for_the_class(words: str):
 @pytest.mark.parametrize("method", attribution.METHODS)
 def test_every_method_finds_the_planted_object(method: str):
     x, inside = planted()
-    found = attribution.METHODS[method](attribution.ready(counts_brightness()), x, 0)
+    found = attribution.METHODS[method](attribution.hookable_copy(counts_brightness()), x, 0)
     assert found.dtype == np.float32 and found.ndim == 2
     sized = np.kron(found, np.ones((64 // found.shape[0], 64 // found.shape[1])))
     assert sized[inside].mean() > 5 * abs(sized[~inside].mean())
@@ -80,7 +80,7 @@ def test_every_method_leaves_the_network_alone(method: str, trained):
     own = bundle_of(network)
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     photo = x.clone()
-    ready = attribution.ready(own)
+    ready = attribution.hookable_copy(own)
     first, again = (attribution.METHODS[method](ready, x, 1) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert np.isfinite(first).all() and first.any()
@@ -102,7 +102,7 @@ def bundle_of(network: Network) -> Network:
 def test_what_is_ready_says_the_same(trained):
     network, x = trained
     with torch.inference_mode():
-        torch.testing.assert_close(attribution.ready(network)(x), bundle_of(network)(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(attribution.hookable_copy(network)(x), bundle_of(network)(x), rtol=1e-4, atol=1e-4)
 
 
 def test_integrated_gradients_sum_to_the_difference():
@@ -113,14 +113,14 @@ def test_integrated_gradients_sum_to_the_difference():
     for target in range(2):
         with torch.inference_mode():
             difference = float((network(x) - network(torch.zeros_like(x)))[0, target])
-        total = attribution.integrated_gradients(attribution.ready(network), x, target).sum(dtype=float)
+        total = attribution.integrated_gradients(attribution.hookable_copy(network), x, target).sum(dtype=float)
         assert total == pytest.approx(difference, rel=1e-3) and abs(difference) > 0.1
 
 
 def test_input_x_gradient_of_a_linear_network_is_exact():
     x, _ = planted()
     network = counts_brightness()
-    total = attribution.input_x_gradient(attribution.ready(network), x, 0).sum(dtype=float)
+    total = attribution.input_x_gradient(attribution.hookable_copy(network), x, 0).sum(dtype=float)
     with torch.inference_mode():
         assert total == pytest.approx(float((network(x) - network(torch.zeros_like(x)))[0, 0]), abs=1e-4)
 
@@ -128,7 +128,7 @@ def test_input_x_gradient_of_a_linear_network_is_exact():
 def test_guided_slopes_are_those_through_positive_ones_only():
     """Class 1 is said by darkness alone: no rectifier lets its negative slopes back."""
     x, _ = planted()
-    network = attribution.ready(counts_brightness())
+    network = attribution.hookable_copy(counts_brightness())
     assert attribution.input_x_gradient(network, x, 1).any() and not attribution.guided_grad_cam(network, x, 1).any()
 
 
@@ -148,23 +148,23 @@ def gated(word: str) -> tuple[Network, torch.Tensor]:
 @pytest.mark.parametrize("gate", ["mask", "cbam", "coordinate", "ela", "mask(norm=True)", "mask(spread=True)"])
 def test_gates_over_positions_are_seen_by_name(gate: str):
     network, x = gated(gate)
-    ((name, passed),) = attribution.attention(attribution.ready(network), x).items()
+    ((name, passed),) = attribution.attention_maps(attribution.hookable_copy(network), x).items()
     assert name == "backbone.last.1"
-    assert passed.shape == (8, 8) and (passed >= 0).all() and np.ptp(passed) > attribution.EVEN
+    assert passed.shape == (8, 8) and (passed >= 0).all() and np.ptp(passed) > attribution.GATE_TOLERANCE
     assert not [module for module in network.modules() if module._forward_hooks]
 
 
 @pytest.mark.parametrize("gate", ["se", "eca", "gct", "se(norm=True)", "none"])
 def test_gates_that_are_the_same_everywhere_are_not(gate: str):
     network, x = gated(gate)
-    assert attribution.attention(attribution.ready(network), x) == {}
+    assert attribution.attention_maps(attribution.hookable_copy(network), x) == {}
 
 
 def test_a_gate_that_was_never_trained_says_nothing():
     network, x = settled("resnet18+after=-1:mask,-2:coordinate")
-    for slot in network.slots.values():
+    for slot in network.added_attention.values():
         slot.start_as_identity()
-    assert attribution.attention(attribution.ready(network), x) == {}
+    assert attribution.attention_maps(attribution.hookable_copy(network), x) == {}
 
 
 def test_a_mask_is_what_the_gate_was():
@@ -173,7 +173,7 @@ def test_a_mask_is_what_the_gate_was():
     pooled, gate = x[:, :, ::8, ::8], network.backbone.get_submodule("last.1")
     assert isinstance(gate, Mask)
     with torch.inference_mode():
-        expected = gate.open(gate.gate(gate.layers(pooled)))[0, 0].numpy()
-    passed = attribution.attention(attribution.ready(network), x)["backbone.last.1"]
+        expected = gate.activate(gate.gate(gate.layers(pooled)))[0, 0].numpy()
+    passed = attribution.attention_maps(attribution.hookable_copy(network), x)["backbone.last.1"]
     np.testing.assert_allclose(passed[2:], expected[2:], rtol=1e-5)
     assert (passed[:2] == 1).all()  # what nothing goes into is let through

@@ -18,8 +18,8 @@ from fieldmark.core import io
 from fieldmark.core.progress import Reporter
 from fieldmark.explanation import attribution, class_sheet, faithfulness
 from fieldmark.explanation.attribution import METHODS
-from fieldmark.explanation.explain import _believe, explain
-from fieldmark.explanation.neighbours import read_gallery
+from fieldmark.explanation.explain import _recommend_map, explain
+from fieldmark.explanation.neighbours import load_reference_set
 from fieldmark.inference import bundle
 
 NAMES = ["<script>alert(1)</script>", "健康 玉米叶", 'a "quoted" & odd|name']
@@ -68,19 +68,19 @@ class Page(HTMLParser):
 def odd_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run, its classes renamed to what a page must not obey."""
     run = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("odd") / "run"))
-    info = bundle.read(run)
+    info = bundle.read_info(run)
     renamed = dict(zip(info["classes"], NAMES, strict=True))
     info["classes"] = NAMES
-    io.write(run / "bundle" / "bundle.json", info)
+    io.write_json(run / "bundle" / "bundle.json", info)
     model = onnx.load(run / "bundle" / "model.onnx")
     (entry,) = model.metadata_props
-    entry.value = io.text(info)
+    entry.value = io.to_json(info)
     onnx.save(model, run / "bundle" / "model.onnx")
-    rows = class_sheet._rows(run / "predictions.csv")
+    rows = class_sheet._read_predictions(run / "predictions.csv")
     rows = [row | {name: renamed[row[name]] for name in ("label", "predicted")} for row in rows]
     rows[0]["predicted"] = next(name for name in NAMES if name != rows[0]["label"])  # one mistake, and a photo gone
     gone = {"path": "gone.jpg", "label": NAMES[1], "predicted": NAMES[0], "confidence": 0.9}
-    io.table(run / "predictions.csv", [*rows, {**rows[0], **gone}], list(rows[0]))
+    io.write_csv(run / "predictions.csv", [*rows, {**rows[0], **gone}], list(rows[0]))
     return run
 
 
@@ -135,7 +135,7 @@ def test_attention_is_shown_by_the_name_of_its_gate(
     small_run: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3), "../<b>odd</b>": np.array([[0.0, 1.0]])}
-    monkeypatch.setattr(attribution, "attention", lambda network, x: gates)
+    monkeypatch.setattr(attribution, "attention_maps", lambda network, x: gates)
     monkeypatch.setattr(faithfulness, "STEPS", 4)
     found = explain(small_run, [small_photos / "disc" / "01.jpg"], tmp_path / "out", Reporter(quiet=True))
     shown = found["photos"][0]["attention"]
@@ -164,7 +164,7 @@ def area(method: str, deletion: float, insertion: float) -> dict[str, Any]:
 )
 def test_it_says_which_map_to_believe(maps: list[dict[str, Any]], chance: float, says: str):
     found = {"label": "elk", "target": "gnu", "chance": chance, "maps": maps}
-    assert re.search(says, _believe(found))
+    assert re.search(says, _recommend_map(found))
 
 
 def test_nearest_photos_are_shown(odd_run: Path, small_photos: Path, tmp_path: Path):
@@ -192,7 +192,7 @@ def test_photos_and_gallery_may_be_gone(odd_run: Path, small_photos: Path, tmp_p
     whole = (run / "gallery.npz").read_bytes()
     for damaged in (b"", whole[:300], whole[:-100]):
         (run / "gallery.npz").write_bytes(damaged)
-        assert read_gallery(run, 1280) is None
+        assert load_reference_set(run, 1280) is None
     assert explain(run, [photo], tmp_path / "none", quiet)["photos"][0]["nearest"] == []
     assert "has kept no gallery" in Page(tmp_path / "none" / "explain.html").text
 
@@ -235,18 +235,18 @@ def row(path: str, predicted: str, confidence: float) -> dict[str, Any]:
 
 def test_the_sheet_takes_the_surest_the_surest_mistake_and_the_least_sure():
     rows = [row("1", "a", 0.6), row("2", "a", 0.9), row("3", "b", 0.5), row("4", "b", 0.8), row("5", "a", 0.4)]
-    ((label, chosen),) = class_sheet._by_class(rows)
+    ((label, chosen),) = class_sheet._examples_by_class(rows)
     kinds = {one["kind"]: one["path"] for one in chosen}
     assert (label, kinds) == ("a", {"typical": "2", "confused": "4", "uncertain": "5"})
-    ((_, only),) = class_sheet._by_class(rows[:1])
+    ((_, only),) = class_sheet._examples_by_class(rows[:1])
     assert [one["kind"] for one in only] == ["typical"]
 
 
 def test_a_sheet_that_grows_too_long_ends(odd_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = class_sheet.sheet(odd_run, tmp_path / "whole", Reporter(quiet=True))
+    whole = class_sheet.write_class_sheet(odd_run, tmp_path / "whole", Reporter(quiet=True))
     size = (tmp_path / "whole" / "sheet.html").stat().st_size
     monkeypatch.setattr(class_sheet, "MOST", size // 2)
-    cut = class_sheet.sheet(odd_run, tmp_path / "cut", Reporter(quiet=True))
+    cut = class_sheet.write_class_sheet(odd_run, tmp_path / "cut", Reporter(quiet=True))
     assert 0 < len(cut["photos"]) < len(whole["photos"])
     assert (tmp_path / "cut" / "sheet.html").stat().st_size < size
     assert "would not fit" in Page(tmp_path / "cut" / "sheet.html").text
@@ -265,7 +265,7 @@ def test_its_pages_are_chinese_where_that_is_asked_for(
     monkeypatch.setattr(faithfulness, "STEPS", 4)
     monkeypatch.setattr(attribution, "STEPS", 2)
     gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3)}
-    monkeypatch.setattr(attribution, "attention", lambda network, x: gates)
+    monkeypatch.setattr(attribution, "attention_maps", lambda network, x: gates)
     (tmp_path / "bad.jpg").write_bytes(b"")
     photos = [small_photos / "disc" / "01.jpg", tmp_path / "bad.jpg"]
     words = ("--out", tmp_path / "out", "--lang", "zh", "--method", "all", "--class", NAMES[0])

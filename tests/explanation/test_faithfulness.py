@@ -22,7 +22,7 @@ def scene() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
 def test_the_map_of_the_object_beats_its_negative_and_chance(scene):
     x, hidden, where = scene
     noise = [faithfulness.random_map(where.shape, seed) for seed in range(4)]
-    found = faithfulness.areas(counts_brightness(), x, hidden, [where, -where, *noise], 0)
+    found = faithfulness.deletion_insertion(counts_brightness(), x, hidden, [where, -where, *noise], 0)
     assert found.shape == (6, 2) and (found >= 0).all() and (found <= 1).all()
     deletion, insertion = found.T
     assert deletion[0] < deletion[2:].min() <= deletion[2:].max() < deletion[1]
@@ -35,7 +35,7 @@ def test_hiding_the_top_is_showing_the_top_of_the_negative(seed: int):
     torch.manual_seed(seed)
     x, hidden = torch.rand(2, 1, 3, SIZE, SIZE)
     importance = faithfulness.random_map((8, 8), seed)
-    (deletion, insertion), (other_deletion, other_insertion) = faithfulness.areas(
+    (deletion, insertion), (other_deletion, other_insertion) = faithfulness.deletion_insertion(
         counts_brightness(), x, hidden, [importance, -importance], 1
     )
     assert deletion == pytest.approx(other_insertion, abs=1e-5)
@@ -49,7 +49,7 @@ def test_only_the_order_of_a_map_counts(seed: int, factor: float, shape: tuple[i
     x, hidden = torch.rand(2, 1, 3, SIZE, SIZE)
     importance = faithfulness.random_map(shape, seed)
     maps = [importance, importance * np.float32(factor)]
-    one, other = faithfulness.areas(counts_brightness(), x, hidden, maps, 0)
+    one, other = faithfulness.deletion_insertion(counts_brightness(), x, hidden, maps, 0)
     np.testing.assert_allclose(one, other, atol=1e-3)
 
 
@@ -57,9 +57,9 @@ def test_a_network_that_does_not_look_has_the_same_area_for_every_map(scene):
     x, hidden, where = scene
     network = counts_brightness()
     with torch.no_grad():
-        network.head.last.weight.zero_()
+        network.head.classifier.weight.zero_()
     expected = 1 / (1 + np.exp(2 / 1.5))  # the biases are -1 and 1, the temperature 1.5
-    found = faithfulness.areas(network, x, hidden, [where, np.zeros((3, 5))], 0, temperature=1.5)
+    found = faithfulness.deletion_insertion(network, x, hidden, [where, np.zeros((3, 5))], 0, temperature=1.5)
     np.testing.assert_allclose(found, expected, rtol=1e-5)
 
 
@@ -67,7 +67,9 @@ def test_a_map_of_equals_hides_no_half_first(scene):
     """Ties are broken at random: a map that says nothing does as a random one does, whichever way."""
     x, hidden, where = scene
     x = torch.where(torch.arange(SIZE)[:, None] < SIZE // 2, 1.0, 0.0).expand_as(x)
-    (deletion, insertion), *_ = faithfulness.areas(counts_brightness(), x, hidden, [np.zeros_like(where)], 0)
+    (deletion, insertion), *_ = faithfulness.deletion_insertion(
+        counts_brightness(), x, hidden, [np.zeros_like(where)], 0
+    )
     assert deletion == pytest.approx(insertion, abs=0.05)
 
 
@@ -86,7 +88,7 @@ def test_the_centred_map_is_highest_in_the_middle():
 def test_what_is_blurred_keeps_its_colours_and_loses_its_detail():
     rng = np.random.default_rng(0)
     photo = rng.integers(0, 256, (64, 80, 3), dtype=np.uint8)
-    blurred = faithfulness.blurred(photo)
+    blurred = faithfulness.blur_image(photo)
     assert blurred.shape == photo.shape and blurred.dtype == np.uint8
     np.testing.assert_allclose(blurred.mean((0, 1)), photo.mean((0, 1)), atol=3)
     assert blurred.std() < photo.std() / 5

@@ -13,12 +13,12 @@ import pytest
 import fieldmark
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.image import prepare
-from fieldmark.data.splits import read_split
+from fieldmark.data.image import preprocess
+from fieldmark.data.splits import read_split_file
 from fieldmark.exporters import export_run
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.sides import Sides, spread
+from fieldmark.inference.sides import RunSplits, sample_evenly
 
 SIDES = ("train", "val", "test")
 
@@ -27,14 +27,14 @@ SIDES = ("train", "val", "test")
 def quick(monkeypatch: pytest.MonkeyPatch, small_run: Path) -> None:
     """In place of the seconds that torch's exporter takes, the file that the training exported."""
     own = small_run / "bundle" / "model.onnx"
-    monkeypatch.setattr(export_run, "export", lambda network, known, info, file: shutil.copy(own, file))
+    monkeypatch.setattr(export_run, "export_onnx", lambda network, known, info, file: shutil.copy(own, file))
 
 
 def test_a_run_becomes_one_file(small_run: Path, small_photos: Path, tmp_path: Path):
     out = tmp_path / "deep" / "out"
     found = export_run.export_run(small_run, out, Reporter(quiet=True))
     assert found["files"] == [str(out / "model.onnx")] == [str(file) for file in out.iterdir()]
-    assert found["max_difference"] <= 1e-5 and found["label_agreement"] == 1.0 and export_run.equal(found)
+    assert found["max_difference"] <= 1e-5 and found["label_agreement"] == 1.0 and export_run.is_equivalent(found)
     ours, theirs = Classifier(out), Classifier(small_run)
     assert ours.info == theirs.info | {"verified": found["onnx"]}
     for one, other in zip(ours.predict(small_photos), theirs.predict(small_photos), strict=True):
@@ -43,21 +43,23 @@ def test_a_run_becomes_one_file(small_run: Path, small_photos: Path, tmp_path: P
 
 
 def test_it_is_held_against_validation_photos(small_run: Path, small_photos: Path):
-    sides = {side: {row.path for row in read_split(small_run / "split.csv") if row.split == side} for side in SIDES}
-    info = bundle.read(small_run)
+    sides = {
+        side: {row.path for row in read_split_file(small_run / "split.csv") if row.split == side} for side in SIDES
+    }
+    info = bundle.read_info(small_run)
     for photos in (None, small_photos):
-        found = Sides.of(small_run, photos, info)
+        found = RunSplits.from_run(small_run, photos, info)
         assert {photo.path for photo in found.train} == sides["train"]
         assert {photo.path for photo in found.val} == sides["val"]
-        pixels = dict(found.each(found.val, np.asarray))
+        pixels = dict(found.map_images(found.val, np.asarray))
         for photo in found.val:
-            np.testing.assert_array_equal(pixels[photo], prepare(small_photos / photo.path, info["preprocessing"]))
+            np.testing.assert_array_equal(pixels[photo], preprocess(small_photos / photo.path, info["preprocessing"]))
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 9, 10, 30])
 def test_photos_are_spread_over_all(most: int):
     numbers: Any = list(range(9))
-    taken: Any = spread(numbers, most)
+    taken: Any = sample_evenly(numbers, most)
     assert taken[0] == 0 and len(taken) == min(most, 9) and list(taken) == sorted(set(taken))
     assert max(np.diff([*taken, 9])) - min(np.diff([*taken, 9])) <= 1
 
@@ -80,7 +82,7 @@ def test_photos_that_were_moved(quick: None, small_run: Path, small_photos: Path
         export_run.export_run(run, tmp_path / "out", Reporter(quiet=True))
     for k, named in enumerate((run, run / "bundle", run / "bundle" / "model.onnx")):
         found = export_run.export_run(named, tmp_path / f"out{k}", Reporter(quiet=True), photos=small_photos)
-        assert export_run.equal(found) and found["photos"] == export_run.VERIFIED
+        assert export_run.is_equivalent(found) and found["photos"] == export_run.NUM_VERIFICATION_IMAGES
     (tmp_path / "other" / "fish").mkdir(parents=True)
     shutil.copy(next(small_photos.glob("disc/*")), tmp_path / "other" / "fish")
     with pytest.raises(FieldmarkError, match="holds no photos"):
@@ -104,7 +106,7 @@ def test_of_what_fails_nothing_stays(quick: None, small_run: Path, tmp_path: Pat
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(export_run, "stamp", full)
+    monkeypatch.setattr(export_run, "set_metadata", full)
     with pytest.raises(OSError, match="No space"):
         export_run.export_run(small_run, tmp_path / "out", Reporter(quiet=True))
     assert not (tmp_path / "out").exists()
@@ -115,13 +117,13 @@ def test_openvino_says_the_same(quick: None, small_run: Path, small_photos: Path
     found = export_run.export_run(small_run, tmp_path / "out", Reporter(quiet=True), openvino=True)
     assert {Path(file).name for file in found["files"]} == {"model.onnx", "model.xml", "model.bin"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.onnx", "model.xml", "model.bin"}
-    assert export_run.equal(found) and found["max_difference"] >= found["openvino"]["max_difference"]
+    assert export_run.is_equivalent(found) and found["max_difference"] >= found["openvino"]["max_difference"]
     model = openvino.Core().read_model(tmp_path / "out" / "model.xml")
     info = json.loads(model.get_rt_info(["framework", "fieldmark"]).value)
-    assert info == bundle.read(small_run) | {"verified": found["openvino"]}
-    photo = prepare(next(small_photos.glob("disc/*")), info["preprocessing"])
+    assert info == bundle.read_info(small_run) | {"verified": found["openvino"]}
+    photo = preprocess(next(small_photos.glob("disc/*")), info["preprocessing"])
     judged = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"photos": photo[None]})
-    for name, value in Classifier(small_run).judge(photo).items():
+    for name, value in Classifier(small_run).infer(photo).items():
         np.testing.assert_allclose(judged[name][0], value, rtol=0, atol=1e-4)
 
 

@@ -10,13 +10,13 @@ import onnx
 import pytest
 import torch
 
-from fieldmark.data.dataset import Normalise
-from fieldmark.data.image import prepare
-from fieldmark.exporters.onnx import Answering, export, verify
+from fieldmark.data.dataset import Normalize
+from fieldmark.data.image import preprocess
+from fieldmark.exporters.onnx import ExportWrapper, export_onnx, verify
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import Bilinear, Network, build
-from fieldmark.models.ood import Known
+from fieldmark.models.ood import OODScorer
 
 CLASSES = ["cross, blue", "disc", "方 \udce9", "nothing"]
 NETWORKS = {
@@ -29,13 +29,13 @@ NETWORKS = {
 
 class Model(NamedTuple):
     network: Network
-    known: Known
+    known: OODScorer
     info: dict[str, Any]
     classifier: Classifier
     photos: np.ndarray  # (n, size, size, 3)
 
-    def answering(self) -> Answering:
-        return Answering(self.network, self.known, self.info).eval()
+    def answering(self) -> ExportWrapper:
+        return ExportWrapper(self.network, self.known, self.info).eval()
 
     def run(self, photos: np.ndarray) -> dict[str, np.ndarray]:
         names = [output.name for output in self.classifier.session.get_outputs()]
@@ -48,13 +48,13 @@ def model(request: pytest.FixtureRequest, small_photos: Path, tmp_path_factory: 
     words, size = NETWORKS[request.param]
     torch.manual_seed(0)
     network = build(words, classes=len(CLASSES))
-    for slot in network.slots.values():
+    for slot in network.added_attention.values():
         slot.start_as_identity()  # then no longer the identity, so that its form counts
         for parameter in slot.parameters():
             torch.nn.init.normal_(parameter, std=0.3)
     look: dict[str, Any] = asdict(network.preprocessing) | {"size": size}
-    photos = np.stack([prepare(file, look) for file in sorted(small_photos.glob("*/0[0-3].jpg"))])
-    x = Normalise(look["mean"], look["std"])(torch.from_numpy(photos).permute(0, 3, 1, 2))
+    photos = np.stack([preprocess(file, look) for file in sorted(small_photos.glob("*/0[0-3].jpg"))])
+    x = Normalize(look["mean"], look["std"])(torch.from_numpy(photos).permute(0, 3, 1, 2))
     with torch.no_grad():  # norms take the photos' statistics, as in a trained network
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -63,10 +63,10 @@ def model(request: pytest.FixtureRequest, small_photos: Path, tmp_path_factory: 
     with torch.no_grad():
         features = network.eval().features(x)
         pooled, logits = features.mean((2, 3)).numpy(), network.head(features).numpy()
-    known = Known.fit(pooled, np.arange(len(photos)) % 3, pooled, logits)  # of the fourth class nothing was shown
-    info = bundle.describe(network, CLASSES, look, 1.7, 0.3, "none")
+    known = OODScorer.fit(pooled, np.arange(len(photos)) % 3, pooled, logits)  # of the fourth class nothing was shown
+    info = bundle.make_info(network, CLASSES, look, 1.7, 0.3, "none")
     file = tmp_path_factory.mktemp("export") / "model.onnx"
-    export(network, known, info, file)
+    export_onnx(network, known, info, file)
     return Model(network, known, info, Classifier(file), photos)
 
 
@@ -107,7 +107,7 @@ def test_a_batch_equals_single_photos(model: Model):
         for name, value in model.run(model.photos[:n]).items():
             atol = {"evidence": 3e-2, "known_score": 1e-4}.get(name, 1e-5)
             np.testing.assert_allclose(value, together[name][:n], rtol=0, atol=atol)
-    single = model.classifier.judge(model.photos[3])
+    single = model.classifier.infer(model.photos[3])
     np.testing.assert_allclose(single["probabilities"], together["probabilities"][3], rtol=0, atol=1e-5)
 
 
@@ -124,7 +124,7 @@ def test_evidence_and_bias_sum_to_the_top_logit(model: Model):
     photos = torch.from_numpy(model.photos).permute(0, 3, 1, 2)
     top = torch.from_numpy(answered["logits"].argmax(1))
     with torch.inference_mode():
-        features = model.network.features(Normalise(look["mean"], look["std"])(photos))
+        features = model.network.features(Normalize(look["mean"], look["std"])(photos))
         bias = model.network.head.bias(features, top).numpy()
     assert answered["evidence"].shape[1:] == features.shape[2:]
     logits = answered["logits"].max(1)
@@ -135,7 +135,7 @@ def test_one_file_is_all_it_takes(model: Model, small_photos: Path, tmp_path: Pa
     assert [file.name for file in model.classifier.file.parent.iterdir()] == ["model.onnx"]
     elsewhere = shutil.copy(model.classifier.file, tmp_path / "其他 name.onnx")
     classifier, photo = Classifier(elsewhere), next(small_photos.glob("disc/*.jpg"))
-    assert classifier.info == bundle.check(model.info | {"preprocessing": classifier.info["preprocessing"]}, "")
+    assert classifier.info == bundle.validate_info(model.info | {"preprocessing": classifier.info["preprocessing"]}, "")
     assert classifier.classes == CLASSES
     assert classifier.predict(photo) == model.classifier.predict(photo)
 
@@ -149,7 +149,7 @@ def test_verify_finds_no_difference(model: Model):
 
 @torch.no_grad()
 def test_verify_finds_a_difference(model: Model):
-    last = model.network.head.last
+    last = model.network.head.classifier
     kept = last.weight.clone(), last.bias.clone()
     for parameter in (last.weight, last.bias):
         parameter.copy_(parameter.roll(1, dims=0))  # every class takes its neighbour's place
@@ -162,7 +162,7 @@ def test_verify_finds_a_difference(model: Model):
 
 def test_slots_are_in_the_graph(model: Model):
     """The export of a network with its gates taken out answers otherwise: the gates above did count."""
-    gates = list(model.network.slots.values())
+    gates = list(model.network.added_attention.values())
     if not gates:
         return  # two of the networks have none
     x = torch.from_numpy(model.photos[:2])
@@ -177,7 +177,11 @@ def test_slots_are_in_the_graph(model: Model):
 
 
 def test_nothing_to_verify_on(small_run: Path):
-    network, known, info = bundle.network(small_run), bundle.known(small_run), bundle.read(small_run)
+    network, known, info = (
+        bundle.load_network(small_run),
+        bundle.load_ood_scorer(small_run),
+        bundle.read_info(small_run),
+    )
     assert verify(network, known, info, Classifier(small_run), []) == {
         "max_difference": 0.0, "label_agreement": None, "photos": 0,
     }  # fmt: skip
@@ -187,9 +191,9 @@ def test_the_network_is_left_as_it_was(tmp_path: Path):
     """What is exported is a copy, with its norms folded: traced in half the time."""
     network = build("efficientnet_lite0", classes=2).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    known = Known(torch.zeros(2, 1280))
-    info = bundle.describe(network, ["a", "b"], asdict(network.preprocessing) | {"size": 32}, 1.0, 0.0, "none")
-    export(network, known, info, tmp_path / "model.onnx")
+    known = OODScorer(torch.zeros(2, 1280))
+    info = bundle.make_info(network, ["a", "b"], asdict(network.preprocessing) | {"size": 32}, 1.0, 0.0, "none")
+    export_onnx(network, known, info, tmp_path / "model.onnx")
     assert network.training and any(getattr(module, "inplace", False) for module in network.modules())
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}

@@ -18,19 +18,19 @@ from scipy.special import log_softmax
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.image import prepare
-from fieldmark.data.splits import read_split
+from fieldmark.data.image import preprocess
+from fieldmark.data.splits import read_split_file
 from fieldmark.exporters import export_run, int8, quantize
-from fieldmark.exporters.int8 import change
-from fieldmark.exporters.onnx import export
+from fieldmark.exporters.int8 import paired_accuracy_change
+from fieldmark.exporters.onnx import export_onnx
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import build
-from fieldmark.models.ood import Known
+from fieldmark.models.ood import OODScorer
 
 
 def pixels(folder: Path, look: dict[str, Any], pattern: str = "*/*.jpg") -> list[np.ndarray]:
-    return [prepare(file, look) for file in sorted(folder.glob(pattern))]
+    return [preprocess(file, look) for file in sorted(folder.glob(pattern))]
 
 
 class Rounded:
@@ -38,7 +38,7 @@ class Rounded:
 
     def __init__(self, file: Path, photos: list[np.ndarray]) -> None:
         self.file, self.photos = file, photos
-        self.small = quantize.quantise(file, lambda work: map(work, photos))
+        self.small = quantize.quantize_model(file, lambda work: map(work, photos))
         self.before = onnx.shape_inference.infer_shapes(onnx.load(file))
         self.held = {tensor.name: numpy_helper.to_array(tensor) for tensor in self.small.graph.initializer}
         self.made = {name: node for node in self.small.graph.node for name in node.output}
@@ -49,7 +49,7 @@ class Rounded:
         return self.made[name].op_type if name in self.made else ""
 
     def logits(self, model: ModelProto) -> np.ndarray:
-        watch = quantize.watcher(model, ["logits"])
+        watch = quantize.make_probe(model, ["logits"])
         return np.concatenate([watch(photo)["logits"] for photo in self.photos])
 
 
@@ -57,7 +57,8 @@ class Rounded:
 def lite(small_run: Path, small_photos: Path) -> Rounded:
     """The trained EfficientNet-Lite0."""
     return Rounded(
-        small_run / "bundle" / "model.onnx", pixels(small_photos, bundle.read(small_run)["preprocessing"], "*/0*.jpg")
+        small_run / "bundle" / "model.onnx",
+        pixels(small_photos, bundle.read_info(small_run)["preprocessing"], "*/0*.jpg"),
     )
 
 
@@ -75,11 +76,11 @@ def gated(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Round
                 module.momentum = None
         network.train()(x)
     file = tmp_path_factory.mktemp("gated") / "model.onnx"
-    info = bundle.describe(network, ["a", "b", "c"], look, 1.0, 0.5, "none")
-    known = Known.fit(
+    info = bundle.make_info(network, ["a", "b", "c"], look, 1.0, 0.5, "none")
+    known = OODScorer.fit(
         np.eye(3, 512, dtype=np.float32), np.arange(3), *(np.eye(9, k, dtype=np.float32) for k in (512, 3))
     )
-    export(network.eval(), known, info, file)
+    export_onnx(network.eval(), known, info, file)
     return Rounded(file, photos)
 
 
@@ -137,8 +138,8 @@ def test_it_says_nearly_the_same(name: str, most: float, request: pytest.Fixture
 
 
 def test_correcting_the_means_pays(lite: Rounded, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(quantize, "correct", lambda *_: None)
-    without = quantize.quantise(lite.file, lambda work: map(work, lite.photos))
+    monkeypatch.setattr(quantize, "correct_biases", lambda *_: None)
+    without = quantize.quantize_model(lite.file, lambda work: map(work, lite.photos))
     before = lite.logits(lite.before)
     assert np.abs(lite.logits(lite.small) - before).mean() < np.abs(lite.logits(without) - before).mean() / 1.3
 
@@ -161,7 +162,7 @@ def test_rounded_weights_leave_the_mean_of_each_channel(groups: int, inputs: int
         helper.make_node("Conv", ["x", "w", "b"], ["y"], name="conv", group=groups),
     ]
     graph = helper.make_graph(nodes, "one", [], [], [numpy_helper.from_array(a, name) for name, a in held.items()])
-    quantize.correct(graph, {"conv": w}, {"conv": x.mean(0)})
+    quantize.correct_biases(graph, {"conv": w}, {"conv": x.mean(0)})
     bias = next(numpy_helper.to_array(tensor) for tensor in graph.initializer if tensor.name == "bias")
 
     def mean(weights: np.ndarray, biases: np.ndarray) -> np.ndarray:
@@ -173,7 +174,7 @@ def test_rounded_weights_leave_the_mean_of_each_channel(groups: int, inputs: int
 
 
 def test_it_is_quiet(lite: Rounded, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
-    quantize.quantise(lite.file, lambda work: map(work, lite.photos[:1]))
+    quantize.quantize_model(lite.file, lambda work: map(work, lite.photos[:1]))
     assert capfd.readouterr() == ("", "") and not caplog.records
     assert logging.root.manager.disable == logging.NOTSET
 
@@ -187,7 +188,7 @@ photos_told = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_
 @given(photos_told)
 def test_a_change_and_its_interval(told: list[tuple[bool, bool]]):
     before, after = np.array(told).T
-    found, back = change(before, after), change(after, before)
+    found, back = paired_accuracy_change(before, after), paired_accuracy_change(after, before)
     assert found["difference"] == pytest.approx(after.mean() - before.mean())
     assert -1 <= found["ci95"][0] <= found["difference"] <= found["ci95"][1] <= 1
     assert (found["won"], found["lost"]) == (back["lost"], back["won"])
@@ -201,7 +202,7 @@ def test_95_of_100_intervals_hold_the_truth(won: float, lost: float):
         drawn = rng.uniform(size=320)
         first = (drawn < lost) | (drawn > 0.5)
         second = ((drawn >= lost) & (drawn < lost + won)) | (drawn > 0.5)
-        low, high = change(first, second)["ci95"]
+        low, high = paired_accuracy_change(first, second)["ci95"]
         held += low <= won - lost <= high
     assert held / 2000 >= 0.94
 
@@ -209,14 +210,14 @@ def test_95_of_100_intervals_hold_the_truth(won: float, lost: float):
 @pytest.mark.parametrize("n, enough", [(95, False), (96, True)])
 def test_so_many_photos_it_takes(n: int, enough: bool):
     alike = np.ones(n, bool)
-    assert (change(alike, alike)["ci95"][0] >= int8.LEAST) == enough
+    assert (paired_accuracy_change(alike, alike)["ci95"][0] >= int8.MIN_ACCURACY_CHANGE) == enough
 
 
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, small_run: Path) -> None:
     """In place of the seconds that torch's exporter takes, the file that the training exported."""
     own = small_run / "bundle" / "model.onnx"
-    monkeypatch.setattr(export_run, "export", lambda network, known, info, file: shutil.copy(own, file))
+    monkeypatch.setattr(export_run, "export_onnx", lambda network, known, info, file: shutil.copy(own, file))
 
 
 def test_few_photos_cannot_show_that_it_is_harmless(quick: None, small_run: Path, tmp_path: Path, here: Callable):
@@ -231,7 +232,7 @@ def accepted(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     """The run in 8 bits, whatever they cost: its few validation photos can say nothing of that."""
     out, own = tmp_path_factory.mktemp("accepted") / "out", small_run / "bundle" / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export_run, "export", lambda network, known, info, file: shutil.copy(own, file))
+        patch.setattr(export_run, "export_onnx", lambda network, known, info, file: shutil.copy(own, file))
         patch.setattr(int8, "LEAST", -1.0)
         patch.setattr("fieldmark.evaluation.calibration.FEW", 2)
         return out, export_run.export_run(small_run, out, Reporter(quiet=True), int8=True)
@@ -244,16 +245,16 @@ def test_a_file_in_8_bits(accepted: tuple[Path, dict[str, Any]], small_run: Path
     assert told["bytes"] == (out / "model_int8.onnx").stat().st_size < 0.4 * told["bytes_32_bits"]
     assert set(told["seconds"]) == set(told["seconds_32_bits"]) and "1" in told["seconds"]
     assert small.info["verified"].items() <= told.items() and small.info["precision"] == "int8"
-    assert told["n"] == sum(row.split == "val" for row in read_split(small_run / "split.csv"))
+    assert told["n"] == sum(row.split == "val" for row in read_split_file(small_run / "split.csv"))
     pairs = zip(small.predict(small_photos), Classifier(small_run).predict(small_photos), strict=True)
     assert np.mean([one["label"] == other["label"] for one, other in pairs]) > 0.9
 
 
 def test_it_is_fitted_anew(accepted: tuple[Path, dict[str, Any]], small_run: Path, small_photos: Path):
     """Its temperature fits the validation photos better than the old one, and 92 % of them are known by its score."""
-    small, before = Classifier(accepted[0] / "model_int8.onnx"), bundle.read(small_run)
-    rows = [row for row in read_split(small_run / "split.csv") if row.split == "val"]
-    found = [small.judge(prepare(small_photos / row.path, before["preprocessing"])) for row in rows]
+    small, before = Classifier(accepted[0] / "model_int8.onnx"), bundle.read_info(small_run)
+    rows = [row for row in read_split_file(small_run / "split.csv") if row.split == "val"]
+    found = [small.infer(preprocess(small_photos / row.path, before["preprocessing"])) for row in rows]
     logits, labels = np.stack([one["logits"] for one in found]), [before["classes"].index(row.label) for row in rows]
     t = small.info["temperature"]
     for one in found:
@@ -269,10 +270,10 @@ def test_it_is_fitted_anew(accepted: tuple[Path, dict[str, Any]], small_run: Pat
 
 
 def test_its_evidence_sums_to_its_logit(accepted: tuple[Path, dict[str, Any]], small_run: Path, small_photos: Path):
-    small, network = Classifier(accepted[0] / "model_int8.onnx"), bundle.network(small_run)
-    bias = network.head.last.bias.detach().numpy()
+    small, network = Classifier(accepted[0] / "model_int8.onnx"), bundle.load_network(small_run)
+    bias = network.head.classifier.bias.detach().numpy()
     for photo in pixels(small_photos, small.info["preprocessing"], "*/00.jpg"):
-        found = small.judge(photo)
+        found = small.infer(photo)
         top = found["logits"].argmax()
         assert found["evidence"].sum() + bias[top] == pytest.approx(found["logits"][top], abs=1e-4)
 

@@ -16,8 +16,8 @@ from hypothesis import strategies as st
 
 from fieldmark.core import io as records
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.dataset import Normalise
-from fieldmark.data.image import prepare
+from fieldmark.data.dataset import Normalize
+from fieldmark.data.image import preprocess
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
 
@@ -44,21 +44,21 @@ def with_metadata(file: Path, value: str | None) -> None:
 
 
 def test_the_network_gives_the_logits_of_the_onnx(small_run: Path, small_photos: Path):
-    network, info, classifier = bundle.network(small_run), bundle.read(small_run), Classifier(small_run)
+    network, info, classifier = bundle.load_network(small_run), bundle.read_info(small_run), Classifier(small_run)
     assert not network.training
-    normalise = Normalise(info["preprocessing"]["mean"], info["preprocessing"]["std"])
+    normalise = Normalize(info["preprocessing"]["mean"], info["preprocessing"]["std"])
     for file in sorted(small_photos.glob("*/0[0-4].jpg")):
-        photo = prepare(file, info["preprocessing"])
+        photo = preprocess(file, info["preprocessing"])
         with torch.inference_mode():
             logits = network(normalise(torch.from_numpy(photo)[None].permute(0, 3, 1, 2)))[0].numpy()
-        np.testing.assert_allclose(logits, classifier.judge(photo)["logits"], rtol=0, atol=1e-5)
+        np.testing.assert_allclose(logits, classifier.infer(photo)["logits"], rtol=0, atol=1e-5)
 
 
 def test_the_json_says_what_the_onnx_says(small_run: Path):
-    info = bundle.read(small_run)
-    assert info == bundle.read(small_run / "bundle") == Classifier(small_run).info
+    info = bundle.read_info(small_run)
+    assert info == bundle.read_info(small_run / "bundle") == Classifier(small_run).info
     assert info["classes"] == ["cross, blue", "disc", "square"]
-    assert info["format"] == bundle.FORMAT
+    assert info["format"] == bundle.FORMAT_VERSION
     assert info["preprocessing"]["size"] == 64
     assert info.keys() >= {"temperature", "threshold", "network", "fingerprint", "versions"}
     assert info["versions"].keys() >= {"fieldmark", "pillow", "onnxruntime"}
@@ -70,32 +70,32 @@ def test_the_json_says_what_the_onnx_says(small_run: Path):
 @given(name=st.text(st.characters(blacklist_categories=()), min_size=1))
 def test_any_class_name_comes_back(name: str, small_run: Path, tmp_path: Path):
     shutil.copy(small_run / "bundle" / "model.onnx", tmp_path)
-    info = bundle.read(small_run) | {"classes": [name, "other"]}
-    records.write(tmp_path / "bundle.json", info)
-    assert bundle.read(tmp_path) == info
+    info = bundle.read_info(small_run) | {"classes": [name, "other"]}
+    records.write_json(tmp_path / "bundle.json", info)
+    assert bundle.read_info(tmp_path) == info
 
 
 def test_a_later_version_is_refused(copy: Path):
-    info = bundle.read(copy)
+    info = bundle.read_info(copy)
     kept = {file: (copy / file).read_bytes() for file in ("bundle.json", "model.onnx")}
     later = info | {"format": 99}
     (copy / "bundle.json").write_text(json.dumps(later))
     with_metadata(copy / "model.onnx", json.dumps(later))
-    for what in (Classifier, bundle.read, bundle.network):
+    for what in (Classifier, bundle.read_info, bundle.load_network):
         said = refused(copy, what)
         assert "a later Fieldmark" in said and "install that one" in said and "99" in said
     for name, content in kept.items():
         (copy / name).write_bytes(content)
-    assert bundle.read(copy) == info
+    assert bundle.read_info(copy) == info
 
 
-@pytest.mark.parametrize("key", [*bundle.NEEDED, "format"])
+@pytest.mark.parametrize("key", [*bundle.REQUIRED_KEYS, "format"])
 def test_missing_keys_are_refused(key: str, copy: Path, small_run: Path):
-    info = bundle.read(small_run)
+    info = bundle.read_info(small_run)
     for damaged in ({k: v for k, v in info.items() if k != key}, info | {key: None}):
         with pytest.raises(FieldmarkError):
-            bundle.check(damaged, "x")
-    assert bundle.check(info, "x") == info
+            bundle.validate_info(damaged, "x")
+    assert bundle.validate_info(info, "x") == info
 
 
 @pytest.mark.parametrize(
@@ -104,10 +104,10 @@ def test_missing_keys_are_refused(key: str, copy: Path, small_run: Path):
 def test_damaged_json(content: bytes, copy: Path):
     whole = (copy / "bundle.json").read_bytes()
     (copy / "bundle.json").write_bytes(content)
-    refused(copy, bundle.read)
-    refused(copy, bundle.network)
+    refused(copy, bundle.read_info)
+    refused(copy, bundle.load_network)
     (copy / "bundle.json").unlink()
-    refused(copy, bundle.read)
+    refused(copy, bundle.read_info)
     (copy / "bundle.json").write_bytes(whole)
 
 
@@ -125,7 +125,7 @@ def test_damaged_metadata(value: str | None, copy: Path):
 def test_truncated_files(name: str, part: float, copy: Path):
     whole = (copy / name).read_bytes()
     (copy / name).write_bytes(whole[: int(len(whole) * part)])
-    said = refused(copy, Classifier if name == "model.onnx" else bundle.network)
+    said = refused(copy, Classifier if name == "model.onnx" else bundle.load_network)
     (copy / name).write_bytes(whole)
     assert name in said and "damaged" in said
 
@@ -142,16 +142,16 @@ def test_weights_of_another_network(copy: Path):
     whole = (copy / "bundle.json").read_bytes()
     info = json.loads(whole)
     for words in ({"backbone": "resnet18"}, {"backbone": "none of these"}, {"surplus": 1}, {"classes": 9}):
-        records.write(copy / "bundle.json", info | {"network": info["network"] | words})
-        refused(copy, bundle.network)
-    records.write(copy / "bundle.json", info | {"network": {}})
-    refused(copy, bundle.network)
+        records.write_json(copy / "bundle.json", info | {"network": info["network"] | words})
+        refused(copy, bundle.load_network)
+    records.write_json(copy / "bundle.json", info | {"network": {}})
+    refused(copy, bundle.load_network)
     (copy / "bundle.json").write_bytes(whole)
     weights = copy / "model.safetensors"
     weights.rename(copy / "away")
-    refused(copy, bundle.network)
+    refused(copy, bundle.load_network)
     (copy / "away").rename(weights)
-    bundle.network(copy)
+    bundle.load_network(copy)
 
 
 # ---- nothing in a run is a pickle

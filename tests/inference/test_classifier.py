@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import fieldmark
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.image import prepare
-from fieldmark.data.locate import each
-from fieldmark.inference.classifier import AHEAD, Classifier, ahead
+from fieldmark.data.image import preprocess
+from fieldmark.data.locate import find_images
+from fieldmark.inference.classifier import PREFETCH_PER_WORKER, Classifier, parallel_map
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_top(classifier: Classifier, alone: dict[str, dict], top: int):
 def test_the_threshold_decides_what_is_known(small_run: Path, alone: dict[str, dict]):
     classifier = Classifier(small_run)
     path = next(iter(alone))
-    score = float(classifier.judge(prepare(path, classifier.info["preprocessing"]))["known_score"])
+    score = float(classifier.infer(preprocess(path, classifier.info["preprocessing"]))["known_score"])
     for least, known in ((score, True), (score + 1e-4, False)):
         classifier.info = classifier.info | {"threshold": least}
         assert classifier.predict(path)[0]["known"] is known
@@ -118,54 +118,56 @@ def test_a_folder_is_walked_in_order_without_litter(tmp_path: Path):
     for name in [*wanted, ".hidden.jpg", ".git/1.jpg", "Thumbs.db", "notes.txt", "a/.x/3.jpg"]:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).touch()
-    found = [os.path.relpath(path, tmp_path) for path, _ in each([tmp_path])]
+    found = [os.path.relpath(path, tmp_path) for path, _ in find_images([tmp_path])]
     assert found == ["B.JPG", "a b.png", "z[1].jpeg", "a/2.jpg", "a/b/长 'x'.webp"]
     assert sorted(found) == sorted(wanted)
     named = str(tmp_path / "z[1].jpeg")  # looks like a pattern, but is there
-    assert list(each([named])) == [(named, named)]
+    assert list(find_images([named])) == [(named, named)]
     pattern = str(tmp_path / "*.jp*g")
-    assert [path for path, _ in each([pattern])] == [named]
+    assert [path for path, _ in find_images([pattern])] == [named]
 
 
 def test_names_on_stdin_keep_their_bytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     name = os.fsencode(tmp_path) + b"/caf\xe9 .jpg"
     Path(os.fsdecode(name)).touch()
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(name + b"\r\n\n" + name), encoding="utf-8"))
-    assert [os.fsencode(path) for path, _ in each(["-"])] == [name, name]
+    assert [os.fsencode(path) for path, _ in find_images(["-"])] == [name, name]
 
 
 @given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 5))
 def test_looking_ahead_keeps_the_order(numbers: list[int], workers: int):
-    assert list(ahead(((str(n), n) for n in numbers), lambda n: n * n, workers)) == [(str(n), n * n) for n in numbers]
+    assert list(parallel_map(((str(n), n) for n in numbers), lambda n: n * n, workers)) == [
+        (str(n), n * n) for n in numbers
+    ]
 
 
 def test_it_looks_only_so_far_ahead():
     """Of a million photos none is looked for before it is needed, nor behind the last that is asked for."""
     read, worked = [], []
-    looks = ahead(((n, n) for n in range(1000) if not read.append(n)), worked.append, 2)
+    looks = parallel_map(((n, n) for n in range(1000) if not read.append(n)), worked.append, 2)
     for _ in range(3):
         next(looks)
     looks.close()
-    assert len(worked) <= len(read) <= 3 + 2 * AHEAD + 1
+    assert len(worked) <= len(read) <= 3 + 2 * PREFETCH_PER_WORKER + 1
 
 
 def test_what_is_done_is_left_out(classifier: Classifier, alone: dict[str, dict], small_photos: Path):
     some = set(list(alone)[::3])
-    assert list(classifier.stream([small_photos], done=some.__contains__)) == [
+    assert list(classifier.stream([small_photos], skip=some.__contains__)) == [
         a for p, a in alone.items() if p not in some
     ]
 
 
 def test_several_at_once_are_as_they_are_alone(classifier: Classifier, alone: dict[str, dict]):
-    photos = [prepare(path, classifier.info["preprocessing"]) for path in list(alone)[:5]]
-    for one, photo in zip(classifier.judge_all(np.stack(photos)), photos, strict=True):
-        for name, value in classifier.judge(photo).items():
+    photos = [preprocess(path, classifier.info["preprocessing"]) for path in list(alone)[:5]]
+    for one, photo in zip(classifier.infer_batch(np.stack(photos)), photos, strict=True):
+        for name, value in classifier.infer(photo).items():
             np.testing.assert_allclose(one[name], value, rtol=0, atol=1e-4 if name == "evidence" else 1e-5)
 
 
 def test_a_fault_while_looking_ahead_is_not_swallowed():
     with pytest.raises(ZeroDivisionError):
-        list(ahead([("a", 1), ("b", 0), ("c", 1)], lambda n: 1 / n))
+        list(parallel_map([("a", 1), ("b", 0), ("c", 1)], lambda n: 1 / n))
 
 
 # ---- what is no model

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from fieldmark.core.progress import Reporter
-from fieldmark.data.locate import Broken, Held, Remote
-from fieldmark.data.pack import pack
+from fieldmark.data.locate import ContainedImage, RemoteImage, UnreadableSource
+from fieldmark.data.pack import write_shards
 from fieldmark.inference import ray
 from fieldmark.inference.classifier import Classifier
 
@@ -25,27 +25,31 @@ pytestmark = pytest.mark.usefixtures("all_cores")
     [
         ("/a/é.jpg", "/a/é.jpg"),
         (os.fsdecode(b"\xff.jpg"), os.fsdecode(b"/\xff.jpg")),
-        ("x.tar/鳥 1.png", Held("/d/x.tar", "鳥 1.png")),
-        ("s3://b/p.jpg", Remote("s3://b/p.jpg")),
-        ("s3://b/y.tar/p.jpg", Held("s3://b/y.tar", "p.jpg")),
-        ("y.tar", Broken("y.tar cannot be read")),
+        ("x.tar/鳥 1.png", ContainedImage("/d/x.tar", "鳥 1.png")),
+        ("s3://b/p.jpg", RemoteImage("s3://b/p.jpg")),
+        ("s3://b/y.tar/p.jpg", ContainedImage("s3://b/y.tar", "p.jpg")),
+        ("y.tar", UnreadableSource("y.tar cannot be read")),
     ],
 )
 def test_a_place_survives_the_way_to_another_machine(place):
-    text = ray._written(place)
-    assert text.isascii() and ray._read(text) == place and type(ray._read(text)[1]) is type(place[1])
+    text = ray._serialize_source(place)
+    assert (
+        text.isascii()
+        and ray._deserialize_source(text) == place
+        and type(ray._deserialize_source(text)[1]) is type(place[1])
+    )
 
 
 def test_relative_names_lead_to_the_photo_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.chdir(tmp_path)
-    for path, source in (("a.jpg", "a.jpg"), ("x.tar/a.jpg", Held("x.tar", "a.jpg"))):
-        name, there = ray._read(ray._written((path, source)))
-        assert (name, str(getattr(there, "holder", there))) == (path, str(tmp_path / path[:5]))
+    for path, source in (("a.jpg", "a.jpg"), ("x.tar/a.jpg", ContainedImage("x.tar", "a.jpg"))):
+        name, there = ray._deserialize_source(ray._serialize_source((path, source)))
+        assert (name, str(getattr(there, "container", there))) == (path, str(tmp_path / path[:5]))
 
 
 def test_the_answers_are_those_of_the_plain_predictor(small_run: Path, small_photos: Path, tmp_path: Path, command):
     """Folders, shards, bad photos and odd names at once; stdout holds one JSON document; the exit code is the same."""
-    pack(small_photos, tmp_path / "shards", Reporter(quiet=True))
+    write_shards(small_photos, tmp_path / "shards", Reporter(quiet=True))
     (tmp_path / "odd").mkdir()
     (tmp_path / "odd" / "text.jpg").write_text("no photo")
     (tmp_path / "odd" / os.fsdecode(b"\xff 1.jpg")).write_bytes(next(small_photos.glob("*/*.jpg")).read_bytes())

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.inference import writers
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.writers import Csv, JsonLines, Parquet, written
+from fieldmark.inference.writers import CsvWriter, JsonLinesWriter, ParquetWriter, write_predictions
 
 ANSWERS = [
     {
@@ -28,7 +28,7 @@ ANSWERS = [
     {"path": "长\udce9.jpg", "error": "truncated"},
     {"path": "d.jpg", "label": "", "confidence": 1.0, "known": True, "top": []},
 ]
-FILES = {"csv": Csv, "jsonl": JsonLines}
+FILES = {"csv": CsvWriter, "jsonl": JsonLinesWriter}
 
 
 def read(file: Path) -> list[dict[str, str]]:
@@ -47,7 +47,7 @@ def test_csv_reads_back(labels: list[str], known: bool, tmp_path_factory: pytest
         {"path": f"{label}.jpg", "label": label, "confidence": 1 / (k + 3), "known": known, "top": []}
         for k, label in enumerate(labels)
     ] + [{"path": 'a, "b"\udce9.jpg', "error": "truncated"}]
-    assert list(written(told, Csv(file))) == told
+    assert list(write_predictions(told, CsvWriter(file))) == told
     rows = read(file)
     assert list(rows[0]) == ["path", "label", "confidence", "known", "error"]
     for row, answer in zip(rows, told, strict=True):
@@ -56,21 +56,21 @@ def test_csv_reads_back(labels: list[str], known: bool, tmp_path_factory: pytest
 
 
 def test_lines_of_json_read_back(tmp_path: Path):
-    assert list(written(ANSWERS, JsonLines(tmp_path / "answers.jsonl"))) == ANSWERS
+    assert list(write_predictions(ANSWERS, JsonLinesWriter(tmp_path / "answers.jsonl"))) == ANSWERS
     assert [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text("utf-8").split("\n")[:-1]] == ANSWERS
 
 
 def test_a_parquet_dataset_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pq = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(writers, "PART", 2)
-    list(written(ANSWERS[:3], Parquet(tmp_path / "answers")))
+    monkeypatch.setattr(writers, "ROWS_PER_PART", 2)
+    list(write_predictions(ANSWERS[:3], ParquetWriter(tmp_path / "answers")))
     assert sorted(file.name for file in (tmp_path / "answers").iterdir()) == [
         "part-000000.parquet",
         "part-000001.parquet",
     ]
-    again = Parquet(tmp_path / "answers", resume=True)
-    assert [again.has(answer["path"]) for answer in ANSWERS] == [True, True, False, False]
-    list(written(ANSWERS[2:], again))
+    again = ParquetWriter(tmp_path / "answers", resume=True)
+    assert [again.has_prediction(answer["path"]) for answer in ANSWERS] == [True, True, False, False]
+    list(write_predictions(ANSWERS[2:], again))
     found = pq.read_table(tmp_path / "answers").to_pylist()
     assert [row["path"] for row in found] == ["a.jpg", 'b, "x"\n\r2.jpg', "长\\udce9.jpg", "d.jpg"]
     assert [row["error"] for row in found] == [None, None, "truncated", None]
@@ -79,19 +79,19 @@ def test_a_parquet_dataset_reads_back(tmp_path: Path, monkeypatch: pytest.Monkey
 
 def test_a_lost_part_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pq = pytest.importorskip("pyarrow.parquet")
-    monkeypatch.setattr(writers, "PART", 1)
-    list(written(ANSWERS, Parquet(tmp_path / "answers")))
+    monkeypatch.setattr(writers, "ROWS_PER_PART", 1)
+    list(write_predictions(ANSWERS, ParquetWriter(tmp_path / "answers")))
     (lost := tmp_path / "answers" / "part-000000.parquet").write_bytes(b"PAR1, torn")
     with pytest.raises(FieldmarkError, match=r"part-000000\.parquet is damaged .*: delete it"):
-        Parquet(tmp_path / "answers", resume=True)
-    monkeypatch.setattr(writers, "_answered", lambda part: os.stat(tmp_path / "gone"))
+        ParquetWriter(tmp_path / "answers", resume=True)
+    monkeypatch.setattr(writers, "_read_done_paths", lambda part: os.stat(tmp_path / "gone"))
     with pytest.raises(FileNotFoundError):  # a disk that does not answer is no reason to delete anything
-        Parquet(tmp_path / "answers", resume=True)
+        ParquetWriter(tmp_path / "answers", resume=True)
     monkeypatch.undo()
-    monkeypatch.setattr(writers, "PART", 1)
+    monkeypatch.setattr(writers, "ROWS_PER_PART", 1)
     lost.unlink()
-    again = Parquet(tmp_path / "answers", resume=True)
-    list(written([answer for answer in ANSWERS if not again.has(answer["path"])], again))
+    again = ParquetWriter(tmp_path / "answers", resume=True)
+    list(write_predictions([answer for answer in ANSWERS if not again.has_prediction(answer["path"])], again))
     assert sorted(pq.read_table(tmp_path / "answers")["path"].to_pylist()) == sorted(
         answer["path"].replace("\udce9", "\\udce9") for answer in ANSWERS
     )
@@ -101,7 +101,7 @@ def test_a_lost_part_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_cut_off_anywhere_it_goes_on_to_the_same_rows(kind: str, tmp_path: Path):
     """The photo that could not be read is asked again, and its row moves to the end."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    list(written(ANSWERS, FILES[kind](whole)))
+    list(write_predictions(ANSWERS, FILES[kind](whole)))
     content = whole.read_bytes()
     with whole.open("rb") as opened:
         ends = [end for _, _, end in FILES[kind]._rows(opened)]
@@ -111,12 +111,12 @@ def test_cut_off_anywhere_it_goes_on_to_the_same_rows(kind: str, tmp_path: Path)
         sheet = FILES[kind](cut, resume=True)
         left = [answer for answer in ANSWERS if not sheet.has(answer["path"])]
         assert len(left) >= len(ANSWERS) - length // 10
-        list(written(left, sheet))
+        list(write_predictions(left, sheet))
         last = rows.pop(-2) if length >= len(content) else b""
         assert cut.read_bytes() == b"".join(rows) + last, length
 
 
-@pytest.mark.parametrize("make", [Csv, JsonLines, Parquet])
+@pytest.mark.parametrize("make", [CsvWriter, JsonLinesWriter, ParquetWriter])
 def test_no_file_is_replaced(make: Callable[..., Any], tmp_path: Path):
     (tmp_path / "photo.jpg").write_bytes(b"mine")
     for resume in (False, True):
@@ -135,7 +135,7 @@ def test_other_tables_are_no_answers(tmp_path: Path):
 
 def test_csv_of_a_class_with_a_comma(small_run: Path, small_photos: Path, tmp_path: Path):
     stream = Classifier(small_run).stream([small_photos / "cross, blue"])
-    told = list(written(stream, Csv(tmp_path / "answers.csv")))
+    told = list(write_predictions(stream, CsvWriter(tmp_path / "answers.csv")))
     assert [row["label"] for row in read(tmp_path / "answers.csv")] == [answer["label"] for answer in told]
     assert "cross, blue" in {answer["label"] for answer in told}
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fieldmark.models import SE, VARIANTS, Attention, build
-from fieldmark.models.weights import load
+from fieldmark.models.weights import load_weights
 
 PLACES = {"blocks": ("{}", None), "first": (None, "0:{}"), "last": (None, "-1:{}"), "all": ("{}", "0:{},-2:{},-1:{}")}
 
@@ -22,21 +22,21 @@ def test_inserted_attention_changes_no_bit(name: str, place: str, word: str):
     x = torch.randn(1, 3, 64, 48)
     before = plain(x)
     state = {
-        key.removeprefix("backbone.").replace("head.fc", VARIANTS[name].names["fc"]): tensor
+        key.removeprefix("backbone.").replace("head.fc", VARIANTS[name].head_names["fc"]): tensor
         for key, tensor in plain.state_dict().items()
     }
-    assert load(gated, state, VARIANTS[name], published_head=True, source="memory")
-    assert len(gated.slots) > 0
+    assert load_weights(gated, state, VARIANTS[name], published_head=True, source="memory")
+    assert len(gated.added_attention) > 0
     assert torch.equal(gated.features(x), plain.features(x))
     assert torch.equal(gated(x), before)
 
 
 def test_blocks_squeeze_by_the_width_that_the_paper_names():
-    lite = build("efficientnet_lite0", attention=partial(SE, ratio=4)).slots
+    lite = build("efficientnet_lite0", attention=partial(SE, ratio=4)).added_attention
     widths = {name: slot.fc1 for name, slot in lite.items() if isinstance(slot, SE)}
     first = widths["backbone.blocks.1.0.attention"]  # 16 in, expanded to 96
     assert (first.in_channels, first.out_channels) == (96, 4)
-    resnet = build("resnet50", attention="se").slots["backbone.layer1.0.attention"]
+    resnet = build("resnet50", attention="se").added_attention["backbone.layer1.0.attention"]
     assert isinstance(resnet, SE)
     assert (resnet.fc1.in_channels, resnet.fc1.out_channels) == (256, 16)
 
@@ -51,6 +51,6 @@ def test_plain_attention_lets_everything_through():
     x = torch.randn(1, 4, 2, 2)
     attention = Attention(4, 2)
     attention.start_as_identity()
-    attention.measure(x)
+    attention.set_norm_statistics(x)
     assert attention(x) is x
-    assert not build("resnet18", attention="none").slots
+    assert not build("resnet18", attention="none").added_attention

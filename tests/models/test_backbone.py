@@ -37,7 +37,7 @@ def test_split_anywhere(networks: dict[str, Network]):
         whole, names = backbone(x), places(backbone)
         assert len(names) > 12
         for name in names:
-            prefix, rest = backbone.split(name)
+            prefix, rest = backbone.split_after(name)
             assert torch.equal(rest(prefix(x)), whole)
             ours = [id(parameter) for half in (prefix, rest) for parameter in half.parameters()]
             assert ours == [id(parameter) for parameter in backbone.parameters()]
@@ -47,13 +47,13 @@ def test_split_anywhere(networks: dict[str, Network]):
 
 def test_split_keeps_names_and_stages(networks: dict[str, Network]):
     backbone = networks["efficientnet_lite0+after=3:se,-1:mask"].backbone
-    prefix, rest = backbone.split("blocks.3")
+    prefix, rest = backbone.split_after("blocks.3")
     assert list(prefix.stages) == ["blocks.0", "blocks.1", "blocks.2", "blocks.3"]
     assert prefix.stages | rest.stages == backbone.stages
     assert [*prefix.state_dict(), *rest.state_dict()] == [*backbone.state_dict()]
     assert "blocks.after_3.fc1.weight" in rest.state_dict()
-    assert "blocks.after_3.fc1.weight" in backbone.split("blocks.after_3")[0].state_dict()
-    inner, outer = backbone.split("blocks.5.1")
+    assert "blocks.after_3.fc1.weight" in backbone.split_after("blocks.after_3")[0].state_dict()
+    inner, outer = backbone.split_after("blocks.5.1")
     assert "blocks.5" not in inner.stages and outer.stages["blocks.5"] == 192
 
 
@@ -72,7 +72,7 @@ def test_slices_are_backbones(networks: dict[str, Network], k: int):
 @pytest.mark.parametrize("name", ["blocks.7", "nothing", "conv_stem.weight", "", "blocks.0.0.conv_dw"])
 def test_split_after_nothing(networks: dict[str, Network], name: str):
     with pytest.raises(FieldmarkError, match="to split after"):
-        networks["efficientnet_lite0"].backbone.split(name)
+        networks["efficientnet_lite0"].backbone.split_after(name)
 
 
 @torch.no_grad()
@@ -81,17 +81,17 @@ def test_stages_tell_the_channels():
         backbone = build(name).backbone.eval()
         x = torch.randn(1, 3, 64, 64)
         for stage, channels in backbone.stages.items():
-            assert backbone.split(stage)[0](x).shape[1] == channels
+            assert backbone.split_after(stage)[0](x).shape[1] == channels
 
 
 def test_slots_stand_behind_their_stages():
     network = build("efficientnet_lite0", after={-2: Mask, 0: "se"})
-    assert list(network.slots) == ["backbone.blocks.after_0", "backbone.blocks.after_6"]
+    assert list(network.added_attention) == ["backbone.blocks.after_0", "backbone.blocks.after_6"]
     assert [name for name, _ in network.backbone.named_children()][-4:] == ["blocks", "conv_head", "bn2", "act2"]
     children = [name for name, _ in network.backbone.get_submodule("blocks").named_children()]
     assert children[:3] == ["0", "after_0", "1"] and children[-2:] == ["6", "after_6"]
-    assert list(build("resnet18", after={-1: Mask}).slots) == ["backbone.after_layer4"]
-    assert network.frozen == "blocks.3"
+    assert list(build("resnet18", after={-1: Mask}).added_attention) == ["backbone.after_layer4"]
+    assert network.frozen_until == "blocks.3"
 
 
 @pytest.mark.parametrize("after", [{8: Mask}, {-9: Mask}, {-1: Mask, 7: Mask}])

@@ -19,7 +19,7 @@ def test_bilinear_description_is_the_papers():
     assert isinstance(outer, torch.Tensor)
     root = outer.sign() * (outer.abs() + 1e-10).sqrt()
     expected = (root / root.norm()).flatten()
-    torch.testing.assert_close(Bilinear(3, 2).describe(x)[0], expected)
+    torch.testing.assert_close(Bilinear(3, 2).pool_features(x)[0], expected)
 
 
 def test_bilinear_vgg16_has_the_weights_of_the_write_up():
@@ -34,7 +34,7 @@ def test_bilinear_vgg16_has_the_weights_of_the_write_up():
 def test_the_self_product_is_the_diagonal_of_the_bilinear_form():
     x = torch.randn(2, 5, 3, 4)
     outer = torch.einsum("nchw,ndhw->ncd", x, x)
-    torch.testing.assert_close(SelfProduct(5, 2).describe(x), outer.diagonal(dim1=1, dim2=2) / 12)
+    torch.testing.assert_close(SelfProduct(5, 2).pool_features(x), outer.diagonal(dim1=1, dim2=2) / 12)
 
 
 def test_the_sketch_is_the_papers_convolution_by_fft():
@@ -67,7 +67,7 @@ def test_sketches_multiply_as_the_squared_dot_product(d: int):
 def test_the_way_back_is_the_transpose():
     sketch = TensorSketch(5, 8)
     form, vector = torch.randn(3, 5, 5, dtype=torch.float64), torch.randn(3, 8, dtype=torch.float64)
-    there, back = (sketch(form) * vector).sum(), (form * sketch.back(vector)).sum()
+    there, back = (sketch(form) * vector).sum(), (form * sketch.transpose(vector)).sum()
     torch.testing.assert_close(there, back)
 
 
@@ -97,4 +97,4 @@ def test_a_compact_head_counts_without_memory():
     with torch.device("meta"):
         head = Bilinear(512, 200, compact=8192)
         assert head(torch.empty(2, 512, 9, 9)).shape == (2, 200)
-        assert head.last.in_features == 8192
+        assert head.classifier.in_features == 8192

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from fieldmark.models import VARIANTS, Mask, Network, build
 from fieldmark.models.spec import ATTENTIONS, HEADS
-from fieldmark.models.weights import load
+from fieldmark.models.weights import load_weights
 
 # The smallest of each family's file; 80 pixels pass through all of them.
 FAMILIES = (
@@ -43,17 +43,17 @@ def test_every_attention_fits_every_place(name: str):
     shape, stages = plain.features(photo).shape, len(plain.backbone.stages)
     for word in some(name, GATES):
         network = build_meta(name, attention=word, after=",".join(f"{k}:{word}" for k in range(stages)))
-        assert len(network.slots) >= stages + 1
+        assert len(network.added_attention) >= stages + 1
         met = []
 
         def same_shape(slot: nn.Module, inputs: tuple[Tensor, ...], output: Tensor, met: list[str] = met) -> None:
             assert output.shape == inputs[0].shape
             met.append(type(slot).__name__)
 
-        for slot in network.slots.values():
+        for slot in network.added_attention.values():
             slot.register_forward_hook(same_shape)
         assert network.features(photo).shape == shape
-        assert len(met) == len(network.slots)
+        assert len(met) == len(network.added_attention)
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -77,9 +77,9 @@ def test_inserted_attention_changes_no_bit(name: str):
         with torch.device("meta"):
             gated = build(name, attention=word, after=dict.fromkeys(after, word), head="linear", classes=2)
         gated = gated.to_empty(device="cpu").eval()
-        for slot in gated.slots.values():
+        for slot in gated.added_attention.values():
             draw(slot)
-        assert load(gated, state, VARIANTS[name], published_head=False, source="memory")
+        assert load_weights(gated, state, VARIANTS[name], published_head=False, source="memory")
         assert torch.equal(gated.features(x), before), word
 
 
@@ -90,7 +90,7 @@ def test_a_map_that_is_kept_stays_what_it_is(name: str):
     x = torch.randn(1, 3, SIZE, SIZE)
     slots = [layer for layer, module in backbone.named_modules() if isinstance(module, Mask)]
     for place in (*backbone.stages, *slots):
-        prefix, rest = backbone.split(place)
+        prefix, rest = backbone.split_after(place)
         kept = prefix(x)
         before = kept.clone()
         rest(kept)
@@ -142,4 +142,4 @@ def test_the_cover_takes_a_training_step(name: str):
         assert loss.isfinite(), what
         without = [key for key, p in network.named_parameters() if p.grad is None or not p.grad.isfinite().all()]
         assert not without, what
-        assert bool(network.slots) == (gate != "none")
+        assert bool(network.added_attention) == (gate != "none")

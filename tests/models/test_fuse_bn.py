@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fieldmark.models import build
-from fieldmark.models.fuse_bn import folded
+from fieldmark.models.fuse_bn import fuse_batch_norms
 
 # A network of each way in which a family puts its norms, and a size that it takes.
 NETWORKS = {
@@ -40,7 +40,7 @@ def test_a_folded_backbone_says_the_same(name: str):
     backbone = lively(build(name, classes=3).backbone)
     before = {key: value.clone() for key, value in backbone.state_dict().items()}
     few, others = (torch.randn(n, 3, NETWORKS[name], NETWORKS[name]) for n in (2, 3))
-    fast = folded(backbone, few)
+    fast = fuse_batch_norms(backbone, few)
     assert norms(fast) < norms(backbone) and not any(p.requires_grad for p in fast.parameters())
     with torch.inference_mode():
         want = backbone(others)
@@ -76,9 +76,9 @@ def test_what_cannot_be_folded_stays(make: type[nn.Module]):
     torch.manual_seed(0)
     layers, x = lively(make()), torch.randn(2, 3, 8, 8)
     with torch.inference_mode():
-        assert torch.equal(folded(layers, x)(x), layers(x))
+        assert torch.equal(fuse_batch_norms(layers, x)(x), layers(x))
 
 
 def test_without_norms_there_is_nothing_to_copy():
     layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
-    assert folded(layers.eval(), torch.randn(1, 3, 8, 8)) is layers
+    assert fuse_batch_norms(layers.eval(), torch.randn(1, 3, 8, 8)) is layers

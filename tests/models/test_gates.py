@@ -18,7 +18,7 @@ from timm.layers.eca import EcaModule
 from torch import Tensor, nn
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.models import CBAM, ECA, ELA, GCT, SE, Coordinate, Mask
+from fieldmark.models import CBAM, ECA, ELA, GCT, SE, CoordinateAttention, Mask
 from fieldmark.models.spec import ATTENTIONS, parse_gate
 
 WORDS = (
@@ -150,7 +150,7 @@ def test_weights_as_many_as_the_papers_formulas_say(c: int):
         SE: 2 * c * squeezed + squeezed + c,
         CBAM: 2 * c * squeezed + squeezed + c + 2 * 7 * 7,
         ECA: {1: 1, 8: 3, 35: 3, 88: 3, 1536: 5, 1792: 5, 2144: 7}[c],
-        Coordinate: c * bottleneck + bottleneck + 2 * bottleneck + 2 * (bottleneck * c + c),
+        CoordinateAttention: c * bottleneck + bottleneck + 2 * bottleneck + 2 * (bottleneck * c + c),
         ELA: 7 * c + 2 * c,
         GCT: 3 * c,
         Mask: (c * 64 + 64) + (64 * 16 + 16) + (16 * 8 + 8) + (8 + 1),
@@ -169,8 +169,8 @@ def test_widths_of_bottlenecks_and_groups():
     assert SE(64, 32, squeezed=5).fc1.out_channels == 5
     assert SE(8).fc1.out_channels == CBAM(8).fc1.out_channels == 1
     assert [ELA(c).gn.num_groups for c in (1, 8, 24, 35, 88, 2144)] == [1, 8, 8, 1, 8, 16]
-    assert Coordinate(64, 16).conv1.out_channels == 8
-    assert Coordinate(672, 112).conv1.out_channels == 21  # of the expanded width
+    assert CoordinateAttention(64, 16).conv1.out_channels == 8
+    assert CoordinateAttention(672, 112).conv1.out_channels == 21  # of the expanded width
 
 
 @pytest.mark.parametrize("gate", ["se", "cbam", "eca", "coordinate", "ela"])
@@ -193,7 +193,7 @@ def test_eca_is_the_published_one(c: int):
 @pytest.mark.parametrize("c", [16, 88])
 @torch.no_grad()
 def test_coordinate_attention_is_the_published_one(c: int):
-    theirs, ours = CoordAttn(c, rd_channels=8, bias=True), Coordinate(c)
+    theirs, ours = CoordAttn(c, rd_channels=8, bias=True), CoordinateAttention(c)
     shaken(ours)
     theirs.load_state_dict(ours.state_dict())
     x = torch.randn(2, c, 5, 3)

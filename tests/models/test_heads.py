@@ -11,19 +11,19 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fieldmark.models import AttentionPool, Bilinear, Classic, GeM, Head, Linear, SelfProduct
-from fieldmark.models.heads import Pooled
+from fieldmark.models import AttentionPool, Bilinear, ClassicHead, GeM, Head, LinearHead, SelfProduct
+from fieldmark.models.heads import PooledHead
 
 HEADS = {
-    "linear": Linear,
-    "linear dropout": partial(Linear, dropout=0.3),
-    "linear hidden": partial(Linear, hidden=9, dropout=0.3),
-    "linear relu6": partial(Linear, hidden=9, activation="relu6"),
-    "linear silu": partial(Linear, hidden=9, activation="silu"),
-    "linear hardswish": partial(Linear, hidden=9, activation="hardswish", hidden_dropout=0.2),
-    "classic": partial(Classic, pool=3, hidden=(9, 8)),
-    "classic dropout first": partial(Classic, pool=4, hidden=(9, 8, 7), dropout_first=True),
-    "classic without hidden": partial(Classic, pool=2, hidden=()),
+    "linear": LinearHead,
+    "linear dropout": partial(LinearHead, dropout=0.3),
+    "linear hidden": partial(LinearHead, hidden=9, dropout=0.3),
+    "linear relu6": partial(LinearHead, hidden=9, activation="relu6"),
+    "linear silu": partial(LinearHead, hidden=9, activation="silu"),
+    "linear hardswish": partial(LinearHead, hidden=9, activation="hardswish", hidden_dropout=0.2),
+    "classic": partial(ClassicHead, pool=3, hidden=(9, 8)),
+    "classic dropout first": partial(ClassicHead, pool=4, hidden=(9, 8, 7), dropout_first=True),
+    "classic without hidden": partial(ClassicHead, pool=2, hidden=()),
     "gem": GeM,
     "gem hidden": partial(GeM, hidden=9, dropout=0.3),
     "attention pool": AttentionPool,
@@ -90,10 +90,10 @@ def test_evidence_lies_where_the_features_are(kind: str):
 def test_reduced_features_give_the_same_logits(kind: str):
     head = make(kind)
     features = torch.randn(3, 7, 4, 5)
-    reduced = head.reduce(features)
+    reduced = head.pre_pool(features)
     assert reduced.shape[:2] == (3, 7)
     assert torch.equal(head(reduced), head(features))
-    if isinstance(head, Linear):
+    if isinstance(head, LinearHead):
         assert reduced.shape == (3, 7, 1, 1)
 
 
@@ -151,7 +151,7 @@ def test_every_head_exports_with_its_evidence(tmp_path: Path):
 def words(head: Head) -> str:
     """The tail of a head, as the papers write it."""
     written = []
-    for layer in head.tail:
+    for layer in head.classifier_layers:
         match layer:
             case nn.Dropout():
                 written += [f"dropout {layer.p}"] if layer.p else []
@@ -165,14 +165,14 @@ def words(head: Head) -> str:
 @pytest.mark.parametrize(
     ("head", "expected"),
     [
-        (partial(Linear, hidden=1024, hidden_dropout=0.5), "FC 1024, ReLU, dropout 0.5, FC 200"),
-        (partial(Linear, hidden=1000, dropout=0.25), "dropout 0.25, FC 1000, ReLU, dropout 0.25, FC 200"),
+        (partial(LinearHead, hidden=1024, hidden_dropout=0.5), "FC 1024, ReLU, dropout 0.5, FC 200"),
+        (partial(LinearHead, hidden=1000, dropout=0.25), "dropout 0.25, FC 1000, ReLU, dropout 0.25, FC 200"),
         (
-            partial(Linear, hidden=1280, activation="hardswish", dropout=0.0, hidden_dropout=0.2),
+            partial(LinearHead, hidden=1280, activation="hardswish", dropout=0.0, hidden_dropout=0.2),
             "FC 1280, Hardswish, dropout 0.2, FC 200",
         ),
-        (Classic, "FC 4096, ReLU, dropout 0.5, FC 4096, ReLU, dropout 0.5, FC 200"),
-        (partial(Classic, dropout_first=True), "dropout 0.5, FC 4096, ReLU, dropout 0.5, FC 4096, ReLU, FC 200"),
+        (ClassicHead, "FC 4096, ReLU, dropout 0.5, FC 4096, ReLU, dropout 0.5, FC 200"),
+        (partial(ClassicHead, dropout_first=True), "dropout 0.5, FC 4096, ReLU, dropout 0.5, FC 4096, ReLU, FC 200"),
         (partial(Bilinear, hidden=1024), "FC 1024, ReLU, dropout 0.5, FC 200"),
         (partial(SelfProduct, hidden=1000, dropout=0.25), "dropout 0.25, FC 1000, ReLU, dropout 0.25, FC 200"),
     ],
@@ -187,13 +187,13 @@ def test_the_heads_of_the_write_ups_are_spelled_by_settings(head, expected: str)
 def test_classic_pools_as_torch_does(shape: tuple[int, int]):
     head, features = make("classic"), torch.randn(2, 7, *shape)
     expected = functional.adaptive_avg_pool2d(features, 3)
-    torch.testing.assert_close(head.reduce(features), expected)
+    torch.testing.assert_close(head.pre_pool(features), expected)
     if shape == (3, 3):
-        assert head.reduce(features) is features
+        assert head.pre_pool(features) is features
 
 
 def test_classic_has_the_published_layers():
-    state = Classic(2, 3, pool=1, hidden=(5, 4)).state_dict()
+    state = ClassicHead(2, 3, pool=1, hidden=(5, 4)).state_dict()
     assert [key for key in state if key.endswith("weight")] == ["fc1.weight", "fc2.weight", "fc.weight"]
 
 
@@ -202,23 +202,23 @@ def test_gem_lies_between_mean_and_maximum():
     features = torch.randn(2, 3, 4, 5, dtype=torch.float64)
     head = GeM(3, 2).double()
     x = features.clamp_min(1e-6)
-    torch.testing.assert_close(head.describe(features), x.pow(3).mean((2, 3)) ** (1 / 3))
+    torch.testing.assert_close(head.pool_features(features), x.pow(3).mean((2, 3)) ** (1 / 3))
     head.p.fill_(1)
-    torch.testing.assert_close(head.describe(features), x.mean((2, 3)))
+    torch.testing.assert_close(head.pool_features(features), x.mean((2, 3)))
     head.p.fill_(1e4)
-    torch.testing.assert_close(head.describe(features), x.amax((2, 3)), rtol=1e-3, atol=0)
+    torch.testing.assert_close(head.pool_features(features), x.amax((2, 3)), rtol=1e-3, atol=0)
 
 
 def test_gem_trains_its_p_along_the_true_slope():
     features = torch.rand(2, 3, 4, 5, dtype=torch.float64, requires_grad=True)
     head = GeM(3, 2).double()
-    assert torch.autograd.gradcheck(head.describe, features)
-    slope = torch.autograd.grad(head.describe(features).sum(), head.p)[0].item()
+    assert torch.autograd.gradcheck(head.pool_features, features)
+    slope = torch.autograd.grad(head.pool_features(features).sum(), head.p)[0].item()
     with torch.no_grad():
         difference = 0.0
         for step in (1e-6, -1e-6):
             head.p.fill_(3 + step)
-            difference += head.describe(features).sum().item() / (2 * step)
+            difference += head.pool_features(features).sum().item() / (2 * step)
     assert slope == pytest.approx(difference, rel=1e-6)
 
 
@@ -230,21 +230,21 @@ def test_attention_pool_is_the_papers():
     instances = [bag[0, :, i, j] for i in range(2) for j in range(3)]
     scores = torch.stack([w @ torch.tanh(v @ x) for x in instances]).exp()
     expected = sum(score / scores.sum() * x for score, x in zip(scores, instances, strict=True))
-    torch.testing.assert_close(head.describe(bag)[0], expected)
-    torch.testing.assert_close(head.attend(bag).sum(), torch.tensor(1.0))
+    torch.testing.assert_close(head.pool_features(bag)[0], expected)
+    torch.testing.assert_close(head.attention_weights(bag).sum(), torch.tensor(1.0))
 
 
 def test_what_cannot_be_made_is_refused():
     with pytest.raises(ValueError, match="there are relu"):
-        Linear(4, 2, hidden=3, activation="gelu")
+        LinearHead(4, 2, hidden=3, activation="gelu")
     with pytest.raises(ValueError, match="pool=-3"):
-        Classic(4, 2, pool=-3)
+        ClassicHead(4, 2, pool=-3)
     with pytest.raises(ValueError, match=r"as \(4096, 4096\)"):
-        Classic(4, 2, hidden=5)  # type: ignore[arg-type]  # as a user may write it
+        ClassicHead(4, 2, hidden=5)  # type: ignore[arg-type]  # as a user may write it
 
 
 def test_a_new_head_is_two_methods():
-    class Brightest(Pooled):
+    class Brightest(PooledHead):
         def describe(self, features: Tensor) -> Tensor:
             return features.amax((2, 3))
 
@@ -261,5 +261,5 @@ def test_a_new_head_is_two_methods():
 def test_the_class_layer_is_last():
     for kind in HEADS:
         head = make(kind)
-        assert head.last.out_features == 5
-        assert head.last is head.fc
+        assert head.classifier.out_features == 5
+        assert head.classifier is head.fc

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fieldmark.models.layers import Depthwise5, SameConv2d
+from fieldmark.models.layers import DepthwiseConv5x5Function, SameConv2d
 
 
 @pytest.mark.parametrize("stride", [1, 2])
@@ -34,7 +34,10 @@ def test_depthwise_in_32_bits_is_the_formula():
     x, weight = torch.randn(2, 8, 9, 11, requires_grad=True), torch.randn(8, 1, 5, 5, requires_grad=True)
     for stride, padding in ((1, 2), (2, 0), (1, 0)):
         gradients = []
-        for y in (F.conv2d(x, weight, None, stride, padding, groups=8), Depthwise5.apply(x, weight, stride, padding)):
+        for y in (
+            F.conv2d(x, weight, None, stride, padding, groups=8),
+            DepthwiseConv5x5Function.apply(x, weight, stride, padding),
+        ):
             torch.manual_seed(1)
             gradients.append((y, *torch.autograd.grad((y * torch.randn(y.shape)).sum(), (x, weight))))
         for theirs, ours in zip(*gradients, strict=True):

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from fieldmark.models import linear_probe
-from fieldmark.models.linear_probe import logistic
+from fieldmark.models.linear_probe import fit_logistic_regression
 
 
 def photos(seed: int, n: int = 300, noise: float = 1.0) -> tuple[np.ndarray, torch.Tensor]:
@@ -19,10 +19,10 @@ def photos(seed: int, n: int = 300, noise: float = 1.0) -> tuple[np.ndarray, tor
 
 
 def test_it_is_the_optimum_that_scikit_learn_finds(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(linear_probe, "BLOCK", 64)  # several blocks, the last one short
+    monkeypatch.setattr(linear_probe, "ROWS_PER_BLOCK", 64)  # several blocks, the last one short
     features, labels = photos(1)
     fc = nn.Linear(12, 3)
-    decay = logistic(features, labels, features[:0], labels[:0], fc)
+    decay = fit_logistic_regression(features, labels, features[:0], labels[:0], fc)
     scale = np.sqrt(features.var(0).mean())
     theirs = LogisticRegression(C=1 / (2 * decay * len(features)), tol=1e-8, max_iter=1000)
     theirs.fit((features - features.mean(0)) / scale, labels.numpy())
@@ -36,7 +36,7 @@ def test_the_scale_of_the_features_changes_nothing():
     found = []
     for factor in (1.0, 1000.0):
         fc = nn.Linear(12, 3)
-        logistic(features * factor, labels, features[:50] * factor, labels[:50], fc)
+        fit_logistic_regression(features * factor, labels, features[:50] * factor, labels[:50], fc)
         with torch.inference_mode():
             found.append(fc(torch.from_numpy(features * factor)).softmax(1))
     torch.testing.assert_close(found[0], found[1], atol=2e-3, rtol=0)
@@ -46,14 +46,14 @@ def test_validation_chooses_the_decay():
     features, labels = photos(3, n=40, noise=3.0)  # few and noisy: a strong decay is better
     val, val_labels = photos(4, noise=3.0)
     losses = {}
-    for decays in [*((decay,) for decay in linear_probe.DECAYS), linear_probe.DECAYS]:
+    for decays in [*((decay,) for decay in linear_probe.WEIGHT_DECAYS), linear_probe.WEIGHT_DECAYS]:
         fc = nn.Linear(12, 3)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(linear_probe, "DECAYS", decays)
-            chosen = logistic(features, labels, val, val_labels, fc)
+            patch.setattr(linear_probe, "WEIGHT_DECAYS", decays)
+            chosen = fit_logistic_regression(features, labels, val, val_labels, fc)
         with torch.inference_mode():
             losses[decays] = nn.functional.cross_entropy(fc(torch.from_numpy(val)), val_labels).item()
-    assert losses[linear_probe.DECAYS] == pytest.approx(min(losses.values()), abs=1e-3)
+    assert losses[linear_probe.WEIGHT_DECAYS] == pytest.approx(min(losses.values()), abs=1e-3)
     assert losses[(chosen,)] == pytest.approx(min(losses.values()), abs=1e-3)
 
 
@@ -62,7 +62,7 @@ def test_weights_of_classes_count():
     fc = nn.Linear(12, 3)
     answers = []
     for weights in (None, torch.tensor([20.0, 1.0, 1.0])):
-        logistic(features, labels, features[:50], labels[:50], fc, class_weights=weights)
+        fit_logistic_regression(features, labels, features[:50], labels[:50], fc, class_weights=weights)
         with torch.inference_mode():
             answers.append((fc(torch.from_numpy(features)).argmax(1) == 0).float().mean().item())
     assert answers[1] > answers[0] + 0.1
@@ -71,7 +71,7 @@ def test_weights_of_classes_count():
 def test_smoothing_makes_it_as_sure_as_the_loss_wants():
     features, labels = photos(6, noise=0.1)
     fc = nn.Linear(12, 3)
-    logistic(features, labels, features[:50], labels[:50], fc, smoothing=0.3)
+    fit_logistic_regression(features, labels, features[:50], labels[:50], fc, smoothing=0.3)
     with torch.inference_mode():
         sure = fc(torch.from_numpy(features)).softmax(1).amax(1)
     assert sure.mean() == pytest.approx(1 - 0.3 * 2 / 3, abs=0.03)

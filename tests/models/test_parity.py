@@ -11,8 +11,8 @@ import torchvision
 from torch import Tensor, nn
 
 from fieldmark.models import VARIANTS, Network, build
-from fieldmark.models.published import PUBLISHED
-from fieldmark.models.weights import renamed
+from fieldmark.models.published import PUBLISHED_WEIGHTS
+from fieldmark.models.weights import rename_key
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ REFERENCES = {
 
 def published(network: Network) -> dict[str, Tensor]:
     """The network's own tensors under the published names."""
-    names = VARIANTS[network.spec["backbone"]].names
+    names = VARIANTS[network.spec["backbone"]].head_names
     found = {}
     for key, tensor in network.state_dict().items():
         part, _, rest = key.partition(".")
@@ -108,7 +108,7 @@ def published(network: Network) -> dict[str, Tensor]:
 
 def ours_of(name: str, key: str) -> str:
     """A key of the published implementation -> the network's own published name."""
-    return renamed(key, PUBLISHED[name].renames if name in PUBLISHED else ())
+    return rename_key(key, PUBLISHED_WEIGHTS[name].renames if name in PUBLISHED_WEIGHTS else ())
 
 
 def without_weights(make: Callable[[], nn.Module]) -> nn.Module:

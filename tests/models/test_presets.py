@@ -11,32 +11,35 @@ from fieldmark.models.zoo import by_timm
 
 
 def test_what_is_installed_is_asked_of_nobody(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(published, "find", lambda name: pytest.fail("asked"))
-    assert [presets.backbone(word, print) for word in ("fast", "good")] == ["efficientnet_lite0", "efficientnet_lite2"]
-    assert set(presets.INSTALLED.values()) <= set(VARIANTS)
+    monkeypatch.setattr(published, "find_weights", lambda name: pytest.fail("asked"))
+    assert [presets.choose_backbone(word, print) for word in ("fast", "good")] == [
+        "efficientnet_lite0",
+        "efficientnet_lite2",
+    ]
+    assert set(presets.PIP_BACKBONES.values()) <= set(VARIANTS)
 
 
 @pytest.mark.parametrize("there", range(3))
 def test_the_strongest_that_can_be_had(there: int, monkeypatch: pytest.MonkeyPatch):
     asked: list[str] = []
 
-    def find(name: str) -> published.Published:
+    def find(name: str) -> published.PublishedWeights:
         def fetch() -> dict:
             asked.append(name)
             if len(asked) <= there:
                 raise FieldmarkError("not there")
             return {}
 
-        return dataclasses.replace(published.PUBLISHED["resnet18"], fetch=fetch)
+        return dataclasses.replace(published.PUBLISHED_WEIGHTS["resnet18"], fetch=fetch)
 
-    monkeypatch.setattr(published, "find", find)
-    assert presets.backbone("best", lambda line: pytest.fail(line)) == presets.STRONGEST[there]
-    assert asked == list(presets.STRONGEST[: there + 1])
+    monkeypatch.setattr(published, "find_weights", find)
+    assert presets.choose_backbone("best", lambda line: pytest.fail(line)) == presets.BEST_BACKBONES[there]
+    assert asked == list(presets.BEST_BACKBONES[: there + 1])
 
 
 def test_their_names_are_timms_and_their_size_is_as_said():
-    for name in presets.STRONGEST:
-        assert by_timm.config(name).input_size == (3, 224, 224) and by_timm.config(name).hf_hub_id
+    for name in presets.BEST_BACKBONES:
+        assert by_timm.pretrained_config(name).input_size == (3, 224, 224) and by_timm.pretrained_config(name).hf_hub_id
 
 
 def test_without_a_hub_the_good_one_trains(here, small_photos, tmp_path, monkeypatch: pytest.MonkeyPatch):
@@ -56,4 +59,4 @@ def test_without_a_hub_the_good_one_trains(here, small_photos, tmp_path, monkeyp
         assert done.code == 2 and "efficientnet_lite2 would train at" in done.err.splitlines()[-1]
         told = [line for line in done.err.splitlines() if "falls back to efficientnet_lite2: " in line]
         assert len(told) == 1 - k
-        monkeypatch.setattr(presets, "backbone", lambda *_: pytest.fail("asked again"))
+        monkeypatch.setattr(presets, "choose_backbone", lambda *_: pytest.fail("asked again"))

@@ -6,11 +6,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import VARIANTS, build
-from fieldmark.models.profile import layers, macs, require_size, rows
+from fieldmark.models.profile import check_image_size, count_macs, layer_table, network_table
 from fieldmark.models.spec import ATTENTIONS, HEADS
 
 # One network of each family: of each function that makes a row's backbone.
-FAMILIES = sorted({getattr(row.make, "func", row.make): name for name, row in reversed(VARIANTS.items())}.values())
+FAMILIES = sorted(
+    {getattr(row.make_backbone, "func", row.make_backbone): name for name, row in reversed(VARIANTS.items())}.values()
+)
 GATES = sorted(set(ATTENTIONS) - {"none"})
 SIZE = 112  # every network takes it
 
@@ -35,8 +37,8 @@ def counted(words: str) -> int:
 def test_layers_add_up_to_what_torch_counts(words: str):
     with torch.device("meta"):
         network = build(words, classes=7)
-    table = layers(network, SIZE)
-    assert sum(row["macs"] for row in table) == macs(network, SIZE) == counted(words)
+    table = layer_table(network, SIZE)
+    assert sum(row["macs"] for row in table) == count_macs(network, SIZE) == counted(words)
     assert sum(row["params"] for row in table) == sum(parameter.numel() for parameter in network.parameters())
     assert table[-1]["name"] == "head" and table[-1]["shape"] == (7,)
     assert len(table[-2]["shape"]) == 3
@@ -47,10 +49,10 @@ def test_layers_add_up_to_what_torch_counts(words: str):
 def test_attention_takes_what_the_network_grows_by(gate: str, place: str):
     with torch.device("meta"):
         plain, gated = build("resnet18"), build(f"resnet18+{place}{gate}")
-    before, after = layers(plain, 64), layers(gated, 64)
+    before, after = layer_table(plain, 64), layer_table(gated, 64)
     gates = [gate for row in after for gate in row["attention"]]
     assert not any(row["attention"] for row in before)
-    assert [f"backbone.{row['name']}" for row in gates] == list(gated.slots)
+    assert [f"backbone.{row['name']}" for row in gates] == list(gated.added_attention)
     assert {(row["kind"], row["own"]) for row in gates} == {(gate, False)}
     for key in ("params", "macs"):
         assert sum(row[key] for row in gates) == sum(row[key] for row in after) - sum(row[key] for row in before)
@@ -58,7 +60,7 @@ def test_attention_takes_what_the_network_grows_by(gate: str, place: str):
 
 def test_gates_of_the_paper_are_told_from_added_ones():
     with torch.device("meta"):
-        table = layers(build("efficientnet_b0", attention="eca", after="-1:mask"), 64)
+        table = layer_table(build("efficientnet_b0", attention="eca", after="-1:mask"), 64)
     kinds = [(gate["kind"], gate["own"]) for row in table for gate in row["attention"]]
     assert kinds == [("se", True), ("eca", False)] * 16 + [("mask", False)]
 
@@ -66,35 +68,35 @@ def test_gates_of_the_paper_are_told_from_added_ones():
 def test_frozen_in_either_phase():
     with torch.device("meta"):
         network = build("efficientnet_lite0", after="3:mask,-1:se", classes=5)
-    table = {row["name"]: row for row in layers(network, 64)}
+    table = {row["name"]: row for row in layer_table(network, 64)}
     trained = {phase: [n for n, row in table.items() if not row[phase]] for phase in ("frozen", "frozen_in_phase_2")}
     assert trained["frozen"] == ["after_act2", "head"]
     names = list(table)
     assert trained["frozen_in_phase_2"] == names[names.index("blocks.after_3") :]
     assert table["blocks.after_3"]["shape"] == (80, 4, 4)
     with torch.device("meta"):  # what is added must train in phase 2, from the first block on
-        gated = layers(build("efficientnet_lite0", attention="se"), 64)
+        gated = layer_table(build("efficientnet_lite0", attention="se"), 64)
     assert not any(row["frozen_in_phase_2"] for row in gated)
     assert [row["name"] for row in gated if not row["frozen"]] == ["head"]
 
 
 def test_a_gate_by_hand():
     plain, gated = (build("resnet18", after=after) for after in (None, "-1:se(squeezed=8)"))
-    assert macs(gated, 64) - macs(plain, 64) == 2 * 512 * 8
+    assert count_macs(gated, 64) - count_macs(plain, 64) == 2 * 512 * 8
 
 
 def test_counting_leaves_the_network_as_it_is():
     network = build("resnet18", classes=2).train()
     network.backbone[1].eval()
     modes, before = [m.training for m in network.modules()], [*network.parameters()]
-    layers(network, 33)
+    layer_table(network, 33)
     assert [m.training for m in network.modules()] == modes
     assert all(a is b and a.requires_grad for a, b in zip(before, network.parameters(), strict=True))
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in network.modules())
 
 
 def test_rows_of_the_zoo():
-    table = rows()
+    table = network_table()
     by_name = {row["name"]: row for row in table}
     assert list(by_name) == list(VARIANTS)
     assert by_name["resnet50"]["params"] == 25_557_032
@@ -110,15 +112,15 @@ def test_rows_of_the_zoo():
 def test_the_smallest_size_is_that(name: str):
     with torch.device("meta"):
         network = build(name)
-        require_size(network, network.preprocessing.size)
+        check_image_size(network, network.preprocessing.size)
         try:
-            require_size(network, 1)
+            check_image_size(network, 1)
         except FieldmarkError as error:
             size = int(str(error).rpartition(" ")[2].rstrip(")"))
             assert f"{name} cannot take photos of 1 x 1 pixels: {size} is the smallest size that works" in str(error)
         else:
             size = 1
-        require_size(network, size)
+        check_image_size(network, size)
     real = build(name, classes=2).eval()
     with torch.no_grad():
         assert real(torch.zeros(1, 3, size, size)).shape == (1, 2)
@@ -132,9 +134,9 @@ def test_sizes_that_fit_between_others_are_not_called_the_smallest(monkeypatch):
 
     with torch.device("meta"):
         network = build("resnet18")
-    monkeypatch.setattr(profile, "_takes", lambda _, size: size % 16 == 0)
+    monkeypatch.setattr(profile, "_accepts_size", lambda _, size: size % 16 == 0)
     with pytest.raises(FieldmarkError, match="112 is the next size that works"):
-        require_size(network, 100)
-    monkeypatch.setattr(profile, "_takes", lambda _, size: size == 224)
+        check_image_size(network, 100)
+    monkeypatch.setattr(profile, "_accepts_size", lambda _, size: size == 224)
     with pytest.raises(FieldmarkError, match="224 is the next size that works"):
-        require_size(network, 256)
+        check_image_size(network, 256)

@@ -19,8 +19,8 @@ from safetensors.torch import save
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import VARIANTS, build, download
-from fieldmark.models.published import PUBLISHED
-from fieldmark.models.weights import renamed
+from fieldmark.models.published import PUBLISHED_WEIGHTS
+from fieldmark.models.weights import rename_key
 
 HUB_NAME, HUB_SET = "efficientnet_b0", "timm/tf_efficientnet_b0.aa_in1k"
 LITE = "efficientnet_lite0"
@@ -30,21 +30,23 @@ TURNED = {"googlenet": torchvision.models.GoogLeNet, "inception_v3": torchvision
 def of(kind: str) -> dict[str, str]:
     """The table's networks of one source -> the name of their weights there."""
     return {
-        name: row.source.partition(": ")[2] for name, row in PUBLISHED.items() if row.source.startswith(f"{kind}: ")
+        name: row.source.partition(": ")[2]
+        for name, row in PUBLISHED_WEIGHTS.items()
+        if row.source.startswith(f"{kind}: ")
     }
 
 
 def test_all_but_those_that_nobody_published_have_a_row():
     without = {"alexnet_2012", "vgg11_mnist", "vgg16_c", "resnet18_small"}
     without |= {"inception_resnet_v2_paper", "se_inception_resnet_v2"}
-    assert set(VARIANTS) - set(PUBLISHED) == without
-    assert set(PUBLISHED) <= set(VARIANTS)
-    assert set(PUBLISHED) - set(of("pip") | of("torchvision") | of("hub") | of("timm")) == {"bn_inception"}
+    assert set(VARIANTS) - set(PUBLISHED_WEIGHTS) == without
+    assert set(PUBLISHED_WEIGHTS) <= set(VARIANTS)
+    assert set(PUBLISHED_WEIGHTS) - set(of("pip") | of("torchvision") | of("hub") | of("timm")) == {"bn_inception"}
 
 
 @pytest.mark.parametrize("name", of("torchvision"))
 def test_rows_say_what_torchvision_says(name: str):
-    row, weights = PUBLISHED[name], torchvision.models.get_weight(of("torchvision")[name])
+    row, weights = PUBLISHED_WEIGHTS[name], torchvision.models.get_weight(of("torchvision")[name])
     transforms, figures = weights.transforms(), weights.meta["_metrics"]["ImageNet-1K"]
     seen = row.preprocessing
     assert [seen.size] == transforms.crop_size
@@ -62,7 +64,7 @@ def test_rows_say_what_torchvision_says(name: str):
 
 @pytest.mark.parametrize("name", of("hub") | of("timm"))
 def test_rows_say_what_timm_says(name: str):
-    row, where = PUBLISHED[name], (of("hub") | of("timm"))[name]
+    row, where = PUBLISHED_WEIGHTS[name], (of("hub") | of("timm"))[name]
     theirs = timm.models.get_pretrained_cfg(where.removeprefix("timm/"))
     seen = row.preprocessing
     assert theirs is not None
@@ -81,7 +83,7 @@ def test_densenets_files_have_the_old_names():
         keys = torchvision.models.densenet121().state_dict()
     old = {re.sub(r"(denselayer\d+\.(?:norm|conv))([12])\.", r"\1.\2.", key): tensor for key, tensor in keys.items()}
     assert len(set(old) - set(keys)) > 500
-    assert [renamed(key, PUBLISHED["densenet121"].renames) for key in old] == list(keys)
+    assert [rename_key(key, PUBLISHED_WEIGHTS["densenet121"].renames) for key in old] == list(keys)
 
 
 @pytest.fixture
@@ -116,7 +118,7 @@ def test_torchvisions_file_is_fetched_once(published, server, tmp_path: Path, ca
     name = published((tmp_path / "file").read_bytes())
     for _ in range(2):
         loaded = build("resnet18", weights="imagenet")
-        assert torch.equal(loaded.head.last.weight, network.head.last.weight)
+        assert torch.equal(loaded.head.classifier.weight, network.head.classifier.weight)
     assert server.asked == [f"GET /models/{name}"]
     assert capfd.readouterr() == ("", "")
     (tmp_path / "hub" / "checkpoints" / name).write_bytes(b"cut off")
@@ -142,7 +144,7 @@ def test_a_hubs_file_is_fetched_once(hub, b0, capfd: pytest.CaptureFixture[str])
     hub.publish(HUB_SET, content)
     for _ in range(2):
         network = build(HUB_NAME, weights="imagenet")
-        assert torch.equal(network.head.last.weight, state["classifier.weight"])
+        assert torch.equal(network.head.classifier.weight, state["classifier.weight"])
         own = network.backbone.state_dict()
         assert torch.equal(own["blocks.1.0.se.fc1.weight"], state["blocks.1.0.se.conv_reduce.weight"])
     assert hub.asked.count(f"GET /{HUB_SET}/resolve/main/model.safetensors") == 1
@@ -181,7 +183,7 @@ def test_a_hubs_wrong_files_are_refused(hub, b0, tmp_path: Path):
 @pytest.fixture
 def silent(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of a server that takes calls and never says a word."""
-    monkeypatch.setattr(download, "PATIENCE", 0.3)
+    monkeypatch.setattr(download, "TIMEOUT_SECONDS", 0.3)
     with socket.create_server(("127.0.0.1", 0)) as listening:
         yield "http://{}:{}".format(*listening.getsockname())
 
@@ -232,7 +234,7 @@ def test_addresses_that_timm_knows(server, tmp_path: Path, monkeypatch: pytest.M
     known = SimpleNamespace(url=server.url + path)
     monkeypatch.setattr("timm.models.get_pretrained_cfg", lambda name: {"legacy_seresnet50.in1k": known}[name])
     network = build("seresnet50", weights="imagenet")
-    assert torch.equal(network.head.last.weight, state["last_linear.weight"])
+    assert torch.equal(network.head.classifier.weight, state["last_linear.weight"])
     monkeypatch.setitem(sys.modules, "timm", None)
     with pytest.raises(FieldmarkError, match=r"pip install 'fieldmark\[timm\]'"):
         build("seresnet50", weights="imagenet")

@@ -18,17 +18,24 @@ from fieldmark.models import (
     Attention,
     AttentionPool,
     Bilinear,
-    Classic,
-    Coordinate,
+    ClassicHead,
+    CoordinateAttention,
     GeM,
-    Linear,
+    LinearHead,
     Mask,
     SelfProduct,
     build,
     rebuild,
 )
 from fieldmark.models.layers import ACTIVATIONS
-from fieldmark.models.spec import parse_after, parse_attention, parse_head, parse_network, spell, spell_after
+from fieldmark.models.spec import (
+    format_after,
+    format_constructor,
+    parse_after,
+    parse_attention,
+    parse_head,
+    parse_network,
+)
 
 
 def configured(constructor: type, **settings: st.SearchStrategy) -> st.SearchStrategy:
@@ -43,7 +50,7 @@ ATTENTION = st.one_of(
     configured(SE, ratio=COUNT, squeezed=st.none() | COUNT, norm=st.booleans()),
     configured(CBAM, ratio=COUNT, kernel=ODD, norm=st.booleans()),
     configured(ECA, kernel=st.none() | ODD, norm=st.booleans()),
-    configured(Coordinate, ratio=COUNT, norm=st.booleans()),
+    configured(CoordinateAttention, ratio=COUNT, norm=st.booleans()),
     configured(ELA, kernel=ODD, groups=COUNT, norm=st.booleans()),
     configured(GCT, norm=st.booleans()),
     configured(
@@ -62,10 +69,10 @@ TAIL = {
     "activation": st.sampled_from(list(ACTIVATIONS)),
 }
 HEAD = st.one_of(
-    *(configured(head, **TAIL) for head in (Linear, GeM, AttentionPool, SelfProduct)),
+    *(configured(head, **TAIL) for head in (LinearHead, GeM, AttentionPool, SelfProduct)),
     configured(Bilinear, reduced=st.none() | COUNT, compact=st.none() | COUNT, **TAIL),
     configured(
-        Classic,
+        ClassicHead,
         pool=st.integers(1, 8),
         hidden=st.lists(COUNT, max_size=3).map(tuple),
         dropout=RATE,
@@ -83,16 +90,17 @@ def same(a: object, b: object) -> bool:
 @settings(max_examples=60, deadline=None)
 @given(attention=ATTENTION, head=HEAD, after=st.dictionaries(st.integers(-9, 9), ATTENTION, max_size=3))
 def test_words_read_back(attention, head, after):
-    assert same(parse_attention(spell(attention)), attention)
-    assert same(parse_head(spell(head)), head)
-    back = parse_after(spell_after(after))
+    assert same(parse_attention(format_constructor(attention)), attention)
+    assert same(parse_head(format_constructor(head)), head)
+    back = parse_after(format_after(after))
     assert list(back) == list(after) and all(same(back[stage], after[stage]) for stage in after)
-    words = f"resnet50+attention={spell(attention)}+head={spell(head)}+after={spell_after(after)}"
+    options = f"attention={format_constructor(attention)}+head={format_constructor(head)}+after={format_after(after)}"
+    words = f"resnet50+{options}"
     assert parse_network(words) == {
         "backbone": "resnet50",
-        "attention": spell(attention),
-        "head": spell(head),
-        "after": spell_after(after),
+        "attention": format_constructor(attention),
+        "head": format_constructor(head),
+        "after": format_after(after),
     }
 
 
@@ -158,7 +166,7 @@ def test_a_network_is_rebuilt_from_its_spec(words: dict, inserted: bool):
     network = build(**words)
     if inserted:
         network.spec["inserted"] = True
-        for slot in network.slots.values():
+        for slot in network.added_attention.values():
             slot.start_as_identity()
     again = rebuild(json.loads(json.dumps(network.spec)))
     again.load_state_dict(network.state_dict())
@@ -176,6 +184,6 @@ def test_a_constructor_that_is_not_ours_works_but_has_no_word():
             return x / 2
 
     network = build("resnet18", after={-1: Halve}, classes=2)
-    assert list(network.slots) == ["backbone.after_layer4"]
+    assert list(network.added_attention) == ["backbone.after_layer4"]
     with pytest.raises(FieldmarkError, match="Halve"):
         rebuild(network.spec)

@@ -48,12 +48,12 @@ def test_the_masked_self_product_by_hand():
     network = build("resnet18+after=-1:mask(norm=True,widths=(),dropout=0.0,spread=True)+head=self_product", classes=2)
     network = network.eval()
     x = torch.randn(1, 3, 64, 64)
-    before = network.backbone.split("layer4")[0](x)
+    before = network.backbone.split_after("layer4")[0](x)
     mask = network.backbone.get_submodule("after_layer4")
     norm, gate, spread = (mask.get_submodule(name) for name in ("norm", "gate", "spread"))
     normed = (before - norm.running_mean[:, None, None]) / (norm.running_var[:, None, None] + norm.eps).sqrt()  # type: ignore[index, operator]
     opening = torch.sigmoid((normed * gate.weight[0]).sum(1, keepdim=True) + gate.bias)  # type: ignore[operator, index]
     masked = normed * opening * spread.weight.view(1, -1, 1, 1)  # type: ignore[operator, union-attr]
     vector = masked.square().mean((2, 3))
-    expected = vector @ network.head.last.weight.T + network.head.last.bias
+    expected = vector @ network.head.classifier.weight.T + network.head.classifier.bias
     torch.testing.assert_close(network(x), expected, rtol=1e-4, atol=1e-5)

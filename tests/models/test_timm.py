@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import Network, build, published, rebuild
-from fieldmark.models.profile import layers
+from fieldmark.models.profile import layer_table
 from fieldmark.models.zoo import by_timm
 
 # timm's own small networks for tests: convolutions; a norm in the head; tokens with a class token, with registers and
@@ -72,15 +72,15 @@ def test_the_map_is_timms(name: str, file: Callable[[nn.Module], Path]):
 def test_timms_head_is_left_out(name: str, file: Callable[[nn.Module], Path]):
     model = theirs(name)
     network = build(f"timm:{name}", weights=file(model))
-    assert not torch.equal(network.head.last.weight, model.get_classifier().weight)
-    assert network.head.last.weight.shape == (1000, model.num_features)
+    assert not torch.equal(network.head.classifier.weight, model.get_classifier().weight)
+    assert network.head.classifier.weight.shape == (1000, model.num_features)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_every_parameter_trains(name: str):
     """Nothing of timm's head is left in the network, where it would count and never learn."""
     network = build(f"timm:{name}", after="-1:se", classes=3)
-    assert network.cut is None
+    assert network.freeze_boundary is None
     loss = nn.functional.cross_entropy(network(torch.randn(4, 3, 64, 64)), torch.tensor([0, 1, 2, 0]))
     loss.backward()
     assert loss.isfinite() and all(p.grad is not None and p.grad.isfinite().all() for p in network.parameters())
@@ -93,12 +93,12 @@ def test_the_words_make_the_same_network_again(file: Callable[[nn.Module], Path]
     again.load_state_dict(network.state_dict())
     x = torch.randn(2, 1, 48, 64)
     assert torch.equal(again(x), network(x))
-    assert list(network.slots) == ["backbone.after_timm"]
+    assert list(network.added_attention) == ["backbone.after_timm"]
     assert list(network.backbone.stages) == ["timm"]
 
 
 def test_the_seed_decides_on_the_first_build_too():
-    by_timm._form.cache_clear()
+    by_timm._inspect_layout.cache_clear()
     networks = []
     for _ in range(2):
         torch.manual_seed(0)
@@ -114,7 +114,7 @@ def test_strictly(file: Callable[[nn.Module], Path]):
 
 
 def test_preprocessing_is_timms():
-    row, known = published.find("timm:vit_tiny_patch16_224"), timm.get_pretrained_cfg("vit_tiny_patch16_224")
+    row, known = published.find_weights("timm:vit_tiny_patch16_224"), timm.get_pretrained_cfg("vit_tiny_patch16_224")
     assert row and known
     assert row.source == "timm: vit_tiny_patch16_224.augreg_in21k_ft_in1k"
     assert (row.preprocessing.size, row.preprocessing.crop, row.preprocessing.interpolation) == (224, 0.9, "bicubic")
@@ -165,7 +165,7 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_layers_are_shown():
     network = build("timm:test_vit+after=-1:se", classes=3)
-    table = {row["name"]: row for row in layers(network, 96)}
+    table = {row["name"]: row for row in layer_table(network, 96)}
     assert list(table) == ["timm", "after_timm", "head"]
     assert table["timm"]["shape"] == (64, 6, 6)
     assert sum(row["params"] for row in table.values()) == sum(p.numel() for p in network.parameters())

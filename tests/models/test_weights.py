@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import Mask, Network, Preprocessing, build
-from fieldmark.models.published import PUBLISHED
+from fieldmark.models.published import PUBLISHED_WEIGHTS
 
 NETWORK = "resnet18"
 
@@ -51,7 +51,7 @@ def test_other_classes_and_other_heads_take_the_backbone(files: dict[str, Path],
         network = build(NETWORK, weights=files[".pth"], classes=classes, head=head)
         backbone = network.backbone.state_dict()
         assert all(torch.equal(tensor, state[key]) for key, tensor in backbone.items())
-        assert not torch.equal(network.head.last.weight.flatten()[:100], state["fc.weight"].flatten()[:100])
+        assert not torch.equal(network.head.classifier.weight.flatten()[:100], state["fc.weight"].flatten()[:100])
 
 
 def test_slots_are_inserted_unless_the_file_brings_them(tmp_path: Path, files: dict[str, Path]):
@@ -65,8 +65,8 @@ def test_slots_are_inserted_unless_the_file_brings_them(tmp_path: Path, files: d
     trained = published(build(NETWORK, **words))
     save_file(trained, tmp_path / "own.safetensors")
     network = build(NETWORK, weights=tmp_path / "own.safetensors", **words)
-    assert network.spec["inserted"] is False and network.fresh is False
-    mask = network.slots["backbone.after_layer4"]
+    assert network.spec["inserted"] is False and network.has_untrained_slots is False
+    mask = network.added_attention["backbone.after_layer4"]
     assert isinstance(mask, Mask)
     assert isinstance(mask.sigmoid, torch.nn.Sigmoid)
     assert torch.equal(mask.gate.weight, trained["after_layer4.gate.weight"])
@@ -83,8 +83,8 @@ def test_what_was_trained_from_inserted_slots_comes_back(
 ):
     words: dict[str, Any] = {"attention": "se", "after": "-1:mask(norm=True,spread=True)", "classes": 10, "head": head}
     network = build(NETWORK, weights=files[".pth"], **words).eval()
-    assert network.fresh
-    for slot in network.slots.values():
+    assert network.has_untrained_slots
+    for slot in network.added_attention.values():
         for parameter in slot.parameters():
             torch.nn.init.normal_(parameter, 0, 0.1)
     state = network.state_dict() if named == "own" else published(network)
@@ -92,7 +92,7 @@ def test_what_was_trained_from_inserted_slots_comes_back(
         state = {key: t for key, t in state.items() if not key.startswith(("hidden", "p", "fc"))}
     save_file(state, tmp_path / "own.safetensors")
     again = build(NETWORK, weights=tmp_path / "own.safetensors", **words).eval()
-    assert again.spec["inserted"] is True and again.fresh is False
+    assert again.spec["inserted"] is True and again.has_untrained_slots is False
     x = torch.randn(2, 3, 50, 50)
     with torch.no_grad():
         assert torch.equal(again.features(x), network.features(x))
@@ -100,7 +100,7 @@ def test_what_was_trained_from_inserted_slots_comes_back(
             assert torch.equal(again(x), network(x))
     words["classes"] = 3
     fewer = build(NETWORK, weights=tmp_path / "own.safetensors", **words)
-    assert fewer.head.last.weight.shape[0] == 3
+    assert fewer.head.classifier.weight.shape[0] == 3
 
 
 def test_a_file_without_a_class_layer_fits(tmp_path: Path, state: dict[str, torch.Tensor]):
@@ -239,7 +239,7 @@ def test_lites_say_what_the_reference_package_says(number: int):
         pytest.skip("scikit-image does not bring coffee.png here")
     ours = build(f"efficientnet_lite{number}", weights="imagenet").eval()
     theirs = EfficientNet.from_name(f"efficientnet-lite{number}").eval()
-    theirs.load_state_dict(PUBLISHED[f"efficientnet_lite{number}"].fetch())
+    theirs.load_state_dict(PUBLISHED_WEIGHTS[f"efficientnet_lite{number}"].fetch())
     with Image.open(path) as image:
         photo = prepare(image.convert("RGB"), ours.preprocessing)
     expected = theirs(photo)

@@ -12,29 +12,29 @@ from told import Words, english
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.pipeline import compare
-from fieldmark.pipeline.compare import One, difference
-from fieldmark.report.compare_page import write
+from fieldmark.pipeline.compare import ComparedRun, paired_difference
+from fieldmark.report.compare_page import write_compare_page
 
 
-def run(network: str, seed: int, right: np.ndarray, groups: np.ndarray | None = None) -> One:
+def run(network: str, seed: int, right: np.ndarray, groups: np.ndarray | None = None) -> ComparedRun:
     """A run that told so many photos right."""
     names = [f"{k}.jpg" for k in range(len(right))]
     own = names if groups is None else [str(group) for group in groups]
     told = dict(zip(names, zip(map(bool, right), own, strict=True), strict=True))
-    return One(Path(f"{network}-{seed}"), network, seed, {}, frozenset(names), told)
+    return ComparedRun(Path(f"{network}-{seed}"), network, seed, {}, frozenset(names), told)
 
 
 def test_one_seed_is_mcnemars_test():
     rng = np.random.default_rng(0)
     first, second = rng.random(400) < 0.8, rng.random(400) < 0.85
-    found = difference([(run("a", 0, first), run("b", 0, second))])
+    found = paired_difference([(run("a", 0, first), run("b", 0, second))])
     won, lost = int((second & ~first).sum()), int((first & ~second).sum())
     assert (found["won"], found["lost"], found["test"]) == (won, lost, "McNemar, exact")
     assert found["p"] == pytest.approx(binomtest(won, won + lost).pvalue)
     assert found["difference"] == pytest.approx(second.mean() - first.mean())
     low, high = found["ci95"]
     assert low < found["difference"] < high
-    assert difference([(run("a", 0, first), run("a2", 0, first))])["p"] == 1.0
+    assert paired_difference([(run("a", 0, first), run("a2", 0, first))])["p"] == 1.0
 
 
 @pytest.mark.parametrize(("better", "real"), [(0.0, False), (0.15, True)])
@@ -47,7 +47,7 @@ def test_what_is_planted_is_found(better: float, real: bool):
         for seed in range(3):
             a, b = (hard + 0.2 * rng.normal(size=300) < quality for quality in (0.75, 0.75 + better))
             pairs.append((run("a", seed, a), run("b", seed, b)))
-        called += difference(pairs)["p"] < 0.05
+        called += paired_difference(pairs)["p"] < 0.05
     assert called >= 16 if real else called <= 4
 
 
@@ -55,12 +55,12 @@ def test_look_alikes_are_one_witness():
     rng = np.random.default_rng(0)
     first = rng.random(40) < 0.7
     second = first ^ (rng.random(40) < 0.2)
-    alone = difference([(run("a", 0, first), run("b", 0, second))])
+    alone = paired_difference([(run("a", 0, first), run("b", 0, second))])
     often = [
         run(name, 0, np.repeat(right, 6), np.repeat(np.arange(40), 6))
         for name, right in zip("ab", (first, second), strict=True)
     ]
-    grouped = difference([(often[0], often[1])])
+    grouped = paired_difference([(often[0], often[1])])
     assert grouped["difference"] == pytest.approx(alone["difference"]) and grouped["test"].startswith("bootstrap")
     widths = [found["ci95"][1] - found["ci95"][0] for found in (alone, grouped)]
     assert widths[1] == pytest.approx(widths[0], rel=0.15)  # 240 photos tell no more than 40
@@ -68,14 +68,14 @@ def test_look_alikes_are_one_witness():
 
 def test_p_is_counted_for_all_comparisons():
     told: list[dict[str, Any]] = [{"p": p} for p in (0.02, 0.5, 0.01, 0.04)]
-    compare._correct(told)
+    compare._apply_holm(told)
     assert [row["p_holm"] for row in told] == pytest.approx([0.06, 0.5, 0.04, 0.08])
     assert [row["real"] for row in told] == [False, False, True, False]
 
 
 def test_names_of_folders():
-    assert compare.name_of("efficientnet_lite0+after=-1:mask", 2) == "efficientnet_lite0_after_-1_mask-2"
-    assert "/" not in compare.name_of("timm:vit/../x", 0)
+    assert compare.run_name("efficientnet_lite0+after=-1:mask", 2) == "efficientnet_lite0_after_-1_mask-2"
+    assert "/" not in compare.run_name("timm:vit/../x", 0)
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +87,8 @@ def compared(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     out = tmp_path_factory.mktemp("compared") / "out"
     recipe = Recipe(image_size=64, train_size=64, epochs=1, batch=8)
     networks = ["efficientnet_lite0", "efficientnet_lite0+attention=se", "efficientnet_lite0+head=gem"]
-    folders = compare.compare(str(small_photos), networks, 1, recipe, out, Reporter(quiet=True))
-    write(compare.rows([compare.read(folder) for folder in folders]), out)
+    folders = compare.train_networks(str(small_photos), networks, 1, recipe, out, Reporter(quiet=True))
+    write_compare_page(compare.compare_runs([compare.load_run(folder) for folder in folders]), out)
     return out
 
 
@@ -134,14 +134,14 @@ def test_borrowed_features_change_nothing(compared: Path, small_photos: Path, tm
 
 
 def test_what_cannot_be_compared(compared: Path, small_run: Path, tmp_path: Path, here):
-    runs = [compare.read(folder) for folder in sorted(compared.glob("eff*"))]
+    runs = [compare.load_run(folder) for folder in sorted(compared.glob("eff*"))]
     with pytest.raises(FieldmarkError, match="two runs with seed 0"):
-        compare.rows([runs[0], runs[0]])
+        compare.compare_runs([runs[0], runs[0]])
     other = dataclasses.replace(runs[1], photos=frozenset({"another.jpg"}))
     with pytest.raises(FieldmarkError, match="different photos"):
-        compare.rows([runs[0], other])
+        compare.compare_runs([runs[0], other])
     with pytest.raises(FieldmarkError, match="no finished run"):
-        compare.read(tmp_path)
+        compare.load_run(tmp_path)
     assert "two networks or two runs" in here("compare", small_run, "--out", tmp_path / "new").refusal
     twice = ("--network", "efficientnet_lite0", "--network", "efficientnet_lite0+after=-1:se", "--network")
     words = (small_run.parent, "--out", tmp_path / "new", *twice, "efficientnet_lite0+after=-1:se()")

@@ -10,7 +10,7 @@ import pytest
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.pipeline import demo
-from fieldmark.pipeline.demo import solar_cells
+from fieldmark.pipeline.demo import copy_solar_cells
 
 INSTALLED = importlib.util.find_spec("elpv_dataset")
 needs_photos = pytest.mark.skipif(INSTALLED is None, reason="needs the photos of the demo: pip install elpv-dataset")
@@ -39,13 +39,13 @@ LAID_OUT = {"defective/a.png": b"a", "defective/d.png": b"d", "functional/b.png"
 
 
 def test_classes_are_the_probability(few: Path, tmp_path: Path):
-    assert files(solar_cells(tmp_path / "new" / "cells")) == LAID_OUT
+    assert files(copy_solar_cells(tmp_path / "new" / "cells")) == LAID_OUT
 
 
 def test_a_second_call_copies_nothing(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    folder = solar_cells(tmp_path / "cells")
+    folder = copy_solar_cells(tmp_path / "cells")
     monkeypatch.setattr(demo.shutil, "copyfile", lambda *_: pytest.fail("copied again"))
-    assert solar_cells(folder) == folder
+    assert copy_solar_cells(folder) == folder
 
 
 def test_an_interrupted_call_leaves_nothing_half(few: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -59,21 +59,21 @@ def test_an_interrupted_call_leaves_nothing_half(few: Path, tmp_path: Path, monk
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(demo.shutil, "copyfile", killed)
-        solar_cells(tmp_path / "cells")
+        copy_solar_cells(tmp_path / "cells")
     assert not (tmp_path / "cells").exists()
-    assert files(solar_cells(tmp_path / "cells")) == LAID_OUT
+    assert files(copy_solar_cells(tmp_path / "cells")) == LAID_OUT
 
 
 def test_without_the_package_it_says_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(demo, "find_spec", lambda name: None)
     with pytest.raises(FieldmarkError, match=r"pip install 'fieldmark\[demo\]'"):
-        solar_cells(tmp_path / "cells")
+        copy_solar_cells(tmp_path / "cells")
     assert not list(tmp_path.iterdir())
 
 
 @needs_photos
 def test_the_real_photos(tmp_path: Path):
-    folder = solar_cells(tmp_path / "cells")
+    folder = copy_solar_cells(tmp_path / "cells")
     assert INSTALLED is not None and INSTALLED.origin is not None
     with (Path(INSTALLED.origin).parent / "data" / "labels.csv").open() as file:
         rows = [row for row in csv.reader(file, delimiter=" ", skipinitialspace=True) if row]

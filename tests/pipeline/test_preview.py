@@ -14,8 +14,8 @@ from PIL import Image
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.catalog import Photo
-from fieldmark.data.image import prepare
-from fieldmark.pipeline.preview import LOOKS, look, some
+from fieldmark.data.image import preprocess
+from fieldmark.pipeline.preview import AUGMENTED_VIEWS, preview, sample_images
 from fieldmark.recipes.recipe import Recipe
 
 SMALL = Recipe(image_size=64, train_size=48)
@@ -27,16 +27,16 @@ def pictures(page: str) -> list[Image.Image]:
 
 
 def test_it_shows_photos_as_they_are_judged_and_trained_on(small_photos: Path, tmp_path: Path):
-    found = look(small_photos, SMALL, 5, tmp_path / "out", QUIET)
+    found = preview(small_photos, SMALL, 5, tmp_path / "out", QUIET)
     assert found["photos"] == sum(found["classes"].values()) == len(list(small_photos.glob("*/*.jpg")))
     assert (found["batch"], found["judged"]) == ([32, 3, 48, 48], [3, 64, 64])
     page = (tmp_path / "out" / "look.html").read_text(encoding="utf-8")
     assert found["files"] == [str(tmp_path / "out" / "look.html")]
     shown = pictures(page)
-    assert [picture.size for picture in shown] == 5 * [(64, 64), *LOOKS * [(48, 48)]]
+    assert [picture.size for picture in shown] == 5 * [(64, 64), *AUGMENTED_VIEWS * [(48, 48)]]
     looks = {"size": 64, "crop": 1.0, "interpolation": "bicubic"}
     for k, row in enumerate(found["preview"]):
-        judged = prepare(small_photos / row["path"], looks)
+        judged = preprocess(small_photos / row["path"], looks)
         assert np.abs(np.asarray(shown[3 * k]).astype(int) - judged).mean() < 8  # JPEG on the page
         assert shown[3 * k + 1].tobytes() != shown[3 * k + 2].tobytes()
         assert row["label"] in page
@@ -44,10 +44,10 @@ def test_it_shows_photos_as_they_are_judged_and_trained_on(small_photos: Path, t
 
 def test_as_many_classes_as_can_be_and_the_same_ones_again():
     table = tuple(Photo(f"{label}/{k}", label) for label in "abc" for k in range(4 if label == "c" else 2))
-    chosen = some(table, 3, 0)
+    chosen = sample_images(table, 3, 0)
     assert {photo.label for photo in chosen} == set("abc")
-    assert some(table, 3, 0) == chosen and len({tuple(some(table, 3, seed)) for seed in range(8)}) > 1
-    assert set(some(table, 99, 0)) == set(table)
+    assert sample_images(table, 3, 0) == chosen and len({tuple(sample_images(table, 3, seed)) for seed in range(8)}) > 1
+    assert set(sample_images(table, 99, 0)) == set(table)
 
 
 def test_odd_names_bad_photos_grey_and_chinese(drawing, tmp_path: Path, here):
@@ -76,5 +76,5 @@ def test_odd_names_bad_photos_grey_and_chinese(drawing, tmp_path: Path, here):
 
 def test_what_a_training_would_be_refused_for(small_photos: Path, tmp_path: Path):
     with pytest.raises(FieldmarkError, match="inception_v3"):
-        look(small_photos, Recipe(backbone="inception_v3", image_size=32), 4, tmp_path / "out", QUIET)
+        preview(small_photos, Recipe(backbone="inception_v3", image_size=32), 4, tmp_path / "out", QUIET)
     assert not (tmp_path / "out").exists()

@@ -13,14 +13,14 @@ import optuna
 import pytest
 from told import Words, english
 
-from fieldmark.core.errors import FieldmarkError, Untrainable
-from fieldmark.core.i18n import language
+from fieldmark.core.errors import FieldmarkError, UntrainableRecipeError
+from fieldmark.core.i18n import get_language
 from fieldmark.core.progress import Reporter
 from fieldmark.pipeline import search as module
 from fieldmark.pipeline.train import Run
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.report.search_page import told, write
+from fieldmark.report.search_page import summarize_search, write_search_page
 
 SETTINGS: dict[str, Any] = {"image_size": 64, "train_size": 64, "epochs": 1, "batch": 8}
 WORDS = ["--image-size", "64", "--train-size", "64", "--epochs", "1", "--batch", "8"]
@@ -49,7 +49,7 @@ def test_only_the_best_is_tested_and_its_recipe_repeats_it(searched):
     out, done = searched
     best = done.json["best"]
     assert best["run"] == str(out / f"best-{best['trial']}") and best["test"]["n"] == 6
-    asked, made = (recipes.read(folder / "recipe.yaml") for folder in (out, Path(best["run"])))
+    asked, made = (recipes.read_recipe(folder / "recipe.yaml") for folder in (out, Path(best["run"])))
     for name, value in {**SETTINGS, **best["settings"]}.items():
         assert getattr(asked, name) == getattr(made, name) == value
     left = {entry.name for entry in out.iterdir()}
@@ -134,10 +134,13 @@ def test_killed_anywhere_it_goes_on_and_two_share_the_work(small_photos: Path, t
 
 
 def test_a_trial_that_stands_below_the_others_is_cut_short(monkeypatch: pytest.MonkeyPatch):
-    study = optuna.create_study(direction="maximize", pruner=optuna.pruners.MedianPruner(module.STARTUP, module.WARMUP))
+    study = optuna.create_study(
+        direction="maximize",
+        pruner=optuna.pruners.MedianPruner(module.PRUNER_STARTUP_TRIALS, module.PRUNER_WARMUP_STEPS),
+    )
 
     def value(trial: optuna.Trial) -> float:
-        watch = module.Watch(trial, Recipe(), may_end=trial.number > 0)
+        watch = module.PruningLogger(trial, Recipe(), may_end=trial.number > 0)
         for epoch in range(1, 9):
             watch.epoch({"epoch": epoch, "val_accuracy": 0.1 if trial.number == 7 else 0.5 + trial.number / 100})
         return 0.5
@@ -145,7 +148,7 @@ def test_a_trial_that_stands_below_the_others_is_cut_short(monkeypatch: pytest.M
     study.optimize(value, n_trials=8)
     states = [trial.state.name for trial in study.trials]
     assert states == ["COMPLETE"] * 7 + ["PRUNED"]
-    assert len(study.trials[7].intermediate_values) == module.WARMUP
+    assert len(study.trials[7].intermediate_values) == module.PRUNER_WARMUP_STEPS
 
 
 @pytest.mark.parametrize("settings", [{"budget": "1m"}, {"folds": 3}, {"devices": 2}])
@@ -171,7 +174,7 @@ def test_both_phases_where_that_is_asked_for(small_photos: Path, tmp_path: Path,
         tmp_path / "out",
         Reporter(quiet=True),
         ["lr=1e-3..1e-1"],
-        whole=True,
+        full_training=True,
     )
     assert len(rows) == 2 and rows[1]["settings"]["lr"] and trained[0].epochs == 1
     assert trained[0].split_file == str((tmp_path / "out" / "split.csv").resolve())
@@ -186,14 +189,14 @@ def test_without_optuna_one_line_says_what_to_install(small_photos, tmp_path, he
 
 def test_a_trial_that_fails_does_not_end_the_others(small_photos: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(module, "train", lambda photos, recipe, out, resume: Run(out, {}))
-    judged = module.Bench.judged
+    judged = module.TrialRunner.run_trial
 
     def diverged(bench, settings, trial):
         if trial.number in (0, 2) and trial.number == failing:
-            raise Untrainable("the loss is not a number any more")
+            raise UntrainableRecipeError("the loss is not a number any more")
         return judged(bench, settings, trial)
 
-    monkeypatch.setattr(module.Bench, "judged", diverged)
+    monkeypatch.setattr(module.TrialRunner, "run_trial", diverged)
     recipe, varied = Recipe(**SETTINGS), ["label_smoothing=0..0.3"]
     failing = 2
     rows, _ = module.search(small_photos, 4, recipe, tmp_path / "out", Reporter(quiet=True), varied)
@@ -229,7 +232,9 @@ def test_its_page_is_chinese_where_that_is_asked_for(tmp_path: Path):
         plain | {"trial": 2, "score": None, "val_accuracy": None, "val_loss": None, "settings": {"exact": True}},
     ]
     run = Run(tmp_path / "运行", {"test": {"accuracy": 0.85, "n": 40, "ci95": [0.7, 0.93]}})
-    files = write(told([{"best": False} | row for row in rows], run), tmp_path, language("zh"))
+    files = write_search_page(
+        summarize_search([{"best": False} | row for row in rows], run), tmp_path, get_language("zh")
+    )
     page = files[0].read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in page and "（原配方）" in page and "共 3 次试验，其中 1 次提前结束" in page
     assert not english(

@@ -11,9 +11,9 @@ import torch
 import yaml
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.dataset import Data, judged
+from fieldmark.data.dataset import DatasetSplits, iter_eval_batches
 from fieldmark.models import build
-from fieldmark.pipeline.finish import described
+from fieldmark.pipeline.finish import extract_features_and_logits
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.trainer import Trainer
@@ -37,7 +37,7 @@ def words(settings: dict[str, Any]) -> list[str]:
     """The settings as options."""
     said = []
     for name, value in settings.items():
-        option = recipes.option(name)
+        option = recipes.option_name(name)
         said += [option if value else f"--no-{option[2:]}"] if isinstance(value, bool) else [option, str(value)]
     return said
 
@@ -73,12 +73,12 @@ def test_every_setting_can_be_said_on_the_command_line_and_in_a_file(understood,
 
 
 def test_options_win_over_the_file(understood, tmp_path: Path):
-    recipes.write(Recipe(**OTHER), tmp_path / "all.yaml")
+    recipes.write_recipe(Recipe(**OTHER), tmp_path / "all.yaml")
     plain = {name: value for name, value in dataclasses.asdict(Recipe()).items() if value is not None}
     absent = {name: value for name, value in OTHER.items() if name not in plain}
     assert understood("--recipe", tmp_path / "all.yaml", *words(plain)) == Recipe(**absent)
     classic = understood("--recipe", "classic", "--monitor", "loss", "--exact")
-    assert classic == dataclasses.replace(recipes.read("classic"), monitor="loss", exact=True)
+    assert classic == dataclasses.replace(recipes.read_recipe("classic"), monitor="loss", exact=True)
 
 
 def test_a_run_tells_once_what_is_without_effect(here, small_photos, tmp_path: Path, monkeypatch):
@@ -100,15 +100,15 @@ def weights(training: Trainer) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
 
 
-def blind(data: Data) -> Data:
+def blind(data: DatasetSplits) -> DatasetSplits:
     """Without validation photos, the last epoch is kept."""
     return dataclasses.replace(data, val=data.val[:0])
 
 
 def batches(training: Trainer, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps and targets of phase 2's first steps."""
-    training.routine.enter(2)
-    found = list(training.routine.later(2, training.recipe).batches(0, steps))
+    training.phase_builder.enter_phase(2)
+    found = list(training.phase_builder.build_finetune_phase(2, training.recipe).batches(0, steps))
     return torch.cat([maps for maps, _ in found]), torch.cat([targets for _, targets in found])
 
 
@@ -172,7 +172,7 @@ def test_the_running_mean_is_what_is_judged_and_kept(trainer):
     histories = [plain.train(), mean.train()]
     assert [h["train_loss"] for h in histories[0]] == [h["train_loss"] for h in histories[1]]  # the same steps
     assert [h["val_loss"] for h in histories[0]] != [h["val_loss"] for h in histories[1]]
-    logits = torch.from_numpy(described(mean, mean.routine.frozen.validation())[1])
+    logits = torch.from_numpy(extract_features_and_logits(mean, mean.routine.frozen.validation())[1])
     loss = torch.nn.functional.cross_entropy(logits, mean.routine.val_labels).item()
     assert loss == pytest.approx(min(h["val_loss"] for h in histories[1]), rel=1e-5)
 
@@ -204,15 +204,15 @@ def test_precision_is_of_the_training_alone(trainer, few):
     histories, first = [], []
     for precision in ("32", "bf16"):
         training = trainer(precision=precision, frozen_epochs=0, epochs=2)
-        (photos,) = judged(few.pack, few.val, 64)
+        (photos,) = iter_eval_batches(few.pack, few.val, 64)
         with training.fabric.autocast():
             first.append(training.routine.frozen.maps(photos).dtype)
-        assert described(training, training.routine.frozen.validation())[1].dtype == np.float32
-        before = described(training, training.routine.frozen.validation())[1]
+        assert extract_features_and_logits(training, training.routine.frozen.validation())[1].dtype == np.float32
+        before = extract_features_and_logits(training, training.routine.frozen.validation())[1]
         histories.append(training.train())
     assert first == [torch.float32, torch.bfloat16]
     again = trainer(precision="32", frozen_epochs=0)
-    assert np.array_equal(before, described(again, again.routine.frozen.validation())[1])
+    assert np.array_equal(before, extract_features_and_logits(again, again.routine.frozen.validation())[1])
     losses = [[row["train_loss"] for row in history] for history in histories]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.1)
 
@@ -229,7 +229,7 @@ def test_a_compiled_part_learns_what_the_plain_one_does(trainer, monkeypatch: py
 
 
 def test_the_write_ups_routine_runs(trainer):
-    classic = dataclasses.asdict(recipes.read("classic")) | {"image_size": 64, "train_size": 64, "epochs": 2}
+    classic = dataclasses.asdict(recipes.read_recipe("classic")) | {"image_size": 64, "train_size": 64, "epochs": 2}
     history = trainer(**classic | {"backbone": "efficientnet_lite0", "batch": 6}).train()
     assert [row["phase"] for row in history] == [1, 1, 1, 2, 2]
     assert [row["lr"] for row in history[3:]] == [1e-4, 1e-4]

@@ -210,9 +210,9 @@ def test_nothing_is_written_into_a_folder_that_is_no_run(small_photos, tmp_path)
 
 def test_a_run_without_a_name_gets_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_module._new_folder(Path("some/photos")) == Path("runs/photos")
+    assert run_module._default_run_dir(Path("some/photos")) == Path("runs/photos")
     (tmp_path / "runs" / "photos").mkdir(parents=True)
-    assert run_module._new_folder(Path("some/photos")) == Path("runs/photos-2")
+    assert run_module._default_run_dir(Path("some/photos")) == Path("runs/photos-2")
 
 
 # ---- networks that are small, grey, or have more than one head
@@ -229,7 +229,7 @@ def test_a_grey_network_of_28_pixels(small_photos, tmp_path):
         batch=8,
     )
     run = fieldmark.train(small_photos, recipe, out=tmp_path / "run")
-    network = fieldmark.inference.bundle.network(run.folder / "bundle")
+    network = fieldmark.inference.bundle.load_network(run.folder / "bundle")
     assert network.spec["channels"] == 1 and len(network.preprocessing.mean) == 1
     photo = next(small_photos.glob("*/*.jpg"))
     with Image.open(photo) as opened:
@@ -245,10 +245,12 @@ def test_auxiliary_heads_train_and_resume(small_photos, tmp_path, monkeypatch):
     )
     whole = fieldmark.train(small_photos, recipe, out=tmp_path / "whole")
     aux = [
-        name for name in fieldmark.inference.bundle.network(whole.folder / "bundle").state_dict() if ".aux1." in name
+        name
+        for name in fieldmark.inference.bundle.load_network(whole.folder / "bundle").state_dict()
+        if ".aux1." in name
     ]
     assert aux
-    close = fieldmark.training.trainer.Trainer._close_epoch
+    close = fieldmark.training.trainer.Trainer._finish_epoch
 
     def killed(self, phase, epoch, began):
         close(self, phase, epoch, began)
@@ -256,7 +258,7 @@ def test_auxiliary_heads_train_and_resume(small_photos, tmp_path, monkeypatch):
             raise KeyboardInterrupt
 
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
-        patched.setattr(fieldmark.training.trainer.Trainer, "_close_epoch", killed)
+        patched.setattr(fieldmark.training.trainer.Trainer, "_finish_epoch", killed)
         fieldmark.train(small_photos, recipe, out=tmp_path / "halves")
     fieldmark.train(small_photos, recipe, out=tmp_path / "halves", resume=True)
     one, two = ((tmp_path / name / "bundle" / "model.safetensors").read_bytes() for name in ("whole", "halves"))

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from fieldmark.models.profile import smallest_size
+from fieldmark.models.profile import min_image_size
 from fieldmark.recipes import recipe as recipes
-from fieldmark.training.model_factory import named, network_of
-from fieldmark.training.phases import learning_mode, training_loss
+from fieldmark.training.model_factory import build_network, resolve_recipe
+from fieldmark.training.phases import set_train_mode, training_loss
 
-NAMES = sorted(file.stem for file in recipes.SHIPPED.glob("*.yaml"))
+NAMES = sorted(file.stem for file in recipes.RECIPES_DIR.glob("*.yaml"))
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
 ON_PAGE = set(re.findall(r"--recipe ([a-z][\w-]+)", PAGE))
 # The networks of the write-ups: classes, and weights where they count them.
@@ -32,12 +32,12 @@ COUNTED = {
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_says_where_it_is_from_and_builds(name: str):
-    head = (recipes.SHIPPED / f"{name}.yaml").read_text(encoding="utf-8").split("\n\n")[0]
+    head = (recipes.RECIPES_DIR / f"{name}.yaml").read_text(encoding="utf-8").split("\n\n")[0]
     assert head.startswith("# ")
     assert re.findall(r"^# (Source|Differs|Expect): \S", head, re.MULTILINE) == ["Source", "Differs", "Expect"]
-    recipe = named(recipes.read(name), print)
+    recipe = resolve_recipe(recipes.read_recipe(name), print)
     with torch.device("meta"):
-        network = network_of(recipe, COUNTED.get(name, (4, 0))[0], weights=False)
+        network = build_network(recipe, COUNTED.get(name, (4, 0))[0], weights=False)
     if name in COUNTED:
         assert sum(parameter.numel() for parameter in network.parameters()) == COUNTED[name][1]
     assert name in ON_PAGE
@@ -49,15 +49,15 @@ def test_the_page_names_no_others():
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_a_few_steps(name: str, trainer, packed, tmp_path: Path):
-    recipe = recipes.read(name)
+    recipe = recipes.read_recipe(name)
     recipe = dataclasses.replace(recipe, weights="none", backbone=recipe.backbone or "efficientnet_lite0")
     with torch.device("meta"):
-        size = max(28 if recipe.image_size == 28 else 64, smallest_size(network_of(recipe, 3)))
+        size = max(28 if recipe.image_size == 28 else 64, min_image_size(build_network(recipe, 3)))
     few = {"epochs": 1, "steps_per_epoch": 2, "batch": 2, "budget": None, "image_size": size, "train_size": size}
     training = trainer(data=packed(tmp_path, size), **dataclasses.asdict(recipe) | few)
     training.routine.enter(2)
     phase = training.routine.later(2, training.recipe)
-    learning_mode(phase.module, keep_norms=False)
+    set_train_mode(phase.module, keep_norms=False)
     before = {key: value.clone() for key, value in phase.module.state_dict().items() if key.endswith("weight")}
     for inputs, targets in phase.batches(0, 2):
         phase.optimizer.zero_grad()

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes import recipe as recipes
-from fieldmark.recipes.idle import idle
-from fieldmark.recipes.recipe import CHOICES, LEAST, MOST, Recipe
+from fieldmark.recipes.idle import ineffective_settings
+from fieldmark.recipes.recipe import CHOICES, MAX_VALUES, MIN_VALUES, Recipe
 
 FIELDS = typing.get_type_hints(Recipe)
 TEXT = st.text(st.characters(blacklist_categories=()), max_size=40)  # surrogates too: a weights file may be so named
@@ -24,8 +24,8 @@ def values(name: str) -> st.SearchStrategy:
     kinds = {
         str: TEXT,
         bool: st.booleans(),
-        int: st.integers(LEAST.get(name, 0), int(MOST.get(name, 10**9))),
-        float: st.floats(LEAST.get(name, 0), MOST.get(name, 1e9), allow_subnormal=False),
+        int: st.integers(MIN_VALUES.get(name, 0), int(MAX_VALUES.get(name, 10**9))),
+        float: st.floats(MIN_VALUES.get(name, 0), MAX_VALUES.get(name, 1e9), allow_subnormal=False),
         type(None): st.none(),
     }
     if name in CHOICES:
@@ -51,8 +51,8 @@ RECIPES = st.fixed_dictionaries({}, optional={name: values(name) for name in FIE
 
 @given(recipe=RECIPES)
 def test_yaml_round_trip(recipe: Recipe, tmp_path: Path):
-    recipes.write(recipe, tmp_path / "recipe.yaml")
-    assert recipes.read(tmp_path / "recipe.yaml") == recipe
+    recipes.write_recipe(recipe, tmp_path / "recipe.yaml")
+    assert recipes.read_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 @given(content=st.binary(max_size=60) | TEXT.map(lambda text: text.encode("utf-8", "surrogatepass")))
@@ -60,7 +60,7 @@ def test_reading_refuses_or_gives_a_recipe(content: bytes, tmp_path: Path):
     file = tmp_path / "recipe.yaml"
     file.write_bytes(content)
     try:
-        assert isinstance(recipes.read(file), Recipe)
+        assert isinstance(recipes.read_recipe(file), Recipe)
     except FieldmarkError as error:
         assert "\n" not in str(error)
 
@@ -71,19 +71,19 @@ def test_reading_refuses_or_gives_a_recipe(content: bytes, tmp_path: Path):
 def test_what_breaks_a_yaml_parser_is_refused_too(text: str, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(FieldmarkError):
-        recipes.read(tmp_path / "recipe.yaml")
+        recipes.read_recipe(tmp_path / "recipe.yaml")
 
 
 def test_every_field_is_documented_and_none_else():
-    texts = recipes.documented()
+    texts = recipes.field_docs()
     assert list(texts) == [field.name for field in dataclasses.fields(Recipe)]
     assert all(len(text) > 15 and text.endswith(".") for text in texts.values())
 
 
 def test_the_written_file_explains_itself(tmp_path: Path):
-    recipes.write(Recipe(), tmp_path / "recipe.yaml")
+    recipes.write_recipe(Recipe(), tmp_path / "recipe.yaml")
     lines = (tmp_path / "recipe.yaml").read_text().splitlines()
-    for name, text in recipes.documented().items():
+    for name, text in recipes.field_docs().items():
         assert lines[lines.index(f"# {text}") + 1].startswith(f"{name}:")
 
 
@@ -110,7 +110,7 @@ def test_the_written_file_explains_itself(tmp_path: Path):
 def test_refusals_name_the_setting(text: str, says: str, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(text)
     with pytest.raises(FieldmarkError, match=says):
-        recipes.read(tmp_path / "recipe.yaml")
+        recipes.read_recipe(tmp_path / "recipe.yaml")
 
 
 @pytest.mark.parametrize(
@@ -129,36 +129,41 @@ def test_refusals_name_the_setting(text: str, says: str, tmp_path: Path):
 )
 def test_what_people_write_is_understood(text: str, recipe: Recipe, tmp_path: Path):
     (tmp_path / "recipe.yaml").write_text(text)
-    assert recipes.read(tmp_path / "recipe.yaml") == recipe
+    assert recipes.read_recipe(tmp_path / "recipe.yaml") == recipe
 
 
 def test_a_missing_file_is_refused(tmp_path: Path):
     with pytest.raises(FieldmarkError, match="nothing"):
-        recipes.read(tmp_path / "nothing.yaml")
+        recipes.read_recipe(tmp_path / "nothing.yaml")
 
 
 def test_a_name_that_no_recipe_has_is_refused_with_those_that_are_there(tmp_path: Path, monkeypatch):
     with pytest.raises(FieldmarkError, match=r"no such file; the recipes that come with Fieldmark: .*classic, "):
-        recipes.read("classics")
+        recipes.read_recipe("classics")
     (tmp_path / "mine.yaml").write_text("seed: 3")
     monkeypatch.chdir(tmp_path)
-    assert recipes.read("mine.yaml").seed == 3
+    assert recipes.read_recipe("mine.yaml").seed == 3
     with pytest.raises(FieldmarkError, match="cannot read the recipe mine"):
-        recipes.read("mine")
+        recipes.read_recipe("mine")
 
 
 def test_a_file_may_begin_from_a_recipe_that_comes_with_fieldmark(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("recipe: classic\nbatch: 8")
-    assert recipes.read(tmp_path / "mine.yaml") == dataclasses.replace(recipes.read("classic"), batch=8)
+    assert recipes.read_recipe(tmp_path / "mine.yaml") == dataclasses.replace(recipes.read_recipe("classic"), batch=8)
     for base in ("mine", "mine.yaml", "[classic]", "''"):
         (tmp_path / "mine.yaml").write_text(f"recipe: {base}")
         with pytest.raises(FieldmarkError, match="to begin from"):
-            recipes.read(tmp_path / "mine.yaml")
+            recipes.read_recipe(tmp_path / "mine.yaml")
 
 
 def test_the_write_ups_routine_is_what_they_say():
-    classic = recipes.read("classic")
-    assert (classic.optimizer, classic.rates, classic.frozen_lr, classic.batch) == ("adam", (1e-4, 1e-4), 1e-4, 32)
+    classic = recipes.read_recipe("classic")
+    assert (classic.optimizer, classic.learning_rates, classic.frozen_lr, classic.batch) == (
+        "adam",
+        (1e-4, 1e-4),
+        1e-4,
+        32,
+    )
     assert (classic.exact, classic.frozen_epochs, classic.epochs, classic.unfreeze) == (False, 3, 30, "all")
     assert (classic.schedule, classic.patience, classic.monitor) == ("plateau", 5, "accuracy")
     assert (classic.augment, classic.label_smoothing, classic.weight_decay, classic.mixup) == ("none", 0, 0, 0)
@@ -189,8 +194,8 @@ def test_the_write_ups_routine_is_what_they_say():
     ],
 )
 def test_settings_without_effect_are_told(settings: dict[str, Any], lines: list[str]):
-    assert idle(Recipe(**settings), solved=True) == lines
-    assert not any("phase 1" in line for line in idle(Recipe(**settings), solved=False))
+    assert ineffective_settings(Recipe(**settings), is_exact=True) == lines
+    assert not any("phase 1" in line for line in ineffective_settings(Recipe(**settings), is_exact=False))
 
 
 @pytest.mark.parametrize(
@@ -206,30 +211,30 @@ def test_batches_that_cannot_be_trained_on_are_refused(settings: dict[str, Any],
         Recipe(**settings)
 
 
-@pytest.mark.parametrize("name", LEAST)
+@pytest.mark.parametrize("name", MIN_VALUES)
 def test_less_than_the_least_is_refused(name: str):
-    with pytest.raises(FieldmarkError, match=recipes.option(name)):
-        made({name: LEAST[name] - 1})
-    assert getattr(made({name: LEAST[name]}), name) == LEAST[name]
+    with pytest.raises(FieldmarkError, match=recipes.option_name(name)):
+        made({name: MIN_VALUES[name] - 1})
+    assert getattr(made({name: MIN_VALUES[name]}), name) == MIN_VALUES[name]
 
 
-@pytest.mark.parametrize("name", MOST)
+@pytest.mark.parametrize("name", MAX_VALUES)
 def test_more_than_the_most_is_refused(name: str):
-    with pytest.raises(FieldmarkError, match=recipes.option(name)):
-        made({name: MOST[name] + 1})
-    assert getattr(made({name: MOST[name]}), name) == MOST[name]
+    with pytest.raises(FieldmarkError, match=recipes.option_name(name)):
+        made({name: MAX_VALUES[name] + 1})
+    assert getattr(made({name: MAX_VALUES[name]}), name) == MAX_VALUES[name]
 
 
 @pytest.mark.parametrize("name", CHOICES)
 def test_other_choices_are_refused(name: str):
-    with pytest.raises(FieldmarkError, match=recipes.option(name)):
+    with pytest.raises(FieldmarkError, match=recipes.option_name(name)):
         made({name: "other"})
 
 
 @given(st.integers(1, 10**6), st.sampled_from([("", 1), ("s", 1), ("m", 60), ("h", 3600)]))
 def test_budgets(n: int, unit: tuple[str, int]):
-    assert recipes.seconds(f"{n}{unit[0]}") == n * unit[1]
-    assert recipes.seconds(f" {n / 8} {unit[0]} ") == n / 8 * unit[1]
+    assert recipes.parse_duration(f"{n}{unit[0]}") == n * unit[1]
+    assert recipes.parse_duration(f" {n / 8} {unit[0]} ") == n / 8 * unit[1]
 
 
 @pytest.mark.parametrize("budget", ["", "0", "0.0m", "-5m", "5 min", "m", "1e3", "5m5s", "inf", "nan"])

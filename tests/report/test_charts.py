@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from told import CURVE, made
 
-from fieldmark.core.i18n import ENGLISH, language
-from fieldmark.evaluation.metrics import figures
+from fieldmark.core.i18n import ENGLISH, get_language
+from fieldmark.evaluation.metrics import compute_metrics
 from fieldmark.report.charts import svg, trust
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -43,22 +43,28 @@ def test_curves_draw_any_history_as_xml_inside_the_frame(rows, unfrozen_from, be
         {"epoch": str(epoch), "phase": "1" if epoch < unfrozen_from else "2", **dict(zip(names, row, strict=True))}
         for epoch, row in enumerate(rows, 1)
     ]
-    drawing = ElementTree.fromstring(svg.curves(table, best))
+    drawing = ElementTree.fromstring(svg.training_curves(table, best))
     for path in drawing.iter(f"{SVG}path"):
         for number in re.findall(r"-?\d+(?:\.\d+)?", path.attrib["d"]):
             assert -8 <= float(number) <= svg.WIDTH
 
 
 def test_curves_mark_the_unfreezing_and_the_best_epoch():
-    drawing = svg.curves(history(5))
+    drawing = svg.training_curves(history(5))
     assert drawing.count("unfrozen") == 2  # once a panel
     assert drawing.count("best: 5") == 2
-    assert svg.curves(history(5), best=2).count("best: 2") == 2
-    assert "unfrozen" not in svg.curves(history(5, unfrozen_from=1)), "it was never frozen"
-    assert "unfrozen" not in svg.curves(history(5, unfrozen_from=9))
+    assert svg.training_curves(history(5), best=2).count("best: 2") == 2
+    assert "unfrozen" not in svg.training_curves(history(5, unfrozen_from=1)), "it was never frozen"
+    assert "unfrozen" not in svg.training_curves(history(5, unfrozen_from=9))
     gradual = [row | {"phase": phase} for row, phase in zip(history(6), (1, 2, 2, 3, 3, 3), strict=True)]
-    assert svg.curves(gradual).count("unfrozen") == 4 and svg.curves(gradual).count("all unfrozen") == 2
-    assert svg.curves(gradual[1:]).count("unfrozen") == svg.curves(gradual[1:]).count("all unfrozen") == 2
+    assert (
+        svg.training_curves(gradual).count("unfrozen") == 4 and svg.training_curves(gradual).count("all unfrozen") == 2
+    )
+    assert (
+        svg.training_curves(gradual[1:]).count("unfrozen")
+        == svg.training_curves(gradual[1:]).count("all unfrozen")
+        == 2
+    )
 
 
 def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
@@ -66,7 +72,7 @@ def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
     rows[1]["train_loss"] = ""
     lines = [
         path.attrib["d"]
-        for path in ElementTree.fromstring(svg.curve(rows, "loss")).iter(f"{SVG}path")
+        for path in ElementTree.fromstring(svg.training_curve(rows, "loss")).iter(f"{SVG}path")
         if path.attrib["class"] == "other"
     ]
     assert [line.count("L") for line in lines[:2]] == [0, 2]
@@ -74,7 +80,7 @@ def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
 
 
 def test_curves_go_where_the_figures_go():
-    drawing = ElementTree.fromstring(svg.curve(history(4), "accuracy"))
+    drawing = ElementTree.fromstring(svg.training_curve(history(4), "accuracy"))
     line = next(path.attrib["d"] for path in drawing.iter(f"{SVG}path") if path.attrib["class"] == "main")
     points = [tuple(map(float, point.split())) for point in line[1:].split("L")]
     assert points == sorted(points, key=lambda point: (point[0], -point[1])), "rising accuracy climbs to the right"
@@ -84,7 +90,7 @@ def test_curves_go_where_the_figures_go():
 @given(st.floats(-1e5, 1e5), st.floats(-1e5, 1e5))
 def test_ticks_span_the_values_in_few_even_steps(one, other):
     low, high = min(one, other), max(one, other)
-    ticks = svg.ticks(low, high)
+    ticks = svg.nice_ticks(low, high)
     slack = 1e-6 * max(1e-3, high - low)
     assert 2 <= len(ticks) <= 7
     assert ticks[0] <= low + slack and ticks[-1] >= high - slack
@@ -109,7 +115,7 @@ class Text(HTMLParser):
 def test_small_confusion_is_a_table_with_every_name_and_count(classes, data):
     row = st.lists(st.integers(0, 999), min_size=len(classes), max_size=len(classes))
     matrix = data.draw(st.lists(row, min_size=len(classes), max_size=len(classes)))
-    page = Text(trust.confusion(matrix, classes))
+    page = Text(trust.confusion_matrix(matrix, classes))
     assert set(page.tags) <= {"table", "thead", "tbody", "tr", "th", "td", "span", "small"}
     assert page.tags.count("td") == len(classes) * (len(classes) + 1)
     shown = "".join(page.texts).replace("\r", "\n")
@@ -120,7 +126,7 @@ def test_small_confusion_is_a_table_with_every_name_and_count(classes, data):
 @pytest.mark.parametrize("classes", [13, 100, 400])
 def test_large_confusion_is_a_small_heat_map(classes):
     matrix = [[(3 * i + j) % 7 if abs(i - j) < 20 else 0 for j in range(classes)] for i in range(classes)]
-    drawing = trust.confusion(matrix, [f"<{i}>" for i in range(classes)])
+    drawing = trust.confusion_matrix(matrix, [f"<{i}>" for i in range(classes)])
     paths = [path.attrib["d"] for path in ElementTree.fromstring(drawing).iter(f"{SVG}path")]
     assert sum(path.count("z") for path in paths) == 1 + sum(count > 0 for counts in matrix for count in counts)
     assert len(drawing) < 800_000
@@ -128,7 +134,7 @@ def test_large_confusion_is_a_small_heat_map(classes):
 
 @pytest.mark.parametrize(("share", "low", "high"), [(0.0, 0.0, 0.3), (1.0, 0.7, 1.0), (0.5, 0.4, 0.6)])
 def test_bar_is_as_long_as_its_share(share, low, high):
-    track, value, whisker = ElementTree.fromstring(trust.bar(share, low, high))
+    track, value, whisker = ElementTree.fromstring(trust.interval_bar(share, low, high))
     assert float(value.attrib["width"]) == 100 * share
     assert float(whisker.attrib["x"]) == pytest.approx(100 * low)
     assert float(whisker.attrib["width"]) == pytest.approx(100 * (high - low))
@@ -141,7 +147,7 @@ def test_bar_is_as_long_as_its_share(share, low, high):
 @pytest.fixture(scope="module")
 def two():
     """Figures of two classes, of which one is looked for."""
-    return figures(made(2, 40, 5), ["a", "b"], 0.6, "b", 0.4) or {}
+    return compute_metrics(made(2, 40, 5), ["a", "b"], 0.6, "b", 0.4) or {}
 
 
 def inside(drawing: str, height: float) -> ElementTree.Element:
@@ -163,9 +169,9 @@ def lines(tree: ElementTree.Element, kind: str) -> list[list[tuple[float, float]
     return [[(float(x), float(y)) for x, y in line] for line in points]
 
 
-@pytest.mark.parametrize("_", [ENGLISH, language("zh")], ids=["en", "zh"])
+@pytest.mark.parametrize("_", [ENGLISH, get_language("zh")], ids=["en", "zh"])
 def test_reliability_shows_both_sides_and_the_photos_of_each_bin(two, _):
-    tree = inside(trust.reliability(two, _), 364)
+    tree = inside(trust.reliability_diagram(two, _), 364)
     texts = ["".join(text.itertext()) for text in tree.iter(f"{SVG}text")]
     after, before = two["reliability"]["after"], two["reliability"]["before"]
     assert all(str(row["n"]) in texts for row in after)
@@ -177,7 +183,7 @@ def test_reliability_shows_both_sides_and_the_photos_of_each_bin(two, _):
 
 
 def test_coverage_marks_the_chosen_threshold(two):
-    tree = inside(trust.coverage(two), svg.HEIGHT)
+    tree = inside(trust.coverage_chart(two), svg.HEIGHT)
     (line,) = lines(tree, "main")
     (mark,) = tree.iter(f"{SVG}circle")
     assert len(line) == len(two["coverage_curve"])
@@ -185,22 +191,22 @@ def test_coverage_marks_the_chosen_threshold(two):
     assert float(mark.attrib["cx"]) == pytest.approx(x, abs=0.1)
     assert "threshold 0.60" in "".join(tree.itertext())
     perfect = {**two, "coverage_curve": [row | {"accuracy": 1.0} for row in two["coverage_curve"]], "threshold": None}
-    inside(trust.coverage(perfect | {"accuracy_known": 1.0}), svg.HEIGHT)
-    inside(trust.coverage(perfect | {"accuracy_known": None}), svg.HEIGHT)
+    inside(trust.coverage_chart(perfect | {"accuracy_known": 1.0}), svg.HEIGHT)
+    inside(trust.coverage_chart(perfect | {"accuracy_known": None}), svg.HEIGHT)
 
 
 def test_roc_climbs_and_marks_both_ways_to_decide(two):
-    tree = inside(trust.roc(two), 350)
+    tree = inside(trust.roc_chart(two), 350)
     (line,) = lines(tree, "main")
     assert line == sorted(line, key=lambda point: (point[0], -point[1]))
     circles = [shape for shape in tree.iter(f"{SVG}circle") if "point" in shape.attrib["class"]]
     squares = [shape for shape in tree.iter(f"{SVG}rect") if "point" in shape.get("class", "")]
     assert len(circles) == len(squares) == 2, "in the chart and in its legend"
-    inside(trust.roc({**two, "at_threshold": None}), 350)
+    inside(trust.roc_chart({**two, "at_threshold": None}), 350)
 
 
 def test_growth_has_an_interval_at_each_point_and_what_twice_as_many_may_bring():
-    tree = inside(trust.growth(CURVE), svg.HEIGHT)
+    tree = inside(trust.data_scaling_chart(CURVE), svg.HEIGHT)
     texts = ["".join(text.itertext()) for text in tree.iter(f"{SVG}text")]
     assert {"160", "320", "640", "1,280", "2,560"} <= set(texts)
     assert sum(path.get("class") == "whisker" for path in tree.iter(f"{SVG}path")) == len(CURVE["points"])
@@ -209,14 +215,14 @@ def test_growth_has_an_interval_at_each_point_and_what_twice_as_many_may_bring()
 
 
 def test_charts_of_one_page_share_no_name(two):
-    drawings = [svg.curve(history(3), kind) for kind in svg.TITLES]
-    drawings += [draw(two) for draw in (trust.reliability, trust.coverage, trust.roc)]
-    drawings += [trust.growth(CURVE), trust.confusion([[1] * 13] * 13, list("abcdefghijklm"))]
+    drawings = [svg.training_curve(history(3), kind) for kind in svg.TITLES]
+    drawings += [draw(two) for draw in (trust.reliability_diagram, trust.coverage_chart, trust.roc_chart)]
+    drawings += [trust.data_scaling_chart(CURVE), trust.confusion_matrix([[1] * 13] * 13, list("abcdefghijklm"))]
     names = re.findall(r'id="([^"]+)"', "".join(drawings))
     assert len(names) == len(set(names)) == 2 * len(drawings)
 
 
 def test_a_chinese_legend_is_given_room():
-    assert svg.width("验证集") == 39 and svg.width("abc") == 21
-    drawing = svg.curve(history(12), "accuracy", 12, language("zh"))
+    assert svg.text_width("验证集") == 39 and svg.text_width("abc") == 21
+    drawing = svg.training_curve(history(12), "accuracy", 12, get_language("zh"))
     assert all(word in drawing for word in ("准确率", "训练集", "验证集", "最佳：第 12 轮", "解冻"))

@@ -17,7 +17,7 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.readers.files import Folder
 from fieldmark.evaluation.evaluate import evaluate
-from fieldmark.report.run_report import rewrite, write_report
+from fieldmark.report.run_report import rewrite_report, write_report
 
 ODD = ["<script>alert(1)</script>", "健康 玉米叶", 'a "quoted" & odd|name']
 
@@ -104,7 +104,7 @@ def close(found: Any, told: Any) -> None:
 
 def test_the_figures_in_the_report_metrics_json_and_evaluate_agree(small_run, tmp_path):
     shutil.copytree(small_run, tmp_path / "run", ignore=shutil.ignore_patterns("resume", "tensorboard"))
-    files, gone = rewrite(tmp_path / "run")
+    files, gone = rewrite_report(tmp_path / "run")
     assert not gone
     metrics = json.loads((small_run / "metrics.json").read_text())
     agree(Page(files[0]), metrics)

@@ -16,7 +16,7 @@ import pytest
 
 import fieldmark
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.serve.server import bound
+from fieldmark.serve.server import bind_socket
 
 
 def photos(folder: Path, n: int = 3) -> list[Path]:
@@ -203,7 +203,7 @@ def test_the_command_says_where_it_listens_and_what_it_cannot_do(small_run: Path
     for token in ("", "密码", "a\nb"):
         assert "--token" in command("serve", small_run, "--token", token).refusal
     with pytest.raises(FieldmarkError, match="cannot listen"):
-        bound("256.0.0.1", 0)
+        bind_socket("256.0.0.1", 0)
 
 
 def test_outside_of_this_machine_it_warns_without_a_token(serving: Callable[..., Any], monkeypatch: pytest.MonkeyPatch):

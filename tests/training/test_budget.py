@@ -31,8 +31,8 @@ class Stage:
 @pytest.fixture
 def speed(monkeypatch: pytest.MonkeyPatch):
     def set_to(step: float, look: float, judging: float) -> None:
-        monkeypatch.setattr(plan, "costs", lambda trainer, recipe: (step, look))
-        monkeypatch.setattr(plan, "judging_time", lambda network, size: judging)
+        monkeypatch.setattr(plan, "measure_costs", lambda trainer, recipe: (step, look))
+        monkeypatch.setattr(plan, "measure_inference_seconds", lambda network, size: judging)
 
     return set_to
 
@@ -49,16 +49,16 @@ def speed(monkeypatch: pytest.MonkeyPatch):
 def test_a_plan_fits_into_the_budget(speed, budget, elapsed, step, look, photos, start, weights):
     speed(step, look, 0.01)
     recipe = Recipe(budget=f"{budget}s", start_size=start, weights=weights)
-    planned, told = plan.epochs_for(Stage(photos), recipe, elapsed, 100)  # type: ignore[arg-type]
+    planned, told = plan.plan_epochs(Stage(photos), recipe, elapsed, 100)  # type: ignore[arg-type]
     assert dataclasses.replace(planned, epochs=recipe.epochs, steps_per_epoch=None) == recipe and told
     assert planned.steps_per_epoch is not None  # by that a resumed run knows that it is planned
-    most = plan.MOST_EPOCHS if weights == "imagenet" else plan.FROM_SCRATCH
-    left = (budget - elapsed - plan.CLOSING - 1 - look) / plan.SLACK
+    most = plan.MAX_EPOCHS if weights == "imagenet" else plan.MAX_EPOCHS_FROM_SCRATCH
+    left = (budget - elapsed - plan.EXPORT_RESERVE_S - 1 - look) / plan.TIME_SAFETY_FACTOR
     spent = planned.epochs * (planned.steps_per_epoch * step * (0.5 if start else 1) + look)
     assert 0 <= planned.epochs <= most and spent <= max(0, left) + 1e-6
     full = max(1, photos // recipe.batch)
     if planned.epochs == 0:
-        least = min(plan.LEAST_PASSES, plan.LEAST_STEPS / full)  # with less it would gain nothing
+        least = min(plan.MIN_EPOCHS, plan.MIN_STEPS / full)  # with less it would gain nothing
         least = least * (full * step + look) if weights == "imagenet" else step + look  # or no step could be done
         assert left <= least + 1e-6
     elif planned.epochs < most:
@@ -72,12 +72,12 @@ def test_a_plan_fits_into_the_budget(speed, budget, elapsed, step, look, photos,
 def test_a_second_look_at_the_photos_needs_time_for_it(trainer):
     training = trainer(budget="60s")
     training.reporter.started = time.monotonic() - 40
-    closing = 60 - 40 - plan.CLOSING
+    closing = 60 - 40 - plan.EXPORT_RESERVE_S
     judged = 2 / 18 * (6 + 100)  # of the seconds that the 18 training photos take
-    assert plan.affords(training, 0.9 * closing / (1 + judged), 100)
-    assert not plan.affords(training, 1.1 * closing / (1 + judged), 100)
+    assert plan.has_time_for_pass(training, 0.9 * closing / (1 + judged), 100)
+    assert not plan.has_time_for_pass(training, 1.1 * closing / (1 + judged), 100)
     training.recipe = dataclasses.replace(training.recipe, budget=None)
-    assert plan.affords(training, 1e9, 100)
+    assert plan.has_time_for_pass(training, 1e9, 100)
 
 
 def test_measuring_takes_all_phases_and_leaves_no_trace(trainer):
@@ -92,7 +92,7 @@ def test_measuring_takes_all_phases_and_leaves_no_trace(trainer):
         return whole(module, inputs, targets, phase, step)
 
     training.gradients = gradients
-    step, look = plan.costs(training, training.recipe)
+    step, look = plan.measure_costs(training, training.recipe)
     assert step > 0 and look > 0 and taken == [(phase, step) for phase in (2, 3) for step in range(8)]
     assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
     frozen = list(training.routine.frozen.prefix.parameters())
@@ -107,24 +107,24 @@ def test_rates_are_found_again_and_leave_no_trace(trainer, optimizer: str):
         training.routine.enter(2)
         before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
         torch.manual_seed(len(found))  # nothing hangs on what was drawn before
-        found.append(plan.rates_for(training, training.recipe, steps=20)[0])
+        found.append(plan.find_learning_rates(training, training.recipe, steps=20)[0])
         assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
     assert found[0] == found[1] and not found[0].find_lr
     head, backbone = found[0].rates
     assert backbone == pytest.approx(head / 2, rel=0.06)
-    usual = Recipe(optimizer=optimizer).rates[0]
+    usual = Recipe(optimizer=optimizer).learning_rates[0]
     assert usual / 3000 <= head <= usual * 10
 
 
 def test_a_batch_fits_into_half_of_the_memory():
     network = build("resnet18", classes=3)
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    found = [plan.batch_for(network, 64, 10**6, free=free) for free in (0, 1e8, 2e8, 4e8, 1e9, 1e15)]
-    assert found == sorted(found) and found[0] == 2 and found[-1] == plan.MOST_PHOTOS
+    found = [plan.find_batch_size(network, 64, 10**6, free=free) for free in (0, 1e8, 2e8, 4e8, 1e9, 1e15)]
+    assert found == sorted(found) and found[0] == 2 and found[-1] == plan.MAX_BATCH_SIZE
     assert len(set(found)) > 3 and all(n & (n - 1) == 0 for n in found)
-    assert plan.batch_for(network, 128, 10**6, free=4e8) == plan.batch_for(network, 64, 10**6, free=1e8)
-    assert plan.batch_for(network, 64, 20, free=1e15) == 16
-    assert plan.batch_for(network, 64, 100, parts=3, free=1e15) == 96
+    assert plan.find_batch_size(network, 128, 10**6, free=4e8) == plan.find_batch_size(network, 64, 10**6, free=1e8)
+    assert plan.find_batch_size(network, 64, 20, free=1e15) == 16
+    assert plan.find_batch_size(network, 64, 100, chunks_per_step=3, free=1e15) == 96
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
 
 

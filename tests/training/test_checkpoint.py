@@ -139,9 +139,9 @@ def test_an_optimizer_goes_on_to_the_same_bits(make, tmp_path: Path):
 
     loaded, _ = checkpoint.load(tmp_path / "c.safetensors")
     again = copy.deepcopy(net)
-    again.load_state_dict(checkpoint.part(loaded, "net"))
+    again.load_state_dict(checkpoint.select_prefix(loaded, "net"))
     resumed = make(again.parameters())
-    checkpoint.restore_optimizer(resumed, checkpoint.part(loaded, "optimizer"))
+    checkpoint.restore_optimizer(resumed, checkpoint.select_prefix(loaded, "optimizer"))
     steps(again, resumed, 3, 6)
     for ours, theirs in zip(net.parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, theirs)
@@ -157,15 +157,15 @@ def test_a_snapshot_is_a_copy():
 
 def test_parts_do_not_mix():
     tensors = {name: torch.zeros(1) for name in ("now.a", "nowhere.b", "now", "best.now.c")}
-    assert list(checkpoint.part(tensors, "now")) == ["a"]
-    assert list(checkpoint.part(tensors, "best")) == ["now.c"]
+    assert list(checkpoint.select_prefix(tensors, "now")) == ["a"]
+    assert list(checkpoint.select_prefix(tensors, "best")) == ["now.c"]
 
 
 def test_it_waits_until_a_network_disk_shows_what_was_written(tmp_path, monkeypatch):
     written = threading.Timer(0.5, lambda: ((tmp_path / "run").mkdir(), (tmp_path / "run" / "x").touch()))
     written.start()
-    checkpoint.wait_for(tmp_path / "run" / "x")
+    checkpoint.wait_for_file(tmp_path / "run" / "x")
     assert (tmp_path / "run" / "x").exists()
-    monkeypatch.setattr(checkpoint, "STALE", 0)
+    monkeypatch.setattr(checkpoint, "FILE_TIMEOUT_S", 0)
     with pytest.raises(FieldmarkError, match="all machines have to see the same --out"):
-        checkpoint.wait_for(tmp_path / "elsewhere" / "x")
+        checkpoint.wait_for_file(tmp_path / "elsewhere" / "x")

@@ -14,7 +14,7 @@ from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import distributed
-from fieldmark.training.frozen_features import Frozen
+from fieldmark.training.frozen_features import FrozenFeatures
 
 
 @pytest.fixture
@@ -22,7 +22,7 @@ def machine_of(monkeypatch: pytest.MonkeyPatch):
     """A machine with so many cores and GPUs."""
 
     def make(cores: int, gpus: int = 0) -> None:
-        monkeypatch.setattr(runtime, "cores", lambda: cores)
+        monkeypatch.setattr(runtime, "available_cpus", lambda: cores)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
         monkeypatch.setattr(sys, "argv", [__file__])  # a script, as pytest is and a worker of it is not
 
@@ -47,42 +47,42 @@ def numbers(recipe: Recipe) -> tuple[int, int]:
 
 def test_as_many_devices_as_the_machine_has(machine_of):
     machine_of(cores=4)
-    assert numbers(distributed.settled(Recipe(devices=4))) == (4, 1)
-    assert numbers(distributed.settled(Recipe(devices=0))) == (1, 1)
+    assert numbers(distributed.resolve_devices(Recipe(devices=4))) == (4, 1)
+    assert numbers(distributed.resolve_devices(Recipe(devices=0))) == (1, 1)
     with pytest.raises(FieldmarkError, match="4 processors and no GPU"):
-        distributed.settled(Recipe(devices=5, batch=40))
+        distributed.resolve_devices(Recipe(devices=5, batch=40))
     machine_of(cores=64, gpus=2)
-    assert numbers(distributed.settled(Recipe(devices=0))) == (2, 1)
+    assert numbers(distributed.resolve_devices(Recipe(devices=0))) == (2, 1)
     with pytest.raises(FieldmarkError, match="has 2 GPUs"):
-        distributed.settled(Recipe(devices=4))
+        distributed.resolve_devices(Recipe(devices=4))
 
 
 def test_several_machines_are_started_by_torchrun():
     with pytest.raises(FieldmarkError, match="torchrun --nnodes 2"):
-        distributed.settled(Recipe(nodes=2))
+        distributed.resolve_devices(Recipe(nodes=2))
 
 
 def test_torchrun_decides(torchrun):
     torchrun(3, 2)
     for asked in (Recipe(batch=12), Recipe(batch=12, devices=3, nodes=2), Recipe(batch=12, devices=0)):
-        assert numbers(distributed.settled(asked)) == (3, 2)
+        assert numbers(distributed.resolve_devices(asked)) == (3, 2)
     for asked in (Recipe(batch=12, devices=2), Recipe(batch=12, nodes=3)):
         with pytest.raises(FieldmarkError, match="torchrun has started 3 processes on each of 2 machines"):
-            distributed.settled(asked)
+            distributed.resolve_devices(asked)
     with pytest.raises(FieldmarkError, match="6 parts"):
-        distributed.settled(Recipe(batch=32))
+        distributed.resolve_devices(Recipe(batch=32))
 
 
 def test_restarts_need_addresses_of_their_own(torchrun, monkeypatch: pytest.MonkeyPatch):
     torchrun(2)
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "True")
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "0")
-    assert numbers(distributed.settled(Recipe())) == (2, 1)
+    assert numbers(distributed.resolve_devices(Recipe())) == (2, 1)
     monkeypatch.setenv("TORCHELASTIC_MAX_RESTARTS", "3")
     with pytest.raises(FieldmarkError, match="TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1"):
-        distributed.settled(Recipe())
+        distributed.resolve_devices(Recipe())
     monkeypatch.setenv("TORCHELASTIC_USE_AGENT_STORE", "False")
-    assert numbers(distributed.settled(Recipe())) == (2, 1)
+    assert numbers(distributed.resolve_devices(Recipe())) == (2, 1)
 
 
 def test_what_cannot_be_started_again_is_refused(machine_of, monkeypatch: pytest.MonkeyPatch):
@@ -90,16 +90,16 @@ def test_what_cannot_be_started_again_is_refused(machine_of, monkeypatch: pytest
     monkeypatch.setattr(__main__, "__spec__", None)
     monkeypatch.setattr(sys, "argv", ["-c"])
     with pytest.raises(FieldmarkError, match="make it a script"):
-        distributed.settled(Recipe(devices=2))
+        distributed.resolve_devices(Recipe(devices=2))
     monkeypatch.setattr(sys, "argv", [__file__])
-    assert numbers(distributed.settled(Recipe(devices=2))) == (2, 1)
+    assert numbers(distributed.resolve_devices(Recipe(devices=2))) == (2, 1)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_one_process_stays_alone_and_says_nothing(precision: str, capfd: pytest.CaptureFixture[str]):
     before = dict(os.environ)
-    fabric = distributed.fabric(distributed.settled(Recipe(precision=precision)))
-    with distributed.first(fabric):
+    fabric = distributed.make_fabric(distributed.resolve_devices(Recipe(precision=precision)))
+    with distributed.main_process(fabric):
         assert fabric.is_global_zero and fabric.world_size == 1
         assert not torch.distributed.is_initialized()
     assert dict(os.environ) == before
@@ -125,11 +125,11 @@ def test_processes_take_turns_and_nothing_is_missing(world: int, photos: int):
     computed: list[list[torch.Tensor]] = [[] for _ in range(world)]
     seen = torch.empty(0)
     for rank in reversed(range(world)):  # the last one has heard all the others
-        frozen = object.__new__(Frozen)
-        frozen.fabric, frozen.size = OneOf(rank, world, computed), 4  # type: ignore[assignment]
+        frozen = object.__new__(FrozenFeatures)
+        frozen.fabric, frozen.image_size = OneOf(rank, world, computed), 4  # type: ignore[assignment]
         frozen.data = type("Data", (), {"pack": pack})()  # type: ignore[assignment]
         which = np.arange(photos)
-        parts = frozen._by_all(which, lambda batch: [batch[:, 0, 0, 0].float()])
+        parts = frozen._map_distributed(which, lambda batch: [batch[:, 0, 0, 0].float()])
         seen = torch.cat([torch.empty(0), *(part for (part,) in parts)])
     assert seen.tolist() == list(range(photos))
 

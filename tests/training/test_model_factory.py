@@ -7,18 +7,18 @@ import torch
 
 import fieldmark
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.dataset import Normalise, judged
+from fieldmark.data.dataset import Normalize, iter_eval_batches
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.model_factory import named, network_of, preprocessing, standardise
+from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe, standardise_inputs
 
 SMALL = Recipe(backbone="resnet18", weights="none", image_size=32, pad=16)
 
 
 def test_a_padded_network_sees_zeros_around_the_photo():
     torch.manual_seed(0)
-    padded = network_of(SMALL, 3).eval()
+    padded = build_network(SMALL, 3).eval()
     torch.manual_seed(0)
-    plain = network_of(dataclasses.replace(SMALL, pad=0), 3).eval()
+    plain = build_network(dataclasses.replace(SMALL, pad=0), 3).eval()
     photo = torch.randn(2, 3, 32, 32)
     around = torch.zeros(2, 3, 64, 64)
     around[..., 16:48, 16:48] = photo
@@ -29,22 +29,22 @@ def test_a_padded_network_sees_zeros_around_the_photo():
 
 
 def test_nothing_is_left_open_and_what_cannot_be_is_refused():
-    recipe = named(Recipe(), print)
+    recipe = resolve_recipe(Recipe(), print)
     assert (recipe.backbone, recipe.image_size) == ("efficientnet_lite0", 256)
     with pytest.raises(FieldmarkError, match="--standardise"):
-        named(Recipe(standardise=True), print)
+        resolve_recipe(Recipe(standardise=True), print)
     with pytest.raises(FieldmarkError, match="--start-size"):
-        named(Recipe(start_size=224), print)
+        resolve_recipe(Recipe(start_size=224), print)
 
 
 def test_the_network_expects_the_colours_of_the_training_photos(few):
     for channels in (3, 1):
         recipe = dataclasses.replace(SMALL, standardise=True, channels=channels)
-        network = network_of(recipe, 3)
-        standardise(network, recipe, few)
-        look = preprocessing(network, recipe)
+        network = build_network(recipe, 3)
+        standardise_inputs(network, recipe, few)
+        look = make_preprocessing(network, recipe)
         whole = min(few.pack[int(few.train[0])].shape[:2])
-        seen = Normalise(look["mean"], look["std"])(torch.cat(list(judged(few.pack, few.train, whole))))
+        seen = Normalize(look["mean"], look["std"])(torch.cat(list(iter_eval_batches(few.pack, few.train, whole))))
         assert seen.shape[1] == channels
         assert seen.mean((0, 2, 3)).abs().max() < 0.1 and (seen.std((0, 2, 3)) - 1).abs().max() < 0.1
 
@@ -54,5 +54,5 @@ def test_a_run_so_trained_answers_alike_everywhere(small_photos, tmp_path):
     run = fieldmark.train(small_photos, recipe, out=tmp_path / "run")
     assert run.metrics["export"]["label_agreement"] == 1 and run.metrics["export"]["max_difference"] < 1e-4
     mean = fieldmark.load(run.folder).info["preprocessing"]["mean"]
-    assert mean != list(network_of(SMALL, 2).preprocessing.mean)
+    assert mean != list(build_network(SMALL, 2).preprocessing.mean)
     assert fieldmark.inference.bundle.network(run.folder / "bundle").preprocessing.mean == tuple(mean)

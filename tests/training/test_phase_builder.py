@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fieldmark.pipeline.finish import described
+from fieldmark.pipeline.finish import extract_features_and_logits
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ def test_the_row_of_the_exact_head_says_what_it_is_worth(trainer):
     """And it is worth about what thirty epochs of steps are."""
     training = trainer(epochs=0, label_smoothing=0.1)
     (row,) = training.train()
-    logits = torch.from_numpy(described(training, training.routine.frozen.validation())[1])
+    logits = torch.from_numpy(extract_features_and_logits(training, training.routine.frozen.validation())[1])
     assert row["val_loss"] == pytest.approx(F.cross_entropy(logits, training.routine.val_labels).item(), rel=1e-4)
     assert row["val_accuracy"] == (logits.argmax(1) == training.routine.val_labels).float().mean().item()
     stepped = trainer(epochs=0, exact=False, frozen_epochs=30, label_smoothing=0.1).train()
@@ -90,7 +90,7 @@ def test_what_does_not_vary_is_computed_once(trainer, monkeypatch: pytest.Monkey
     kept = list(batches(0, 9))
     assert sum(seen) <= len(training.data.train) + 1  # one more to know how large they are
     kept += batches(9, 12)
-    monkeypatch.setattr("fieldmark.training.phase_builder.MOST_KEPT", 0)
+    monkeypatch.setattr("fieldmark.training.phase_builder.MAX_CACHED_BYTES", 0)
     anew = list(batches(0, 12))
     assert sum(seen) > 12 * 6
     for (maps, targets), (again, same) in zip(kept, anew, strict=True):

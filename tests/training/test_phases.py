@@ -9,18 +9,18 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from fieldmark.models import Auxiliary, build
+from fieldmark.models import AuxiliaryHead, build
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.phases import (
-    cuts,
-    growing_size,
-    learning_mode,
+    choose_last_frozen_layers,
+    make_ema_model,
     make_optimizer,
     parameter_groups,
-    running_mean,
-    share,
+    progressive_crop_size,
+    set_train_mode,
+    split_epochs,
+    train_crop_size,
     training_loss,
-    training_size,
 )
 
 LITE = "efficientnet_lite0"
@@ -42,25 +42,25 @@ LITE = "efficientnet_lite0"
 def test_no_added_attention_is_frozen(words: dict, recipe: Recipe, cut: str | None):
     with torch.device("meta"):
         network = build(LITE, classes=3, **words)
-    assert cuts(network, recipe) == [cut]
+    assert choose_last_frozen_layers(network, recipe) == [cut]
 
 
 def test_gradual_means_late_stages_then_all():
     with torch.device("meta"):
         network = build(LITE, classes=3)
-    assert cuts(network, Recipe(unfreeze="gradual")) == ["blocks.3", None]
-    assert [share(7, 2, k) for k in range(2)] == [4, 3] and share(7, 1, 0) == 7
+    assert choose_last_frozen_layers(network, Recipe(unfreeze="gradual")) == ["blocks.3", None]
+    assert [split_epochs(7, 2, k) for k in range(2)] == [4, 3] and split_epochs(7, 1, 0) == 7
 
 
 def test_groups_hold_every_parameter_once_at_its_rate():
     with torch.device("meta"):
         network = build(LITE, classes=3, after="-1:se")
     recipe = Recipe(lr=0.3, backbone_lr=0.1, weight_decay=0.5)
-    _, rest = network.backbone.split("blocks.3")
+    _, rest = network.backbone.split_after("blocks.3")
     groups = parameter_groups(network, rest, recipe)
     found = [id(p) for group in groups for p in group["params"]]
     assert sorted(found) == sorted(id(p) for part in (rest, network.head) for p in part.parameters())
-    new = {id(p) for part in (*network.slots.values(), network.head) for p in part.parameters()}
+    new = {id(p) for part in (*network.added_attention.values(), network.head) for p in part.parameters()}
     for group in groups:
         for parameter in group["params"]:
             assert group["lr"] == (0.3 if id(parameter) in new else 0.1)
@@ -77,18 +77,18 @@ def test_biases_and_norms_decay_where_asked():
 def test_only_what_should_learn_is_in_train_mode():
     with torch.device("meta"):
         network = build(LITE, classes=3, after="-1:mask(norm=True)")
-    frozen, rest = network.backbone.split("blocks.3")
+    frozen, rest = network.backbone.split_after("blocks.3")
     frozen.requires_grad_(False)
-    added = {id(m) for slot in network.slots.values() for m in slot.modules()}
+    added = {id(m) for slot in network.added_attention.values() for m in slot.modules()}
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    learning_mode(network, keep_norms=True)
+    set_train_mode(network, keep_norms=True)
     assert {id(m) for m in norms if m.training} == {id(m) for m in norms if id(m) in added} != set()
-    learning_mode(network, keep_norms=False)
+    set_train_mode(network, keep_norms=False)
     behind = {id(m) for m in rest.modules()}
     assert {id(m) for m in norms if m.training} == {id(m) for m in norms if id(m) in behind}
 
 
-class Half(Auxiliary):
+class Half(AuxiliaryHead):
     weight = 0.5
 
     def __init__(self) -> None:
@@ -119,7 +119,7 @@ def test_auxiliary_heads_join_the_loss_in_training():
 def test_auxiliary_heads_learn_at_the_heads_rate():
     with torch.device("meta"):
         network = build("googlenet", classes=3, aux=True)
-    fresh = {id(p) for m in network.modules() if isinstance(m, Auxiliary) for p in m.parameters()}
+    fresh = {id(p) for m in network.modules() if isinstance(m, AuxiliaryHead) for p in m.parameters()}
     assert len(fresh) == 14
     for group in parameter_groups(network, network.backbone, Recipe(lr=0.3, backbone_lr=0.1)):
         assert all(group["lr"] == 0.3 for p in group["params"] if id(p) in fresh)
@@ -127,17 +127,17 @@ def test_auxiliary_heads_learn_at_the_heads_rate():
 
 @given(st.integers(28, 640))
 def test_training_photos_are_smaller_but_not_small(size: int):
-    found = training_size(Recipe(), size)
+    found = train_crop_size(Recipe(), size)
     assert found == size if size < 96 else (found % 32 == 0 and abs(found - size * 6 / 7) <= 16)
-    assert training_size(Recipe(train_size=77), size) == 77
+    assert train_crop_size(Recipe(train_size=77), size) == 77
 
 
 @given(st.integers(28, 224), st.integers(1, 40))
 def test_crops_grow_to_the_size_of_training(start: int, epochs: int):
-    sizes = [growing_size(start, 224, epoch, epochs) for epoch in range(epochs)]
+    sizes = [progressive_crop_size(start, 224, epoch, epochs) for epoch in range(epochs)]
     assert sizes == sorted(sizes) and all(size % 32 == 0 and size <= 224 for size in sizes)
     assert epochs < 3 or (sizes[-1] == 224 and abs(sizes[0] - start) <= 16)
-    assert growing_size(None, 224, 0, epochs) == growing_size(300, 224, 0, epochs) == 224
+    assert progressive_crop_size(None, 224, 0, epochs) == progressive_crop_size(300, 224, 0, epochs) == 224
 
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw"])
@@ -171,7 +171,7 @@ def test_a_fused_step_is_the_plain_one(name: str):
 
 def test_the_running_mean_follows_and_its_buffers_are_the_modules():
     module = nn.BatchNorm1d(1)
-    average = running_mean(module, 0.9)
+    average = make_ema_model(module, 0.9)
     means = average.module
     assert isinstance(means, nn.BatchNorm1d) and means.running_mean is not None and module.running_mean is not None
     values = []

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from fieldmark.data.dataset import judged
+from fieldmark.data.dataset import iter_eval_batches
 from fieldmark.models import build
 from fieldmark.training import checkpoint
 
@@ -112,7 +112,7 @@ def standing(out: Path) -> tuple[int, int] | None:
     if not file.exists():
         return None
     tensors, counters = checkpoint.load(file)
-    assert bool(checkpoint.part(tensors, "best")) == bool(counters["history"])
+    assert bool(checkpoint.select_prefix(tensors, "best")) == bool(counters["history"])
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     return counters["phase"], counters["step"]
 
@@ -220,7 +220,7 @@ def test_the_best_network_so_far_is_always_at_hand(trainer, few, ema: float):
             network = build("efficientnet_lite0", classes=3, weights=training.folder / "best.safetensors").eval()
             with torch.inference_mode():
                 logits = network(
-                    torch.cat([training.routine.frozen.normalise(p) for p in judged(few.pack, few.val, 64)])
+                    torch.cat([training.routine.frozen.normalise(p) for p in iter_eval_batches(few.pack, few.val, 64)])
                 )
             loss = F.cross_entropy(logits, training.routine.val_labels).item()
             best = training.state.history[training.best_epoch() - 1]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.schedule import best_epoch, line, rate_factor, stops
+from fieldmark.training.schedule import best_epoch, format_epoch, lr_factor, should_stop_early
 
 
 def rows(*figures: tuple[int, float, float]) -> list[dict]:
@@ -21,7 +21,7 @@ def rows(*figures: tuple[int, float, float]) -> list[dict]:
 @given(st.integers(1, 400), st.integers(1, 50))
 def test_cosine_warms_up_and_comes_down(epochs: int, steps: int):
     total = epochs * steps
-    factors = [rate_factor("cosine", step, total, [], "accuracy") for step in range(total)]
+    factors = [lr_factor("cosine", step, total, [], "accuracy") for step in range(total)]
     top = factors.index(max(factors))
     assert all(0 < factor <= 1 for factor in factors[:1]) and max(factors) <= 1
     assert factors[: top + 1] == sorted(factors[: top + 1]) and top <= max(1, total // 10)
@@ -30,15 +30,15 @@ def test_cosine_warms_up_and_comes_down(epochs: int, steps: int):
 
 def test_plateau_drops_after_four_epochs_without_gain():
     history = rows((2, 0.5, 1), (2, 0.6, 1), (2, 0.6, 1), (2, 0.5, 1), (2, 0.6, 1))
-    assert rate_factor("plateau", 0, 1, history, "accuracy") == 1
+    assert lr_factor("plateau", 0, 1, history, "accuracy") == 1
     history += rows((2, 0.4, 1))
-    assert rate_factor("plateau", 0, 1, history, "accuracy") == pytest.approx(0.2)
+    assert lr_factor("plateau", 0, 1, history, "accuracy") == pytest.approx(0.2)
     history += rows(*[(2, 0.1, 1)] * 4)
-    assert rate_factor("plateau", 0, 1, history, "accuracy") == pytest.approx(0.04)
+    assert lr_factor("plateau", 0, 1, history, "accuracy") == pytest.approx(0.04)
 
 
 def test_steps_divide_by_ten_at_30_60_and_90_of_100_epochs():
-    rates = [rate_factor("steps", step, 100 * 7, [], "accuracy") for step in range(100 * 7)]
+    rates = [lr_factor("steps", step, 100 * 7, [], "accuracy") for step in range(100 * 7)]
     changes = [step for step in range(1, 700) if rates[step] != rates[step - 1]]
     assert [step / 7 for step in changes] == [30, 60, 90]
     assert [rates[0], *(rates[step] for step in changes)] == pytest.approx([1, 0.1, 0.01, 0.001])
@@ -46,16 +46,16 @@ def test_steps_divide_by_ten_at_30_60_and_90_of_100_epochs():
 
 def test_plateau_watches_the_loss_where_it_is_monitored():
     better = rows(*[(2, 0.5, 1 / k) for k in range(1, 9)])  # no more accuracy, but less and less loss
-    assert rate_factor("plateau", 0, 1, better, "loss") == 1
-    assert rate_factor("plateau", 0, 1, better, "accuracy") < 1
+    assert lr_factor("plateau", 0, 1, better, "loss") == 1
+    assert lr_factor("plateau", 0, 1, better, "accuracy") < 1
 
 
 def test_a_phase_stops_by_its_own_epochs():
     history = rows((1, 0.9, 1), (1, 0.8, 1), (2, 0.7, 1), (2, 0.6, 1), (2, 0.6, 1))
     two, three, one = (Recipe(patience=patience) for patience in (2, 3, 1))
-    assert stops(history, 2, two, 10**6) and not stops(history, 2, three, 10**6)
-    assert not stops(history, 1, one, 10**6) and not stops(history, 3, one, 10**6)
-    assert not stops(history, 2, two, 10)  # of ten photos, one more or less is no loss
+    assert should_stop_early(history, 2, two, 10**6) and not should_stop_early(history, 2, three, 10**6)
+    assert not should_stop_early(history, 1, one, 10**6) and not should_stop_early(history, 3, one, 10**6)
+    assert not should_stop_early(history, 2, two, 10)  # of ten photos, one more or less is no loss
 
 
 def test_the_best_epoch():
@@ -79,4 +79,4 @@ def test_the_line_of_an_epoch_is_the_write_ups():
     row = {"epoch": 3, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 2.0, "val_accuracy": 0.25, "seconds": 1.5}
     row["phase"] = 2
     expected = "epoch: 3/9, train_loss: 1.0000, train_acc: 0.5000, val_loss: 2.0000, val_acc: 0.2500"
-    assert line(row, 9).startswith(expected)
+    assert format_epoch(row, 9).startswith(expected)

@@ -8,34 +8,34 @@ import numpy as np
 import pytest
 import torch
 
-from fieldmark.audit.audit import Look
+from fieldmark.audit.audit import DecodedImage
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.cache.pack import Packer
-from fieldmark.data.dataset import Data, Judged
+from fieldmark.data.cache.pack import MemmapWriter
+from fieldmark.data.dataset import DatasetSplits, EvalDataset
 from fieldmark.models import build
-from fieldmark.pipeline.finish import described
+from fieldmark.pipeline.finish import extract_features_and_logits
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import trainer as finetune
-from fieldmark.training.budget import costs, rates_for
-from fieldmark.training.frozen_features import ArrayFile
+from fieldmark.training.budget import find_learning_rates, measure_costs
+from fieldmark.training.frozen_features import NpyWriter
 from fieldmark.training.trainer import Trainer
 
 SIZE = 64
 
 
 @pytest.fixture(scope="module")
-def data(drawing, tmp_path_factory: pytest.TempPathFactory) -> Data:
+def data(drawing, tmp_path_factory: pytest.TempPathFactory) -> DatasetSplits:
     """Three classes of ten photos: 18 to train on, 6 to choose by, 6 to test."""
-    packer = Packer(tmp_path_factory.mktemp("pack"))
+    packer = MemmapWriter(tmp_path_factory.mktemp("pack"))
     for number in range(30):
         photo = np.asarray(drawing(number % 3, 200 + number).resize((SIZE + 9, SIZE + 9)))
-        packer.add(Look(f"{number:064x}", photo, (0, 0), np.zeros((16, 16, 3))))
+        packer.add(DecodedImage(f"{number:064x}", photo, (0, 0), np.zeros((16, 16, 3))))
     labels = np.arange(30) % 3
-    return Data(packer.finish(), labels, np.arange(18), np.arange(18, 24), np.arange(24, 30))
+    return DatasetSplits(packer.finish(), labels, np.arange(18), np.arange(18, 24), np.arange(24, 30))
 
 
-def trainer(data: Data, folder: Path, words: str = "", **settings) -> Trainer:
+def trainer(data: DatasetSplits, folder: Path, words: str = "", **settings) -> Trainer:
     folder.mkdir(exist_ok=True)
     usual: dict[str, Any] = {"image_size": SIZE, "train_size": SIZE, "batch": 6, "epochs": 1}
     usual |= {"exact": False, "frozen_epochs": 2, "backbone": "efficientnet_lite0"}
@@ -50,17 +50,22 @@ def state(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {name: tensor.clone() for name, tensor in module.state_dict().items()}
 
 
-def test_the_frozen_part_stays_to_the_bit_and_the_rest_moves(data: Data, tmp_path: Path):
+def test_the_frozen_part_stays_to_the_bit_and_the_rest_moves(data: DatasetSplits, tmp_path: Path):
     training = trainer(data, tmp_path, frozen_epochs=0)
-    parts = training.routine.frozen
-    frozen, rest = state(parts.prefix), state(parts.rest)
+    parts = training.phase_builder.frozen_features
+    frozen, rest = state(parts.prefix), state(parts.trainable_backbone)
     training.train()
-    assert all(torch.equal(frozen[name], value) for name, value in training.routine.frozen.prefix.state_dict().items())
+    assert all(
+        torch.equal(frozen[name], value)
+        for name, value in training.phase_builder.frozen_features.prefix.state_dict().items()
+    )
     moved = {
-        name for name, value in training.routine.frozen.rest.state_dict().items() if not torch.equal(rest[name], value)
+        name
+        for name, value in training.phase_builder.frozen_features.trainable_backbone.state_dict().items()
+        if not torch.equal(rest[name], value)
     }
     assert moved == {
-        name for name, _ in training.routine.frozen.rest.named_parameters()
+        name for name, _ in training.phase_builder.frozen_features.trainable_backbone.named_parameters()
     }  # no running statistic is among them
 
 
@@ -68,73 +73,81 @@ WHOLE = ["", "+head=bilinear(reduced=4)", "+after=-1:mask(norm=True)"]
 
 
 @pytest.mark.parametrize("words", WHOLE)
-def test_features_are_what_the_network_says(words: str, data: Data, tmp_path: Path):
+def test_features_are_what_the_network_says(words: str, data: DatasetSplits, tmp_path: Path):
     training = trainer(data, tmp_path, words)
-    features = torch.from_numpy(np.concatenate(training.routine.frozen.features(training.reporter, lambda _: False)))
-    photos = torch.stack([Judged(data.pack, np.arange(24), SIZE)[k] for k in range(24)])
+    features = torch.from_numpy(
+        np.concatenate(training.phase_builder.frozen_features.compute_features(training.reporter, lambda _: False))
+    )
+    photos = torch.stack([EvalDataset(data.images, np.arange(24), SIZE)[k] for k in range(24)])
     network = training.network.eval()
     with torch.inference_mode():
-        logits = network(training.routine.frozen.normalise(photos))
-        _, tail = training.routine.frozen.end()
+        logits = network(training.phase_builder.frozen_features.normalise(photos))
+        _, tail = training.phase_builder.frozen_features.split_at_last_stage()
         torch.testing.assert_close(network.head(tail(features)), logits, rtol=1e-4, atol=1e-4)
-        kept = torch.cat(list(training.routine.frozen.validation()))
-        torch.testing.assert_close(kept, training.routine.frozen.maps(photos[18:]), rtol=1e-4, atol=1e-4)
+        kept = torch.cat(list(training.phase_builder.frozen_features.val_maps()))
+        torch.testing.assert_close(
+            kept, training.phase_builder.frozen_features.compute_maps(photos[18:]), rtol=1e-4, atol=1e-4
+        )
 
 
 @pytest.mark.parametrize("frozen_epochs", [0, 2])
-def test_norms_in_added_attention_start_from_what_they_will_see(frozen_epochs: int, data: Data, tmp_path: Path):
+def test_norms_in_added_attention_start_from_what_they_will_see(
+    frozen_epochs: int, data: DatasetSplits, tmp_path: Path
+):
     training = trainer(data, tmp_path, "+after=-2:se(norm=True),-1:mask(norm=True)", frozen_epochs=frozen_epochs)
-    photos = torch.stack([Judged(data.pack, data.val, SIZE)[k] for k in range(6)])
+    photos = torch.stack([EvalDataset(data.images, data.val, SIZE)[k] for k in range(6)])
     with torch.inference_mode():
-        before = training.network.eval()(training.routine.frozen.normalise(photos))
-        training.routine.measure_slots()
-        after = training.network.eval()(training.routine.frozen.normalise(photos))
+        before = training.network.eval()(training.phase_builder.frozen_features.normalise(photos))
+        training.phase_builder.init_attention_norms()
+        after = training.network.eval()(training.phase_builder.frozen_features.normalise(photos))
     torch.testing.assert_close(after, before, rtol=1e-3, atol=1e-3)  # still the identity
-    for slot in training.network.slots.values():
+    for slot in training.network.added_attention.values():
         norm = next(m for m in slot.modules() if isinstance(m, torch.nn.BatchNorm2d))
         assert norm.running_mean is not None and norm.running_mean.abs().max() > 0.01
     assert len(training.train()) == frozen_epochs + 1
 
 
-def test_the_best_weights_come_back(data: Data, tmp_path: Path):
+def test_the_best_weights_come_back(data: DatasetSplits, tmp_path: Path):
     training = trainer(data, tmp_path, epochs=3, backbone_lr=0.0)
     history = training.train()
     best = history[training.best_epoch() - 1]
-    logits = torch.from_numpy(described(training, training.routine.frozen.validation())[1])
+    logits = torch.from_numpy(
+        extract_features_and_logits(training, training.phase_builder.frozen_features.val_maps())[1]
+    )
     labels = torch.from_numpy(data.labels[data.val])
     assert (logits.argmax(1) == labels).float().mean().item() == best["val_accuracy"]
     assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(best["val_loss"], abs=1e-6)
 
 
-def test_it_stops_when_nothing_gets_better(data: Data, tmp_path: Path):
+def test_it_stops_when_nothing_gets_better(data: DatasetSplits, tmp_path: Path):
     history = trainer(
         data, tmp_path, frozen_epochs=0, epochs=9, patience=2, lr=0.0, backbone_lr=0.0, monitor="loss"
     ).train()
     assert [row["phase"] for row in history] == [2, 2, 2]  # the first is the best, two more bring nothing
 
 
-def test_it_learns(data: Data, tmp_path: Path):
+def test_it_learns(data: DatasetSplits, tmp_path: Path):
     history = trainer(data, tmp_path, frozen_epochs=20, epochs=0).train()
     assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"] and history[-1]["val_accuracy"] >= 0.5
 
 
-def test_a_loss_that_is_no_number_ends_in_one_line(data: Data, tmp_path: Path):
+def test_a_loss_that_is_no_number_ends_in_one_line(data: DatasetSplits, tmp_path: Path):
     with pytest.raises(FieldmarkError, match="lower --lr"):
         trainer(data, tmp_path, epochs=20, lr=1e30, backbone_lr=1e30).train()
 
 
-def test_measuring_leaves_no_trace(data: Data, tmp_path: Path):
+def test_measuring_leaves_no_trace(data: DatasetSplits, tmp_path: Path):
     training = trainer(data, tmp_path, weights="none", backbone="resnet18", frozen_epochs=0)
     training.state.phase = 2
     before = state(training.network)
-    step, look = costs(training, training.recipe)
+    step, look = measure_costs(training, training.recipe)
     assert step > 0 and look > 0
-    planned, _ = rates_for(training, training.recipe, steps=8)
+    planned, _ = find_learning_rates(training, training.recipe, steps=8)
     assert planned.lr and planned.backbone_lr and not planned.find_lr
     assert all(torch.equal(before[name], value) for name, value in training.network.state_dict().items())
 
 
-def test_the_plan_is_asked_once_between_the_phases(data: Data, tmp_path: Path):
+def test_the_plan_is_asked_once_between_the_phases(data: DatasetSplits, tmp_path: Path):
     asked = []
 
     def plan(training: Trainer) -> Recipe:
@@ -145,15 +158,15 @@ def test_the_plan_is_asked_once_between_the_phases(data: Data, tmp_path: Path):
     assert asked == [3] and [row["phase"] for row in history] == [1, 1, 1, 2, 2]
 
 
-def test_without_validation_photos_the_last_epoch_counts(data: Data, tmp_path: Path):
-    bare = Data(data.pack, data.labels, data.train, data.val[:0], data.test)
+def test_without_validation_photos_the_last_epoch_counts(data: DatasetSplits, tmp_path: Path):
+    bare = DatasetSplits(data.images, data.labels, data.train, data.val[:0], data.test)
     training = trainer(bare, tmp_path, frozen_epochs=1, epochs=2)
     history = training.train()
     assert training.best_epoch() == 3 and all(math.isnan(row["val_loss"]) for row in history)
 
 
 def test_an_array_file_is_a_npy_file(tmp_path: Path):
-    with ArrayFile(tmp_path / "a.npy") as file:
+    with NpyWriter(tmp_path / "a.npy") as file:
         file.append(torch.arange(6.0).view(3, 2))
         file.append(torch.arange(6.0, 10.0).view(2, 2))
     assert np.array_equal(np.load(tmp_path / "a.npy", allow_pickle=False), np.arange(10.0).reshape(5, 2))

@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from fieldmark.cli.options import Json, plain
+from fieldmark.cli.options import JsonOption, sanitize_for_terminal
 from fieldmark.core import io
 
 
@@ -18,12 +18,12 @@ def export(
         bool, typer.Option("--int8", help="A file in 8 bits as well: smaller, and faster where the processor can.")
     ] = False,
     openvino: Annotated[bool, typer.Option("--openvino", help="Files for OpenVINO as well.")] = False,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the classifier as ONNX, held against the network on real photos. Exit code 1 when the two differ."""
     from fieldmark.core.progress import Reporter
     from fieldmark.exporters import export_run
 
-    found = export_run.export_run(run, out, Reporter(), photos=photos, int8=int8, openvino=openvino)
-    print(io.text(found) if as_json else "\n".join(map(plain, export_run.lines(found))))
-    raise typer.Exit(0 if export_run.equal(found) else 1)
+    result = export_run.export_run(run, out, Reporter(), photos=photos, int8=int8, openvino=openvino)
+    print(io.to_json(result) if as_json else "\n".join(map(sanitize_for_terminal, export_run.format_report(result))))
+    raise typer.Exit(0 if export_run.is_equivalent(result) else 1)

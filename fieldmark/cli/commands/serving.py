@@ -7,20 +7,20 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fieldmark.cli.options import Json, Model
+from fieldmark.cli.options import JsonOption, ModelArgument
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 
 
 def serve(
-    model: Model,
+    model: ModelArgument,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 is any free one.")] = 8000,
     token: Annotated[
         str | None,
         typer.Option("--token", envvar="FIELDMARK_TOKEN", help="Whoever asks must know it."),
     ] = None,
-    origin: Annotated[
+    origins: Annotated[
         list[str] | None,
         typer.Option("--origin", metavar="URL", help="A page elsewhere whose scripts may ask; several times for more."),
     ] = None,
@@ -31,7 +31,7 @@ def serve(
         float, typer.Option("--max-seconds", min=0.1, help="For an answer; four times that for the photos.")
     ] = 30,
     max_requests: Annotated[int, typer.Option("--max-requests", min=1, help="At a time.")] = 64,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """A page for people and POST /predict for programs, until Ctrl-C; requests that were taken are answered first."""
     if token is not None and not (token and token.isascii() and token.isprintable()):
@@ -39,10 +39,10 @@ def serve(
     from fieldmark.serve.limits import Limits
     from fieldmark.serve.server import serve as run
 
-    def listening(url: str) -> None:
+    def on_listening(url: str) -> None:
         if not token and not ipaddress.ip_address(urlsplit(url).hostname or "").is_loopback:
             print(f"warning: anybody who reaches {url} may ask; --token TOKEN lets only some", file=sys.stderr)
-        print(io.text({"url": url, "model": model}) if as_json else f"Open:  {url}   (Ctrl-C ends it)", flush=True)
+        print(io.to_json({"url": url, "model": model}) if as_json else f"Open:  {url}   (Ctrl-C ends it)", flush=True)
 
     limits = Limits(max_mib * 2**20, max_photos, max_megapixels * 10**6, max_seconds, max_requests)
-    run(model, host, port, limits, token, origin or [], listening)
+    run(model, host, port, limits, token, origins or [], on_listening)

@@ -6,11 +6,11 @@ from typing import Annotated
 
 import typer
 
-from fieldmark.cli.options import Json, Model, plain
+from fieldmark.cli.options import JsonOption, ModelArgument, sanitize_for_terminal
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 
-Lang = Annotated[
+LangOption = Annotated[
     str | None, typer.Option("--lang", metavar="en|zh", help="Language; without it, that of the run's recipe.")
 ]
 
@@ -24,23 +24,23 @@ def evaluate(
     positive: Annotated[
         str | None, typer.Option("--positive", metavar="CLASS", help="Of two classes, the one that is looked for.")
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Figures on the test photos of a run, or on another folder (classes aligned by name)."""
     from fieldmark.core.progress import Reporter
     from fieldmark.evaluation.evaluate import evaluate as judge
-    from fieldmark.evaluation.metrics import lines
+    from fieldmark.evaluation.metrics import summary_lines
 
     reporter = Reporter()
-    found = judge(run, photos, reporter, tta=tta, positive=positive)
-    print(io.text(found) if as_json else "\n".join(map(plain, lines(found))))
-    for warning in [] if as_json else found["warnings"]:
-        reporter.warn(warning)
-    raise typer.Exit(1 if found["warnings"] else 0)
+    metrics = judge(run, photos, reporter, tta=tta, positive=positive)
+    print(io.to_json(metrics) if as_json else "\n".join(map(sanitize_for_terminal, summary_lines(metrics))))
+    for warning in [] if as_json else metrics["warnings"]:
+        reporter.warning(warning)
+    raise typer.Exit(1 if metrics["warnings"] else 0)
 
 
 def predict(
-    model: Model,
+    model: ModelArgument,
     photos: Annotated[
         list[str],
         typer.Argument(
@@ -62,7 +62,7 @@ def predict(
         str | None,
         typer.Option("--address", help="Of a Ray cluster, as auto or HOST:6379; without, this machine is one."),
     ] = None,
-    as_json: Json = False,
+    as_json: JsonOption = False,
 ) -> None:
     """Say what is on photos. Exit code 1 when one could not be read."""
     from fieldmark.explanation import overlay
@@ -70,35 +70,36 @@ def predict(
     from fieldmark.inference import writers as sheets
     from fieldmark.inference.classifier import Classifier
 
-    kinds = ((sheets.Csv, csv), (sheets.JsonLines, jsonl), (sheets.Parquet, parquet))
-    asked = [(kind, Path(file)) for kind, file in kinds if file]
-    if len(asked) > 1 or (resume and (heatmap or not asked)):
+    formats = ((sheets.CsvWriter, csv), (sheets.JsonLinesWriter, jsonl), (sheets.ParquetWriter, parquet))
+    outputs = [(format_class, Path(file)) for format_class, file in formats if file]
+    if len(outputs) > 1 or (resume and (heatmap or not outputs)):
         raise FieldmarkError("name one file for the answers (--csv, --jsonl or --parquet); --resume goes on with it")
     if engine not in ("plain", "ray") or (engine == "plain" and address) or (engine == "ray" and heatmap):
         raise FieldmarkError("--engine is plain or ray; --address is for ray, --heatmap for plain")
-    failed, n, listed = 0, 0, []
-    predictor = ray.Cluster(model, address) if engine == "ray" else Classifier(model)  # before a file is made
-    sheet = asked[0][0](asked[0][1], resume) if asked else None
-    left = sheet.has if sheet else lambda path: False
+    n_failed, n_predictions, predictions = 0, 0, []
+    predictor = ray.RayPredictor(model, address) if engine == "ray" else Classifier(model)  # before a file is made
+    writer = outputs[0][0](outputs[0][1], resume) if outputs else None
+    is_done = writer.has_prediction if writer else lambda path: False
     if isinstance(predictor, Classifier) and heatmap:
-        answers = overlay.answers(predictor, photos, Path(heatmap), top)
+        predictions_stream = overlay.predict_with_heatmaps(predictor, photos, Path(heatmap), top)
     else:
-        answers = predictor.stream(photos, top, left)
-    for answer in sheets.written(answers, sheet) if sheet else answers:
-        n += 1
-        failed += "error" in answer
+        predictions_stream = predictor.stream(photos, top, is_done)
+    for prediction in sheets.write_predictions(predictions_stream, writer) if writer else predictions_stream:
+        n_predictions += 1
+        n_failed += "error" in prediction
         if as_json:
-            listed.append(answer)
-        elif "error" in answer:
-            print(f"{plain(answer['path'])}: {answer['error']}", file=sys.stderr)
-        elif not sheet:
-            doubt = "" if answer["known"] else "   (perhaps none of these)"
-            print(f"{plain(answer['path'])}: {plain(answer['label'])} {answer['confidence']:.1%}{doubt}")
-    if not n and not resume:
+            predictions.append(prediction)
+        elif "error" in prediction:
+            print(f"{sanitize_for_terminal(prediction['path'])}: {prediction['error']}", file=sys.stderr)
+        elif not writer:
+            ood_note = "" if prediction["known"] else "   (perhaps none of these)"
+            path, label = sanitize_for_terminal(prediction["path"]), sanitize_for_terminal(prediction["label"])
+            print(f"{path}: {label} {prediction['confidence']:.1%}{ood_note}")
+    if not n_predictions and not resume:
         raise FieldmarkError(f"no photo found in {' '.join(photos)}: give files, or folders that hold photos")
     if as_json:
-        print(io.text(listed))
-    raise typer.Exit(1 if failed else 0)
+        print(io.to_json(predictions))
+    raise typer.Exit(1 if n_failed else 0)
 
 
 def explain(
@@ -117,39 +118,39 @@ def explain(
         typer.Option("--class", metavar="NAME", help="The class to explain, in place of each photo's answer."),
     ] = None,
     nearest: Annotated[int, typer.Option("--nearest", min=0, help="So many training photos that look alike.")] = 4,
-    lang: Lang = None,
-    as_json: Json = False,
+    lang: LangOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Show why photos got their answers, and which map of that to believe. Exit code 1 when one could not be read."""
     from fieldmark.core.progress import Reporter
     from fieldmark.explanation.explain import explain as why
 
     methods = [word.strip() for word in method.split(",")]
-    found = why(run, photos or [], out, Reporter(), methods=methods, target=target, nearest=nearest, lang=lang)
-    failed = [photo for photo in found["photos"] if "error" in photo]
+    result = why(run, photos or [], out, Reporter(), methods=methods, target=target, nearest=nearest, lang=lang)
+    unreadable = [photo for photo in result["photos"] if "error" in photo]
     if as_json:
-        print(io.text(found))
+        print(io.to_json(result))
     else:
-        for photo in failed:
-            print(f"{plain(photo['path'])}: {photo['error']}", file=sys.stderr)
-        print(f"Read:  {plain(found['files'][0])}")
-    raise typer.Exit(1 if failed else 0)
+        for photo in unreadable:
+            print(f"{sanitize_for_terminal(photo['path'])}: {photo['error']}", file=sys.stderr)
+        print(f"Read:  {sanitize_for_terminal(result['files'][0])}")
+    raise typer.Exit(1 if unreadable else 0)
 
 
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
-    lang: Lang = None,
-    as_json: Json = False,
+    lang: LangOption = None,
+    as_json: JsonOption = False,
 ) -> None:
     """Write the report and the card of a finished run anew, as in another language. Exit code 1 without its photos."""
     from fieldmark.core.progress import Reporter
-    from fieldmark.report.run_report import rewrite
+    from fieldmark.report.run_report import rewrite_report
 
-    files, warnings = rewrite(Path(run), lang)
+    files, warnings = rewrite_report(Path(run), lang)
     if as_json:
-        print(io.text({"files": [str(file) for file in files], "warnings": warnings}))
+        print(io.to_json({"files": [str(file) for file in files], "warnings": warnings}))
     else:
-        print(f"Read:  {plain(str(files[0]))}")
+        print(f"Read:  {sanitize_for_terminal(str(files[0]))}")
     for warning in [] if as_json else warnings:
-        Reporter().warn(warning)
+        Reporter().warning(warning)
     raise typer.Exit(1 if warnings else 0)

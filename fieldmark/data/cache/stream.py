@@ -10,27 +10,27 @@ import numpy as np
 
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.cache.pack import STREAMED
+from fieldmark.data.cache.pack import STREAM_RECORD_NAME
 from fieldmark.data.catalog import Catalog, printable
-from fieldmark.data.image import Unreadable, decode
+from fieldmark.data.image import UnreadableImageError, decode
 
 
-class Stream:
+class StreamedImages:
     """Photos of one run, in its order: `stream[i]` is uint8 (h, w, 3), to the bit what a `Pack` of them gives.
 
     `folder` holds the record of how they are decoded; which they are, `paths` says.
     """
 
     def __init__(self, folder: Path, catalog: Catalog, paths: list[str]) -> None:
-        how = json.loads((folder / STREAMED).read_text(encoding="utf-8"))
-        self.shorter, self.interpolation = how["shorter"], how["interpolation"]
-        known = {photo.path: photo for photo in catalog.photos}
-        self.catalog, self.photos = catalog, [known[path] for path in paths]
+        decoding = json.loads((folder / STREAM_RECORD_NAME).read_text(encoding="utf-8"))
+        self.shorter, self.interpolation = decoding["shorter"], decoding["interpolation"]
+        photo_by_path = {photo.path: photo for photo in catalog.photos}
+        self.catalog, self.photos = catalog, [photo_by_path[path] for path in paths]
 
     @staticmethod
-    def record(folder: Path, shorter: int, interpolation: str) -> None:
+    def write_record(folder: Path, shorter: int, interpolation: str) -> None:
         """Say how the photos of a run are decoded."""
-        io.write(folder / STREAMED, {"shorter": shorter, "interpolation": interpolation})
+        io.write_json(folder / STREAM_RECORD_NAME, {"shorter": shorter, "interpolation": interpolation})
 
     def __len__(self) -> int:
         return len(self.photos)
@@ -38,8 +38,8 @@ class Stream:
     def __getitem__(self, i: int) -> np.ndarray:
         photo = self.photos[i]
         try:
-            return np.asarray(decode(self.catalog.contents(photo), self.shorter, self.interpolation, photo.box))
-        except Unreadable as error:  # the audit could read it
+            return np.asarray(decode(self.catalog.read_bytes(photo), self.shorter, self.interpolation, photo.box))
+        except UnreadableImageError as error:  # the audit could read it
             raise FieldmarkError(
                 f"{printable(photo.path)} in {self.catalog.root} cannot be read any more ({error}): put it back, and go"
                 " on with --resume"

@@ -6,21 +6,29 @@ from dataclasses import replace
 from pathlib import Path
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import Catalog, Photo, alike, count, learnable, listing, printable
+from fieldmark.data.catalog import (
+    Catalog,
+    Photo,
+    pluralize,
+    printable,
+    similar_class_warnings,
+    summarize_names,
+    trainable_classes,
+)
 from fieldmark.data.readers import arrays, cub, folders, huggingface, tables, webdataset
-from fieldmark.data.readers.archives import opened
-from fieldmark.data.readers.files import TABLES, Files, Folder
-from fieldmark.data.readers.folders import Listed
+from fieldmark.data.readers.archives import open_container
+from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder
+from fieldmark.data.readers.folders import ReaderResult
 
-_FORMATS: tuple[Callable[[Files], Listed | None], ...] = (
-    arrays.listed,
-    cub.listed,
-    webdataset.listed,
-    huggingface.listed,
+_FORMAT_READERS: tuple[Callable[[FileTree], ReaderResult | None], ...] = (
+    arrays.list_images,
+    cub.list_images,
+    webdataset.list_images,
+    huggingface.list_images,
 )
 
 
-def read(source: str | Path, least: int = 2, group_by: str | None = None) -> Catalog:
+def read_catalog(source: str | Path, min_classes: int = 2, group_by: str | None = None) -> Catalog:
     """The photos of a folder, a zip or a tar, or of a manifest.
 
     In a folder or an archive may lie class folders; train/, val/ (valid/) and test/ of such; a manifest (tables.py);
@@ -30,41 +38,49 @@ def read(source: str | Path, least: int = 2, group_by: str | None = None) -> Cat
     photos can be found (two to learn, one to be evaluated), and for what is damaged or could do harm.
     """
     path = Path(source)
-    if path.suffix.lower() in TABLES and path.is_file():
-        found = tables.listed(Folder(path.parent), path.name, group_by)
-        return replace(_catalog(found, least, group_by), manifest=path)
-    files = opened(path)
-    found = next((listed for format in _FORMATS if (listed := format(files))), None)
-    if found is None:
-        found = tables.beside(files, group_by) or folders.listed(files)
-    return _catalog(found, least, group_by)
+    if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+        result = tables.read_manifest(Folder(path.parent), path.name, group_by)
+        return replace(_build_catalog(result, min_classes, group_by), manifest=path)
+    files = open_container(path)
+    result = next((listed for format in _FORMAT_READERS if (listed := format(files))), None)
+    if result is None:
+        result = tables.find_manifests(files, group_by) or folders.list_images(files)
+    return _build_catalog(result, min_classes, group_by)
 
 
-def _catalog(found: Listed, least: int, group_by: str | None) -> Catalog:
-    labels = {photo.label for photo in found.photos}
-    known = learnable(found.photos)
-    if len(known) < least:
-        raise folders.too_few(found.files, found.photos)
-    lost = [f"classes without photos to train on left out: {listing(sorted(labels - known))}"] if labels - known else []
-    photos, alone = found.photos, list[str]()
+def _build_catalog(result: ReaderResult, min_classes: int, group_by: str | None) -> Catalog:
+    labels = {photo.label for photo in result.photos}
+    trainable = trainable_classes(result.photos)
+    if len(trainable) < min_classes:
+        raise folders.too_few_classes_error(result.files, result.photos)
+    lost_class_warnings = (
+        [f"classes without photos to train on left out: {summarize_names(sorted(labels - trainable))}"]
+        if labels - trainable
+        else []
+    )
+    photos, ungrouped_warnings = result.photos, list[str]()
     if group_by and not any(photo.group is not None for photo in photos):
-        photos = _grouped(photos, group_by)
-        without = sum(photo.group is None for photo in photos)
-        alone = [f"{count(without, 'photo')} in which --group-by finds no group"] if without else []
-    kept = sorted((photo for photo in photos if photo.label in known), key=lambda photo: photo.path)
-    warnings = (*found.warnings, *lost, *alone, *alike(known))
-    return Catalog(found.files, tuple(kept), tuple(sorted(known)), warnings)
+        photos = _group_by_pattern(photos, group_by)
+        n_ungrouped = sum(photo.group is None for photo in photos)
+        ungrouped_warnings = (
+            [f"{pluralize(n_ungrouped, 'photo')} in which --group-by finds no group"] if n_ungrouped else []
+        )
+    kept = sorted((photo for photo in photos if photo.label in trainable), key=lambda photo: photo.path)
+    warnings = (*result.warnings, *lost_class_warnings, *ungrouped_warnings, *similar_class_warnings(trainable))
+    return Catalog(result.files, tuple(kept), tuple(sorted(trainable)), warnings)
 
 
-def _grouped(photos: list[Photo], pattern: str) -> list[Photo]:
+def _group_by_pattern(photos: list[Photo], pattern: str) -> list[Photo]:
     """Photos with the groups that a regular expression finds in their paths; where it finds nothing is none."""
     try:
         matches = [re.search(pattern, photo.path) for photo in photos]
     except re.error as error:
         raise FieldmarkError(f"--group-by {pattern} is no column and no regular expression ({error})") from None
     if not any(matches):
-        shown = printable(photos[0].path)
-        raise FieldmarkError(f"--group-by {pattern} is no column, and matches no path (as {shown}): check the pattern")
+        example_path = printable(photos[0].path)
+        raise FieldmarkError(
+            f"--group-by {pattern} is no column, and matches no path (as {example_path}): check the pattern"
+        )
     return [
         replace(photo, group=match[1 if match.re.groups else 0]) if match else photo
         for photo, match in zip(photos, matches, strict=True)

@@ -19,35 +19,35 @@ from pathlib import Path
 from typing import IO, Any
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import is_photo, printable
-from fieldmark.data.image import MAX_BYTES, Unreadable
-from fieldmark.data.readers.files import TABLES, Files, Folder, Names, is_litter, within
+from fieldmark.data.catalog import has_image_extension, printable
+from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
+from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, FolderListing, is_ignored, join_path
 
-ARCHIVES = frozenset((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".tbz2", ".txz", ".7z", ".rar", ".zst"))
-UNPACKED, RATIO = 2**30, 100
+ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".tbz2", ".txz", ".7z", ".rar", ".zst"))
+MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO = 2**30, 100
 """An archive that unpacks to more bytes than the first and to more than so many times its size is a bomb: photos hardly
 shrink."""
-_COMPRESSED = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
+_DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _GB2312 = re.compile(rb"([\x00-\x7f]|[\xa1-\xf7][\xa1-\xfe])*")
-_DAMAGED = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError)
-_DAMAGED += (zlib.error, lzma.LZMAError)
-MOST, LONGEST, DEEPEST = 10_000_000, 4096, 64
+_READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError)
+_READ_ERRORS += (zlib.error, lzma.LZMAError)
+MAX_MEMBERS, MAX_NAME_LENGTH, MAX_DEPTH = 10_000_000, 4096, 64
 """Files in an archive, characters of a name and folders within one another: more are no photos."""
 
 
-def opened(path: Path) -> Files:
+def open_container(path: Path) -> FileTree:
     """A folder or an archive by what it is, whatever its name. Raises `FieldmarkError`."""
     name = printable(str(path))
     try:
         if not path.is_file():
             return Folder(path)
         with path.open("rb") as file:
-            first = file.read(512)
-        if first.startswith(b"PK"):  # not is_zipfile, which looks at the end, where a tar may hold a zip
-            return Zip(path)
-        if any(first.startswith(magic) for magic in _COMPRESSED) or tarfile.is_tarfile(path):
-            return Tar(path)
-    except _DAMAGED as error:
+            header = file.read(512)
+        if header.startswith(b"PK"):  # not is_zipfile, which looks at the end, where a tar may hold a zip
+            return ZipArchive(path)
+        if any(header.startswith(magic) for magic in _DECOMPRESSORS) or tarfile.is_tarfile(path):
+            return TarArchive(path)
+    except _READ_ERRORS as error:
         raise FieldmarkError(f"{name} cannot be read ({error}): is it whole?") from None
     raise FieldmarkError(
         f"{name} is a file, and no table, zip or tar of photos: give the folder of photos (unpack other archives first)"
@@ -60,102 +60,108 @@ class Archive:
     root: Path
     members: Mapping[str, Any]  # by whole name
 
-    def arrange(self) -> None:
+    def build_tree(self) -> None:
         """Folders and files from the members' names."""
-        self.base = ""
+        self.base_folder = ""
         self.tree: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
         for name in self.members:
             *folders, file = name.split("/")
             for depth, folder in enumerate(folders):
                 self.tree["/".join(folders[:depth])][0].add(folder)
             self.tree["/".join(folders)][1].add(file)
-        while inner := self._only_folder():
-            self.base = inner
+        while inner := self._single_folder():
+            self.base_folder = inner
 
-    def _only_folder(self) -> str:
-        folders, files = self.entries()
-        if len(folders) != 1 or any(is_photo(name) or name.endswith(TABLES) for name in files):
+    def _single_folder(self) -> str:
+        folders, files = self.list_folder()
+        if len(folders) != 1 or any(has_image_extension(name) or name.endswith(MANIFEST_SUFFIXES) for name in files):
             return ""
-        within_it, loose = self.entries(folders[0])
-        more = within_it or any(not is_photo(name) for name in loose)
-        return within(self.base, folders[0]) if more else ""
+        within_it, loose = self.list_folder(folders[0])
+        is_nested = within_it or any(not has_image_extension(name) for name in loose)
+        return join_path(self.base_folder, folders[0]) if is_nested else ""
 
-    def entries(self, folder: str = "") -> Names:
-        found = self.tree.get(within(self.base, folder), (set(), set()))
-        folders, files = (sorted(name for name in names if not is_litter(name)) for names in found)
+    def list_folder(self, folder: str = "") -> FolderListing:
+        folders_and_files = self.tree.get(join_path(self.base_folder, folder), (set(), set()))
+        folders, files = (sorted(name for name in names if not is_ignored(name)) for names in folders_and_files)
         return folders, files
 
-    def below(self, folder: str = "") -> Iterator[str]:
-        folders, files = self.entries(folder)
-        yield from (within(folder, name) for name in files)
+    def walk(self, folder: str = "") -> Iterator[str]:
+        folders, files = self.list_folder(folder)
+        yield from (join_path(folder, name) for name in files)
         for name in folders:
-            yield from self.below(within(folder, name))
+            yield from self.walk(join_path(folder, name))
 
-    def refuse(self, why: str) -> FieldmarkError:
+    def refusal(self, why: str) -> FieldmarkError:
         return FieldmarkError(f"{printable(str(self.root))} is refused: {why}")
 
-    def checked(self, name: str, size: int, link: bool) -> str:
+    def validate_name(self, name: str, size: int, is_link: bool) -> str:
         """The name of a file in the archive with "/" alone; raises where the file could do harm."""
         name = name.replace("\\", "/")
-        shown = printable(name[:100])
-        if len(name) > LONGEST or name.count("/") > DEEPEST or len(self.members) >= MOST:
-            raise self.refuse(f"its names are too long, too deep or too many, as {shown}")
+        short_name = printable(name[:100])
+        if len(name) > MAX_NAME_LENGTH or name.count("/") > MAX_DEPTH or len(self.members) >= MAX_MEMBERS:
+            raise self.refusal(f"its names are too long, too deep or too many, as {short_name}")
         if name.startswith("/") or re.match(r"[A-Za-z]:", name) or ".." in name.split("/"):
-            raise self.refuse(f"{shown} leads out of it")
-        if link:
-            raise self.refuse(f"{shown} is a link")
-        if size > MAX_BYTES:
-            raise self.refuse(f"{shown} unpacks to {size / 2**20:,.0f} MiB, more than the limit of {MAX_BYTES >> 20}")
-        if Path(name).suffix.lower() in ARCHIVES - {".gz"}:  # single .gz files are MNIST's own
-            raise self.refuse(f"{shown} is an archive within it: unpack it first")
+            raise self.refusal(f"{short_name} leads out of it")
+        if is_link:
+            raise self.refusal(f"{short_name} is a link")
+        if size > MAX_FILE_BYTES:
+            raise self.refusal(
+                f"{short_name} unpacks to {size / 2**20:,.0f} MiB, more than the limit of {MAX_FILE_BYTES >> 20}"
+            )
+        if Path(name).suffix.lower() in ARCHIVE_SUFFIXES - {".gz"}:  # single .gz files are MNIST's own
+            raise self.refusal(f"{short_name} is an archive within it: unpack it first")
         return "/".join(part for part in name.split("/") if part not in ("", "."))
 
 
-class Zip(Archive):
+class ZipArchive(Archive):
     """A zip file, read in place."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.lock = root, threading.Lock()
-        self.zip, self.process = zipfile.ZipFile(root), os.getpid()
+        self.archive, self.owner_pid = zipfile.ZipFile(root), os.getpid()
         self.members: dict[str, zipfile.ZipInfo] = {}
-        for info in self.zip.infolist():
+        for info in self.archive.infolist():
             if info.is_dir():
                 continue
             if info.flag_bits & 1:
-                raise self.refuse("it is encrypted; unpack it first")
+                raise self.refusal("it is encrypted; unpack it first")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                raise self.refuse("it is packed in a way that cannot be read in small steps; unpack it first")
+                raise self.refusal("it is packed in a way that cannot be read in small steps; unpack it first")
             link = stat.S_ISLNK(info.external_attr >> 16)
-            self.members[self.checked(_named(info), info.file_size, link)] = info
+            self.members[self.validate_name(_decode_member_name(info), info.file_size, link)] = info
         unpacked = sum(info.file_size for info in self.members.values())
-        if unpacked > max(UNPACKED, RATIO * root.stat().st_size):
-            raise self.refuse(f"it unpacks to {unpacked / 2**30:,.0f} GiB, over {RATIO} times its size")
-        self.arrange()
+        if unpacked > max(MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO * root.stat().st_size):
+            raise self.refusal(
+                f"it unpacks to {unpacked / 2**30:,.0f} GiB, over {MAX_COMPRESSION_RATIO} times its size"
+            )
+        self.build_tree()
 
-    def contents(self, path: str) -> bytes:
-        info = self.members.get(within(self.base, path))
+    def read_bytes(self, path: str) -> bytes:
+        info = self.members.get(join_path(self.base_folder, path))
         if info is None:
-            raise Unreadable("no such file")
+            raise UnreadableImageError("no such file")
         try:
             with self.lock:
-                if self.process != os.getpid():  # a forked loader would move its parent's place in the file
-                    self.zip, self.process = zipfile.ZipFile(self.root), os.getpid()
-            with self.zip.open(info) as file:  # not `read`, which unpacks whatever there is before it looks at the size
+                if self.owner_pid != os.getpid():  # a forked loader would move its parent's place in the file
+                    self.archive, self.owner_pid = zipfile.ZipFile(self.root), os.getpid()
+            with self.archive.open(
+                info
+            ) as file:  # not `read`, which unpacks whatever there is before it looks at the size
                 return file.read(info.file_size)
         except Exception as error:  # damaged archives make zipfile raise nearly everything there is
-            raise Unreadable(f"damaged in the archive: {error}") from error
+            raise UnreadableImageError(f"damaged in the archive: {error}") from error
 
 
-class _Header(tarfile.TarInfo):
+class _BoundedTarInfo(tarfile.TarInfo):
     """A member whose header is not larger than any name."""
 
     def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
-        if self.size < 0 or (self.type in _HEADERS and self.size > 16 * LONGEST):
+        if self.size < 0 or (self.type in _EXTENDED_HEADER_TYPES and self.size > 16 * MAX_NAME_LENGTH):
             raise tarfile.ReadError("damaged header")
         return super()._proc_member(tarfile_)  # type: ignore[misc]  # the hook that its source names for this
 
 
-_HEADERS = (
+_EXTENDED_HEADER_TYPES = (
     tarfile.XHDTYPE,
     tarfile.XGLTYPE,
     tarfile.SOLARIS_XHDTYPE,
@@ -164,86 +170,88 @@ _HEADERS = (
 )
 
 
-class Tar(Archive):
+class TarArchive(Archive):
     """A tar file, read in place; a compressed one is unpacked into a temporary file without a name, as one tar."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.lock = root, threading.Lock()
         self.members: dict[str, tuple[int, int]] = {}  # where it begins, how long it is
         try:
-            self.unpacked = self._unpacked()
-            with self.unpacked or root.open("rb") as file:
-                self._list(file)
-                if self.unpacked:  # stays open for `read`
-                    self.unpacked = os.fdopen(os.dup(file.fileno()), "rb")
-                    weakref.finalize(self, self.unpacked.close)
-        except _DAMAGED as error:
+            self.decompressed = self._decompress()
+            with self.decompressed or root.open("rb") as file:
+                self._index_members(file)
+                if self.decompressed:  # stays open for `read`
+                    self.decompressed = os.fdopen(os.dup(file.fileno()), "rb")
+                    weakref.finalize(self, self.decompressed.close)
+        except _READ_ERRORS as error:
             raise FieldmarkError(f"{printable(str(root))} cannot be read ({error}): is it whole?") from None
-        self.arrange()
+        self.build_tree()
 
-    def _unpacked(self) -> IO[bytes] | None:
+    def _decompress(self) -> IO[bytes] | None:
         """A compressed tar without its compression."""
         with self.root.open("rb") as file:
-            first = file.read(2)
-        if first not in _COMPRESSED:
+            magic = file.read(2)
+        if magic not in _DECOMPRESSORS:
             return None
-        most = max(UNPACKED, RATIO * self.root.stat().st_size)
+        max_bytes = max(MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO * self.root.stat().st_size)
         with ExitStack() as stack:
-            packed = stack.enter_context(_COMPRESSED[first](self.root))
-            plain = stack.enter_context(tempfile.TemporaryFile())
-            while part := packed.read(1 << 20):
-                if plain.tell() + len(part) > most:
-                    raise self.refuse(f"it unpacks to over {most >> 30} GiB, over {RATIO} times its size")
-                plain.write(part)
-            plain.seek(0)
+            source = stack.enter_context(_DECOMPRESSORS[magic](self.root))
+            target = stack.enter_context(tempfile.TemporaryFile())
+            while part := source.read(1 << 20):
+                if target.tell() + len(part) > max_bytes:
+                    raise self.refusal(
+                        f"it unpacks to over {max_bytes >> 30} GiB, over {MAX_COMPRESSION_RATIO} times its size"
+                    )
+                target.write(part)
+            target.seek(0)
             stack.pop_all()  # whole, it stays open
-            packed.close()
-        return plain
+            source.close()
+        return target
 
-    def _list(self, file: IO[bytes]) -> None:
+    def _index_members(self, file: IO[bytes]) -> None:
         """The members, from their headers."""
-        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Header) as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedTarInfo) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; else every header is kept
                 if member.isdir():
                     continue
                 link = member.issym() or member.islnk()
                 if not (member.isreg() or link) or member.issparse():
-                    raise self.refuse(f"{printable(member.name)} is no ordinary file")
-                name = self.checked(member.name, member.size, link)
+                    raise self.refusal(f"{printable(member.name)} is no ordinary file")
+                name = self.validate_name(member.name, member.size, link)
                 self.members[name] = (member.offset_data, member.size)
             file.seek(tar.offset)  # where tarfile took the end to be: a damaged header is one to it
         while part := file.read(1 << 20):
             if part.strip(b"\0"):
                 raise tarfile.ReadError("damaged in the middle, or several archives in one")
 
-    def contents(self, path: str) -> bytes:
-        return self.read(within(self.base, path))
+    def read_bytes(self, path: str) -> bytes:
+        return self.read_member(join_path(self.base_folder, path))
 
-    def read(self, name: str) -> bytes:
+    def read_member(self, name: str) -> bytes:
         """A file by its whole name in the archive."""
-        if (place := self.members.get(name)) is None:
-            raise Unreadable("no such file")
-        at, size = place
+        if (location := self.members.get(name)) is None:
+            raise UnreadableImageError("no such file")
+        offset, size = location
         try:
-            if self.unpacked and hasattr(os, "pread"):  # forked loaders share the place in the file
-                found = os.pread(self.unpacked.fileno(), size, at)
-            elif self.unpacked:
+            if self.decompressed and hasattr(os, "pread"):  # forked loaders share the place in the file
+                content = os.pread(self.decompressed.fileno(), size, offset)
+            elif self.decompressed:
                 with self.lock:
-                    self.unpacked.seek(at)
-                    found = self.unpacked.read(size)
+                    self.decompressed.seek(offset)
+                    content = self.decompressed.read(size)
             else:  # opened anew: a thousand shards would be too many open files
                 with self.root.open("rb") as file:
-                    file.seek(at)
-                    found = file.read(size)
+                    file.seek(offset)
+                    content = file.read(size)
         except OSError as error:
-            raise Unreadable(f"cannot be read: {error.strerror or error}") from error
-        if len(found) < size:
-            raise Unreadable("truncated with its archive")
-        return found
+            raise UnreadableImageError(f"cannot be read: {error.strerror or error}") from error
+        if len(content) < size:
+            raise UnreadableImageError("truncated with its archive")
+        return content
 
 
-def _named(info: zipfile.ZipInfo) -> str:
+def _decode_member_name(info: zipfile.ZipInfo) -> str:
     """The name of a file in a zip: UTF-8 where it says so or is; of Chinese Windows GBK; else what zip began with."""
     if info.flag_bits & 0x800:
         return info.orig_filename

@@ -16,58 +16,58 @@ import numpy as np
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Photo, printable
-from fieldmark.data.image import MAX_BYTES, Unreadable
-from fieldmark.data.readers.files import Files, Names
-from fieldmark.data.readers.folders import Listed
+from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
+from fieldmark.data.readers.files import FileTree, FolderListing
+from fieldmark.data.readers.folders import ReaderResult
 
-_IDX = re.compile(r"(train|t10k|test|val\w*|emnist-\w+-train|emnist-\w+-test)-images[-.]idx3-ubyte(\.gz)?")
-_CIFAR = re.compile(r"(data_batch_\d|test_batch|train|test)\.bin")
-_PICKLED = re.compile(r"data_batch_\d|test_batch|batches\.meta")
-_SIDE, _PIXELS = 32, 3072  # of CIFAR's photos
+_IDX_NAME = re.compile(r"(train|t10k|test|val\w*|emnist-\w+-train|emnist-\w+-test)-images[-.]idx3-ubyte(\.gz)?")
+_CIFAR_NAME = re.compile(r"(data_batch_\d|test_batch|train|test)\.bin")
+_PICKLED_NAME = re.compile(r"data_batch_\d|test_batch|batches\.meta")
+_CIFAR_SIZE, _CIFAR_BYTES = 32, 3072  # of CIFAR's photos
 
 
-class Arrays:
+class ArrayFiles:
     """Photos in memory: `pixels[name]` is uint8 (n, h, w) or (n, h, w, 3)."""
 
     def __init__(self, root: Path, pixels: dict[str, np.ndarray]) -> None:
         self.root, self.pixels = root, pixels
 
-    def entries(self, folder: str = "") -> Names:
-        inside = [path.rpartition("/")[2] for path in self.below(folder)] if folder else []
+    def list_folder(self, folder: str = "") -> FolderListing:
+        inside = [path.rpartition("/")[2] for path in self.walk(folder)] if folder else []
         return ([] if folder else sorted(self.pixels)), inside
 
-    def below(self, folder: str = "") -> Iterator[str]:
+    def walk(self, folder: str = "") -> Iterator[str]:
         for name, photos in self.pixels.items():
             if folder in ("", name):
-                yield from (_path(name, k, photos) for k in range(len(photos)))
+                yield from (_image_path(name, k, photos) for k in range(len(photos)))
 
-    def contents(self, path: str) -> bytes:
+    def read_bytes(self, path: str) -> bytes:
         name, _, file = path.partition("/")
         try:
             photo = self.pixels[name][int(file.partition(".")[0])]
         except (KeyError, ValueError, IndexError):
-            raise Unreadable("no such photo") from None
+            raise UnreadableImageError("no such photo") from None
         kind = b"P6" if photo.ndim == 3 else b"P5"
         return b"%s %d %d 255\n" % (kind, photo.shape[1], photo.shape[0]) + photo.tobytes()
 
 
-def listed(files: Files) -> Listed | None:
+def list_images(files: FileTree) -> ReaderResult | None:
     """The photos of such files at the top of `files`; None where there are none. Raises `FieldmarkError`."""
-    _, names = files.entries()
-    found = [*_idx(files, names), *_cifar(files, names)]
-    if not found:
-        if any(_PICKLED.fullmatch(name) for name in names):
+    _, names = files.list_folder()
+    parts = [*_read_idx_parts(files, names), *_read_cifar_parts(files, names)]
+    if not parts:
+        if any(_PICKLED_NAME.fullmatch(name) for name in names):
             raise FieldmarkError(
                 f"{printable(str(files.root))} holds CIFAR's pickled version, and a pickle may run any program: "
                 "give its binary version (data_batch_1.bin, ...)"
             )
         return None
     photos = [
-        Photo(_path(part.name, k, part.pixels), label, part.split)
-        for part in found
+        Photo(_image_path(part.name, k, part.pixels), label, part.split)
+        for part in parts
         for k, label in enumerate(part.labels)
     ]
-    return Listed(Arrays(files.root, {part.name: part.pixels for part in found}), photos, [])
+    return ReaderResult(ArrayFiles(files.root, {part.name: part.pixels for part in parts}), photos, [])
 
 
 class _Part(NamedTuple):
@@ -77,27 +77,27 @@ class _Part(NamedTuple):
     labels: list[str]
 
 
-def _path(name: str, k: int, photos: np.ndarray) -> str:
+def _image_path(name: str, k: int, photos: np.ndarray) -> str:
     return f"{name}/{k:06}.{'ppm' if photos.ndim == 4 else 'pgm'}"
 
 
-def _idx(files: Files, names: list[str]) -> Iterator[_Part]:
+def _read_idx_parts(files: FileTree, names: list[str]) -> Iterator[_Part]:
     for name in names:
-        if not (match := _IDX.fullmatch(name)) or name.removesuffix(".gz") in set(names) - {name}:
+        if not (match := _IDX_NAME.fullmatch(name)) or name.removesuffix(".gz") in set(names) - {name}:
             continue
-        beside = name.replace("images", "labels").replace("idx3", "idx1")
-        if beside not in names:
-            raise FieldmarkError(f"{printable(str(files.root))} holds {name}, but no {beside}")
-        pixels, labels = (_array(files, file) for file in (name, beside))
+        labels_name = name.replace("images", "labels").replace("idx3", "idx1")
+        if labels_name not in names:
+            raise FieldmarkError(f"{printable(str(files.root))} holds {name}, but no {labels_name}")
+        pixels, labels = (_parse_idx_array(files, file) for file in (name, labels_name))
         if pixels.ndim != 3 or labels.ndim != 1 or len(pixels) != len(labels):
-            raise FieldmarkError(f"{name} and {beside} do not belong together")
+            raise FieldmarkError(f"{name} and {labels_name} do not belong together")
         split = "val" if "val" in match[1] else "train" if "train" in match[1] else "test"
         yield _Part(match[1], split, pixels, [str(k) for k in labels.tolist()])
 
 
-def _array(files: Files, name: str) -> np.ndarray:
+def _parse_idx_array(files: FileTree, name: str) -> np.ndarray:
     """The array of an IDX file: two zeros, 8 for bytes, the number of dimensions, each as big-endian int32, data."""
-    content = _whole(files, name)
+    content = _read_whole(files, name)
     try:
         zeros, kind, dimensions = struct.unpack_from(">HBB", content)
         shape = struct.unpack_from(f">{dimensions}I", content, 4)
@@ -108,36 +108,36 @@ def _array(files: Files, name: str) -> np.ndarray:
         raise FieldmarkError(f"{name} is no whole IDX file ({error}): get it anew") from None
 
 
-def _cifar(files: Files, names: list[str]) -> Iterator[_Part]:
-    fine = "fine_label_names.txt" in names  # CIFAR-100: a coarse label stands before the fine one
-    said = next((name for name in ("fine_label_names.txt", "batches.meta.txt") if name in names), None)
-    if said is None:
+def _read_cifar_parts(files: FileTree, names: list[str]) -> Iterator[_Part]:
+    n_coarse_labels = "fine_label_names.txt" in names  # CIFAR-100: a coarse label stands before the fine one
+    names_file = next((name for name in ("fine_label_names.txt", "batches.meta.txt") if name in names), None)
+    if names_file is None:
         return
-    classes = [line for line in _whole(files, said).decode("utf-8", "replace").splitlines() if line.strip()]
+    classes = [line for line in _read_whole(files, names_file).decode("utf-8", "replace").splitlines() if line.strip()]
     for name in names:
-        if not _CIFAR.fullmatch(name):
+        if not _CIFAR_NAME.fullmatch(name):
             continue
-        content = np.frombuffer(_whole(files, name), np.uint8)
-        if len(content) % (1 + fine + _PIXELS):
+        content = np.frombuffer(_read_whole(files, name), np.uint8)
+        if len(content) % (1 + n_coarse_labels + _CIFAR_BYTES):
             raise FieldmarkError(f"{name} is no whole CIFAR file: get it anew")
-        rows = content.reshape(-1, 1 + fine + _PIXELS)
-        labels = rows[:, int(fine)].tolist()
+        rows = content.reshape(-1, 1 + n_coarse_labels + _CIFAR_BYTES)
+        labels = rows[:, int(n_coarse_labels)].tolist()
         if rows.size and max(labels) >= len(classes):
-            raise FieldmarkError(f"{name} has class {max(labels)}, but {said} names {len(classes)} classes")
-        pixels = rows[:, 1 + fine :].reshape(-1, 3, _SIDE, _SIDE).transpose(0, 2, 3, 1)
+            raise FieldmarkError(f"{name} has class {max(labels)}, but {names_file} names {len(classes)} classes")
+        pixels = rows[:, 1 + n_coarse_labels :].reshape(-1, 3, _CIFAR_SIZE, _CIFAR_SIZE).transpose(0, 2, 3, 1)
         split = "test" if name.startswith("test") else "train"
         yield _Part(name.removesuffix(".bin"), split, pixels, [classes[k] for k in labels])
 
 
-def _whole(files: Files, name: str) -> bytes:
+def _read_whole(files: FileTree, name: str) -> bytes:
     try:
-        content = files.contents(name)
+        content = files.read_bytes(name)
         if not name.endswith(".gz"):
             return content
         unpacker = zlib.decompressobj(wbits=31)
-        plain = unpacker.decompress(content, MAX_BYTES)
-    except (Unreadable, zlib.error) as error:
+        plain = unpacker.decompress(content, MAX_FILE_BYTES)
+    except (UnreadableImageError, zlib.error) as error:
         raise FieldmarkError(f"{name} in {printable(str(files.root))} cannot be read ({error})") from None
     if not unpacker.eof:
-        raise FieldmarkError(f"{name} is truncated, or unpacks to more than {MAX_BYTES >> 20} MiB")
+        raise FieldmarkError(f"{name} is truncated, or unpacks to more than {MAX_FILE_BYTES >> 20} MiB")
     return plain

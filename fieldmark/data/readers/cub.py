@@ -6,21 +6,23 @@ train_test_split.txt and bounding_boxes.txt, each line a number and what belongs
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Photo, printable
-from fieldmark.data.image import Unreadable
-from fieldmark.data.readers.files import Files
-from fieldmark.data.readers.folders import Listed
+from fieldmark.data.image import UnreadableImageError
+from fieldmark.data.readers.files import FileTree
+from fieldmark.data.readers.folders import ReaderResult
 
-_NEEDED = ("images.txt", "image_class_labels.txt", "classes.txt")
-_SPLIT, _BOXES = "train_test_split.txt", "bounding_boxes.txt"
+_REQUIRED_FILES = ("images.txt", "image_class_labels.txt", "classes.txt")
+_SPLIT_FILE, _BOXES_FILE = "train_test_split.txt", "bounding_boxes.txt"
 
 
-def listed(files: Files) -> Listed | None:
+def list_images(files: FileTree) -> ReaderResult | None:
     """The photos that images.txt names; None where this is another set. Raises `FieldmarkError` for a damaged one."""
-    folders, names = files.entries()
-    if "images" not in folders or not set(_NEEDED) <= set(names):
+    folders, names = files.list_folder()
+    if "images" not in folders or not set(_REQUIRED_FILES) <= set(names):
         return None
-    paths, numbers, classes = (_read(files, name) for name in _NEEDED)
-    sides, boxes = (_read(files, name) if name in names else {} for name in (_SPLIT, _BOXES))
+    paths, numbers, classes = (_read_numbered_lines(files, name) for name in _REQUIRED_FILES)
+    is_train_flags, boxes = (
+        _read_numbered_lines(files, name) if name in names else {} for name in (_SPLIT_FILE, _BOXES_FILE)
+    )
     photos = []
     for key, path in paths.items():
         try:
@@ -30,15 +32,15 @@ def listed(files: Files) -> Listed | None:
             raise FieldmarkError(
                 f"{printable(str(files.root))}: the lines of photo {key} do not fit together"
             ) from None
-        split = {"1": "train", "0": "test"}.get(sides.get(key, ""))
+        split = {"1": "train", "0": "test"}.get(is_train_flags.get(key, ""))
         photos.append(Photo(f"images/{path}", label, split, box=(x, y, w, h) if key in boxes else None))
-    return Listed(files, photos, [])
+    return ReaderResult(files, photos, [])
 
 
-def _read(files: Files, name: str) -> dict[str, str]:
+def _read_numbered_lines(files: FileTree, name: str) -> dict[str, str]:
     """Number -> the rest of its line."""
     try:
-        lines = files.contents(name).decode("utf-8", "surrogateescape").splitlines()
-    except Unreadable as error:
+        lines = files.read_bytes(name).decode("utf-8", "surrogateescape").splitlines()
+    except UnreadableImageError as error:
         raise FieldmarkError(f"{name} in {printable(str(files.root))} cannot be read ({error})") from None
     return {number: rest.strip() for number, _, rest in (line.strip().partition(" ") for line in lines) if rest}

@@ -4,81 +4,91 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import SPLITS, Photo, count, is_photo, learnable, listing, printable
-from fieldmark.data.readers.files import Files, within
+from fieldmark.data.catalog import (
+    SPLIT_ALIASES,
+    Photo,
+    has_image_extension,
+    pluralize,
+    printable,
+    summarize_names,
+    trainable_classes,
+)
+from fieldmark.data.readers.files import FileTree, join_path
 
-_LAYOUT = "put the photos of each class into a folder named after it, as in {folder}/cat/1.jpg and {folder}/dog/2.jpg"
+_LAYOUT_HINT = (
+    "put the photos of each class into a folder named after it, as in {folder}/cat/1.jpg and {folder}/dog/2.jpg"
+)
 
 
-class Listed(NamedTuple):
+class ReaderResult(NamedTuple):
     """What a reader found: the photos, where their bytes are, and what somebody should know."""
 
-    files: Files
+    files: FileTree
     photos: list[Photo]
     warnings: list[str]
 
 
-def listed(files: Files) -> Listed:
+def list_images(files: FileTree) -> ReaderResult:
     """The photos of class folders; a class is a folder with photos in it, however deep they lie.
 
     Hidden files and the litter of operating systems are passed over in silence; all else that is left out is said.
     """
-    folders, top = files.entries()
+    folders, top = files.list_folder()
     if not folders:
-        raise FieldmarkError(_no_classes(files, top))
-    splits = _given_splits(files, folders)
-    beside = [name for name in folders if name not in splits] if splits else []
-    loose, photos, empty = list(top), list[Photo](), set[str]()
+        raise FieldmarkError(_no_class_folders_message(files, top))
+    splits = _split_folders(files, folders)
+    other_folders = [name for name in folders if name not in splits] if splits else []
+    loose_files, photos, empty = list(top), list[Photo](), set[str]()
     for folder, split in splits.items() or [("", None)]:
-        labels, strays = files.entries(folder)
-        loose += strays if splits else []
+        labels, strays = files.list_folder(folder)
+        loose_files += strays if splits else []
         for label in labels:
-            found = list(files.below(within(folder, label)))
-            inside = [Photo(path, label, split) for path in found if is_photo(path)]
-            photos += inside
-            loose += [path for path in found if not is_photo(path)]
-            if not inside and split in (None, "train"):
+            paths = list(files.walk(join_path(folder, label)))
+            images = [Photo(path, label, split) for path in paths if has_image_extension(path)]
+            photos += images
+            loose_files += [path for path in paths if not has_image_extension(path)]
+            if not images and split in (None, "train"):
                 empty.add(label)
     empty -= {photo.label for photo in photos}
-    return Listed(files, photos, list(_left_out(loose, beside, sorted(empty))))
+    return ReaderResult(files, photos, list(_skipped_warnings(loose_files, other_folders, sorted(empty))))
 
 
-def too_few(files: Files, photos: list[Photo]) -> FieldmarkError:
+def too_few_classes_error(files: FileTree, photos: list[Photo]) -> FieldmarkError:
     """Why these are not enough classes, and what to do about it."""
-    name, known = printable(str(files.root)), learnable(photos)
-    if not known:
-        return FieldmarkError(f"{name} holds folders without photos: " + _LAYOUT.format(folder=name))
-    (only,) = known
-    inner = files.entries(only)[0] if only in files.entries()[0] else []
+    name, trainable = printable(str(files.root)), trainable_classes(photos)
+    if not trainable:
+        return FieldmarkError(f"{name} holds folders without photos: " + _LAYOUT_HINT.format(folder=name))
+    (only,) = trainable
+    inner = files.list_folder(only)[0] if only in files.list_folder()[0] else []
     if len(inner) > 1:
         inside = printable(str(files.root / only))
         return FieldmarkError(
             f"{name} holds photos in one folder only: give {inside} if the folders in it are the classes"
         )
-    found = f"photos of one class only ({printable(only)}), and a classifier needs two: "
-    return FieldmarkError(f"{name} holds {found}" + _LAYOUT.format(folder=name))
+    description = f"photos of one class only ({printable(only)}), and a classifier needs two: "
+    return FieldmarkError(f"{name} holds {description}" + _LAYOUT_HINT.format(folder=name))
 
 
-def _left_out(loose: list[str], beside: list[str], empty: list[str]) -> Iterator[str]:
-    others = sorted(path.rpartition("/")[2] for path in loose if not is_photo(path))
-    if astray := len(loose) - len(others):
-        yield f"{count(astray, 'photo')} outside the class folders left out"
+def _skipped_warnings(loose: list[str], other_folders: list[str], empty: list[str]) -> Iterator[str]:
+    others = sorted(path.rpartition("/")[2] for path in loose if not has_image_extension(path))
+    if n_images_outside := len(loose) - len(others):
+        yield f"{pluralize(n_images_outside, 'photo')} outside the class folders left out"
     if others:
-        yield f"{count(len(others), 'file')} without a photo's extension left out: {listing(others)}"
-    if beside:
-        yield f"folders beside those of the splits left out: {listing(beside)}"
+        yield f"{pluralize(len(others), 'file')} without a photo's extension left out: {summarize_names(others)}"
+    if other_folders:
+        yield f"folders beside those of the splits left out: {summarize_names(other_folders)}"
     if empty:
-        yield f"class folders without photos left out: {listing(empty)}"
+        yield f"class folders without photos left out: {summarize_names(empty)}"
 
 
-def _given_splits(files: Files, folders: list[str]) -> dict[str, str]:
+def _split_folders(files: FileTree, folders: list[str]) -> dict[str, str]:
     """Folder name -> split; empty where the folders are classes (one of vehicles may well be called "train")."""
-    named = {name: SPLITS[name.lower()] for name in folders if name.lower() in SPLITS}
-    meant = len(set(named.values())) > 1 or len(named) == len(folders)
-    return named if meant and any(files.entries(name)[0] for name in named) else {}
+    named = {name: SPLIT_ALIASES[name.lower()] for name in folders if name.lower() in SPLIT_ALIASES}
+    is_split_layout = len(set(named.values())) > 1 or len(named) == len(folders)
+    return named if is_split_layout and any(files.list_folder(name)[0] for name in named) else {}
 
 
-def _no_classes(files: Files, top: list[str]) -> str:
+def _no_class_folders_message(files: FileTree, top: list[str]) -> str:
     name = printable(str(files.root))
-    found = "photos but no class folders" if any(map(is_photo, top)) else "no photos"
-    return f"{name} holds {found}: " + _LAYOUT.format(folder=name)
+    description = "photos but no class folders" if any(map(has_image_extension, top)) else "no photos"
+    return f"{name} holds {description}: " + _LAYOUT_HINT.format(folder=name)

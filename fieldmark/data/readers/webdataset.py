@@ -15,96 +15,98 @@ from typing import Any
 from PIL import Image
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import SPLITS, Photo, count, is_photo, printable
-from fieldmark.data.image import Unreadable, contents
-from fieldmark.data.readers.archives import Tar
-from fieldmark.data.readers.files import Files, Folder, Names
-from fieldmark.data.readers.folders import Listed
+from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension, pluralize, printable
+from fieldmark.data.image import UnreadableImageError, read_file
+from fieldmark.data.readers.archives import TarArchive
+from fieldmark.data.readers.files import FileTree, Folder, FolderListing
+from fieldmark.data.readers.folders import ReaderResult
 
-_FIELDS = ("cls", "label", "class", "label_name")
+_LABEL_FIELDS = ("cls", "label", "class", "label_name")
 """Of KEY.json: the first that is there names the class."""
 
 
-class Shards:
+class ShardFiles:
     """The photos of several tar files: SHARD/KEY.jpg."""
 
-    def __init__(self, root: Path, tars: dict[str, Tar]) -> None:
+    def __init__(self, root: Path, tars: dict[str, TarArchive]) -> None:
         self.root, self.tars = root, tars
 
-    def entries(self, folder: str = "") -> Names:
-        return (sorted(self.tars), []) if not folder else ([], sorted(self.below(folder)))
+    def list_folder(self, folder: str = "") -> FolderListing:
+        return (sorted(self.tars), []) if not folder else ([], sorted(self.walk(folder)))
 
-    def below(self, folder: str = "") -> Iterator[str]:
+    def walk(self, folder: str = "") -> Iterator[str]:
         for name, tar in self.tars.items():
             if folder in ("", name):
                 yield from (f"{name}/{member}" for member in tar.members)
 
-    def contents(self, path: str) -> bytes:
+    def read_bytes(self, path: str) -> bytes:
         shard, _, member = path.partition("/")
         if shard not in self.tars:
-            raise Unreadable("no such file")
-        return self.tars[shard].read(member)
+            raise UnreadableImageError("no such file")
+        return self.tars[shard].read_member(member)
 
 
-def listed(files: Files) -> Listed | None:
+def list_images(files: FileTree) -> ReaderResult | None:
     """The photos of a folder of shards, or of a tar that is one; None where this is no such thing."""
-    beside = files.root.parent if isinstance(files, Tar) else files.root
-    if isinstance(files, Tar):
+    folder = files.root.parent if isinstance(files, TarArchive) else files.root
+    if isinstance(files, TarArchive):
         tars = {files.root.name: files}
     elif isinstance(files, Folder):
-        folders, names = files.entries()
+        folders, names = files.list_folder()
         if folders:  # a tar beside class folders is somebody's backup
             return None
-        tars = {name: Tar(files.root / name) for name in names if name.endswith(".tar")}
+        tars = {name: TarArchive(files.root / name) for name in names if name.endswith(".tar")}
     else:
         return None
-    if not any(is_photo(name) and _beside(tar, name) for tar in tars.values() for name in tar.members):
+    if not any(
+        has_image_extension(name) and _annotation_names(tar, name) for tar in tars.values() for name in tar.members
+    ):
         return None
-    named = beside / "classes.txt"
-    classes = contents(named).decode("utf-8", "surrogateescape").splitlines() if named.is_file() else []
-    photos, without = [], 0
+    classes_file = folder / "classes.txt"
+    classes = read_file(classes_file).decode("utf-8", "surrogateescape").splitlines() if classes_file.is_file() else []
+    photos, n_unlabelled = [], 0
     for shard, tar in tars.items():
-        split = SPLITS.get(re.split(r"[-_.\d]", shard)[0].lower())
-        for name in filter(is_photo, tar.members):
-            said = _said(tar, name)
-            if (label := said["label"]) is None:
-                without += 1
+        split = SPLIT_ALIASES.get(re.split(r"[-_.\d]", shard)[0].lower())
+        for name in filter(has_image_extension, tar.members):
+            annotation = _read_annotation(tar, name)
+            if (label := annotation["label"]) is None:
+                n_unlabelled += 1
                 continue
             if label.isdecimal() and len(label) < 10 and int(label) < len(classes):
                 label = classes[int(label)]
-            photos.append(Photo(f"{shard}/{name}", label, split, said["group"], said["box"]))
-    warnings = [f"{count(without, 'photo')} without a class left out"] if without else []
-    return Listed(Shards(files.root, tars), photos, warnings)
+            photos.append(Photo(f"{shard}/{name}", label, split, annotation["group"], annotation["box"]))
+    warnings = [f"{pluralize(n_unlabelled, 'photo')} without a class left out"] if n_unlabelled else []
+    return ReaderResult(ShardFiles(files.root, tars), photos, warnings)
 
 
-def _beside(tar: Tar, photo: str) -> list[str]:
+def _annotation_names(tar: TarArchive, photo: str) -> list[str]:
     """The names of the files that say something about the photo."""
     key = photo.rpartition(".")[0]
     return [name for name in (f"{key}.cls", f"{key}.json") if name in tar.members]
 
 
-def _said(tar: Tar, photo: str) -> dict[str, Any]:
+def _read_annotation(tar: TarArchive, photo: str) -> dict[str, Any]:
     """label, group and box of a photo; each None where nothing says it."""
-    said, label = dict[str, Any](), None
-    for name in _beside(tar, photo):
+    annotation, label = dict[str, Any](), None
+    for name in _annotation_names(tar, photo):
         try:
-            content = tar.read(name)
+            content = tar.read_member(name)
             if name.endswith(".cls"):
                 label = content.decode("utf-8", "surrogateescape").strip() or None
-            elif isinstance(found := json.loads(content), dict):
-                said = found
-            box = tuple(map(float, said["box"])) if said.get("box") else None
+            elif isinstance(parsed := json.loads(content), dict):
+                annotation = parsed
+            box = tuple(map(float, annotation["box"])) if annotation.get("box") else None
             if box and len(box) != 4:
                 raise ValueError(f"a box of {len(box)} numbers")
-        except (Unreadable, ValueError, TypeError) as error:
+        except (UnreadableImageError, ValueError, TypeError) as error:
             raise FieldmarkError(f"{printable(f'{tar.root}: {name}')} cannot be read ({error}): pack it anew") from None
     if label is None:
-        label = next((str(said[field]) for field in _FIELDS if said.get(field) is not None), None)
-    group = said.get("group")
+        label = next((str(annotation[field]) for field in _LABEL_FIELDS if annotation.get(field) is not None), None)
+    group = annotation.get("group")
     return {"label": label, "group": None if group is None else str(group), "box": box}
 
 
-class Writer:
+class ShardWriter:
     """Shards of about `size` bytes in a folder: PREFIX-000000.tar and so on.
 
     Names are those of the photos, so that each can be found again; two of one name but for its ending, which would be
@@ -116,18 +118,23 @@ class Writer:
         self.files, self.keys = list[Path](), set[str]()
         self.tar: tarfile.TarFile | None = None
 
-    def add(self, photo: Photo, number: int, content: bytes) -> None:
+    def add(self, photo: Photo, class_index: int, content: bytes) -> None:
         """A photo with the number of its class."""
         if self.tar is None:
             self.files.append(self.folder / f"{self.prefix}-{len(self.files):06}.tar")
             self.tar = tarfile.open(self.files[-1], "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115  # `close` does
-        key, ending = self._key(photo.path), photo.path.rpartition(".")[2].lower()
-        self._put(f"{key}.{ending if is_photo(photo.path) else _ending(content)}", content)
-        self._put(f"{key}.cls", str(number).encode())
-        more = {"group": photo.group, "box": photo.box}
-        if any(value is not None for value in more.values()):
-            said = {"label": photo.label, **{name: value for name, value in more.items() if value is not None}}
-            self._put(f"{key}.json", json.dumps(said).encode())
+        key, extension = self._unique_key(photo.path), photo.path.rpartition(".")[2].lower()
+        self._add_member(
+            f"{key}.{extension if has_image_extension(photo.path) else _guess_extension(content)}", content
+        )
+        self._add_member(f"{key}.cls", str(class_index).encode())
+        extra_fields = {"group": photo.group, "box": photo.box}
+        if any(value is not None for value in extra_fields.values()):
+            annotation = {
+                "label": photo.label,
+                **{name: value for name, value in extra_fields.items() if value is not None},
+            }
+            self._add_member(f"{key}.json", json.dumps(annotation).encode())
         if self.tar.offset >= self.size:
             self.close()
 
@@ -137,23 +144,23 @@ class Writer:
             self.tar.close()
             self.tar = None
 
-    def _put(self, name: str, content: bytes) -> None:
+    def _add_member(self, name: str, content: bytes) -> None:
         assert self.tar is not None
         member = tarfile.TarInfo(name)
         member.size = len(content)
         self.tar.addfile(member, io.BytesIO(content))
 
-    def _key(self, path: str) -> str:
+    def _unique_key(self, path: str) -> str:
         """The photo's path without what ends or splits a key: WebDataset's end at the first dot of the last name."""
         *folders, name = (part for part in path.split("/") if part not in ("", ".", ".."))
-        stem = name.rpartition(".")[0] if is_photo(name) else name
-        plain = "/".join([*folders, stem.replace(".", "_").lstrip("_") or "photo"])
-        key = next(k for k in _numbered(plain) if k not in self.keys)
+        stem = name.rpartition(".")[0] if has_image_extension(name) else name
+        base_key = "/".join([*folders, stem.replace(".", "_").lstrip("_") or "photo"])
+        key = next(k for k in _candidate_names(base_key) if k not in self.keys)
         self.keys.add(key)
         return key
 
 
-def _numbered(name: str) -> Iterable[str]:
+def _candidate_names(name: str) -> Iterable[str]:
     yield name
     number = 2
     while True:
@@ -161,7 +168,7 @@ def _numbered(name: str) -> Iterable[str]:
         number += 1
 
 
-def _ending(content: bytes) -> str:
+def _guess_extension(content: bytes) -> str:
     """The extension of a photo that came without one, as from a table."""
     try:
         with Image.open(io.BytesIO(content)) as image:

@@ -5,19 +5,19 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Auxiliary, Backbone
+from fieldmark.models.backbone import AuxiliaryHead, Backbone
 from fieldmark.models.gates import SE
-from fieldmark.models.heads import Classic, Head, Linear
+from fieldmark.models.heads import ClassicHead, Head, LinearHead
 from fieldmark.models.zoo.alexnet import alexnet
 from fieldmark.models.zoo.bn_inception import bn_inception
 from fieldmark.models.zoo.densenet import densenet
 from fieldmark.models.zoo.efficientnet import efficientnet
-from fieldmark.models.zoo.googlenet import GoogLeNetAuxiliary, googlenet
+from fieldmark.models.zoo.googlenet import GoogLeNetAuxiliaryHead, googlenet
 from fieldmark.models.zoo.inception_resnet import inception_resnet_v2
 from fieldmark.models.zoo.inception_resnet_paper import inception_resnet_paper
-from fieldmark.models.zoo.inception_v3 import InceptionAuxiliary, inception_v3
+from fieldmark.models.zoo.inception_v3 import InceptionAuxiliaryHead, inception_v3
 from fieldmark.models.zoo.inception_v4 import inception_v4
-from fieldmark.models.zoo.mobilenet import V2, V3_LARGE, V3_SMALL, mobilenet
+from fieldmark.models.zoo.mobilenet import MOBILENET_V2, MOBILENET_V3_LARGE, MOBILENET_V3_SMALL, mobilenet
 from fieldmark.models.zoo.resnet import BasicBlock, Bottleneck, SmallBlock, resnet, small_stem
 from fieldmark.models.zoo.senet import senet
 from fieldmark.models.zoo.vgg import vgg
@@ -40,13 +40,13 @@ class Variant:
     size: pixels of the paper's input, where no published weights say it.
     """
 
-    make: Callable[..., Backbone]
+    make_backbone: Callable[..., Backbone]
     head: Callable[[int, int], Head]
     paper: str
-    frozen: str | None
-    names: Mapping[str, str]
+    frozen_until: str | None
+    head_names: Mapping[str, str]
     gate: Callable[..., Attention] | None = None
-    auxiliary: Mapping[str, tuple[str, Callable[[int], Auxiliary]]] = field(default_factory=dict)
+    auxiliary: Mapping[str, tuple[str, Callable[[int], AuxiliaryHead]]] = field(default_factory=dict)
     size: int = 224
 
 
@@ -66,75 +66,86 @@ _SENET = "Hu et al. 2018, Squeeze-and-Excitation Networks"
 _DENSENET = "Huang et al. 2017, Densely Connected Convolutional Networks"
 _XCEPTION = "Chollet 2017, Xception: Deep Learning with Depthwise Separable Convolutions"
 
-_lite = partial(Variant, names={"fc": "classifier"}, frozen="blocks.3", paper=_LITE)
+_lite = partial(Variant, head_names={"fc": "classifier"}, frozen_until="blocks.3", paper=_LITE)
 _efficientnet = partial(_lite, paper=_EFFICIENTNET, gate=partial(SE, ratio=4, activation="silu"))
-_inception_v4 = partial(Variant, head=partial(Linear, dropout=0.2), paper=_INCEPTION_V4, size=299)
-_inception_paper = partial(_inception_v4, inception_resnet_paper, frozen="reduction_a", names={"fc": "fc"})
+_inception_v4 = partial(Variant, head=partial(LinearHead, dropout=0.2), paper=_INCEPTION_V4, size=299)
+_inception_paper = partial(_inception_v4, inception_resnet_paper, frozen_until="reduction_a", head_names={"fc": "fc"})
 _mobilenet = partial(
     Variant,
-    names={"hidden.0": "classifier.0", "fc": "classifier.3"},
+    head_names={"hidden.0": "classifier.0", "fc": "classifier.3"},
     paper=_MOBILENET_V3,
     gate=partial(SE, ratio=4, hard=True, divisor=8),
 )
-_hidden = partial(Linear, hidden_dropout=0.2, activation="hardswish")
-_resnet = partial(Variant, head=Linear, names={"fc": "fc"}, frozen="layer2", paper=_RESNET)
+_hidden = partial(LinearHead, hidden_dropout=0.2, activation="hardswish")
+_resnet = partial(Variant, head=LinearHead, head_names={"fc": "fc"}, frozen_until="layer2", paper=_RESNET)
 _resnext = partial(_resnet, paper=_RESNEXT)
-_senet = partial(_resnet, names={"fc": "last_linear"}, paper=_SENET, gate=partial(SE, ratio=16))
-_densenet = partial(_resnet, names={"fc": "classifier"}, frozen="features.transition2", paper=_DENSENET)
+_senet = partial(_resnet, head_names={"fc": "last_linear"}, paper=_SENET, gate=partial(SE, ratio=16))
+_densenet = partial(_resnet, head_names={"fc": "classifier"}, frozen_until="features.transition2", paper=_DENSENET)
 _alexnet = partial(
     Variant,
-    head=partial(Classic, pool=6, dropout_first=True),
-    names={"fc1": "classifier.1", "fc2": "classifier.4", "fc": "classifier.6"},
-    frozen="features.5",
+    head=partial(ClassicHead, pool=6, dropout_first=True),
+    head_names={"fc1": "classifier.1", "fc2": "classifier.4", "fc": "classifier.6"},
+    frozen_until="features.5",
     paper=_ALEXNET,
 )
 _vgg = partial(
-    Variant, head=Classic, names={"fc1": "classifier.0", "fc2": "classifier.3", "fc": "classifier.6"}, paper=_VGG
+    Variant,
+    head=ClassicHead,
+    head_names={"fc1": "classifier.0", "fc2": "classifier.3", "fc": "classifier.6"},
+    paper=_VGG,
 )
-_googlenet = partial(Variant, googlenet, partial(Linear, dropout=0.2), _GOOGLENET, "maxpool3", {"fc": "fc"})
-_inception_v3 = partial(Variant, inception_v3, partial(Linear, dropout=0.5), _INCEPTION_V3, "Mixed_5d", {"fc": "fc"})
+_googlenet = partial(Variant, googlenet, partial(LinearHead, dropout=0.2), _GOOGLENET, "maxpool3", {"fc": "fc"})
+_inception_v3 = partial(
+    Variant, inception_v3, partial(LinearHead, dropout=0.5), _INCEPTION_V3, "Mixed_5d", {"fc": "fc"}
+)
 
 VARIANTS: dict[str, Variant] = {
     "alexnet": _alexnet(partial(alexnet, (64, 192, 384, 256, 256), padding=2)),
     "alexnet_2012": _alexnet(partial(alexnet, (96, 256, 384, 384, 256), padding=0), size=227),
-    "bn_inception": Variant(bn_inception, Linear, _BN_INCEPTION, frozen="inception_3c", names={"fc": "last_linear"}),
-    "efficientnet_b0": _efficientnet(partial(efficientnet, 1.0, 1.0), partial(Linear, dropout=0.2)),
-    "efficientnet_b1": _efficientnet(partial(efficientnet, 1.0, 1.1), partial(Linear, dropout=0.2)),
-    "efficientnet_b2": _efficientnet(partial(efficientnet, 1.1, 1.2), partial(Linear, dropout=0.3)),
-    "efficientnet_b3": _efficientnet(partial(efficientnet, 1.2, 1.4), partial(Linear, dropout=0.3)),
-    "efficientnet_b4": _efficientnet(partial(efficientnet, 1.4, 1.8), partial(Linear, dropout=0.4)),
-    "efficientnet_b5": _efficientnet(partial(efficientnet, 1.6, 2.2), partial(Linear, dropout=0.4)),
-    "efficientnet_b6": _efficientnet(partial(efficientnet, 1.8, 2.6), partial(Linear, dropout=0.5)),
-    "efficientnet_b7": _efficientnet(partial(efficientnet, 2.0, 3.1), partial(Linear, dropout=0.5)),
-    "efficientnet_lite0": _lite(partial(efficientnet, 1.0, 1.0, lite=True), partial(Linear, dropout=0.2)),
-    "efficientnet_lite1": _lite(partial(efficientnet, 1.0, 1.1, lite=True), partial(Linear, dropout=0.2)),
-    "efficientnet_lite2": _lite(partial(efficientnet, 1.1, 1.2, lite=True), partial(Linear, dropout=0.3)),
-    "efficientnet_lite3": _lite(partial(efficientnet, 1.2, 1.4, lite=True), partial(Linear, dropout=0.3)),
-    "efficientnet_lite4": _lite(partial(efficientnet, 1.4, 1.8, lite=True), partial(Linear, dropout=0.3)),
+    "bn_inception": Variant(
+        bn_inception, LinearHead, _BN_INCEPTION, frozen_until="inception_3c", head_names={"fc": "last_linear"}
+    ),
+    "efficientnet_b0": _efficientnet(partial(efficientnet, 1.0, 1.0), partial(LinearHead, dropout=0.2)),
+    "efficientnet_b1": _efficientnet(partial(efficientnet, 1.0, 1.1), partial(LinearHead, dropout=0.2)),
+    "efficientnet_b2": _efficientnet(partial(efficientnet, 1.1, 1.2), partial(LinearHead, dropout=0.3)),
+    "efficientnet_b3": _efficientnet(partial(efficientnet, 1.2, 1.4), partial(LinearHead, dropout=0.3)),
+    "efficientnet_b4": _efficientnet(partial(efficientnet, 1.4, 1.8), partial(LinearHead, dropout=0.4)),
+    "efficientnet_b5": _efficientnet(partial(efficientnet, 1.6, 2.2), partial(LinearHead, dropout=0.4)),
+    "efficientnet_b6": _efficientnet(partial(efficientnet, 1.8, 2.6), partial(LinearHead, dropout=0.5)),
+    "efficientnet_b7": _efficientnet(partial(efficientnet, 2.0, 3.1), partial(LinearHead, dropout=0.5)),
+    "efficientnet_lite0": _lite(partial(efficientnet, 1.0, 1.0, lite=True), partial(LinearHead, dropout=0.2)),
+    "efficientnet_lite1": _lite(partial(efficientnet, 1.0, 1.1, lite=True), partial(LinearHead, dropout=0.2)),
+    "efficientnet_lite2": _lite(partial(efficientnet, 1.1, 1.2, lite=True), partial(LinearHead, dropout=0.3)),
+    "efficientnet_lite3": _lite(partial(efficientnet, 1.2, 1.4, lite=True), partial(LinearHead, dropout=0.3)),
+    "efficientnet_lite4": _lite(partial(efficientnet, 1.4, 1.8, lite=True), partial(LinearHead, dropout=0.3)),
     "densenet121": _densenet(partial(densenet, (6, 12, 24, 16))),
     "densenet161": _densenet(partial(densenet, (6, 12, 36, 24), growth=48)),
     "densenet169": _densenet(partial(densenet, (6, 12, 32, 32))),
     "densenet201": _densenet(partial(densenet, (6, 12, 48, 32))),
     "googlenet": _googlenet(
         auxiliary={
-            "inception4a": ("aux1", partial(GoogLeNetAuxiliary, 512)),
-            "inception4d": ("aux2", partial(GoogLeNetAuxiliary, 528)),
+            "inception4a": ("aux1", partial(GoogLeNetAuxiliaryHead, 512)),
+            "inception4d": ("aux2", partial(GoogLeNetAuxiliaryHead, 528)),
         }
     ),
-    "inception_resnet_v2": _inception_v4(inception_resnet_v2, frozen="mixed_6a", names={"fc": "classif"}),
+    "inception_resnet_v2": _inception_v4(inception_resnet_v2, frozen_until="mixed_6a", head_names={"fc": "classif"}),
     "inception_resnet_v2_paper": _inception_paper(),
-    "inception_v3": _inception_v3(auxiliary={"Mixed_6e": ("AuxLogits", InceptionAuxiliary)}),
-    "inception_v4": _inception_v4(inception_v4, frozen="features.10", names={"fc": "last_linear"}),
+    "inception_v3": _inception_v3(auxiliary={"Mixed_6e": ("AuxLogits", InceptionAuxiliaryHead)}),
+    "inception_v4": _inception_v4(inception_v4, frozen_until="features.10", head_names={"fc": "last_linear"}),
     "se_inception_resnet_v2": _inception_paper(gate=partial(SE, ratio=4), paper=f"{_INCEPTION_V4}, with SE"),
     "mobilenet_v2": Variant(
-        partial(mobilenet, V2),
-        partial(Linear, dropout=0.2),
-        names={"fc": "classifier.1"},
-        frozen="features.10",
+        partial(mobilenet, MOBILENET_V2),
+        partial(LinearHead, dropout=0.2),
+        head_names={"fc": "classifier.1"},
+        frozen_until="features.10",
         paper=_MOBILENET_V2,
     ),
-    "mobilenet_v3_large": _mobilenet(partial(mobilenet, V3_LARGE), partial(_hidden, hidden=1280), frozen="features.10"),
-    "mobilenet_v3_small": _mobilenet(partial(mobilenet, V3_SMALL), partial(_hidden, hidden=1024), frozen="features.6"),
+    "mobilenet_v3_large": _mobilenet(
+        partial(mobilenet, MOBILENET_V3_LARGE), partial(_hidden, hidden=1280), frozen_until="features.10"
+    ),
+    "mobilenet_v3_small": _mobilenet(
+        partial(mobilenet, MOBILENET_V3_SMALL), partial(_hidden, hidden=1024), frozen_until="features.6"
+    ),
     "resnet18": _resnet(partial(resnet, BasicBlock, (2, 2, 2, 2))),
     "resnet18_small": _resnet(partial(resnet, SmallBlock, (2, 2, 2, 2), stem=small_stem), size=32),
     "resnet34": _resnet(partial(resnet, BasicBlock, (3, 4, 6, 3))),
@@ -152,19 +163,24 @@ VARIANTS: dict[str, Variant] = {
     "seresnext101_32x4d": _senet(partial(senet, (3, 4, 23, 3), inner=(128, 128), groups=32)),
     "senet154": _senet(
         partial(senet, (3, 8, 36, 3), inner=(128, 256), groups=64, stem=(64, 64, 128), shortcut=3),
-        head=partial(Linear, dropout=0.2),
+        head=partial(LinearHead, dropout=0.2),
     ),
-    "vgg11": _vgg(partial(vgg, (1, 1, 2, 2, 2)), frozen="features.10"),
-    "vgg11_bn": _vgg(partial(vgg, (1, 1, 2, 2, 2), norm=True), frozen="features.14"),
+    "vgg11": _vgg(partial(vgg, (1, 1, 2, 2, 2)), frozen_until="features.10"),
+    "vgg11_bn": _vgg(partial(vgg, (1, 1, 2, 2, 2), norm=True), frozen_until="features.14"),
     "vgg11_mnist": _vgg(
-        partial(vgg, (2, 2, 4), last_stride=1), head=partial(Classic, hidden=(1024, 1024)), frozen="features.9", size=28
+        partial(vgg, (2, 2, 4), last_stride=1),
+        head=partial(ClassicHead, hidden=(1024, 1024)),
+        frozen_until="features.9",
+        size=28,
     ),
-    "vgg13": _vgg(partial(vgg, (2, 2, 2, 2, 2)), frozen="features.14"),
-    "vgg13_bn": _vgg(partial(vgg, (2, 2, 2, 2, 2), norm=True), frozen="features.20"),
-    "vgg16": _vgg(partial(vgg, (2, 2, 3, 3, 3)), frozen="features.16"),
-    "vgg16_bn": _vgg(partial(vgg, (2, 2, 3, 3, 3), norm=True), frozen="features.23"),
-    "vgg16_c": _vgg(partial(vgg, (2, 2, 3, 3, 3), pointwise=True), frozen="features.16"),
-    "vgg19": _vgg(partial(vgg, (2, 2, 4, 4, 4)), frozen="features.18"),
-    "vgg19_bn": _vgg(partial(vgg, (2, 2, 4, 4, 4), norm=True), frozen="features.26"),
-    "xception": Variant(xception, partial(Linear, dropout=0.5), names={"fc": "fc"}, frozen="block3", paper=_XCEPTION),
+    "vgg13": _vgg(partial(vgg, (2, 2, 2, 2, 2)), frozen_until="features.14"),
+    "vgg13_bn": _vgg(partial(vgg, (2, 2, 2, 2, 2), norm=True), frozen_until="features.20"),
+    "vgg16": _vgg(partial(vgg, (2, 2, 3, 3, 3)), frozen_until="features.16"),
+    "vgg16_bn": _vgg(partial(vgg, (2, 2, 3, 3, 3), norm=True), frozen_until="features.23"),
+    "vgg16_c": _vgg(partial(vgg, (2, 2, 3, 3, 3), pointwise=True), frozen_until="features.16"),
+    "vgg19": _vgg(partial(vgg, (2, 2, 4, 4, 4)), frozen_until="features.18"),
+    "vgg19_bn": _vgg(partial(vgg, (2, 2, 4, 4, 4), norm=True), frozen_until="features.26"),
+    "xception": Variant(
+        xception, partial(LinearHead, dropout=0.5), head_names={"fc": "fc"}, frozen_until="block3", paper=_XCEPTION
+    ),
 }

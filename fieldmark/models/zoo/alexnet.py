@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.backbone import Backbone, mark_stage_end
 
 
 def alexnet(
@@ -32,11 +32,11 @@ def alexnet(
         ("0", _convolution(channels, a, 11, 4, padding, bias=0)),  # (n, 64 or 96, 55, 55) of 224 or 227 pixels
         ("1", nn.ReLU(inplace=True)),
         ("attention_0", attention(a, a)),
-        ("2", ends_stage(nn.MaxPool2d(3, 2), a)),  # 27 x 27
+        ("2", mark_stage_end(nn.MaxPool2d(3, 2), a)),  # 27 x 27
         ("3", _convolution(a, b, 5, 1, 2, bias=1)),
         ("4", nn.ReLU(inplace=True)),
         ("attention_1", attention(b, b)),
-        ("5", ends_stage(nn.MaxPool2d(3, 2), b)),  # 13 x 13
+        ("5", mark_stage_end(nn.MaxPool2d(3, 2), b)),  # 13 x 13
         ("6", _convolution(b, c, 3, 1, 1, bias=0)),
         ("7", nn.ReLU(inplace=True)),
         ("8", _convolution(c, d, 3, 1, 1, bias=1)),
@@ -44,7 +44,7 @@ def alexnet(
         ("10", _convolution(d, e, 3, 1, 1, bias=1)),
         ("11", nn.ReLU(inplace=True)),
         ("attention_2", attention(e, e)),
-        ("12", ends_stage(nn.MaxPool2d(3, 2), e)),  # (n, 256, 6, 6)
+        ("12", mark_stage_end(nn.MaxPool2d(3, 2), e)),  # (n, 256, 6, 6)
     ]
     return Backbone(OrderedDict(features=nn.Sequential(OrderedDict(layers))))
 

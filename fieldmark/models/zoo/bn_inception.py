@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.backbone import Backbone, mark_stage_end
 from fieldmark.models.zoo.googlenet import Inception
 
 # Figure 5: 1x1; 1x1 before 3x3, 3x3; 1x1 before double 3x3, double 3x3; pool, 1x1 behind it. Where the first and the
@@ -40,35 +40,40 @@ RENAMES = ((r"^(inception_\d\w)_(double_3x3|3x3|1x1|pool)", r"\1.\2.\2"),)
 def bn_inception(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
     """The backbone; its convolutions have biases, as the Caffe weights, though a BN follows each."""
     layers = [
-        *_unit("conv1_7x7_s2", channels, 64, 7, 2),  # (n, 64, h/2, w/2)
-        ("pool1_3x3_s2", ends_stage(nn.MaxPool2d(3, 2, ceil_mode=True), 64)),  # (n, 64, h/4, w/4)
-        *_unit("conv2_3x3_reduce", 64, 64, 1),
-        *_unit("conv2_3x3", 64, 192, 3),
-        ("pool2_3x3_s2", ends_stage(nn.MaxPool2d(3, 2, ceil_mode=True), 192)),  # (n, 192, h/8, w/8)
+        *_conv_bn_relu("conv1_7x7_s2", channels, 64, 7, 2),  # (n, 64, h/2, w/2)
+        ("pool1_3x3_s2", mark_stage_end(nn.MaxPool2d(3, 2, ceil_mode=True), 64)),  # (n, 64, h/4, w/4)
+        *_conv_bn_relu("conv2_3x3_reduce", 64, 64, 1),
+        *_conv_bn_relu("conv2_3x3", 64, 192, 3),
+        ("pool2_3x3_s2", mark_stage_end(nn.MaxPool2d(3, 2, ceil_mode=True), 192)),  # (n, 192, h/8, w/8)
     ]
     inputs = 192
     for name, (one, three_reduced, three, double_reduced, double, pool, projected) in BLOCKS.items():
         stride = 1 if projected else 2
         branches = {
-            "1x1": _unit("1x1", inputs, one, 1),
-            "3x3": [*_unit("3x3_reduce", inputs, three_reduced, 1), *_unit("3x3", three_reduced, three, 3, stride)],
-            "double_3x3": [
-                *_unit("double_3x3_reduce", inputs, double_reduced, 1),
-                *_unit("double_3x3_1", double_reduced, double, 3),
-                *_unit("double_3x3_2", double, double, 3, stride),
+            "1x1": _conv_bn_relu("1x1", inputs, one, 1),
+            "3x3": [
+                *_conv_bn_relu("3x3_reduce", inputs, three_reduced, 1),
+                *_conv_bn_relu("3x3", three_reduced, three, 3, stride),
             ],
-            "pool": [("pool", POOLS[pool, stride]()), *_unit("pool_proj", inputs, projected, 1)],
+            "double_3x3": [
+                *_conv_bn_relu("double_3x3_reduce", inputs, double_reduced, 1),
+                *_conv_bn_relu("double_3x3_1", double_reduced, double, 3),
+                *_conv_bn_relu("double_3x3_2", double, double, 3, stride),
+            ],
+            "pool": [("pool", POOLS[pool, stride]()), *_conv_bn_relu("pool_proj", inputs, projected, 1)],
         }
         outputs = one + three + double + (projected or inputs)
         made = {branch: nn.Sequential(OrderedDict(units)) for branch, units in branches.items() if units}
         layers.append((f"inception_{name}", Inception(outputs, attention, **made)))
         inputs = outputs
         if stride == 2 or name == "5b":
-            ends_stage(layers[-1][1], inputs)  # 3c: (n, 576, h/16, w/16), 4e: (n, 1056, h/32, w/32), 5b: (n, 1024, ...)
+            mark_stage_end(
+                layers[-1][1], inputs
+            )  # 3c: (n, 576, h/16, w/16), 4e: (n, 1056, h/32, w/32), 5b: (n, 1024, ...)
     return Backbone(OrderedDict(layers))
 
 
-def from_caffe(state: dict[str, Tensor]) -> dict[str, Tensor]:
+def convert_caffe_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of the Caffe weights for photos in RGB, where Caffe has BGR, and BN's without their axis of 1."""
     if "inception_3a_1x1.weight" not in state:  # under our names they are turned already
         return state
@@ -77,7 +82,7 @@ def from_caffe(state: dict[str, Tensor]) -> dict[str, Tensor]:
     return state | {first: state[first].flip(1)}
 
 
-def _unit(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[tuple[str, nn.Module]]:
+def _conv_bn_relu(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[tuple[str, nn.Module]]:
     """Convolution, BN and ReLU under the layer's name; nothing where no outputs are wanted."""
     if outputs == 0:
         return []
@@ -88,7 +93,7 @@ def _unit(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) ->
     ]
 
 
-class HalvingPool(nn.Module):
+class CeilMaxPool2d(nn.Module):
     """The maximum of 3x3 pixels, of stride 2: (n, c, h, w) -> (n, c, ceil(h / 2), ceil(w / 2)).
 
     On even maps it is the published pool; on odd ones that would be a pixel smaller than the convolutions beside it.
@@ -104,5 +109,5 @@ class HalvingPool(nn.Module):
 POOLS: dict[tuple[str, int], Callable[[], nn.Module]] = {
     ("average", 1): partial(nn.AvgPool2d, 3, 1, 1),
     ("max", 1): partial(nn.MaxPool2d, 3, 1, 1),
-    ("max", 2): HalvingPool,
+    ("max", 2): CeilMaxPool2d,
 }

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.backbone import Backbone, mark_stage_end
 
 BOTTLENECK = 4  # a layer's 1x1 convolution is so many times as wide as its growth
 
@@ -44,7 +44,7 @@ def densenet(
             end = _transition(width)
             width //= 2
             layers.append((f"transition{number}", end))
-        ends_stage(end, width)
+        mark_stage_end(end, width)
     layers.append(("norm5", nn.BatchNorm2d(width)))
     features = nn.Sequential(OrderedDict(layers))
     return Backbone(OrderedDict([("features", features), ("relu", nn.ReLU(inplace=True))]))

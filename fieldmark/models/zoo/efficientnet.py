@@ -15,8 +15,8 @@ from functools import partial
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
-from fieldmark.models.layers import DropConnect, SameConv2d, round_channels
+from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.layers import SameConv2d, StochasticDepth, round_channels
 
 # Table 1 of the paper: expansion, kernel, stride, channels, repeats.
 STAGES = (
@@ -28,7 +28,7 @@ STAGES = (
     (6, 5, 2, 192, 4),
     (6, 3, 1, 320, 1),
 )
-STEM, HEAD = 32, 1280
+STEM_CHANNELS, HEAD_CHANNELS = 32, 1280
 
 # timm's names of the SE layers -> ours.
 RENAMES = ((r"\.se\.conv_reduce\.", ".se.fc1."), (r"\.se\.conv_expand\.", ".se.fc2."))
@@ -45,7 +45,11 @@ def efficientnet(
 ) -> Backbone:
     """The backbone whose stages are `width` times as wide and `depth` times as deep as B0's."""
     repeats = _repeats(depth, lite)
-    stem, head = (STEM, HEAD) if lite else (round_channels(STEM * width), round_channels(HEAD * width))
+    stem, head = (
+        (STEM_CHANNELS, HEAD_CHANNELS)
+        if lite
+        else (round_channels(STEM_CHANNELS * width), round_channels(HEAD_CHANNELS * width))
+    )
     activation = nn.ReLU6 if lite else nn.SiLU
     settings = {"activation": activation, "gate": gate, "attention": attention}
     index, inputs, stages = 0, stem, OrderedDict[str, nn.Module]()
@@ -56,15 +60,15 @@ def efficientnet(
             drop = 0.2 * index / sum(repeats)  # deeper blocks are left out more often
             blocks.append(make(inputs, outputs, kernel, stride if i == 0 else 1, drop=drop, **settings))
             index, inputs = index + 1, outputs
-        stages[str(stage)] = ends_stage(nn.Sequential(*blocks), outputs)
+        stages[str(stage)] = mark_stage_end(nn.Sequential(*blocks), outputs)
     layers = [
         ("conv_stem", SameConv2d(channels, stem, 3, 2)),  # (n, stem, h/2, w/2)
-        ("bn1", _norm(stem)),
+        ("bn1", _batch_norm(stem)),
         ("act1", activation(inplace=True)),
         ("blocks", nn.Sequential(stages)),  # (n, inputs, h/32, w/32)
         ("conv_head", SameConv2d(inputs, head, 1)),
-        ("bn2", _norm(head)),
-        ("act2", ends_stage(activation(inplace=True), head)),
+        ("bn2", _batch_norm(head)),
+        ("act2", mark_stage_end(activation(inplace=True), head)),
     ]
     backbone = Backbone(OrderedDict(layers))
     for module in backbone.modules():
@@ -91,14 +95,14 @@ class DepthwiseSeparable(nn.Module):
     ) -> None:
         super().__init__()
         self.conv_dw = SameConv2d(inputs, inputs, kernel, stride, groups=inputs)
-        self.bn1 = _norm(inputs)
+        self.bn1 = _batch_norm(inputs)
         self.act = activation(inplace=True)
         self.se = gate(inputs, inputs)
         self.attention = attention(inputs, inputs)
         self.conv_pw = SameConv2d(inputs, outputs, 1)
-        self.bn2 = _norm(outputs)
+        self.bn2 = _batch_norm(outputs)
         self.residual = stride == 1 and inputs == outputs
-        self.drop = DropConnect(drop)
+        self.drop = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.attention(self.se(self.act(self.bn1(self.conv_dw(x)))))
@@ -125,16 +129,16 @@ class InvertedResidual(nn.Module):
         super().__init__()
         width = inputs * expansion
         self.conv_pw = SameConv2d(inputs, width, 1)
-        self.bn1 = _norm(width)
+        self.bn1 = _batch_norm(width)
         self.act = activation(inplace=True)
         self.conv_dw = SameConv2d(width, width, kernel, stride, groups=width)
-        self.bn2 = _norm(width)
+        self.bn2 = _batch_norm(width)
         self.se = gate(width, inputs)
         self.attention = attention(width, inputs)
         self.conv_pwl = SameConv2d(width, outputs, 1)
-        self.bn3 = _norm(outputs)
+        self.bn3 = _batch_norm(outputs)
         self.residual = stride == 1 and inputs == outputs
-        self.drop = DropConnect(drop)
+        self.drop = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act(self.bn1(self.conv_pw(x)))
@@ -143,7 +147,7 @@ class InvertedResidual(nn.Module):
         return self.drop(y).add_(x) if self.residual else y
 
 
-def lite_names(state: dict[str, Tensor], depth: float) -> dict[str, Tensor]:
+def rename_lite_weights(state: dict[str, Tensor], depth: float) -> dict[str, Tensor]:
     """Lite weights under the names of the pip packages (efficientnet_pytorch's) -> the same under timm's."""
     names = {"_conv_stem": "conv_stem", "_bn0": "bn1", "_conv_head": "conv_head", "_bn1": "bn2", "_fc": "classifier"}
     blocks = [f"blocks.{stage}.{i}" for stage, count in enumerate(_repeats(depth, lite=True)) for i in range(count)]
@@ -165,7 +169,7 @@ def lite_names(state: dict[str, Tensor], depth: float) -> dict[str, Tensor]:
     return renamed
 
 
-def _norm(channels: int) -> nn.BatchNorm2d:
+def _batch_norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
 

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Auxiliary, Backbone, ends_stage
-from fieldmark.models.layers import Parallel
+from fieldmark.models.backbone import AuxiliaryHead, Backbone, mark_stage_end
+from fieldmark.models.layers import ParallelBranches
 
 # Table 1, a stage's blocks a to e: 1x1; 1x1 before 3x3, 3x3; 1x1 before "5x5", "5x5"; 1x1 behind the pool.
 STAGES = {
@@ -34,10 +34,10 @@ def googlenet(*, channels: int = 3, attention: Callable[..., Attention] = Attent
     """The backbone without auxiliary heads; from scratch with normal weights of sd 0.01, as torchvision."""
     layers: list[tuple[str, nn.Module]] = [
         ("conv1", conv_norm(channels, 64, 7, 2, 3)),  # (n, 64, h/2, w/2)
-        ("maxpool1", ends_stage(nn.MaxPool2d(3, 2, ceil_mode=True), 64)),  # (n, 64, h/4, w/4)
+        ("maxpool1", mark_stage_end(nn.MaxPool2d(3, 2, ceil_mode=True), 64)),  # (n, 64, h/4, w/4)
         ("conv2", conv_norm(64, 64, 1)),
         ("conv3", conv_norm(64, 192, 3, padding=1)),
-        ("maxpool2", ends_stage(nn.MaxPool2d(3, 2, ceil_mode=True), 192)),  # (n, 192, h/8, w/8)
+        ("maxpool2", mark_stage_end(nn.MaxPool2d(3, 2, ceil_mode=True), 192)),  # (n, 192, h/8, w/8)
     ]
     inputs = 192
     for stage, blocks in STAGES.items():
@@ -49,7 +49,7 @@ def googlenet(*, channels: int = 3, attention: Callable[..., Attention] = Attent
             inputs = outputs
         if stage < 5:  # (n, 480, h/16, w/16) and (n, 832, h/32, w/32)
             layers.append((f"maxpool{stage}", nn.MaxPool2d(3 if stage == 3 else 2, 2, ceil_mode=True)))
-        ends_stage(layers[-1][1], inputs)
+        mark_stage_end(layers[-1][1], inputs)
     backbone = Backbone(OrderedDict(layers))
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d) and ".attention." not in name:
@@ -69,7 +69,7 @@ def conv_norm(
     return nn.Sequential(OrderedDict(layers))
 
 
-class Inception(Parallel):
+class Inception(ParallelBranches):
     """Branches side by side, then attention on all `outputs` channels of them."""
 
     def __init__(self, outputs: int, attention: Callable[..., Attention], **branches: nn.Module) -> None:
@@ -91,7 +91,7 @@ def _branches(
     }
 
 
-class GoogLeNetAuxiliary(Auxiliary):
+class GoogLeNetAuxiliaryHead(AuxiliaryHead):
     """4x4 average pooling -> 1x1 convolution -> FC 1024, ReLU -> dropout 0.7 -> FC, on a map of `channels`.
 
     Section 5 of the paper; its 5x5 pool of stride 3 makes 4x4 of a 14x14 map, torchvision's pools any map to 4x4.
@@ -111,7 +111,7 @@ class GoogLeNetAuxiliary(Auxiliary):
                 nn.init.normal_(module.weight, 0, 0.01)
 
     @property
-    def last(self) -> nn.Linear:
+    def classifier(self) -> nn.Linear:
         return self.fc2
 
     def classify(self, x: Tensor) -> Tensor:

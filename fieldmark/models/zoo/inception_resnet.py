@@ -16,10 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
-from fieldmark.models.layers import Parallel
+from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.layers import ParallelBranches
 from fieldmark.models.zoo.googlenet import Inception
-from fieldmark.models.zoo.inception_v4 import chain, conv_bn, pool_conv_bn
+from fieldmark.models.zoo.inception_v4 import conv_bn, conv_sequence, pool_conv_bn
 
 
 def inception_resnet_v2(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
@@ -32,19 +32,19 @@ def inception_resnet_v2(*, channels: int = 3, attention: Callable[..., Attention
         ("conv2d_3b", conv_bn(64, 80, 1)),
         ("conv2d_4a", conv_bn(80, 192, 3, 1)),  # (n, 192, 71, 71)
         ("maxpool_5a", nn.MaxPool2d(3, 2)),  # (n, 192, 35, 35)
-        ("mixed_5b", ends_stage(_mixed_5b(attention), 320)),
-        ("repeat", ends_stage(nn.Sequential(*(_block35(attention) for _ in range(10))), 320)),
-        ("mixed_6a", ends_stage(_mixed_6a(attention), 1088)),  # (n, 1088, 17, 17)
-        ("repeat_1", ends_stage(nn.Sequential(*(_block17(attention) for _ in range(20))), 1088)),
-        ("mixed_7a", ends_stage(_mixed_7a(attention), 2080)),  # (n, 2080, 8, 8)
+        ("mixed_5b", mark_stage_end(_mixed_5b(attention), 320)),
+        ("repeat", mark_stage_end(nn.Sequential(*(_block35(attention) for _ in range(10))), 320)),
+        ("mixed_6a", mark_stage_end(_mixed_6a(attention), 1088)),  # (n, 1088, 17, 17)
+        ("repeat_1", mark_stage_end(nn.Sequential(*(_block17(attention) for _ in range(20))), 1088)),
+        ("mixed_7a", mark_stage_end(_mixed_7a(attention), 2080)),  # (n, 2080, 8, 8)
         ("repeat_2", nn.Sequential(*(_block8(attention, 0.2, nn.ReLU(inplace=True)) for _ in range(9)))),
         ("block8", _block8(attention, 1.0, nn.Identity())),
-        ("conv2d_7b", ends_stage(conv_bn(2080, 1536, 1), 1536)),
+        ("conv2d_7b", mark_stage_end(conv_bn(2080, 1536, 1), 1536)),
     ]
     return Backbone(OrderedDict(layers))
 
 
-class Residual(Parallel):
+class Residual(ParallelBranches):
     """Branches side by side, `inner` channels in all, a 1x1 convolution to the block's `width`, attention.
 
     `scale` times that is added to the input.
@@ -75,8 +75,8 @@ def _mixed_5b(attention: Callable[..., Attention]) -> Inception:
         320,
         attention,
         branch0=conv_bn(192, 96, 1),
-        branch1=chain(conv_bn, 192, (48, 1), (64, 5)),
-        branch2=chain(conv_bn, 192, (64, 1), (96, 3), (96, 3)),
+        branch1=conv_sequence(conv_bn, 192, (48, 1), (64, 5)),
+        branch2=conv_sequence(conv_bn, 192, (64, 1), (96, 3), (96, 3)),
         branch3=pool_conv_bn(192, 64),
     )
 
@@ -89,8 +89,8 @@ def _block35(attention: Callable[..., Attention]) -> Residual:
         nn.ReLU(inplace=True),
         attention,
         branch0=conv_bn(320, 32, 1),
-        branch1=chain(conv_bn, 320, (32, 1), (32, 3)),
-        branch2=chain(conv_bn, 320, (32, 1), (48, 3), (64, 3)),
+        branch1=conv_sequence(conv_bn, 320, (32, 1), (32, 3)),
+        branch2=conv_sequence(conv_bn, 320, (32, 1), (48, 3), (64, 3)),
     )
 
 
@@ -99,7 +99,7 @@ def _mixed_6a(attention: Callable[..., Attention]) -> Inception:
         1088,
         attention,
         branch0=conv_bn(320, 384, 3, 2),
-        branch1=chain(conv_bn, 320, (256, 1), (256, 3), (384, 3, 2)),
+        branch1=conv_sequence(conv_bn, 320, (256, 1), (256, 3), (384, 3, 2)),
         branch2=nn.MaxPool2d(3, 2),
     )
 
@@ -112,7 +112,7 @@ def _block17(attention: Callable[..., Attention]) -> Residual:
         nn.ReLU(inplace=True),
         attention,
         branch0=conv_bn(1088, 192, 1),
-        branch1=chain(conv_bn, 1088, (128, 1), (160, (1, 7)), (192, (7, 1))),
+        branch1=conv_sequence(conv_bn, 1088, (128, 1), (160, (1, 7)), (192, (7, 1))),
     )
 
 
@@ -120,9 +120,9 @@ def _mixed_7a(attention: Callable[..., Attention]) -> Inception:
     return Inception(
         2080,
         attention,
-        branch0=chain(conv_bn, 1088, (256, 1), (384, 3, 2)),
-        branch1=chain(conv_bn, 1088, (256, 1), (288, 3, 2)),
-        branch2=chain(conv_bn, 1088, (256, 1), (288, 3), (320, 3, 2)),
+        branch0=conv_sequence(conv_bn, 1088, (256, 1), (384, 3, 2)),
+        branch1=conv_sequence(conv_bn, 1088, (256, 1), (288, 3, 2)),
+        branch2=conv_sequence(conv_bn, 1088, (256, 1), (288, 3), (320, 3, 2)),
         branch3=nn.MaxPool2d(3, 2),
     )
 
@@ -135,5 +135,5 @@ def _block8(attention: Callable[..., Attention], scale: float, act: nn.Module) -
         act,
         attention,
         branch0=conv_bn(2080, 192, 1),
-        branch1=chain(conv_bn, 2080, (192, 1), (224, (1, 3)), (256, (3, 1))),
+        branch1=conv_sequence(conv_bn, 2080, (192, 1), (224, (1, 3)), (256, (3, 1))),
     )

@@ -18,9 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
-from fieldmark.models.layers import Parallel
-from fieldmark.models.zoo.inception_v4 import Kernel, chain, conv, stem
+from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.layers import ParallelBranches
+from fieldmark.models.zoo.inception_v4 import Kernel, conv, conv_sequence, stem
 
 SCALE = 0.1  # of what a block adds; unscaled, wide residual networks died in training (section 3.3)
 
@@ -50,11 +50,11 @@ def inception_resnet_paper(
     ]
     backbone = Backbone(OrderedDict(layers))
     for layer, width in zip(backbone, (384, 384, 1152, 1152, 2144, 2144), strict=True):
-        ends_stage(layer, width)
+        mark_stage_end(layer, width)
     return backbone
 
 
-class Residual(Parallel):
+class Residual(ParallelBranches):
     """`output` of the input plus `SCALE` times the branches: side by side, `inner` channels, then 1x1 to `width`."""
 
     def __init__(self, inner: int, width: int, output: nn.Module, **branches: nn.Module) -> None:
@@ -92,16 +92,16 @@ def _block_a(output: nn.Module) -> Residual:
         384,
         output,
         branch0=conv_relu(384, 32, 1),
-        branch1=chain(conv_relu, 384, (32, 1), (32, 3)),
-        branch2=chain(conv_relu, 384, (32, 1), (48, 3), (64, 3)),
+        branch1=conv_sequence(conv_relu, 384, (32, 1), (32, 3)),
+        branch2=conv_sequence(conv_relu, 384, (32, 1), (48, 3), (64, 3)),
     )
 
 
-def _reduction_a() -> Parallel:
+def _reduction_a() -> ParallelBranches:
     """Figure 7 with k, l, m, n = 256, 256, 384, 384 (table 1)."""
-    return Parallel(
+    return ParallelBranches(
         branch0=conv_relu(384, 384, 3, 2),
-        branch1=chain(conv_relu, 384, (256, 1), (256, 3), (384, 3, 2)),
+        branch1=conv_sequence(conv_relu, 384, (256, 1), (256, 3), (384, 3, 2)),
         branch2=nn.MaxPool2d(3, 2),
     )
 
@@ -113,16 +113,16 @@ def _block_b(output: nn.Module) -> Residual:
         1152,
         output,
         branch0=conv_relu(1152, 192, 1),
-        branch1=chain(conv_relu, 1152, (128, 1), (160, (1, 7)), (192, (7, 1))),
+        branch1=conv_sequence(conv_relu, 1152, (128, 1), (160, (1, 7)), (192, (7, 1))),
     )
 
 
-def _reduction_b() -> Parallel:
+def _reduction_b() -> ParallelBranches:
     """Figure 18."""
-    return Parallel(
-        branch0=chain(conv_relu, 1152, (256, 1), (384, 3, 2)),
-        branch1=chain(conv_relu, 1152, (256, 1), (288, 3, 2)),
-        branch2=chain(conv_relu, 1152, (256, 1), (288, 3), (320, 3, 2)),
+    return ParallelBranches(
+        branch0=conv_sequence(conv_relu, 1152, (256, 1), (384, 3, 2)),
+        branch1=conv_sequence(conv_relu, 1152, (256, 1), (288, 3, 2)),
+        branch2=conv_sequence(conv_relu, 1152, (256, 1), (288, 3), (320, 3, 2)),
         branch3=nn.MaxPool2d(3, 2),
     )
 
@@ -134,5 +134,5 @@ def _block_c(output: nn.Module) -> Residual:
         2144,
         output,
         branch0=conv_relu(2144, 192, 1),
-        branch1=chain(conv_relu, 2144, (192, 1), (224, (1, 3)), (256, (3, 1))),
+        branch1=conv_sequence(conv_relu, 2144, (192, 1), (224, (1, 3)), (256, (3, 1))),
     )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Auxiliary, Backbone, ends_stage
+from fieldmark.models.backbone import AuxiliaryHead, Backbone, mark_stage_end
 from fieldmark.models.zoo.googlenet import conv_norm
 
 
@@ -24,26 +24,26 @@ def inception_v3(*, channels: int = 3, attention: Callable[..., Attention] = Att
         ("Conv2d_1a_3x3", conv_norm(channels, 32, 3, 2)),  # (n, 32, 149, 149) of 299 x 299 pixels
         ("Conv2d_2a_3x3", conv_norm(32, 32, 3)),
         ("Conv2d_2b_3x3", conv_norm(32, 64, 3, padding=1)),  # (n, 64, 147, 147)
-        ("maxpool1", ends_stage(nn.MaxPool2d(3, 2), 64)),  # (n, 64, 73, 73)
+        ("maxpool1", mark_stage_end(nn.MaxPool2d(3, 2), 64)),  # (n, 64, 73, 73)
         ("Conv2d_3b_1x1", conv_norm(64, 80, 1)),
         ("Conv2d_4a_3x3", conv_norm(80, 192, 3)),  # (n, 192, 71, 71)
-        ("maxpool2", ends_stage(nn.MaxPool2d(3, 2), 192)),  # (n, 192, 35, 35)
+        ("maxpool2", mark_stage_end(nn.MaxPool2d(3, 2), 192)),  # (n, 192, 35, 35)
         ("Mixed_5b", MixedA(192, 32, attention)),  # (n, 256, 35, 35)
         ("Mixed_5c", MixedA(256, 64, attention)),
-        ("Mixed_5d", ends_stage(MixedA(288, 64, attention), 288)),
+        ("Mixed_5d", mark_stage_end(MixedA(288, 64, attention), 288)),
         ("Mixed_6a", ReductionA(288, attention)),  # (n, 768, 17, 17)
         ("Mixed_6b", MixedB(128, attention)),
         ("Mixed_6c", MixedB(160, attention)),
         ("Mixed_6d", MixedB(160, attention)),
-        ("Mixed_6e", ends_stage(MixedB(192, attention), 768)),
+        ("Mixed_6e", mark_stage_end(MixedB(192, attention), 768)),
         ("Mixed_7a", ReductionB(768, attention)),  # (n, 1280, 8, 8)
         ("Mixed_7b", MixedC(1280, attention)),  # (n, 2048, 8, 8)
-        ("Mixed_7c", ends_stage(MixedC(2048, attention), 2048)),
+        ("Mixed_7c", mark_stage_end(MixedC(2048, attention), 2048)),
     ]
     backbone = Backbone(OrderedDict(layers))
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d) and ".attention." not in name:
-            _normal(module, 0.1)
+            _init_truncated_normal(module, 0.1)
     return backbone
 
 
@@ -165,14 +165,14 @@ class MixedC(nn.Module):
         return self.attention(torch.cat((self.branch1x1(x), *three, *double, self.branch_pool(x)), 1))
 
 
-class InceptionAuxiliary(Auxiliary):
+class InceptionAuxiliaryHead(AuxiliaryHead):
     """Average of 5x5 pixels, stride 3 -> 1x1 convolution 128 -> 5x5 768 -> FC, on the 17x17 map of 768 channels.
 
     TF-slim's: initial sd 0.1, 0.01 and 0.001, its logits weighted by 0.4. On a map under 17x17, too small for the 5x5
     convolution behind that average, the map is averaged to 5x5.
     """
 
-    weight = 0.4
+    loss_weight = 0.4
 
     def __init__(self, classes: int) -> None:
         super().__init__()
@@ -180,10 +180,10 @@ class InceptionAuxiliary(Auxiliary):
         self.conv1 = conv_norm(128, 768, 5)
         self.fc = nn.Linear(768, classes)
         for layer, deviation in ((self.conv0, 0.1), (self.conv1, 0.01), (self.fc, 0.001)):
-            _normal(layer, deviation)
+            _init_truncated_normal(layer, deviation)
 
     @property
-    def last(self) -> nn.Linear:
+    def classifier(self) -> nn.Linear:
         return self.fc
 
     def classify(self, x: Tensor) -> Tensor:
@@ -191,7 +191,7 @@ class InceptionAuxiliary(Auxiliary):
         return self.fc(self.conv1(self.conv0(pooled)).mean((2, 3)))  # maps of 5x5 and 1x1 at 299 pixels
 
 
-def _normal(layers: nn.Module, deviation: float) -> None:
+def _init_truncated_normal(layers: nn.Module, deviation: float) -> None:
     for layer in layers.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             nn.init.trunc_normal_(layer.weight, 0, deviation, -2 * deviation, 2 * deviation)

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
-from fieldmark.models.layers import Parallel
+from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.layers import ParallelBranches
 from fieldmark.models.zoo.googlenet import Inception
 
 Kernel = int | tuple[int, int]
@@ -34,26 +34,26 @@ def inception_v4(*, channels: int = 3, attention: Callable[..., Attention] = Att
         *(InceptionC(attention) for _ in range(3)),
     ]
     for last, width in ((5, 384), (9, 384), (10, 1024), (17, 1024), (18, 1536), (21, 1536)):
-        ends_stage(layers[last], width)
+        mark_stage_end(layers[last], width)
     return Backbone(OrderedDict(features=nn.Sequential(*layers)))
 
 
 def stem(channels: int, unit: Callable[..., nn.Module]) -> list[nn.Module]:
     """Figure 3: photos (n, channels, h, w) -> (n, 384, h / 8, w / 8), of the convolutions that `unit` makes."""
     return [
-        chain(unit, channels, (32, 3, 2)),
-        chain(unit, 32, (32, 3, 1)),
-        chain(unit, 32, (64, 3)),
-        Parallel(maxpool=nn.MaxPool2d(3, 2), conv=chain(unit, 64, (96, 3, 2))),
-        Parallel(
-            branch0=chain(unit, 160, (64, 1), (96, 3, 1)),
-            branch1=chain(unit, 160, (64, 1), (64, (1, 7)), (64, (7, 1)), (96, 3, 1)),
+        conv_sequence(unit, channels, (32, 3, 2)),
+        conv_sequence(unit, 32, (32, 3, 1)),
+        conv_sequence(unit, 32, (64, 3)),
+        ParallelBranches(maxpool=nn.MaxPool2d(3, 2), conv=conv_sequence(unit, 64, (96, 3, 2))),
+        ParallelBranches(
+            branch0=conv_sequence(unit, 160, (64, 1), (96, 3, 1)),
+            branch1=conv_sequence(unit, 160, (64, 1), (64, (1, 7)), (64, (7, 1)), (96, 3, 1)),
         ),
-        Parallel(conv=chain(unit, 192, (192, 3, 2)), maxpool=nn.MaxPool2d(3, 2)),
+        ParallelBranches(conv=conv_sequence(unit, 192, (192, 3, 2)), maxpool=nn.MaxPool2d(3, 2)),
     ]
 
 
-def chain(unit: Callable[..., nn.Module], inputs: int, *convolutions: Convolution) -> nn.Module:
+def conv_sequence(unit: Callable[..., nn.Module], inputs: int, *convolutions: Convolution) -> nn.Module:
     """The convolutions one after another; one alone is not wrapped, since its published name has no number."""
     layers = []
     for outputs, kernel, *stride in convolutions:
@@ -101,8 +101,8 @@ def _inception_a(attention: Callable[..., Attention]) -> Inception:
         384,
         attention,
         branch0=conv_bn(384, 96, 1),
-        branch1=chain(conv_bn, 384, (64, 1), (96, 3)),
-        branch2=chain(conv_bn, 384, (64, 1), (96, 3), (96, 3)),
+        branch1=conv_sequence(conv_bn, 384, (64, 1), (96, 3)),
+        branch2=conv_sequence(conv_bn, 384, (64, 1), (96, 3), (96, 3)),
         branch3=pool_conv_bn(384, 96),
     )
 
@@ -112,8 +112,8 @@ def _reduction_a(attention: Callable[..., Attention]) -> Inception:
     return Inception(
         1024,
         attention,
-        branch0=chain(conv_bn, 384, (384, 3, 2)),
-        branch1=chain(conv_bn, 384, (192, 1), (224, 3), (256, 3, 2)),
+        branch0=conv_sequence(conv_bn, 384, (384, 3, 2)),
+        branch1=conv_sequence(conv_bn, 384, (192, 1), (224, 3), (256, 3, 2)),
         branch2=nn.MaxPool2d(3, 2),
     )
 
@@ -125,8 +125,8 @@ def _inception_b(attention: Callable[..., Attention]) -> Inception:
         1024,
         attention,
         branch0=conv_bn(1024, 384, 1),
-        branch1=chain(conv_bn, 1024, (192, 1), (224, wide), (256, high)),
-        branch2=chain(conv_bn, 1024, (192, 1), (192, high), (224, wide), (224, high), (256, wide)),
+        branch1=conv_sequence(conv_bn, 1024, (192, 1), (224, wide), (256, high)),
+        branch2=conv_sequence(conv_bn, 1024, (192, 1), (192, high), (224, wide), (224, high), (256, wide)),
         branch3=pool_conv_bn(1024, 128),
     )
 
@@ -136,8 +136,8 @@ def _reduction_b(attention: Callable[..., Attention]) -> Inception:
     return Inception(
         1536,
         attention,
-        branch0=chain(conv_bn, 1024, (192, 1), (192, 3, 2)),
-        branch1=chain(conv_bn, 1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3, 2)),
+        branch0=conv_sequence(conv_bn, 1024, (192, 1), (192, 3, 2)),
+        branch1=conv_sequence(conv_bn, 1024, (256, 1), (256, (1, 7)), (320, (7, 1)), (320, 3, 2)),
         branch2=nn.MaxPool2d(3, 2),
     )
 

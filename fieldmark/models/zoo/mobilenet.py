@@ -14,7 +14,7 @@ from functools import partial
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.backbone import Backbone, mark_stage_end
 
 # torchvision's names of v2's layers -> ours, which are those of its v3. The first block has no expansion.
 RENAMES_V2 = (
@@ -27,20 +27,20 @@ RENAMES_V2 = (
 
 
 @dataclass(frozen=True)
-class Plan:
+class MobileNetConfig:
     """A table of the papers: the stem's width, the stages, the width of the last convolution, its activation and norm.
 
     A stage is (channels, kernel, stride, whether it has SE, activation, expanded width of each of its blocks).
     """
 
-    stem: int
+    stem_channels: int
     stages: tuple[tuple[int, int, int, bool, type[nn.Module], tuple[int, ...]], ...]
-    last: int
+    last_channels: int
     activation: type[nn.Module]
     norm: Callable[[int], nn.Module]
 
 
-V2 = Plan(  # table 2
+MOBILENET_V2 = MobileNetConfig(  # table 2
     32,
     (
         (16, 3, 1, False, nn.ReLU6, (32,)),
@@ -56,7 +56,7 @@ V2 = Plan(  # table 2
     nn.BatchNorm2d,
 )
 NORM_V3 = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
-V3_LARGE = Plan(  # table 1
+MOBILENET_V3_LARGE = MobileNetConfig(  # table 1
     16,
     (
         (16, 3, 1, False, nn.ReLU, (16,)),
@@ -70,7 +70,7 @@ V3_LARGE = Plan(  # table 1
     nn.Hardswish,
     NORM_V3,
 )
-V3_SMALL = Plan(  # table 2
+MOBILENET_V3_SMALL = MobileNetConfig(  # table 2
     16,
     (
         (16, 3, 2, True, nn.ReLU, (16,)),
@@ -86,7 +86,7 @@ V3_SMALL = Plan(  # table 2
 
 
 def mobilenet(
-    plan: Plan,
+    plan: MobileNetConfig,
     *,
     channels: int = 3,
     gate: Callable[..., Attention] = Attention,
@@ -95,17 +95,21 @@ def mobilenet(
     """The backbone of that plan; `gate` is the SE of the stages that have one."""
     norm, activation = plan.norm, plan.activation
     layers: list[nn.Module] = [  # (n, stem, h/2, w/2)
-        nn.Sequential(_convolution(channels, plan.stem, 3, 2), norm(plan.stem), activation(inplace=True))
+        nn.Sequential(
+            _convolution(channels, plan.stem_channels, 3, 2), norm(plan.stem_channels), activation(inplace=True)
+        )
     ]
-    inputs = plan.stem
+    inputs = plan.stem_channels
     for outputs, kernel, stride, squeezes, inner, widths in plan.stages:
-        make = partial(InvertedResidual, squeezes=squeezes, activation=inner, norm=norm, gate=gate, attention=attention)
+        make = partial(InvertedResidual, use_se=squeezes, activation=inner, norm=norm, gate=gate, attention=attention)
         for i, width in enumerate(widths):
             layers.append(make(inputs, width, outputs, kernel, stride if i == 0 else 1))
             inputs = outputs
-        ends_stage(layers[-1], outputs)
-    last = nn.Sequential(_convolution(inputs, plan.last, 1), norm(plan.last), activation(inplace=True))
-    layers.append(ends_stage(last, plan.last))  # (n, last, h/32, w/32)
+        mark_stage_end(layers[-1], outputs)
+    last = nn.Sequential(
+        _convolution(inputs, plan.last_channels, 1), norm(plan.last_channels), activation(inplace=True)
+    )
+    layers.append(mark_stage_end(last, plan.last_channels))  # (n, last, h/32, w/32)
     return Backbone(OrderedDict(features=nn.Sequential(*layers)))
 
 
@@ -120,7 +124,7 @@ class InvertedResidual(nn.Module):
         kernel: int,
         stride: int,
         *,
-        squeezes: bool,
+        use_se: bool,
         activation: type[nn.Module],
         norm: Callable[[int], nn.Module],
         gate: Callable[..., Attention],
@@ -132,7 +136,7 @@ class InvertedResidual(nn.Module):
             layers.append(nn.Sequential(_convolution(inputs, width, 1), norm(width), activation(inplace=True)))
         depthwise = _convolution(width, width, kernel, stride, groups=width)
         layers.append(nn.Sequential(depthwise, norm(width), activation(inplace=True)))
-        if squeezes:
+        if use_se:
             layers.append(gate(width, width))
         projection = nn.Sequential(_convolution(width, outputs, 1), norm(outputs))
         named = {str(i): layer for i, layer in enumerate(layers)}

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention, Gate
-from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.backbone import Backbone, mark_stage_end
 
 
 def imagenet_stem(channels: int) -> list[tuple[str, nn.Module]]:
@@ -58,7 +58,7 @@ def resnet(
             stride = 2 if i == 0 and stage > 0 else 1
             blocks.append(block(inputs, inner, outputs, stride, groups, attention))
             inputs = outputs
-        layers.append((f"layer{stage + 1}", ends_stage(nn.Sequential(*blocks), outputs)))
+        layers.append((f"layer{stage + 1}", mark_stage_end(nn.Sequential(*blocks), outputs)))
     backbone = Backbone(OrderedDict(layers))
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d) and ".attention." not in name:
@@ -70,20 +70,20 @@ class BasicBlock(nn.Module):
     """Two 3x3 convolutions beside the shortcut; `inner` is the first one's width, here the outputs'."""
 
     expansion = 1
-    biased = False
+    has_bias = False
 
     def __init__(
         self, inputs: int, inner: int, outputs: int, stride: int, groups: int, attention: Callable[..., Attention]
     ) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, 1, groups=groups, bias=self.biased)
+        self.conv1 = nn.Conv2d(inputs, inner, 3, stride, 1, groups=groups, bias=self.has_bias)
         self.bn1 = nn.BatchNorm2d(inner)
         self.relu = nn.ReLU(inplace=True)
-        self.conv2 = nn.Conv2d(inner, outputs, 3, 1, 1, groups=groups, bias=self.biased)
+        self.conv2 = nn.Conv2d(inner, outputs, 3, 1, 1, groups=groups, bias=self.has_bias)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.attention = attention(outputs, outputs)
-        self.add = addition(self.attention)
-        self.downsample = _shortcut(inputs, outputs, stride, self.biased)
+        self.add = shortcut_addition(self.attention)
+        self.downsample = _shortcut(inputs, outputs, stride, self.has_bias)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.relu(self.bn1(self.conv1(x)))
@@ -94,7 +94,7 @@ class BasicBlock(nn.Module):
 class SmallBlock(BasicBlock):
     """The block of `resnet18_small`: its convolutions have a bias, its projection has that and no norm."""
 
-    biased = True
+    has_bias = True
 
 
 class Bottleneck(nn.Module):
@@ -114,7 +114,7 @@ class Bottleneck(nn.Module):
         self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention(outputs, outputs)
-        self.add = addition(self.attention)
+        self.add = shortcut_addition(self.attention)
         self.downsample = _shortcut(inputs, outputs, stride)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -124,7 +124,7 @@ class Bottleneck(nn.Module):
         return self.relu(self.add(y, self.downsample(x)))
 
 
-def addition(attention: Attention) -> Callable[[Tensor, Tensor], Tensor]:
+def shortcut_addition(attention: Attention) -> Callable[[Tensor, Tensor], Tensor]:
     """How a block adds its shortcut: into what the attention returns, which saves a map, where nothing needs that.
 
     Gates multiply, whose gradient needs their factors alone. Of a module that is not ours one cannot know.

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.backbone import Backbone, mark_stage_end
 
 
 def senet(
@@ -59,7 +59,7 @@ def senet(
                 projection = nn.Sequential(_conv(inputs, outputs, kernel, stride), nn.BatchNorm2d(outputs))
             blocks.append(Bottleneck(inputs, widths, outputs, strides, groups, projection, gate, attention))
             inputs = outputs
-        layers.append((f"layer{stage + 1}", ends_stage(nn.Sequential(*blocks), outputs)))
+        layers.append((f"layer{stage + 1}", mark_stage_end(nn.Sequential(*blocks), outputs)))
     return Backbone(OrderedDict(layers))
 
 

@@ -13,7 +13,7 @@ from itertools import count
 from torch import nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.backbone import Backbone, mark_stage_end
 
 
 def vgg(
@@ -41,7 +41,7 @@ def vgg(
             inputs = width
         layers[f"attention_{stage}"] = attention(width, width)
         pool = nn.MaxPool2d(2) if stage < len(depths) - 1 or last_stride == 2 else _same_pool()
-        layers[next(numbers)] = ends_stage(pool, width)  # (n, width, h / 2^(stage + 1), w / 2^(stage + 1))
+        layers[next(numbers)] = mark_stage_end(pool, width)  # (n, width, h / 2^(stage + 1), w / 2^(stage + 1))
     return Backbone(OrderedDict(features=nn.Sequential(layers)))
 
 

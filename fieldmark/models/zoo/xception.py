@@ -12,7 +12,7 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import Backbone, ends_stage
+from fieldmark.models.backbone import Backbone, mark_stage_end
 
 # Widths of each block's separable convolutions, and its stride: entry flow, middle flow, exit flow.
 BLOCKS = (((128, 128), 2), ((256, 256), 2), ((728, 728), 2), *[((728, 728, 728), 1)] * 8, ((728, 1024), 2))
@@ -26,19 +26,19 @@ def xception(*, channels: int = 3, attention: Callable[..., Attention] = Attenti
         ("act1", nn.ReLU(inplace=True)),
         ("conv2", nn.Conv2d(32, 64, 3, bias=False)),
         ("bn2", nn.BatchNorm2d(64)),
-        ("act2", ends_stage(nn.ReLU(inplace=True), 64)),
+        ("act2", mark_stage_end(nn.ReLU(inplace=True), 64)),
     ]
     inputs = 64
     for number, (widths, stride) in enumerate(BLOCKS, start=1):
         block = Block(inputs, widths, stride, number > 1, attention)
         inputs = widths[-1]
-        layers.append((f"block{number}", ends_stage(block, inputs) if number in (1, 2, 3, 11) else block))
+        layers.append((f"block{number}", mark_stage_end(block, inputs) if number in (1, 2, 3, 11) else block))
     for number, outputs in ((3, 1536), (4, 2048)):  # (n, outputs, h/32, w/32)
         layers.append((f"conv{number}", _separable(inputs, outputs)))
         layers.append((f"bn{number}", nn.BatchNorm2d(outputs)))
         layers.append((f"act{number}", nn.ReLU(inplace=True)))
         inputs = outputs
-    ends_stage(layers[-1][1], inputs)
+    mark_stage_end(layers[-1][1], inputs)
     backbone = Backbone(OrderedDict(layers))
     for name, module in backbone.named_modules():
         if isinstance(module, nn.Conv2d) and ".attention." not in name:

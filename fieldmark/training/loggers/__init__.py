@@ -17,13 +17,13 @@ from typing import Any, Protocol
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.loggers.services import Mlflow, WeightsAndBiases
-from fieldmark.training.loggers.tensorboard import TensorBoard
+from fieldmark.training.loggers.services import MLFlowLogger, WandbLogger
+from fieldmark.training.loggers.tensorboard import TensorBoardLogger
 
-Row = Mapping[str, Any]
+EpochRow = Mapping[str, Any]
 """An epoch in the history: a value for each of COLUMNS."""
-COLUMNS = ["epoch", "phase", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"]
-TAGS = {
+HISTORY_COLUMNS = ["epoch", "phase", "lr", "train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds"]
+SCALAR_TAGS = {
     "train_loss": "loss/train",
     "val_loss": "loss/val",
     "train_accuracy": "accuracy/train",
@@ -34,24 +34,24 @@ TAGS = {
 """Column -> its curve's name."""
 
 
-class Tracker(Protocol):
+class Logger(Protocol):
     """Something that keeps curves: of each epoch, by its number, tag -> value.
 
     It is made with the folder of the run, the settings and the curves so far, and takes up what it kept of them.
     """
 
-    def __init__(self, out: Path, settings: dict[str, Any], curves: dict[int, dict[str, float]]) -> None: ...
+    def __init__(self, out: Path, hyperparameters: dict[str, Any], curves: dict[int, dict[str, float]]) -> None: ...
 
-    def epoch(self, number: int, values: dict[str, float]) -> None: ...
+    def log_epoch(self, number: int, values: dict[str, float]) -> None: ...
 
-    def close(self, epochs: int, figures: dict[str, float], settings: dict[str, Any]) -> None: ...
+    def close(self, epochs: int, metrics: dict[str, float], hyperparameters: dict[str, Any]) -> None: ...
 
 
-LOGGERS: dict[str, type[Tracker]] = {"wandb": WeightsAndBiases, "mlflow": Mlflow}
+LOGGERS: dict[str, type[Logger]] = {"wandb": WandbLogger, "mlflow": MLFlowLogger}
 """What `--logger` takes: the name of a package -> its tracker."""
 
 
-def require(logger: str | None) -> tuple[str, ...]:
+def parse_loggers(logger: str | None) -> tuple[str, ...]:
     """`wandb,mlflow` -> the names, each once.
 
     Raises:
@@ -61,12 +61,12 @@ def require(logger: str | None) -> tuple[str, ...]:
     for name in names:
         if name not in LOGGERS:
             raise FieldmarkError(f"--logger is {name!r}, but can be {' or '.join(LOGGERS)}, or both with a comma")
-        if (found := find_spec(name)) is None or found.origin is None:  # a mere folder of that name has no origin
+        if (package := find_spec(name)) is None or package.origin is None:  # a mere folder of that name has no origin
             raise FieldmarkError(f"--logger {name} needs a package more: pip install 'fieldmark[loggers]'")
     return names
 
 
-class Trackers:
+class LoggerGroup:
     """All trackers of one run, in its folder `out`: `begin`, then `epoch` after each, then `close`.
 
     `warn` is told, once, of each that fails; it is left out from there on, until the run is resumed.
@@ -74,59 +74,61 @@ class Trackers:
 
     def __init__(self, out: Path, recipe: Recipe, warn: Callable[[str], None]) -> None:
         self.out, self.recipe, self.warn = out, recipe, warn
-        self.kinds: dict[str, type[Tracker]] = {"tensorboard": TensorBoard}
-        self.kinds |= {name: LOGGERS[name] for name in require(recipe.logger)}
-        self.running: dict[str, Tracker] = {}
-        self.history: list[Row] = []
+        self.logger_types: dict[str, type[Logger]] = {"tensorboard": TensorBoardLogger}
+        self.logger_types |= {name: LOGGERS[name] for name in parse_loggers(recipe.logger)}
+        self.active: dict[str, Logger] = {}
+        self.history: list[EpochRow] = []
 
-    def begin(self, history: Sequence[Row]) -> None:
+    def start(self, history: Sequence[EpochRow]) -> None:
         """Take up a run: `history` is empty, or what the checkpoint holds."""
         self.history = list(history)
-        self._table()
-        for name, kind in self.kinds.items():
-            with self._guarded(name):
-                self.running[name] = kind(self.out, _settings(self.recipe), {r["epoch"]: _curves(r) for r in history})
+        self._write_history()
+        for name, kind in self.logger_types.items():
+            with self._warn_on_failure(name):
+                self.active[name] = kind(
+                    self.out, _hyperparameters(self.recipe), {r["epoch"]: _to_scalars(r) for r in history}
+                )
 
-    def epoch(self, row: Row) -> None:
+    def log_epoch(self, row: EpochRow) -> None:
         """An epoch is done: a run that is killed now shows its curve up to here."""
         self.history.append(row)
-        self._table()
-        for name, tracker in list(self.running.items()):
-            with self._guarded(name):
-                tracker.epoch(row["epoch"], _curves(row))
+        self._write_history()
+        for name, logger in list(self.active.items()):
+            with self._warn_on_failure(name):
+                logger.log_epoch(row["epoch"], _to_scalars(row))
 
-    def close(self, figures: Mapping[str, Any], recipe: Recipe) -> None:
+    def close(self, metrics: Mapping[str, Any], recipe: Recipe) -> None:
         """The figures of metrics.json, and the settings, since a plan may have changed some."""
-        plain = {
+        scalars = {
             f"{split}/{name}": float(value)
             for split in ("test", "validation")
-            for name, value in (figures[split] or {}).items()  # None without photos of it
+            for name, value in (metrics[split] or {}).items()  # None without photos of it
             if isinstance(value, int | float) and math.isfinite(value)
         }
-        for name, tracker in list(self.running.items()):
-            with self._guarded(name):
-                tracker.close(len(self.history), plain, _settings(recipe))
-        self.running = {}
+        for name, logger in list(self.active.items()):
+            with self._warn_on_failure(name):
+                logger.close(len(self.history), scalars, _hyperparameters(recipe))
+        self.active = {}
 
-    def _table(self) -> None:
-        io.table(self.out / "history.csv", self.history, COLUMNS)
+    def _write_history(self) -> None:
+        io.write_csv(self.out / "history.csv", self.history, HISTORY_COLUMNS)
 
     @contextmanager
-    def _guarded(self, name: str) -> Iterator[None]:
+    def _warn_on_failure(self, name: str) -> Iterator[None]:
         """A tracker that fails does no harm; what it prints is for people, since stdout is for JSON."""
         try:
             with redirect_stdout(sys.stderr):
                 yield
         except Exception as error:
-            self.running.pop(name, None)
+            self.active.pop(name, None)
             why = textwrap.shorten(f"{type(error).__name__}: {error}", 300)
             self.warn(f"{name} fails, and the run goes on without it ({why})")
 
 
-def _settings(recipe: Recipe) -> dict[str, Any]:
+def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
     return {name: value for name, value in asdict(recipe).items() if value is not None}
 
 
-def _curves(row: Row) -> dict[str, float]:
+def _to_scalars(row: EpochRow) -> dict[str, float]:
     """Tag -> value; where there are no validation photos, their figures are not numbers and left out."""
-    return {tag: row[name] for name, tag in TAGS.items() if math.isfinite(row[name])}
+    return {tag: row[name] for name, tag in SCALAR_TAGS.items() if math.isfinite(row[name])}

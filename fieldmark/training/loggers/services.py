@@ -12,7 +12,7 @@ from typing import Any
 
 from fieldmark.core import io
 
-PATIENCE = {
+CLIENT_TIMEOUTS = {
     "WANDB_INIT_TIMEOUT": "20",
     "WANDB_FINISH_TIMEOUT": "60",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
@@ -22,92 +22,92 @@ PATIENCE = {
 What the user has set wins."""
 
 
-class WeightsAndBiases:
+class WandbLogger:
     """A run of the project `fieldmark`, unless WANDB_PROJECT names another."""
 
-    def __init__(self, out: Path, settings: dict[str, Any], curves: dict[int, dict[str, float]]) -> None:
-        wandb = _client("wandb")
-        with _stdout_is_stderr():
+    def __init__(self, out: Path, hyperparameters: dict[str, Any], curves: dict[int, dict[str, float]]) -> None:
+        wandb = _import_client("wandb")
+        with _stdout_to_stderr():
             self.run = wandb.init(
                 project=os.environ.get("WANDB_PROJECT") or "fieldmark",
                 name=out.resolve().name,
                 dir=str(out),
-                id=_kept(out, "wandb", lambda: secrets.token_hex(8)),
+                id=_load_or_create_run_id(out, "wandb", lambda: secrets.token_hex(8)),
                 resume="allow",
                 reinit="create_new",  # whatever run of its own the program around us has open
-                config=settings,
+                config=hyperparameters,
                 settings=wandb.Settings(console="off"),
             )
         for number, values in curves.items():
-            self.epoch(number, values)
+            self.log_epoch(number, values)
 
-    def epoch(self, number: int, values: dict[str, float]) -> None:
+    def log_epoch(self, number: int, values: dict[str, float]) -> None:
         if number >= self.run.starting_step:  # earlier ones it has, from before the run was killed
             self.run.log(values, step=number, commit=True)
 
-    def close(self, epochs: int, figures: dict[str, float], settings: dict[str, Any]) -> None:
-        self.run.summary.update(figures)
-        self.run.config.update(settings, allow_val_change=True)
+    def close(self, epochs: int, metrics: dict[str, float], hyperparameters: dict[str, Any]) -> None:
+        self.run.summary.update(metrics)
+        self.run.config.update(hyperparameters, allow_val_change=True)
         self.run.finish()
 
 
-class Mlflow:
+class MLFlowLogger:
     """A run of the experiment `fieldmark`, unless MLFLOW_EXPERIMENT_NAME names another."""
 
-    def __init__(self, out: Path, settings: dict[str, Any], curves: dict[int, dict[str, float]]) -> None:
+    def __init__(self, out: Path, hyperparameters: dict[str, Any], curves: dict[int, dict[str, float]]) -> None:
         # Not the module's own functions, which hold one active run for the whole program.
-        self.client = client = _client("mlflow").MlflowClient()
+        self.client = client = _import_client("mlflow").MlflowClient()
         self.entities: Any = import_module("mlflow.entities")
 
         def create() -> str:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME") or "fieldmark"
-            there = client.get_experiment_by_name(name)
-            number = there.experiment_id if there else client.create_experiment(name)
+            experiment = client.get_experiment_by_name(name)
+            number = experiment.experiment_id if experiment else client.create_experiment(name)
             return client.create_run(number, run_name=out.resolve().name).info.run_id
 
-        self.run = _kept(out, "mlflow", create)
-        self.held = client.get_run(self.run).data.metrics.get("epoch", 0)
+        self.run_id = _load_or_create_run_id(out, "mlflow", create)
+        self.last_epoch = client.get_run(self.run_id).data.metrics.get("epoch", 0)
         for number, values in curves.items():
-            self.epoch(number, values)
+            self.log_epoch(number, values)
 
-    def epoch(self, number: int, values: dict[str, float]) -> None:
-        if number > self.held:  # earlier ones it has, from before the run was killed, and would take twice
+    def log_epoch(self, number: int, values: dict[str, float]) -> None:
+        if number > self.last_epoch:  # earlier ones it has, from before the run was killed, and would take twice
             self._log(number, {**values, "epoch": number})
 
-    def close(self, epochs: int, figures: dict[str, float], settings: dict[str, Any]) -> None:
+    def close(self, epochs: int, metrics: dict[str, float], hyperparameters: dict[str, Any]) -> None:
         # The settings not before: MLflow lets nobody change them, and a plan does.
-        self._log(epochs, figures, [self.entities.Param(name, str(value)) for name, value in settings.items()])
-        self.client.set_terminated(self.run)
+        self._log(epochs, metrics, [self.entities.Param(name, str(value)) for name, value in hyperparameters.items()])
+        self.client.set_terminated(self.run_id)
 
     def _log(self, step: int, values: Mapping[str, float], parameters: Sequence[Any] = ()) -> None:
         now = int(time.time() * 1000)
         metrics = [self.entities.Metric(name, value, now, step) for name, value in values.items()]
-        self.client.log_batch(self.run, metrics=metrics, params=parameters)
+        self.client.log_batch(self.run_id, metrics=metrics, params=parameters)
 
 
-def _client(name: str) -> Any:
-    for setting, value in PATIENCE.items():
+def _import_client(name: str) -> Any:
+    for setting, value in CLIENT_TIMEOUTS.items():
         os.environ.setdefault(setting, value)
     return import_module(name)
 
 
 @contextmanager
-def _stdout_is_stderr() -> Iterator[None]:
+def _stdout_to_stderr() -> Iterator[None]:
     """For a process that is started inside: the one of wandb prints onto the stdout it inherits, where JSON belongs."""
-    kept = os.dup(1)
+    saved_fd = os.dup(1)
     try:
         os.dup2(2, 1)
         yield
     finally:
-        os.dup2(kept, 1)
-        os.close(kept)
+        os.dup2(saved_fd, 1)
+        os.close(saved_fd)
 
 
-def _kept(out: Path, logger: str, create: Callable[[], str]) -> str:
+def _load_or_create_run_id(out: Path, logger: str, create: Callable[[], str]) -> str:
     """The id of the run with this logger: a resumed training goes on with it."""
     file = out / "resume" / "loggers.json"
-    known = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
-    if logger not in known:
-        known[logger] = create()
-        io.write(file, known)
-    return known[logger]
+    run_ids = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    if logger not in run_ids:
+        run_ids[logger] = create()
+        io.write_json(file, run_ids)
+    return run_ids[logger]

@@ -12,8 +12,8 @@ import pytest
 from containers import add, png, tarred
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.image import Unreadable
-from fieldmark.data.readers import read
+from fieldmark.data.image import UnreadableImageError
+from fieldmark.data.readers import read_catalog
 
 
 def evil_zip(root: Path, name: str, content: bytes = b"x", link: bool = False) -> Path:
@@ -39,27 +39,27 @@ def evil_tar(root: Path, name: str, kind: bytes = tarfile.REGTYPE, link: str = "
 @pytest.mark.parametrize("name", ["../out.png", "a/../../out.png", "/etc/x.png", "C:/x.png", "a\\..\\..\\x.png"])
 def test_paths_that_lead_out_are_refused(tmp_path, make, name):
     with pytest.raises(FieldmarkError, match=r"refused: .* leads out of it") as caught:
-        read(make(tmp_path, name))
+        read_catalog(make(tmp_path, name))
     assert "\n" not in str(caught.value)
     assert sorted(path.name for path in tmp_path.iterdir()) in (["evil.zip"], ["evil.tar"])
 
 
 def test_links_and_devices_are_refused(tmp_path):
     with pytest.raises(FieldmarkError, match="is a link"):
-        read(evil_zip(tmp_path, "a/2.png", b"/etc/passwd", link=True))
+        read_catalog(evil_zip(tmp_path, "a/2.png", b"/etc/passwd", link=True))
     for kind in (tarfile.SYMTYPE, tarfile.LNKTYPE):
         with pytest.raises(FieldmarkError, match="is a link"):
-            read(evil_tar(tmp_path, "a/2.png", kind, "/etc/passwd"))
+            read_catalog(evil_tar(tmp_path, "a/2.png", kind, "/etc/passwd"))
     for kind in (tarfile.FIFOTYPE, tarfile.CHRTYPE):
         with pytest.raises(FieldmarkError, match="no ordinary file"):
-            read(evil_tar(tmp_path, "a/2.png", kind))
+            read_catalog(evil_tar(tmp_path, "a/2.png", kind))
 
 
 def test_archives_in_archives_are_refused(tmp_path):
     with pytest.raises(FieldmarkError, match=r"a/inner\.zip is an archive within it"):
-        read(evil_zip(tmp_path, "a/inner.zip", b"PK\x03\x04"))
+        read_catalog(evil_zip(tmp_path, "a/inner.zip", b"PK\x03\x04"))
     with pytest.raises(FieldmarkError, match=r"inner\.tgz is an archive within it"):
-        read(evil_tar(tmp_path, "inner.tgz"))
+        read_catalog(evil_tar(tmp_path, "inner.tgz"))
 
 
 def test_encrypted_and_broken_archives_are_one_line(tmp_path):
@@ -69,11 +69,11 @@ def test_encrypted_and_broken_archives_are_one_line(tmp_path):
         content[at] |= 1
     path.write_bytes(bytes(content))
     with pytest.raises(FieldmarkError, match="encrypted"):
-        read(path)
+        read_catalog(path)
     for cut in (b"PK\x03\x04 no zip", b"\x1f\x8b no gzip", b"BZ", b"\xfd7zXZ\0"):
         (tmp_path / "cut").write_bytes(cut)
         with pytest.raises(FieldmarkError, match=r"cut .*is it whole|holds no photos") as caught:
-            read(tmp_path / "cut")
+            read_catalog(tmp_path / "cut")
         assert "\n" not in str(caught.value)
 
 
@@ -101,7 +101,7 @@ def zeros(root: Path, kind: str, gigabytes: int) -> Path:
 def test_bombs_are_refused(tmp_path, kind, why):
     before = os.statvfs(tmp_path).f_bavail
     with pytest.raises(FieldmarkError, match=why) as caught:
-        read(zeros(tmp_path, kind, 2))
+        read_catalog(zeros(tmp_path, kind, 2))
     assert "\n" not in str(caught.value)
     assert (before - os.statvfs(tmp_path).f_bavail) * os.statvfs(tmp_path).f_frsize < 2**30
 
@@ -111,7 +111,7 @@ def test_many_files_that_are_a_bomb_together(tmp_path):
         for k in range(11):
             archive.writestr(f"{'ab'[k % 2]}/{k}.png", bytes(100 << 20))
     with pytest.raises(FieldmarkError, match="over 100 times its size"):
-        read(tmp_path / "bomb.zip")
+        read_catalog(tmp_path / "bomb.zip")
 
 
 def test_names_of_a_chinese_zip(tmp_path):
@@ -125,9 +125,9 @@ def test_names_of_a_chinese_zip(tmp_path):
         raw = name.encode("gbk")
         content = content.replace(b"x" * len(raw) + b"/%d.png" % k, raw + b"/%d.png" % k)
     (tmp_path / "photos.zip").write_bytes(content)
-    catalog = read(tmp_path / "photos.zip")
+    catalog = read_catalog(tmp_path / "photos.zip")
     assert catalog.classes == tuple(sorted(names))
-    assert {catalog.contents(photo) for photo in catalog.photos} == {png(0), png(1)}
+    assert {catalog.read_bytes(photo) for photo in catalog.photos} == {png(0), png(1)}
 
 
 def test_a_zip_that_lies_about_its_sizes(tmp_path):
@@ -138,17 +138,17 @@ def test_a_zip_that_lies_about_its_sizes(tmp_path):
         archive.writestr("b/1.png", bytes(64 << 20))
     content = path.read_bytes().replace(struct.pack("<I", 64 << 20), struct.pack("<I", 100))
     path.write_bytes(content)
-    catalog = read(path)
+    catalog = read_catalog(path)
     tracemalloc.start()  # the process's own peak would be that of the tests before
-    with pytest.raises(Unreadable, match="damaged in the archive"):
-        catalog.contents(catalog.photos[1])
+    with pytest.raises(UnreadableImageError, match="damaged in the archive"):
+        catalog.read_bytes(catalog.photos[1])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
     with zipfile.ZipFile(path, "w", zipfile.ZIP_BZIP2) as archive:
         archive.writestr("a/1.png", png(1))
     with pytest.raises(FieldmarkError, match="cannot be read in small steps"):
-        read(path)
+        read_catalog(path)
 
 
 def test_a_tar_that_is_damaged_in_the_middle(tmp_path):
@@ -158,10 +158,10 @@ def test_a_tar_that_is_damaged_in_the_middle(tmp_path):
     content[at] ^= 1
     path.write_bytes(bytes(content))
     with pytest.raises(FieldmarkError, match="is it whole"):
-        read(path)
+        read_catalog(path)
     path.write_bytes(tarred("w")(tmp_path).read_bytes() * 2)
     with pytest.raises(FieldmarkError, match="several archives in one"):
-        read(path)
+        read_catalog(path)
 
 
 @pytest.mark.parametrize("kind", [tarfile.XHDTYPE, tarfile.GNUTYPE_LONGNAME])
@@ -170,14 +170,14 @@ def test_headers_of_a_tar_that_are_too_large(tmp_path, kind):
         add(archive, "a/1.png", png(1))
         add(archive, "a/2.png", bytes(1 << 20), kind)
     with pytest.raises(FieldmarkError, match="damaged header"):
-        read(tmp_path / "x.tar")
+        read_catalog(tmp_path / "x.tar")
 
 
 def test_names_too_long_or_too_deep_are_refused(tmp_path):
     for name in ("a/" * 100 + "1.png", "a/" + "x" * 5000):
         for make in (evil_zip, evil_tar):
             with pytest.raises(FieldmarkError, match="too long, too deep"):
-                read(make(tmp_path, name))
+                read_catalog(make(tmp_path, name))
 
 
 def test_western_names_of_an_old_zip(tmp_path):
@@ -186,4 +186,4 @@ def test_western_names_of_an_old_zip(tmp_path):
             archive.writestr(f"{name}/{k}.png", png(k))
     path = tmp_path / "photos.zip"
     path.write_bytes(path.read_bytes().replace(b"Kxfer", b"K\x84fer").replace(b"Bxcher", b"B\x81cher"))
-    assert read(path).classes == ("Bücher", "Käfer")
+    assert read_catalog(path).classes == ("Bücher", "Käfer")

@@ -8,7 +8,7 @@ import pytest
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.image import decode
-from fieldmark.data.readers import read
+from fieldmark.data.readers import read_catalog
 
 
 def idx(array: np.ndarray) -> bytes:
@@ -20,15 +20,15 @@ def test_mnist_files(tmp_path):
     for name in ("train", "t10k"):
         (tmp_path / f"{name}-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels)))
         (tmp_path / f"{name}-labels-idx1-ubyte.gz").write_bytes(gzip.compress(idx(np.array([7, 0, 7, 1], np.uint8))))
-    catalog = read(tmp_path)
+    catalog = read_catalog(tmp_path)
     assert [photo.label for photo in catalog.photos] == ["7", "0", "7", "1"] * 2
     assert {photo.split for photo in catalog.photos} == {"train", "test"}
     for k, photo in enumerate(catalog.photos):
-        grey = np.asarray(decode(catalog.contents(photo)).convert("L"))
+        grey = np.asarray(decode(catalog.read_bytes(photo)).convert("L"))
         assert np.array_equal(grey, pixels[k % 4])
     (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx(pixels))[:-9])
     with pytest.raises(FieldmarkError, match="truncated"):
-        read(tmp_path)
+        read_catalog(tmp_path)
 
 
 @pytest.mark.parametrize("hundred", [False, True])
@@ -40,19 +40,19 @@ def test_cifar_files(tmp_path, hundred):
     for name in ("train.bin", "test.bin") if hundred else ("data_batch_1.bin", "test_batch.bin"):
         (tmp_path / name).write_bytes(content)
     (tmp_path / ("fine_label_names.txt" if hundred else "batches.meta.txt")).write_text("cat\ndog\nfrog\n")
-    catalog = read(tmp_path)
+    catalog = read_catalog(tmp_path)
     assert sorted(photo.label for photo in catalog.photos if photo.split == "train") == sorted(
         ["cat", "dog", "frog"] * 2
     )
     photo = next(photo for photo in catalog.photos if photo.split == "test")
-    assert np.array_equal(np.asarray(decode(catalog.contents(photo))), pixels[0].transpose(1, 2, 0))
+    assert np.array_equal(np.asarray(decode(catalog.read_bytes(photo))), pixels[0].transpose(1, 2, 0))
 
 
 def test_pickles_are_refused(tmp_path):
     for name in ("data_batch_1", "test_batch", "batches.meta"):
         (tmp_path / name).write_bytes(b"\x80\x04")
     with pytest.raises(FieldmarkError, match="pickle may run any program: give its binary version"):
-        read(tmp_path)
+        read_catalog(tmp_path)
 
 
 def test_mnist_as_torchvision_leaves_it(tmp_path):
@@ -61,4 +61,4 @@ def test_mnist_as_torchvision_leaves_it(tmp_path):
     for name, array in files.items():
         (tmp_path / f"train-{name}-ubyte").write_bytes(idx(array))
         (tmp_path / f"train-{name}-ubyte.gz").write_bytes(gzip.compress(idx(array)))
-    assert [photo.label for photo in read(tmp_path).photos] == ["0", "1"]
+    assert [photo.label for photo in read_catalog(tmp_path).photos] == ["0", "1"]

@@ -4,12 +4,12 @@ import pytest
 from containers import cub, png
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.readers import read
+from fieldmark.data.readers import read_catalog
 
 
 def test_cub_as_shipped(tmp_path):
     root = cub(tmp_path / "CUB_200_2011", [(label, png(k)) for k, label in enumerate((1, 1, 2, 2), 1)])
-    catalog = read(root)
+    catalog = read_catalog(root)
     assert catalog.classes == ("001.Bird_1", "002.Bird_2")
     assert [(photo.split, photo.box) for photo in catalog.photos][:2] == [
         ("test", (1.0, 2.0, 20.0, 10.0)),
@@ -17,4 +17,4 @@ def test_cub_as_shipped(tmp_path):
     ]
     (root / "image_class_labels.txt").write_text("1 1\n2 1\n3 9\n4 2\n")
     with pytest.raises(FieldmarkError, match="photo 3 do"):
-        read(root)
+        read_catalog(root)

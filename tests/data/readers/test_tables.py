@@ -4,7 +4,7 @@ import pytest
 from containers import CONTENT, WANTED, folder, rows, table
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.readers import read
+from fieldmark.data.readers import read_catalog
 
 MANIFESTS = [
     ("a,b\n1,2\n", "has the columns a, b; it needs path and label"),
@@ -21,7 +21,7 @@ MANIFESTS = [
 def test_a_wrong_manifest_names_its_row(tmp_path, text, message):
     (tmp_path / "list.csv").write_text(text)
     with pytest.raises(FieldmarkError, match=message) as caught:
-        read(tmp_path / "list.csv")
+        read_catalog(tmp_path / "list.csv")
     assert "\n" not in str(caught.value)
 
 
@@ -29,7 +29,7 @@ def test_a_wrong_manifest_names_its_row(tmp_path, text, message):
 def test_a_damaged_manifest_is_one_line(tmp_path, name):
     (tmp_path / name).write_bytes(b"{nonsense")
     with pytest.raises(FieldmarkError, match="cannot be read") as caught:
-        read(tmp_path / name)
+        read_catalog(tmp_path / name)
     assert "\n" not in str(caught.value)
 
 
@@ -42,12 +42,12 @@ def test_groups_by_column_and_by_pattern(tmp_path):
     (tmp_path / "list.csv").write_text("\n".join(lines), encoding="utf-8")
 
     def groups(group_by: str | None = None) -> set[str | None]:
-        return {photo.group for photo in read(tmp_path / "list.csv", group_by=group_by).photos}
+        return {photo.group for photo in read_catalog(tmp_path / "list.csv", group_by=group_by).photos}
 
     assert groups() == {f"g{k}" for k in range(6)}
     assert groups("Patient") == {"p0", "p1"}
     assert groups(r"/(\d)\.") == {"0", "1", "2"}
-    assert {photo.group for photo in read(tmp_path, group_by="鳥").photos} == {"鳥", None}
+    assert {photo.group for photo in read_catalog(tmp_path, group_by="鳥").photos} == {"鳥", None}
     for wrong, message in (("(", "no regular expression"), ("xyz", "matches no path")):
         with pytest.raises(FieldmarkError, match=message):
             groups(wrong)
@@ -63,9 +63,9 @@ def test_an_imagefolder_with_metadata_in_each_split(tmp_path):
                 (tmp_path / split / name).write_bytes(content)
                 lines.append(f"{name},{path.split('/')[1]}")
         (tmp_path / split / "metadata.csv").write_text("\n".join(lines), encoding="utf-8")
-    assert table(read(tmp_path)) == WANTED
+    assert table(read_catalog(tmp_path)) == WANTED
 
 
 def test_photos_without_a_group_are_said(tmp_path):
-    (warning,) = read(folder(tmp_path), group_by="鳥").warnings
+    (warning,) = read_catalog(folder(tmp_path), group_by="鳥").warnings
     assert warning == "3 photos in which --group-by finds no group"

@@ -8,18 +8,18 @@ import pytest
 from containers import CONTAINERS, CONTENT, png, table
 from webdataset.compat import WebDataset
 
-from fieldmark.audit.audit import audit
+from fieldmark.audit.audit import audit_catalog
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.pack import pack
-from fieldmark.data.readers import read
-from fieldmark.data.readers.huggingface import Part
+from fieldmark.data.pack import write_shards
+from fieldmark.data.readers import read_catalog
+from fieldmark.data.readers.huggingface import DataFile
 from fieldmark.pipeline.train import train
 from fieldmark.recipes.recipe import Recipe
 
 
 def packed(photos: Path, out: Path, **how) -> dict:
-    return pack(photos, out, Reporter(quiet=True), **how)
+    return write_shards(photos, out, Reporter(quiet=True), **how)
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
@@ -29,8 +29,12 @@ def test_whatever_held_the_photos_the_shards_hold_the_same(container: str, tmp_p
     found = packed(photos, tmp_path / "shards")
     names = [Path(file).name for file in found["files"]]
     assert names == ["classes.txt", "test-000000.tar", "train-000000.tar"]
-    again = read(tmp_path / "shards")
-    assert table(again) == table(read(photos)) and again.classes == read(photos).classes and not again.warnings
+    again = read_catalog(tmp_path / "shards")
+    assert (
+        table(again) == table(read_catalog(photos))
+        and again.classes == read_catalog(photos).classes
+        and not again.warnings
+    )
     assert found["photos"] == len(CONTENT) and found["unreadable"] == []
     assert found["classes"] == dict.fromkeys(again.classes, 3)
 
@@ -51,9 +55,9 @@ def test_no_photo_is_lost_between_shards_and_order_is_mixed(tmp_path: Path):
         for k in range(40):
             (root / label / f"{k}.png").write_bytes(bytes([k]) * 60_000)
     found = packed(root, tmp_path / "shards", shard_mb=1)
-    catalog = read(tmp_path / "shards")
+    catalog = read_catalog(tmp_path / "shards")
     assert len(found["files"]) == 6 and len(catalog.photos) == 80
-    assert {(catalog.contents(photo), photo.label) for photo in catalog.photos} == {
+    assert {(catalog.read_bytes(photo), photo.label) for photo in catalog.photos} == {
         (bytes([k]) * 60_000, label) for label in "ab" for k in range(40)
     }
     first = [photo.label for photo in catalog.photos if photo.path.startswith("photos-000000")]
@@ -90,7 +94,7 @@ def test_names_that_would_be_one_key_or_none(tmp_path: Path):
             (root / label).mkdir(exist_ok=True)
             (root / label / ("_" + name if name.startswith(".") else name)).write_bytes(png(k + 50 * (label == "one")))
     found = packed(root, tmp_path / "shards")
-    assert table(read(tmp_path / "shards")) == table(read(root))
+    assert table(read_catalog(tmp_path / "shards")) == table(read_catalog(root))
     rows = read_by_webdataset(found["files"][1:])
     assert len(rows) == len({row["__key__"] for row in rows}) == 2 * len(names)
 
@@ -103,10 +107,10 @@ def test_groups_and_boxes_go_along(tmp_path: Path):
     (tmp_path / "photos" / "photos.jsonl").write_text("\n".join(map(json.dumps, lines)))
     source = tmp_path / "photos" / "photos.jsonl"
     packed(source, tmp_path / "shards", recipe=Recipe(group_by="group"))
-    want, have = read(source, group_by="group"), read(tmp_path / "shards")
-    one, other = ({(c.contents(p), p.label, p.group, p.box) for p in c.photos} for c in (want, have))
+    want, have = read_catalog(source, group_by="group"), read_catalog(tmp_path / "shards")
+    one, other = ({(c.read_bytes(p), p.label, p.group, p.box) for p in c.photos} for c in (want, have))
     assert one == other and all(photo.group and photo.box for photo in have.photos)
-    assert audit(have, shorter=32).groups != tuple(range(6))
+    assert audit_catalog(have, shorter=32).groups != tuple(range(6))
 
 
 def test_what_cannot_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -141,9 +145,9 @@ def test_one_shard_alone_has_the_names_that_stand_beside_it(tmp_path: Path):
     packed(CONTAINERS["folder"](tmp_path / "photos"), tmp_path / "shards")
     (tmp_path / "alone").mkdir()
     (tmp_path / "shards" / "train-000000.tar").rename(tmp_path / "alone" / "train-000000.tar")
-    assert read(tmp_path / "alone" / "train-000000.tar").classes == ("0", "1")
+    assert read_catalog(tmp_path / "alone" / "train-000000.tar").classes == ("0", "1")
     (tmp_path / "alone" / "classes.txt").write_bytes((tmp_path / "shards" / "classes.txt").read_bytes())
-    assert read(tmp_path / "alone" / "train-000000.tar").classes == read(tmp_path / "photos").classes
+    assert read_catalog(tmp_path / "alone" / "train-000000.tar").classes == read_catalog(tmp_path / "photos").classes
 
 
 def test_many_row_groups_are_each_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -153,13 +157,13 @@ def test_many_row_groups_are_each_read_once(tmp_path: Path, monkeypatch: pytest.
     rows = pa.table({"image": photos, "label": [k % 2 for k in range(60)]})
     (tmp_path / "data").mkdir()
     pq.write_table(rows, tmp_path / "data" / "train-00000-of-00001.parquet", row_group_size=5)
-    asked, group = list[int](), Part.group
-    monkeypatch.setattr(Part, "group", lambda part, number: asked.append(number) or group(part, number))
+    asked, group = list[int](), DataFile.read_row_group
+    monkeypatch.setattr(DataFile, "group", lambda part, number: asked.append(number) or group(part, number))
     found = packed(tmp_path, tmp_path / "shards")
     assert asked == list(range(12)) and found["photos"] == 60
     want, have = (
-        sorted((c.contents(photo), photo.label) for photo in c.photos)
-        for c in (read(tmp_path), read(tmp_path / "shards"))
+        sorted((c.read_bytes(photo), photo.label) for photo in c.photos)
+        for c in (read_catalog(tmp_path), read_catalog(tmp_path / "shards"))
     )
     assert want == have
     with pytest.raises(FieldmarkError, match="fieldmark pack it first"):

@@ -24,7 +24,7 @@ def test_parameters_of_the_write_up(channels: int, classes: int, params: int):
 def test_maps_of_the_stages(name: str, size: int, maps: list[tuple[int, int, int]]):
     with torch.device("meta"):
         backbone, photo = build(name).backbone, torch.empty(1, 3, size, size)
-        found = [tuple(backbone.split(stage)[0](photo).shape[1:]) for stage in backbone.stages]
+        found = [tuple(backbone.split_after(stage)[0](photo).shape[1:]) for stage in backbone.stages]
     assert found == maps
     assert [channels for channels, *_ in maps] == list(backbone.stages.values())
 

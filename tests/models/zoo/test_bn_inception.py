@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fieldmark.models import build, download
-from fieldmark.models.zoo.bn_inception import RENAMES, HalvingPool
+from fieldmark.models.zoo.bn_inception import RENAMES, CeilMaxPool2d
 
 # Figure 5, at 224 pixels; its channels of 4c, 4d and 4e corrected to the sums of its own columns.
 MAPS = {
@@ -110,7 +110,7 @@ def test_the_halving_pool_is_the_published_one_on_even_maps_and_never_smaller_th
     padded = F.pad(x, (0, 3, 0, 3), value=-torch.inf)
     expected = torch.stack([padded[:, :, 2 * p : 2 * p + 3].amax(2) for p in range(h)], 2)
     expected = torch.stack([expected[..., 2 * q : 2 * q + 3].amax(3) for q in range(w)], 3)
-    assert torch.equal(HalvingPool()(x), expected)
+    assert torch.equal(CeilMaxPool2d()(x), expected)
     if not (size[0] % 2 or size[1] % 2):
         assert torch.equal(expected, nn.MaxPool2d(3, 2, ceil_mode=True)(x))
 
@@ -118,14 +118,14 @@ def test_the_halving_pool_is_the_published_one_on_even_maps_and_never_smaller_th
 @pytest.mark.parametrize("size", [28, 31, 37, 75])
 def test_any_size_from_28_pixels(size: int):
     network = build("bn_inception", classes=3, channels=1, attention="se")
-    assert len(network.slots) == 10
+    assert len(network.added_attention) == 10
     assert network(torch.randn(2, 1, size, size + 3)).shape == (2, 3)
 
 
 def test_what_lies_behind_a_stage_leaves_its_map_as_it_is():
     backbone = build("bn_inception").backbone.eval()
     for stage in list(backbone.stages)[:-1]:
-        first, rest = backbone.split(stage)
+        first, rest = backbone.split_after(stage)
         features = first(torch.randn(1, 3, 64, 64)).detach()
         before = features.clone()
         rest(features)
@@ -138,7 +138,7 @@ def test_caffes_weights_are_turned_to_rgb(tmp_path: Path, monkeypatch: pytest.Mo
     state = published(network.state_dict())
     state["conv1_7x7_s2.weight"] = state["conv1_7x7_s2.weight"].flip(1)
     torch.save({key: t[None] if "_bn." in key and t.ndim == 1 else t for key, t in state.items()}, tmp_path / "w.pth")
-    monkeypatch.setattr(download, "addressed", lambda url: tmp_path / "w.pth")
+    monkeypatch.setattr(download, "download_url", lambda url: tmp_path / "w.pth")
     loaded, x = build("bn_inception", weights="imagenet").eval(), torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(x), network(x))
     assert loaded.preprocessing.mean == (128, 117, 104)

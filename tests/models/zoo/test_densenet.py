@@ -25,7 +25,7 @@ def test_row_5(depth: int, weights: int):
 def test_attention_gates_new_features_once():
     network = build("densenet121", attention="se").eval()
     layers = [module for module in network.modules() if isinstance(module, DenseLayer)]
-    assert len(layers) == len(network.slots) == 6 + 12 + 24 + 16
+    assert len(layers) == len(network.added_attention) == 6 + 12 + 24 + 16
     assert all(isinstance(layer.attention, SE) and layer.attention.fc2.out_channels == 32 for layer in layers)
     layer, seen = layers[7], []
     layer.attention.register_forward_hook(lambda *hooked: seen.append(hooked[-1]))
@@ -81,7 +81,7 @@ def test_gradients_and_statistics_equal_torchvision():
 def test_stage_maps_stay_what_they_are():
     backbone = build("densenet121").backbone.eval()
     for stage in backbone.stages:
-        prefix, rest = backbone.split(stage)
+        prefix, rest = backbone.split_after(stage)
         cached = prefix(torch.randn(1, 3, 48, 33))
         before = cached.clone()
         rest(cached)

@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fieldmark.models import SE, Attention, Mask, build
-from fieldmark.models.layers import DropConnect, round_channels
-from fieldmark.models.weights import renamed
+from fieldmark.models.layers import StochasticDepth, round_channels
+from fieldmark.models.weights import rename_key
 from fieldmark.models.zoo.efficientnet import RENAMES, efficientnet
 
 
@@ -43,7 +43,7 @@ def test_a_map_is_as_large_as_its_input_by_its_stride_rounded_up(size: tuple[int
     with torch.device("meta"):
         backbone, x = efficientnet(1.0, 1.0).eval(), torch.empty(1, 3, *size)
     for (stage, channels), stride in zip(backbone.stages.items(), (2, 4, 8, 16, 16, 32, 32, 32), strict=True):
-        found = backbone.split(stage)[0](x).shape[1:]
+        found = backbone.split_after(stage)[0](x).shape[1:]
         assert found == (channels, *(-(-pixels // stride) for pixels in size))
 
 
@@ -57,7 +57,7 @@ def test_gates_squeeze_by_the_blocks_input():
         first = next(m for m in block.modules() if isinstance(m, nn.Conv2d))
         assert gate.fc1.out_channels == first.in_channels // 4
         assert isinstance(gate.activation, nn.SiLU)
-    assert not network.slots
+    assert not network.added_attention
 
 
 def test_the_own_gate_can_go_or_be_replaced():
@@ -88,7 +88,7 @@ def test_added_attention_sees_what_the_own_gate_lets_through():
 
 
 def test_deeper_blocks_are_left_out_more_often():
-    rates = [m.rate for m in efficientnet(1.0, 1.1).modules() if isinstance(m, DropConnect)]
+    rates = [m.drop_probability for m in efficientnet(1.0, 1.1).modules() if isinstance(m, StochasticDepth)]
     assert rates[0] == 0 and rates == sorted(rates) and len(set(rates)) == len(rates)
     assert rates[-1] == pytest.approx(0.2 * (len(rates) - 1) / len(rates))
 
@@ -98,8 +98,8 @@ def test_renames_give_our_names_and_leave_them_alone():
         ours = set(build("efficientnet_b2").backbone.state_dict())
         theirs = timm.create_model("tf_efficientnet_b2").state_dict()
 
-    assert {renamed(key, RENAMES) for key in theirs if not key.startswith("classifier")} == ours
-    assert all(renamed(key, RENAMES) == key for key in ours)
+    assert {rename_key(key, RENAMES) for key in theirs if not key.startswith("classifier")} == ours
+    assert all(rename_key(key, RENAMES) == key for key in ours)
 
 
 @pytest.mark.parametrize("name", ["efficientnet_b0", "efficientnet_lite3"])

@@ -5,7 +5,7 @@ import torch
 import torchvision
 from torch import nn
 
-from fieldmark.models import SE, Auxiliary, Network, build
+from fieldmark.models import SE, AuxiliaryHead, Network, build
 from fieldmark.models.zoo.googlenet import Inception
 
 # Table 1: the output of every row, at 224 pixels.
@@ -41,9 +41,9 @@ def test_maps_are_the_tables():
     assert list(backbone.stages) == [name for name in MAPS if "pool" in name] + ["inception5b"]
 
 
-def auxiliary(network: Network, name: str) -> Auxiliary:
+def auxiliary(network: Network, name: str) -> AuxiliaryHead:
     head = network.backbone.get_submodule(name)
-    assert isinstance(head, Auxiliary)
+    assert isinstance(head, AuxiliaryHead)
     return head
 
 
@@ -76,8 +76,8 @@ def test_auxiliary_heads_stand_where_the_paper_puts_them_and_rest_in_eval_mode()
     assert names.index("aux1") == names.index("inception4a") + 1
     assert names.index("aux2") == names.index("inception4d") + 1
     heads = [auxiliary(network, name) for name in ("aux1", "aux2")]
-    assert [head.weight for head in heads] == [0.3, 0.3]
-    assert [head.last.out_features for head in heads] == [5, 5]
+    assert [head.loss_weight for head in heads] == [0.3, 0.3]
+    assert [head.classifier.out_features for head in heads] == [5, 5]
     network.eval()(torch.randn(1, 3, 32, 32))
     assert not any("logits" in vars(head) for head in heads)
 
@@ -103,7 +103,7 @@ def test_every_layer_learns_from_the_auxiliary_heads_alone():
 def test_attention_stands_on_the_concatenated_branches():
     network = build("googlenet", attention="se").eval()
     blocks = [module for module in network.backbone if isinstance(module, Inception)]
-    assert len(blocks) == len(network.slots) == 9
+    assert len(blocks) == len(network.added_attention) == 9
     block = blocks[0]
     x = torch.rand(1, 192, 6, 6)
     branches = torch.cat([getattr(block, f"branch{k}")(x) for k in (1, 2, 3, 4)], 1)
@@ -121,7 +121,7 @@ def test_any_size_from_28_pixels(size: int):
 def test_what_lies_behind_a_stage_leaves_its_map_as_it_is():
     backbone = build("googlenet").backbone.eval()
     for stage in list(backbone.stages)[:-1]:
-        first, rest = backbone.split(stage)
+        first, rest = backbone.split_after(stage)
         features = first(torch.randn(1, 3, 64, 64)).detach()
         before = features.clone()
         rest(features)

@@ -21,7 +21,7 @@ def test_stages_have_the_papers_maps(size: int, sides: tuple[int, ...]):
         rest = inception_resnet_v2().eval()
         x = torch.empty(1, 3, size, size)
         for (name, width), side in zip(rest.stages.items(), sides, strict=True):
-            stage, rest = rest.split(name)
+            stage, rest = rest.split_after(name)
             x = stage(x)
             assert x.shape == (1, width, side, side), name
     assert len(rest) == 0
@@ -56,7 +56,7 @@ def test_no_stage_writes_into_the_map_it_is_given():
     rest = inception_resnet_v2()
     x = torch.randn(2, 3, 96, 96)
     for name in rest.stages:
-        stage, rest = rest.split(name)
+        stage, rest = rest.split_after(name)
         before = x.clone()
         y = stage(x)
         assert torch.equal(x, before), name

@@ -48,7 +48,7 @@ def test_stages_have_the_papers_maps(size: int, sides: tuple[int, ...]):
         assert rest.stages == WIDTHS
         x = torch.empty(1, 3, size, size)
         for (name, width), side in zip(WIDTHS.items(), sides, strict=True):
-            stage, rest = rest.split(name)
+            stage, rest = rest.split_after(name)
             x = stage(x)
             assert x.shape == (1, width, side, side), name
 
@@ -137,7 +137,7 @@ def test_no_stage_writes_into_the_map_it_is_given():
     rest = inception_resnet_paper(gate=partial(SE, ratio=4))
     x = torch.randn(2, 3, 96, 96)
     for name in WIDTHS:
-        stage, rest = rest.split(name)
+        stage, rest = rest.split_after(name)
         before = x.clone()
         y = stage(x)
         assert torch.equal(x, before), name

@@ -7,7 +7,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fieldmark.models import build
-from fieldmark.models.zoo.inception_v3 import InceptionAuxiliary, MixedA, conv_pool_norm
+from fieldmark.models.zoo.inception_v3 import InceptionAuxiliaryHead, MixedA, conv_pool_norm
 
 STAGES = {
     "maxpool1": (64, 73, 73),
@@ -21,7 +21,7 @@ STAGES = {
 def test_maps_are_the_tables():
     with torch.device("meta"):
         backbone, photo = build("inception_v3").backbone, torch.empty(1, 3, 299, 299)
-        maps = {name: tuple(backbone.split(name)[0](photo).shape[1:]) for name in backbone.stages}
+        maps = {name: tuple(backbone.split_after(name)[0](photo).shape[1:]) for name in backbone.stages}
     assert maps == STAGES
     assert backbone.stages == {name: channels for name, (channels, *_) in STAGES.items()}
 
@@ -52,8 +52,8 @@ def test_auxiliary_logits_equal_torchvisions_in_training():
         assert (found - wanted).abs().max() < 1e-4 * wanted.abs().max()
 
 
-def auxiliary(network: nn.Module) -> InceptionAuxiliary:
-    (found,) = (module for module in network.modules() if isinstance(module, InceptionAuxiliary))
+def auxiliary(network: nn.Module) -> InceptionAuxiliaryHead:
+    (found,) = (module for module in network.modules() if isinstance(module, InceptionAuxiliaryHead))
     return found
 
 
@@ -62,7 +62,7 @@ def test_the_auxiliary_head_stands_behind_the_17x17_maps_and_rests_in_eval_mode(
     names = [name for name, _ in network.backbone.named_children()]
     assert names.index("AuxLogits") == names.index("Mixed_6e") + 1
     head = auxiliary(network)
-    assert (head.weight, head.last.out_features) == (0.4, 5)
+    assert (head.loss_weight, head.classifier.out_features) == (0.4, 5)
     network.eval()(torch.randn(1, 3, 75, 75))
     assert "logits" not in vars(head)
 
@@ -74,7 +74,7 @@ def test_parameters_with_the_auxiliary_head():
 
 @pytest.mark.parametrize("size", [1, 3, 7, 16, 17, 20, 30])
 def test_the_auxiliary_head_takes_maps_of_any_size(size: int):
-    head = InceptionAuxiliary(classes=3)
+    head = InceptionAuxiliaryHead(classes=3)
     head(torch.rand(2, 768, size, size + 2))
     assert head.logits.shape == (2, 3)
     head.logits.sum().backward()
@@ -108,7 +108,7 @@ def test_scratch_weights_are_tf_slims():
 
 def test_attention_stands_on_the_concatenated_branches():
     network = build("inception_v3", attention="se").eval()
-    assert len(network.slots) == 11
+    assert len(network.added_attention) == 11
     block = network.backbone.get_submodule("Mixed_5b")
     assert isinstance(block, MixedA)
     x = torch.rand(1, 192, 6, 6)
@@ -121,7 +121,7 @@ def test_attention_stands_on_the_concatenated_branches():
 def test_what_lies_behind_a_stage_leaves_its_map_as_it_is():
     backbone = build("inception_v3").backbone.eval()
     for stage in list(backbone.stages)[:-1]:
-        first, rest = backbone.split(stage)
+        first, rest = backbone.split_after(stage)
         features = first(torch.randn(1, 3, 75, 75)).detach()
         before = features.clone()
         rest(features)

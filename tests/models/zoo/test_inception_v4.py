@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from fieldmark.models import Attention, build
-from fieldmark.models.layers import Parallel
+from fieldmark.models.layers import ParallelBranches
 from fieldmark.models.zoo.inception_v4 import inception_v4
 
 
@@ -61,7 +61,7 @@ def test_attention_stands_at_the_end_of_every_block_and_reduction():
 
 def test_parallel_concatenates_in_the_order_given():
     x = torch.randn(2, 3, 5, 5)
-    turned = Parallel(b=nn.Identity(), a=nn.ReLU())(x)
+    turned = ParallelBranches(b=nn.Identity(), a=nn.ReLU())(x)
     assert torch.equal(turned, torch.cat((x, x.relu()), 1))
 
 
@@ -81,7 +81,7 @@ def test_no_stage_writes_into_the_map_it_is_given():
     x = torch.randn(2, 3, 96, 96)
     rest = backbone
     for name in backbone.stages:
-        stage, rest = rest.split(name)
+        stage, rest = rest.split_after(name)
         before = x.clone()
         y = stage(x)
         assert torch.equal(x, before)

@@ -6,7 +6,7 @@ import torchvision
 from torch import nn
 
 from fieldmark.models import SE, Attention, Mask, build
-from fieldmark.models.weights import renamed
+from fieldmark.models.weights import rename_key
 from fieldmark.models.zoo.mobilenet import RENAMES_V2, InvertedResidual
 
 NAMES = ("mobilenet_v2", "mobilenet_v3_large", "mobilenet_v3_small")
@@ -23,7 +23,7 @@ def test_stages_have_the_papers_shapes(name: str):
     with torch.device("meta"):
         backbone, x = build(name).backbone.eval(), torch.empty(1, 3, 224, 224)
     for (stage, channels), size in zip(backbone.stages.items(), SIZES[name], strict=True):
-        assert backbone.split(stage)[0](x).shape[1:] == (channels, size, size)
+        assert backbone.split_after(stage)[0](x).shape[1:] == (channels, size, size)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -51,7 +51,7 @@ def test_any_size_and_channels(name: str):
 def test_a_kept_map_stays_as_it_is(name: str):
     backbone = build(name, after={0: Mask, -2: Mask}).backbone.eval()
     for stage in backbone.stages:
-        first, rest = backbone.split(stage)
+        first, rest = backbone.split_after(stage)
         kept = first(torch.randn(1, 3, 40, 33))
         before = kept.clone()
         rest(kept)
@@ -102,7 +102,7 @@ def test_attention_stands_behind_the_own_gate_and_keeps_the_published_numbers():
         2: ["0", "1", "attention", "2"],  # no SE
         4: ["0", "1", "2", "attention", "3"],
     }
-    slots = tuple(f"{name}." for name in network.slots)
+    slots = tuple(f"{name}." for name in network.added_attention)
     assert [key for key in network.state_dict() if not key.startswith(slots)] == list(plain.state_dict())
     assert type(plain.backbone.get_submodule("features.4.block.attention")) is Attention
     added = network.backbone.get_submodule("features.4.block.attention")
@@ -115,8 +115,8 @@ def test_the_wide_layer_is_the_heads():
     for name, hidden in (("mobilenet_v3_large", 1280), ("mobilenet_v3_small", 1024)):
         layers = [type(layer) for layer in heads[name].hidden]  # type: ignore[union-attr]
         assert layers == [nn.Linear, nn.Hardswish, nn.Dropout]
-        assert heads[name].last.in_features == hidden
-    assert heads["mobilenet_v2"].last.in_features == 1280
+        assert heads[name].classifier.in_features == hidden
+    assert heads["mobilenet_v2"].classifier.in_features == 1280
 
 
 def test_v2_renames_give_our_names_and_leave_them_alone():
@@ -124,8 +124,8 @@ def test_v2_renames_give_our_names_and_leave_them_alone():
         ours = set(build("mobilenet_v2").backbone.state_dict())
         theirs = torchvision.models.mobilenet_v2().state_dict()
 
-    assert {renamed(key, RENAMES_V2) for key in theirs if not key.startswith("classifier")} == ours
-    assert all(renamed(key, RENAMES_V2) == key for key in ours)
+    assert {rename_key(key, RENAMES_V2) for key in theirs if not key.startswith("classifier")} == ours
+    assert all(rename_key(key, RENAMES_V2) == key for key in ours)
 
 
 def test_the_shortcut_stands_where_the_shape_stays():

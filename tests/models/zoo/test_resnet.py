@@ -23,7 +23,7 @@ def test_row_2():
 def test_small_stem_keeps_the_size_of_the_map(size: int, last: int):
     network = build("resnet18_small", classes=4, channels=1).eval()
     x = torch.randn(1, 1, size, size)
-    assert network.backbone.split("maxpool")[0](x).shape == (1, 64, size - 2, size - 2)
+    assert network.backbone.split_after("maxpool")[0](x).shape == (1, 64, size - 2, size - 2)
     assert network.features(x).shape == (1, 512, last, last)
 
 

@@ -22,7 +22,7 @@ def test_gates_are_all_that_a_se_resnet_adds(depth: int):
     widths = [gate.fc2.out_channels for gate in gates]
     weights = sum(2 * c * c // 16 + c + c // 16 for c in widths)
     assert parameters(gated) - parameters(plain) == weights
-    assert not gated.slots  # they are the paper's, none was added
+    assert not gated.added_attention  # they are the paper's, none was added
 
 
 def test_added_attention_sees_what_the_own_gate_lets_through():
@@ -40,7 +40,7 @@ def test_added_attention_sees_what_the_own_gate_lets_through():
     assert seen["se_module"][0] is seen["bn3"][1]
     assert seen["attention"][0] is seen["se_module"][1]
     assert torch.equal(y, (seen["attention"][1] + x).relu())  # the shortcut of this block is the identity
-    assert next(iter(network.slots)) == "backbone.layer1.0.attention"
+    assert next(iter(network.added_attention)) == "backbone.layer1.0.attention"
 
 
 def test_replaced_gates_stand_under_the_published_name():
@@ -60,7 +60,7 @@ def test_only_the_largest_drops_features():
 def test_stage_maps_stay_what_they_are():
     backbone = build("seresnet50").backbone.eval()
     for stage in backbone.stages:
-        prefix, rest = backbone.split(stage)
+        prefix, rest = backbone.split_after(stage)
         cached = prefix(torch.randn(1, 3, 48, 33))
         before = cached.clone()
         rest(cached)

@@ -50,7 +50,7 @@ def test_layers_and_norms_are_what_the_name_says(name: str):
 def test_every_stage_halves_the_map(name: str):
     backbone = on_meta(name).backbone
     photo = torch.empty(1, 3, 64, 96, device="meta")
-    maps = [tuple(backbone.split(stage)[0](photo).shape[1:]) for stage in backbone.stages]
+    maps = [tuple(backbone.split_after(stage)[0](photo).shape[1:]) for stage in backbone.stages]
     halved = [(channels, 64 >> k, 96 >> k) for k, channels in enumerate(backbone.stages.values(), 1)]
     if name == "vgg11_mnist":
         halved[-1] = (256, 16, 24)
@@ -87,7 +87,7 @@ def test_attention_stands_between_a_groups_relu_and_its_pool(name: str):
 def test_what_lies_behind_a_stage_leaves_its_map_as_it_is():
     backbone = build("vgg11").backbone
     for stage in list(backbone.stages)[:-1]:
-        first, rest = backbone.split(stage)
+        first, rest = backbone.split_after(stage)
         features = first(torch.randn(1, 3, 64, 64)).detach()
         before = features.clone()
         rest(features)

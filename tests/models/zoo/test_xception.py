@@ -11,7 +11,7 @@ from fieldmark.models.zoo.xception import Block, xception
 def test_flows_have_the_papers_shapes():
     with torch.device("meta"):
         backbone, x = xception().eval(), torch.empty(1, 3, 299, 299)
-    found = {stage: tuple(backbone.split(stage)[0](x).shape[1:]) for stage in backbone.stages}
+    found = {stage: tuple(backbone.split_after(stage)[0](x).shape[1:]) for stage in backbone.stages}
     assert found == {
         "act2": (64, 147, 147),
         "block1": (128, 74, 74),
@@ -44,7 +44,7 @@ def test_a_block_adds_its_branch_to_its_shortcut(widths: tuple[int, ...], stride
 def test_attention_stands_in_every_block():
     with torch.device("meta"):
         network = build("xception", attention="se")
-    widths = [slot.fc1.in_channels for slot in network.slots.values() if isinstance(slot, SE)]
+    widths = [slot.fc1.in_channels for slot in network.added_attention.values() if isinstance(slot, SE)]
     assert widths == [128, 256, *[728] * 9, 1024]
     assert type(build("xception", classes=2).backbone.get_submodule("block1.attention")) is Attention
 
@@ -53,7 +53,7 @@ def test_attention_stands_in_every_block():
 def test_a_kept_map_stays_as_it_is():
     backbone = build("xception", classes=2).backbone.eval()
     for stage in backbone.stages:
-        first, rest = backbone.split(stage)
+        first, rest = backbone.split_after(stage)
         kept = first(torch.randn(1, 3, 33, 40))
         before = kept.clone()
         rest(kept)

@@ -13,7 +13,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.loggers import Trackers, services
+from fieldmark.training.loggers import LoggerGroup, services
 
 
 @pytest.fixture(scope="session")
@@ -29,14 +29,14 @@ def row() -> Callable[[int], dict[str, Any]]:
 
 
 @pytest.fixture(scope="session")
-def begin(row) -> Callable[..., tuple[Trackers, list[str]]]:
+def begin(row) -> Callable[..., tuple[LoggerGroup, list[str]]]:
     """(folder, epochs in the checkpoint, recipe) -> trackers that have begun, and the list of their warnings."""
 
-    def made(out: Path, epochs: int, recipe: Recipe) -> tuple[Trackers, list[str]]:
+    def made(out: Path, epochs: int, recipe: Recipe) -> tuple[LoggerGroup, list[str]]:
         (out / "resume").mkdir(parents=True, exist_ok=True)
         warnings: list[str] = []
-        tracking = Trackers(out, recipe, warnings.append)
-        tracking.begin([row(epoch) for epoch in range(1, epochs + 1)])
+        tracking = LoggerGroup(out, recipe, warnings.append)
+        tracking.start([row(epoch) for epoch in range(1, epochs + 1)])
         return tracking, warnings
 
     return made
@@ -140,7 +140,7 @@ class Services:
 
 @pytest.fixture
 def remote(monkeypatch: pytest.MonkeyPatch) -> Services:
-    for name in services.PATIENCE:  # so that what the trackers set is taken back
+    for name in services.CLIENT_TIMEOUTS:  # so that what the trackers set is taken back
         monkeypatch.setenv(name, "1")
     made = Services()
     for name, module in made.modules().items():

@@ -27,11 +27,13 @@ def test_closing_tells_the_figures_and_the_settings_as_planned(remote, begin, tm
 
 
 def test_a_service_that_is_gone_is_soon_left_alone(remote, begin, tmp_path: Path, monkeypatch):
-    for name in services.PATIENCE:
+    for name in services.CLIENT_TIMEOUTS:
         monkeypatch.delenv(name)
     monkeypatch.setenv("WANDB_INIT_TIMEOUT", "7")
     begin(tmp_path, 0, BOTH)
-    assert {name: os.environ[name] for name in services.PATIENCE} == services.PATIENCE | {"WANDB_INIT_TIMEOUT": "7"}
+    assert {name: os.environ[name] for name in services.CLIENT_TIMEOUTS} == services.CLIENT_TIMEOUTS | {
+        "WANDB_INIT_TIMEOUT": "7"
+    }
 
 
 def test_every_run_has_an_id_of_its_own_in_the_users_project(remote, begin, tmp_path: Path, monkeypatch):

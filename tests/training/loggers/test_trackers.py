@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import loggers
-from fieldmark.training.loggers import COLUMNS, TAGS, require
+from fieldmark.training.loggers import HISTORY_COLUMNS, SCALAR_TAGS, parse_loggers
 
 BOTH = Recipe(logger="wandb,mlflow")
 FIGURES = {"test": {"accuracy": 0.9}, "validation": {}}
@@ -52,13 +52,16 @@ def test_a_run_killed_anywhere_has_every_epoch_once(remote, begin, row, shown, t
             tracking.epoch(row(epoch))
             assert [line["epoch"] for line in table(out)] == [str(k) for k in range(1, epoch + 1)]
         assert len(warnings) <= len(lost)
-    plain = {k: {TAGS[n]: value for n, value in row(k).items() if n in TAGS and math.isfinite(value)} for k in EPOCHS}
+    plain = {
+        k: {SCALAR_TAGS[n]: value for n, value in row(k).items() if n in SCALAR_TAGS and math.isfinite(value)}
+        for k in EPOCHS
+    }
     (wandb,), (mlflow,) = remote.wandb.values(), remote.mlflow.values()
     assert wandb["rows"] == list(plain.items())
     assert mlflow["rows"] == [(k, {**values, "epoch": k}) for k, values in plain.items()]
     assert table(out) == [{name: str(value) for name, value in row(k).items()} for k in EPOCHS]
     seen = shown(out)
-    for tag in TAGS.values():
+    for tag in SCALAR_TAGS.values():
         curve = {event.step: event.value for event in seen.Scalars(tag)}
         assert curve == pytest.approx({k: values[tag] for k, values in plain.items() if tag in values})
         assert len(seen.Scalars(tag)) == len(curve)
@@ -66,7 +69,7 @@ def test_a_run_killed_anywhere_has_every_epoch_once(remote, begin, row, shown, t
 
 def test_a_table_is_there_from_the_start_and_keeps_every_bit(begin, row, tmp_path: Path):
     tracking, _ = begin(tmp_path, 0, Recipe())
-    assert (tmp_path / "history.csv").read_text().split() == [",".join(COLUMNS)]
+    assert (tmp_path / "history.csv").read_text().split() == [",".join(HISTORY_COLUMNS)]
     tracking.epoch(row(7))
     assert [{name: float(value) for name, value in line.items()} for line in table(tmp_path)] == [row(7)]
 
@@ -101,16 +104,16 @@ def test_the_table_alone_may_stop_a_training(begin, row, tmp_path: Path):
 
 @pytest.mark.parametrize("logger", [None, "", " , "])
 def test_no_logger_needs_nothing(logger):
-    assert require(logger) == ()
+    assert parse_loggers(logger) == ()
 
 
 def test_loggers_are_found_or_refused(remote, tmp_path: Path, monkeypatch):
-    assert require("mlflow, wandb,mlflow") == ("mlflow", "wandb")
+    assert parse_loggers("mlflow, wandb,mlflow") == ("mlflow", "wandb")
     with pytest.raises(FieldmarkError, match="'comet', but can be wandb or mlflow"):
-        require("wandb,comet")
+        parse_loggers("wandb,comet")
     (tmp_path / "a_folder").mkdir()
     monkeypatch.syspath_prepend(tmp_path)
     for name in ("a_folder", "a_package_that_is_not_here"):
         monkeypatch.setitem(loggers.LOGGERS, name, loggers.LOGGERS["wandb"])
         with pytest.raises(FieldmarkError, match=r"pip install 'fieldmark\[loggers\]'"):
-            require(f"wandb,{name}")
+            parse_loggers(f"wandb,{name}")
