@@ -103,7 +103,7 @@ def confusion_examples(
 
 def class_sheet_rows(classes: list[str], predictions: list[Prediction], tiles: ImageTiles) -> list[dict[str, Any]]:
     """Of each of the first classes the `typical`, the `confused` and the `uncertain` photo
-    (`fieldmark.explanation.class_sheet.chosen`), as far as there are such, with the class evidence for the predicted class."""
+    (`fieldmark.explanation.class_sheet.select_examples`), with the class evidence for the predicted class."""
     of_class = defaultdict[str, list[Prediction]](list)
     for one in predictions:
         of_class[one["label"]].append(one)
