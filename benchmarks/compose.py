@@ -71,6 +71,7 @@ def step(words: str) -> str | None:
     return f"no finite gradient: {' '.join(wrong[:3])} and {len(wrong)} in all (at {size} px)" if wrong else None
 
 
+@runtime.torch_settings()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--from", dest="first", type=int, default=0, metavar="N", help="number of the first")
@@ -78,7 +79,6 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, metavar="N", help="each Nth alone: a sample across families")
     parser.add_argument("--like", default="", metavar="WORD", help="networks with this in their name alone")
     options = parser.parse_args()
-    runtime.configure_torch()
     words = combinations(options.like)
     chosen = range(len(words))[options.first : options.last : options.every]
     began, failures = time.monotonic(), 0

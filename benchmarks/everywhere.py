@@ -50,12 +50,12 @@ def server(model: str, classes: list[str]) -> Iterator[Asked]:
                 process.terminate()
 
 
+@runtime.torch_settings()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
     parser.add_argument("exports", nargs="*")
     asked = parser.parse_args()
-    runtime.configure_torch()
     catalog, classifier = load_catalog(asked.run), Classifier(asked.run)
     look, classes, t = classifier.info["preprocessing"], classifier.classes, classifier.info["temperature"]
     photos = [photo for photo in read_split_file(asked.run / "split.csv") if photo.split == "test"]

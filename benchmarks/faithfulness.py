@@ -30,6 +30,7 @@ from fieldmark.inference.run_folder import load_catalog
 BASELINES = ("random", "centred")
 
 
+@runtime.torch_settings()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("run", type=Path)
@@ -37,7 +38,6 @@ def main() -> None:
     parser.add_argument("--photos", type=int, default=200)
     parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
     options = parser.parse_args()
-    runtime.configure_torch()
     areas, seconds = measure(options.run, options.photos_in, options.photos, options.methods)
     print(f"{len(areas['random'])} photos, {faithfulness.N_STEPS} steps")
     columns = ("deletion", "insertion", "ins. - del.", "over random", "over centred", "s a map")

@@ -134,12 +134,12 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     return rows / np.linalg.norm(rows, axis=1, keepdims=True)
 
 
+@runtime.torch_settings()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--work", type=Path, required=True)
     parser.add_argument("--photos", type=Path, default=PHOTOS)
     options = parser.parse_args()
-    runtime.configure_torch()
     rows: dict[str, list[list[float]]] = {}
     for run in sorted(options.work.glob("run-*-*")):
         for name, score in scores(told(run, options.photos)).items():

@@ -92,13 +92,13 @@ def training(pack: MemmapImages, size: int) -> Callable[[int], float]:
     return a_round
 
 
+@runtime.torch_settings()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folder", metavar="PHOTOS", help="class folders")
     parser.add_argument("--photos", type=int, default=1000, help="how many are packed")
     parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args()
-    runtime.configure_torch()
     with tempfile.TemporaryDirectory() as folder:
         pack = packed(options.folder, options.photos, Path(folder))
         print(f"{len(pack)} photos, {torch.get_num_threads()} threads, batch {BATCH}", flush=True)

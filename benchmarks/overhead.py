@@ -69,6 +69,7 @@ def bare(trainer: Trainer, steps: int) -> float:
     return time.perf_counter() - began
 
 
+@runtime.torch_settings()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
@@ -77,7 +78,6 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--precision", default="auto")
     asked = parser.parse_args()
-    runtime.configure_torch()
     recipe = Recipe(backbone=asked.backbone, lr=1e-4, precision=asked.precision)
     fabric, reporter = distributed.make_fabric(distributed.resolve_devices(recipe)), Reporter(quiet=True)
     with tempfile.TemporaryDirectory() as folder:

@@ -115,6 +115,7 @@ def round_of(name: str, classifier: Classifier, folder: str, files: list[str]) -
     }
 
 
+@runtime.torch_settings()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photos")
@@ -122,7 +123,6 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--count", type=int, default=300, help="so many photos")
     asked = parser.parse_args()
-    runtime.configure_torch()
     files = [path for path, _ in find_images([asked.photos])]
     files = files[:: max(1, len(files) // asked.count)][: asked.count]
     with tempfile.TemporaryDirectory() as folder:

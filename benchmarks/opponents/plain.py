@@ -120,6 +120,7 @@ class Training:
         return steps, list(range(steps, steps // 2, -passes))
 
 
+@runtime.torch_settings()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tree", type=Path)
@@ -128,7 +129,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    runtime.configure_torch()
     torch.manual_seed(options.seed)
     training = Training(options.tree, options.weights)
     network = training.network

@@ -14,7 +14,8 @@ from fieldmark.audit import outliers
 from fieldmark.audit.outliers import ImageStats, Outlier, Shortcut
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import Catalog, Photo, pluralize, printable, summarize_names, trainable_classes
+from fieldmark.core.text import pluralize, printable, summarize_names
+from fieldmark.data.catalog import Catalog, Photo, trainable_classes
 from fieldmark.data.image import Box, UnreadableImageError, decode
 
 T = TypeVar("T")

@@ -1,7 +1,9 @@
 """PHOTOS -> what would spoil a result: findings as JSON, lines, a page with the photos and a CSV to decide in."""
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import Language, get_language, gettext_noop
 from fieldmark.core.progress import Reporter
+from fieldmark.core.runtime import torch_settings
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.decisions import DECISION_COLUMNS, build_decision_rows, load_recipe_catalog
 from fieldmark.data.thumbnails import thumbnail_uri
@@ -47,7 +50,16 @@ def check(photos: str | Path, reporter: Reporter, recipe: Recipe | None = None, 
 
     The recipe says which photos are meant: its `group_by`, `split_file`, `apply` and `crop_boxes`.
     """
-    catalog, warnings, ranking = load_recipe_catalog(photos, recipe or Recipe()), list[str](), list[dict[str, Any]]()
+    with nullcontext() if quick else _torch_settings_if_installed():
+        return _check(load_recipe_catalog(photos, recipe or Recipe()), reporter, quick=quick)
+
+
+def _torch_settings_if_installed() -> AbstractContextManager[None]:
+    return torch_settings() if find_spec("torch") else nullcontext()
+
+
+def _check(catalog: Catalog, reporter: Reporter, *, quick: bool) -> CheckResult:
+    warnings, ranking = list[str](), list[dict[str, Any]]()
     embedder, audit_options = None, dict[str, Any]()
     if not quick:
         try:

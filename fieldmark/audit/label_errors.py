@@ -19,8 +19,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
 from fieldmark.audit.audit import DecodedImage
-from fieldmark.core import runtime
-from fieldmark.data.catalog import pluralize, printable
+from fieldmark.core.text import pluralize, printable
 from fieldmark.data.dataset import DatasetSplits, Normalize
 from fieldmark.data.image import center_crop_array
 from fieldmark.models import build
@@ -41,7 +40,6 @@ class Embedder:
     """Photos, one by one -> what the installed network makes of them: its last map, pooled."""
 
     def __init__(self) -> None:
-        runtime.configure_torch()
         self.fabric = distributed.make_fabric(Recipe())
         network = build(PIP_BACKBONES["fast"], weights="imagenet").eval().requires_grad_(False)
         preprocessing = network.preprocessing

@@ -11,6 +11,7 @@ from fieldmark.core import runtime
 WARMUP_RUNS, TIMED_RUNS = 10, 100
 
 
+@runtime.torch_settings()
 def benchmark_network(
     network: str, batch: int, image_size: int | None, time_training: bool, log: Callable[[str], None]
 ) -> dict[str, Any]:
@@ -18,7 +19,6 @@ def benchmark_network(
 
     Prints a line every 10 runs as the Inception-v3 benchmark does (docs/recipes.md, digits).
     """
-    runtime.configure_torch()
     import torch
 
     from fieldmark.models import build

@@ -1,5 +1,7 @@
 """Command line -> one plain function per verb; JSON on stdout, everything for people on stderr, exit codes 0, 1, 2."""
 
+import atexit
+import gc
 import io
 import os
 import sys
@@ -11,6 +13,7 @@ import typer
 from fieldmark.cli.commands import exporting, making, networks, serving, using
 from fieldmark.cli.options import SHARED_FIELDS, with_recipe_options
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.progress import log_to_stderr
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,8 +51,10 @@ def main() -> None:
             stream.reconfigure(errors="backslashreplace")
     if "--json" in sys.argv and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal's language
+    atexit.register(gc.freeze)  # or Python visits all objects of PyTorch for two seconds before it ends
     try:
-        code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
+        with log_to_stderr():
+            code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
         sys.stdout.flush()
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
@@ -77,7 +82,3 @@ def main() -> None:
         message = f"a fault of Fieldmark: {type(error).__name__}: {error} (FIELDMARK_DEBUG=1 shows where)"
     print("fieldmark: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
-
-
-if __name__ == "__main__":
-    main()

@@ -55,8 +55,3 @@ def with_recipe_options(command: Callable[..., None], *names: str) -> Callable[.
     with_options.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads the options from
     with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return with_options
-
-
-def sanitize_for_terminal(name: str) -> str:
-    """A name without line breaks and other control characters, which could play tricks on a terminal."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in name)

@@ -50,9 +50,9 @@ def describe_network(
     )
 
 
+@runtime.torch_settings()
 def measure_throughput(name: str, seconds: float = 2.0) -> float:
     """Photos a second of the network's own size, one at a time: by the median of so many seconds, of 3 at least."""
-    runtime.configure_torch()
     import torch
 
     from fieldmark.models import build

@@ -1,9 +1,9 @@
-"""The one error that people are meant to read."""
+"""Errors that are shown to people as one line."""
 
 
 class FieldmarkError(Exception):
-    """Something the user can mend: one line that says what is wrong and what to do about it (exit code 2)."""
+    """An error that the user can correct: one line that says what is wrong and what to do (exit code 2)."""
 
 
 class UntrainableRecipeError(FieldmarkError):
-    """Settings with which nothing can be learnt, on these photos or any: a search goes on without them."""
+    """The recipe cannot be trained, for example because the loss became NaN. A search continues without it."""

@@ -1,52 +1,98 @@
-"""Findings <-> files and text: one form of JSON and CSV for stdout and for the files of a run.
+"""JSON, CSV and atomic files.
 
-Readable UTF-8; a file name's undecodable bytes, which Python holds as lone surrogates, stand as `\\udcXX` in JSON, so
-that `json.loads` gives back the name that opens the file; in CSV they are those bytes. A file appears whole, or not.
+Text is readable UTF-8. Undecodable bytes of a file name, which Python holds as lone surrogates, are written as
+`\\udcXX` in JSON, so that `json.loads` returns the name that opens the file; in CSV they are those bytes.
 """
 
 import csv
 import json
 import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.text import escape_surrogates
+
+PARTIAL_SUFFIX = ".half"
+"""Ends the name of a file that is being written; what a kill leaves behind can be deleted."""
+
+
+@contextmanager
+def atomic_path(file: Path, *, sync: bool = False) -> Iterator[Path]:
+    """A path beside `file` to write to; it replaces `file` when the block ends without an exception.
+
+    At any moment, and after a kill, there is the old file or the new one, never a part. With `sync` the content is on
+    the disk before the name changes, so that it survives a power failure too.
+    """
+    partial = partial_path(file)
+    try:
+        yield partial
+        if sync:
+            with partial.open("rb+") as handle:
+                os.fsync(handle.fileno())
+        partial.replace(file)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
+
+
+def partial_path(file: Path) -> Path:
+    """Where `atomic_path` writes a file before it has its name."""
+    return file.with_name(file.name + PARTIAL_SUFFIX)
+
+
+def require_new(path: Path, option: str = "--out", *, can_resume: bool = False) -> None:
+    """Raise FieldmarkError if `path` exists, naming the option that gives another one."""
+    if path.exists():
+        hint = ", or --resume to continue it" if can_resume else ""
+        raise FieldmarkError(f"{path} exists: give another {option}{hint}")
 
 
 def to_json(data: Any, indent: int | None = 1) -> str:
-    """The JSON of plain Python values; what is not a number becomes null, since JSON knows no NaN.
+    """The JSON of plain Python values; numbers that are not finite become null, since JSON has no NaN.
 
     Without `indent` it is one line, written five times as fast.
 
     >>> to_json({"caf\\udce9": float("nan")})
     '{\\n "caf\\\\udce9": null\\n}'
     """
-    encoded = json.dumps(_non_finite_to_none(data), ensure_ascii=False, indent=indent)
-    return encoded.encode("utf-8", "backslashreplace").decode("utf-8")
+    return escape_surrogates(json.dumps(_non_finite_to_none(data), ensure_ascii=False, indent=indent))
+
+
+def read_json(file: Path) -> Any:
+    """The value in a JSON file.
+
+    Raises:
+        FieldmarkError: the file is damaged.
+    """
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FieldmarkError(f"{file} is damaged: {error}") from None
 
 
 def write_json(file: Path, data: Any) -> None:
-    """The JSON as a file."""
-    temporary = file.with_suffix(".half")
-    temporary.write_text(to_json(data), encoding="utf-8")
-    temporary.replace(file)
+    """Write `to_json(data)` as a file, atomically."""
+    with atomic_path(file) as partial:
+        partial.write_text(to_json(data), encoding="utf-8")
 
 
 def write_csv(file: Path, rows: Iterable[Mapping[str, Any]], columns: list[str], encoding: str = "utf-8") -> None:
-    """The rows as CSV."""
-    temporary = file.with_suffix(".half")
-    with temporary.open("w", encoding=encoding, errors="surrogateescape", newline="") as handle:
-        writer = csv.DictWriter(handle, columns)
+    """Write the rows as CSV with a header, atomically."""
+    with atomic_path(file) as partial, partial.open("w", encoding=encoding, errors="surrogateescape", newline="") as f:
+        writer = csv.DictWriter(f, columns)
         writer.writeheader()
         writer.writerows(rows)
-    temporary.replace(file)
 
 
 def read_csv(file: Path) -> list[dict[str, str]]:
-    """The rows of a CSV file with a header, as text; none where it is gone.
+    """The rows of a CSV file with a header, as text; empty if there is no such file.
 
-    Raises FieldmarkError where it is damaged.
+    Raises:
+        FieldmarkError: the file is damaged.
     """
     if not file.is_file():
         return []

@@ -1,5 +1,6 @@
-"""What happens -> a bar with the time left on stderr, and lines in a log; stdout stays free for JSON."""
+"""Messages and progress of a run: `logging`, a progress bar on stderr, a log file; stdout stays free for JSON."""
 
+import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,15 +10,28 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from fieldmark.core.text import sanitize_for_terminal
+
+LOGGER = logging.getLogger("fieldmark")
+"""All messages of the library. Python shows warnings by default, the command line shows all (`log_to_stderr`)."""
+
+CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
 ProgressCallback = Callable[[int, int], None]
 """Takes (done, total)."""
 
 
 class Reporter:
-    """Says to people what a run does, and keeps the seconds that each part took."""
+    """Messages, progress bars and stage times of one run.
+
+    Args:
+        log: a file to which every message is appended with its time.
+        started: `time.monotonic()` of the start; now by default.
+        quiet: send no message and draw no bar.
+    """
 
     def __init__(self, log: Path | None = None, started: float | None = None, quiet: bool = False) -> None:
-        self.console = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False, quiet=quiet)
+        self.quiet = quiet
         self.log_file = log
         self.start_time = time.monotonic() if started is None else started
         self.stage_seconds: dict[str, float] = {}
@@ -26,20 +40,26 @@ class Reporter:
         """Seconds since the start of the run."""
         return time.monotonic() - self.start_time
 
-    def info(self, text: str, style: str | None = None) -> None:
-        """One line on stderr and in the log, whatever control characters a file name may hold."""
-        text = "".join(c if c.isprintable() else "\ufffd" for c in text)
-        self.console.print(text, style=style, markup=False)
-        if self.log_file is not None:
-            with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
+    def info(self, text: str) -> None:
+        """One line; control characters, which a file name may hold, become U+FFFD."""
+        self._send(logging.INFO, text)
 
     def warning(self, text: str) -> None:
-        self.info(f"warning: {text}", style="yellow")
+        """One line, as a warning."""
+        self._send(logging.WARNING, text)
+
+    def _send(self, level: int, text: str) -> None:
+        text = sanitize_for_terminal(text)
+        if not self.quiet:
+            LOGGER.log(level, "%s", text)
+        if self.log_file is not None:
+            prefix = "warning: " if level == logging.WARNING else ""
+            with self.log_file.open("a", encoding="utf-8") as file:
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {prefix}{text}\n")
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:
-        """Adds the time spent inside to `seconds[name]`."""
+        """Add the time spent inside to `stage_seconds[name]`, in seconds."""
         start = time.monotonic()
         try:
             yield
@@ -48,11 +68,34 @@ class Reporter:
 
     @contextmanager
     def progress_bar(self, description: str, unit: str = "") -> Iterator[ProgressCallback]:
-        """A progress bar; on anything but a terminal nothing is drawn."""
+        """A progress bar with the remaining time; nothing is drawn on anything but a terminal."""
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
         time_left = (TimeRemainingColumn(), TextColumn("left"))
-        with Progress(
-            *columns, *time_left, console=self.console, transient=True, disable=not self.console.is_terminal
-        ) as progress:
+        is_hidden = self.quiet or not CONSOLE.is_terminal
+        with Progress(*columns, *time_left, console=CONSOLE, transient=True, disable=is_hidden) as progress:
             task = progress.add_task(description, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _ConsoleHandler(logging.Handler):
+    """Writes records to stderr above the progress bar; warnings in yellow."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        is_warning = record.levelno >= logging.WARNING
+        text = f"warning: {record.getMessage()}" if is_warning else record.getMessage()
+        CONSOLE.print(text, style="yellow" if is_warning else None, markup=False)
+
+
+@contextmanager
+def log_to_stderr() -> Iterator[None]:
+    """Show all messages on stderr inside the block, as the command line does."""
+    handler, level, propagate = _ConsoleHandler(), LOGGER.level, LOGGER.propagate
+    LOGGER.addHandler(handler)
+    LOGGER.setLevel(logging.INFO)
+    LOGGER.propagate = False
+    try:
+        yield
+    finally:
+        LOGGER.removeHandler(handler)
+        LOGGER.setLevel(level)
+        LOGGER.propagate = propagate

@@ -2,12 +2,12 @@
 
 import unicodedata
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from fieldmark.core.text import printable
 from fieldmark.data.image import Box
 
 if TYPE_CHECKING:
@@ -90,19 +90,3 @@ def similar_class_warnings(classes: Iterable[str]) -> Iterator[str]:
 def has_image_extension(name: str) -> bool:
     """By its extension."""
     return "." in name and "." + name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS
-
-
-def printable(name: str) -> str:
-    """A file or class name that any UTF-8 stream takes: undecodable bytes become U+FFFD."""
-    return name.encode("utf-8", "surrogateescape").decode("utf-8", "replace")
-
-
-def pluralize(n: int, noun: str) -> str:
-    """1 photo, 2 photos, 2,527 photos."""
-    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
-
-
-def summarize_names(names: Collection[str], max_names: int = 5) -> str:
-    """Names for a sentence: the first few, then how many more."""
-    summary = ", ".join(printable(name) for name in islice(names, max_names))
-    return f"{summary} and {len(names) - max_names:,} more" if len(names) > max_names else summary

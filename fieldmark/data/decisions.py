@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import Catalog, Photo, pluralize, printable, summarize_names, trainable_classes
+from fieldmark.core.text import pluralize, printable, summarize_names
+from fieldmark.data.catalog import Catalog, Photo, trainable_classes
 from fieldmark.data.readers import read_catalog, tables
 from fieldmark.data.readers.files import Folder
 from fieldmark.data.splits import read_split_file

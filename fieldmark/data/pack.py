@@ -15,7 +15,8 @@ import numpy as np
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import Catalog, Photo, pluralize, printable, summarize_names
+from fieldmark.core.text import pluralize, printable, summarize_names
+from fieldmark.data.catalog import Catalog, Photo
 from fieldmark.data.decisions import load_recipe_catalog
 from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.readers.huggingface import DatasetFiles

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import Catalog, Photo, pluralize, printable
+from fieldmark.core.text import pluralize, printable
+from fieldmark.data.catalog import Catalog, Photo
 
 _SPLITS = ("train", "val", "test")
 _SPLIT_COLUMNS = ["path", "label", "split", "group"]

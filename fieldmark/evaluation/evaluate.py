@@ -13,7 +13,8 @@ from scipy.special import softmax
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import Catalog, Photo, pluralize, printable, summarize_names
+from fieldmark.core.text import pluralize, printable, summarize_names
+from fieldmark.data.catalog import Catalog, Photo
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.splits import read_split_file

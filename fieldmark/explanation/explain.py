@@ -17,7 +17,7 @@ from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import ENGLISH, Language
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import summarize_names
+from fieldmark.core.text import summarize_names
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.locate import find_images
 from fieldmark.data.thumbnails import thumbnail_uri
@@ -43,6 +43,7 @@ PAGE_IMAGE_SIDE = 320
 """A side of a picture on the page."""
 
 
+@runtime.torch_settings()
 def explain(
     run: str | Path,
     photos: Sequence[str | Path],
@@ -81,7 +82,6 @@ def explain(
     _ = resolve_language(Path(run), lang)
     if not photos:
         return write_class_sheet(run, out, reporter, _)
-    runtime.configure_torch()
     explainer = Explainer(run, _parse_methods(methods), target, nearest)
     results, page_entries = list[ExplanationDict](), list[ExplanationDict]()
     sources, used_names = list(find_images(photos)), dict[str, int]()

@@ -11,7 +11,7 @@ import numpy as np
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import pluralize
+from fieldmark.core.text import pluralize
 from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, TOLERANCE, export_onnx, set_metadata, verify
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
@@ -20,6 +20,7 @@ from fieldmark.inference.sides import RunSplits, sample_evenly
 ExportReport = dict[str, Any]
 
 
+@runtime.torch_settings()
 def export_run(
     run: str | Path,
     out: str | Path,
@@ -59,7 +60,6 @@ def export_run(
             f"--int8 needs photos that {run} was trained on and photos that it was chosen by: give the run itself, "
             "or photos in train/ and val/"
         )
-    runtime.configure_torch()
     network, ood_scorer = bundle.load_network(run), bundle.load_ood_scorer(run)
     images = [
         photo

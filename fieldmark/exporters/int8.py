@@ -14,7 +14,8 @@ from scipy.special import expit, softmax
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.catalog import Photo, pluralize, printable
+from fieldmark.core.text import pluralize, printable
+from fieldmark.data.catalog import Photo
 from fieldmark.evaluation import calibration
 from fieldmark.exporters.onnx import CALIBRATION_CONSTANTS, save_onnx, set_constants
 from fieldmark.exporters.quantize import create_session, make_probe, quantize_model

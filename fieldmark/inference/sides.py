@@ -12,7 +12,8 @@ import numpy as np
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import Catalog, Photo, printable
+from fieldmark.core.text import printable
+from fieldmark.data.catalog import Catalog, Photo
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.splits import read_split_file

@@ -79,7 +79,7 @@ def train_networks(
     for seed in range(recipe.seed, recipe.seed + seeds):
         for spec, fields in fields_by_spec.items():
             folder = out / run_name(spec, seed)
-            reporter.info(f"{spec}, seed {seed}", style="bold")
+            reporter.info(f"{spec}, seed {seed}")
             run_recipe = dataclasses.replace(recipe, seed=seed, **fields)
             if (
                 len(folders) % len(fields_by_spec) and not recipe.split_file

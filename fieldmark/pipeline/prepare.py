@@ -12,9 +12,10 @@ from fieldmark.audit.audit import DecodedImage, audit_catalog, dataset_fingerpri
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
+from fieldmark.core.text import summarize_names
 from fieldmark.data.cache.pack import STREAM_RECORD_NAME, MemmapImages, MemmapWriter, decoding_key
 from fieldmark.data.cache.stream import StreamedImages
-from fieldmark.data.catalog import Catalog, summarize_names
+from fieldmark.data.catalog import Catalog
 from fieldmark.data.dataset import DatasetSplits
 from fieldmark.data.decisions import load_recipe_catalog
 from fieldmark.data.readers.huggingface import DatasetFiles

@@ -40,6 +40,7 @@ PRUNER_STARTUP_TRIALS, PRUNER_WARMUP_STEPS = 5, 3
 """So many trials are not cut short, and none before so many epochs: there is nothing yet to compare it with."""
 
 
+@runtime.torch_settings()
 def search(
     photos: str | Path,
     trials: int,
@@ -79,7 +80,6 @@ def search(
         resolve_recipe(boundary, lambda _: None)
         if not full_training and (boundary.weights == "none" or not boundary.frozen_epochs):
             raise FieldmarkError("trials of the head alone need published weights and --frozen-epochs; or add --whole")
-    runtime.configure_torch()
     catalog = load_recipe_catalog(photos, recipe)
     (out / SHARED).mkdir(parents=True, exist_ok=True)
     study = _open_study(out, recipe.seed, [dataclasses.asdict(recipe), *map(str, search_space.items()), full_training])

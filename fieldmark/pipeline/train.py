@@ -54,6 +54,7 @@ class Run:
         return Classifier(self.folder)
 
 
+@runtime.torch_settings()
 def train(
     photos: str | Path,
     recipe: Recipe | None = None,
@@ -97,7 +98,6 @@ def train(
             return train(photos, recipe, out=fold_dir, resume=resume, command=command).metrics
 
         return Run(out, cross_validate.cross_validate(train_fold, recipe, out))
-    runtime.configure_torch()
     fabric = distributed.make_fabric(recipe)
     if not fabric.is_global_zero:
         distributed.run_worker(fabric, lambda: _train_as_worker(fabric))

@@ -6,7 +6,6 @@ DDP. The first process prepares the photos, judges and writes; the others join i
 
 import ctypes
 import dataclasses
-import logging
 import os
 import signal
 import sys
@@ -43,13 +42,6 @@ LAUNCH_VARIABLES = (
 )
 LAUNCH_VARIABLES += ("OMP_NUM_THREADS",)  # Fabric gives each process its share of the cores
 """What the start of other processes leaves in the environment, where the next training must not find it."""
-
-logging.getLogger("lightning_fabric").setLevel(logging.WARNING)  # it announces each of its choices
-
-# An optimiser's averages of what never has a gradient (a dead ReLU's weights) fall below the smallest normal number, of
-# which a processor computes twenty times as slowly; as zeros they cost nothing (docs/performance.md). Said as early as
-# this, since torch's threads take it over from the one that starts them.
-torch.set_flush_denormal(True)
 
 
 def resolve_devices(recipe: Recipe) -> Recipe:

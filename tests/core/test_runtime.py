@@ -15,12 +15,12 @@ PREPARED = """
 import json, os, sys
 import fieldmark
 assert "torch" not in sys.modules and "numpy" not in sys.modules
-from fieldmark import machine
+from fieldmark.core import runtime
 assert "torch" not in sys.modules
-machine.prepare()
-import torch
 wait = os.environ.get("OMP_WAIT_POLICY")
-print(json.dumps({"threads": torch.get_num_threads(), "kept": machine.keep_freed_memory(), "wait": wait}))
+with runtime.torch_settings():
+    import torch
+    print(json.dumps({"threads": torch.get_num_threads(), "kept": runtime.tune_malloc(), "wait": wait}))
 """
 
 
@@ -40,12 +40,12 @@ def test_prepare():
 
 GIVEN_BACK = """
 from pathlib import Path
-from fieldmark import machine
+from fieldmark.core import runtime
 import numpy as np
 def anonymous():
     (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("RssAnon"))
     return int(line.split()[1]) >> 10
-machine.keep_freed_memory()
+runtime.tune_malloc()
 few, passing = [], []
 for _ in range(40):
     passing.append(np.ones(1 << 17))
@@ -53,7 +53,7 @@ for _ in range(40):
 used = anonymous()
 del passing
 kept = anonymous()
-machine.give_back_freed_memory()
+runtime.trim_malloc()
 assert used - kept < 5 and kept - anonymous() > 30, (used, kept, anonymous())
 """
 
@@ -72,7 +72,7 @@ def test_cores_are_those_that_may_be_used():
     assert 1 <= runtime.available_cpus() <= (os.cpu_count() or 1)
     if hasattr(os, "sched_setaffinity"):
         command = "import os; os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})\n"
-        command += "from fieldmark import machine; print(machine.cores())"
+        command += "from fieldmark.core import runtime; print(runtime.available_cpus())"
         done = subprocess.run([sys.executable, "-c", command], capture_output=True, text=True, check=True)
         assert done.stdout == "1\n"
 

@@ -4,8 +4,9 @@ from typing import Annotated
 
 import typer
 
-from fieldmark.cli.options import JsonOption, sanitize_for_terminal
+from fieldmark.cli.options import JsonOption
 from fieldmark.core import io
+from fieldmark.core.text import sanitize_for_terminal
 
 
 def export(

@@ -8,9 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from fieldmark.cli.options import CHECK_OUT_HELP, JsonOption, PhotosArgument, sanitize_for_terminal
+from fieldmark.cli.options import CHECK_OUT_HELP, JsonOption, PhotosArgument
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.text import sanitize_for_terminal
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
 

@@ -6,9 +6,10 @@ from typing import Annotated
 
 import typer
 
-from fieldmark.cli.options import JsonOption, ModelArgument, sanitize_for_terminal
+from fieldmark.cli.options import JsonOption, ModelArgument
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.text import sanitize_for_terminal
 
 LangOption = Annotated[
     str | None, typer.Option("--lang", metavar="en|zh", help="Language; without it, that of the run's recipe.")

@@ -10,8 +10,9 @@ import numpy as np
 
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.text import printable
 from fieldmark.data.cache.pack import STREAM_RECORD_NAME
-from fieldmark.data.catalog import Catalog, printable
+from fieldmark.data.catalog import Catalog
 from fieldmark.data.image import UnreadableImageError, decode
 
 

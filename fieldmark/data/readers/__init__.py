@@ -6,15 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import (
-    Catalog,
-    Photo,
-    pluralize,
-    printable,
-    similar_class_warnings,
-    summarize_names,
-    trainable_classes,
-)
+from fieldmark.core.text import pluralize, printable, summarize_names
+from fieldmark.data.catalog import Catalog, Photo, similar_class_warnings, trainable_classes
 from fieldmark.data.readers import arrays, cub, folders, huggingface, tables, webdataset
 from fieldmark.data.readers.archives import open_container
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder

@@ -19,7 +19,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import has_image_extension, printable
+from fieldmark.core.text import printable
+from fieldmark.data.catalog import has_image_extension
 from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, FolderListing, is_ignored, join_path
 

@@ -15,7 +15,8 @@ from typing import NamedTuple
 import numpy as np
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import Photo, printable
+from fieldmark.core.text import printable
+from fieldmark.data.catalog import Photo
 from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
 from fieldmark.data.readers.files import FileTree, FolderListing
 from fieldmark.data.readers.folders import ReaderResult

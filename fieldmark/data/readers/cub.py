@@ -5,7 +5,8 @@ train_test_split.txt and bounding_boxes.txt, each line a number and what belongs
 """
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import Photo, printable
+from fieldmark.core.text import printable
+from fieldmark.data.catalog import Photo
 from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.readers.files import FileTree
 from fieldmark.data.readers.folders import ReaderResult

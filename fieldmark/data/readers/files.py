@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Protocol
 
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.text import printable
 from fieldmark.data import image
-from fieldmark.data.catalog import printable
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})

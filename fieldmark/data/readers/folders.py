@@ -4,15 +4,8 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import (
-    SPLIT_ALIASES,
-    Photo,
-    has_image_extension,
-    pluralize,
-    printable,
-    summarize_names,
-    trainable_classes,
-)
+from fieldmark.core.text import pluralize, printable, summarize_names
+from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension, trainable_classes
 from fieldmark.data.readers.files import FileTree, join_path
 
 _LAYOUT_HINT = (

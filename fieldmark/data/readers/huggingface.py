@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import SPLIT_ALIASES, Photo, printable
+from fieldmark.core.text import printable
+from fieldmark.data.catalog import SPLIT_ALIASES, Photo
 from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.readers.files import FileTree, Folder, FolderListing
 from fieldmark.data.readers.folders import ReaderResult

@@ -12,7 +12,8 @@ from dataclasses import replace
 from typing import Any
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import SPLIT_ALIASES, Photo, printable
+from fieldmark.core.text import printable
+from fieldmark.data.catalog import SPLIT_ALIASES, Photo
 from fieldmark.data.image import Box, UnreadableImageError
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, join_path
 from fieldmark.data.readers.folders import ReaderResult

@@ -15,7 +15,8 @@ from typing import Any
 from PIL import Image
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension, pluralize, printable
+from fieldmark.core.text import pluralize, printable
+from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension
 from fieldmark.data.image import UnreadableImageError, read_file
 from fieldmark.data.readers.archives import TarArchive
 from fieldmark.data.readers.files import FileTree, Folder, FolderListing

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.catalog import Photo, printable
+from fieldmark.core.text import printable
+from fieldmark.data.catalog import Photo
 from fieldmark.data.readers import read_catalog
 
 
