@@ -20,8 +20,7 @@ from fieldmark.data.cache import pack
 from fieldmark.exporters import onnx
 from fieldmark.pipeline import finish, prepare
 from fieldmark.recipes import recipe
-from fieldmark.training import checkpoint, frozen_features
-from fieldmark.training import trainer as finetune
+from fieldmark.training import checkpoint, frozen_features, trainer
 
 LATE = ("fieldmark.report.run_report", "torchvision.transforms.v2", "tensorboard.summary.writer.record_writer")
 for late in (*LATE, "onnx", "onnxruntime"):
@@ -29,15 +28,15 @@ for late in (*LATE, "onnx", "onnxruntime"):
 
 PLACES = {
     "checkpoint": checkpoint,
-    "dataset.Varied": dataset.AugmentedDataset,
-    "export": onnx,
-    "features.ArrayFile": frozen_features.NpyWriter,
-    "finetune": finetune,
-    "finetune.Trainer": finetune.Trainer,
+    "AugmentedDataset": dataset.AugmentedDataset,
+    "onnx": onnx,
+    "NpyWriter": frozen_features.NpyWriter,
+    "trainer": trainer,
+    "trainer.Trainer": trainer.Trainer,
     "prepare": prepare,
     "recipe": recipe,
-    "store.Packer": pack.MemmapWriter,
-    "verdict.bundle": finish.bundle,
+    "MemmapWriter": pack.MemmapWriter,
+    "finish.bundle": finish.bundle,
 }
 """Where a call may kill."""
 
@@ -58,13 +57,13 @@ def die_behind(home: str, name: str, when: str) -> None:
 def train(job: dict[str, Any]) -> None:
     """`fieldmark train` on the command line."""
 
-    def judge(trainer: finetune.Trainer, *_: object) -> None:
-        checkpoint.save(Path(job["out"]) / "trained.safetensors", trainer.network.state_dict(), {})
+    def judge(trained: trainer.Trainer, *_: object) -> None:
+        checkpoint.save(Path(job["out"]) / "trained.safetensors", trained.network.state_dict(), {})
         os._exit(0)
 
     if not job.get("whole"):
         finish.finish_run = judge  # type: ignore[assignment]
-    finetune.CHECKPOINT_INTERVAL_S = job.get("save_every", 0)
+    trainer.CHECKPOINT_INTERVAL_S = job.get("save_every", 0)
     exec(job.get("first", ""), {})
     if "dies" in job:
         die_behind(**job["dies"])

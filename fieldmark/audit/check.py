@@ -66,7 +66,11 @@ def _check(catalog: Catalog, reporter: Reporter, *, quick: bool) -> CheckResult:
             from fieldmark.audit.label_errors import Embedder, label_issue_warnings, rank_labels, select_label_issues
 
             embedder = Embedder()
-            audit_options = {"shorter": embedder.size, "interpolation": embedder.interpolation, "keep": embedder.add}
+            audit_options = {
+                "shorter": embedder.size,
+                "interpolation": embedder.interpolation,
+                "on_decoded": embedder.add,
+            }
         except ModuleNotFoundError as error:
             if (error.name or "").startswith("fieldmark"):
                 raise

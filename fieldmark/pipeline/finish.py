@@ -53,7 +53,9 @@ def finish_run(
         positive_probability = softmax(logits / temperature_value, axis=1)[:, classes.index(positive)]
         info |= {
             "positive": positive,
-            "decision": calibration.fit_decision_threshold(positive_probability, val == classes.index(positive)),
+            "decision_threshold": calibration.fit_decision_threshold(
+                positive_probability, val == classes.index(positive)
+            ),
         }
     bundle.save(out / "bundle", info, network, ood_scorer)
     _write_reference_set(out / "gallery.npz", prepared, reference, reference_features)
@@ -90,9 +92,9 @@ def finish_run(
     _write_predictions(out / "predictions.csv", prepared, test_predictions, threshold_value)
     metric_options = {
         "classes": classes,
-        "least": threshold_value,
+        "threshold": threshold_value,
         "positive": info.get("positive"),
-        "decision": info.get("decision", 0.5),
+        "decision_threshold": info.get("decision", 0.5),
     }
     return {
         "test": compute_metrics(test_predictions, **metric_options),

@@ -150,7 +150,7 @@ class PhaseBuilder:
             BatchMixer(self.num_classes, seed, recipe.mixup, recipe.cutmix) if recipe.mixup or recipe.cutmix else None
         )
 
-        ranks = {"rank": fabric.global_rank, "world": fabric.world_size}
+        ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
 
         def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
             size = progressive_crop_size(

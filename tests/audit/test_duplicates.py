@@ -101,7 +101,7 @@ def test_the_short_look_at_a_pair_loses_none(monkeypatch):
     """All pairs compared in full, as they are and mirrored, in blocks that are smaller than the photos are many."""
     rng = np.random.default_rng(0)
     monkeypatch.setattr(duplicates, "_ROWS", 50)
-    monkeypatch.setattr(duplicates, "_SPLIT_COLUMNS", 70)
+    monkeypatch.setattr(duplicates, "_COLUMNS", 70)
     first = rng.integers(0, 256, (60, duplicates.THUMBNAIL_SIDE, duplicates.THUMBNAIL_SIDE, 3))
     near = [(first + rng.normal(0, noise, first.shape)).clip(0, 255) for noise in (10, 30, 38, 42, 46)]
     thumbnails = np.concatenate([first, *near]).astype(np.uint8)

@@ -47,7 +47,7 @@ def test_help_of_train_explains_every_setting(here):
 
 
 def test_help_is_there_at_once():
-    code = "import sys; from fieldmark import cli; sys.argv[1:] = ['--help']\ntry: cli.main()\n"
+    code = "import sys; from fieldmark.cli import main; sys.argv[1:] = ['--help']\ntry: main.main()\n"
     code += "finally: print(*sorted({'torch', 'onnxruntime', 'numpy'} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == ""
@@ -139,7 +139,7 @@ def test_wrong_words_are_refused_before_any_photo_is_read(here, small_photos, tm
 
     (tmp_path / "key.yaml").write_text("epoch: 3")
     save_file({"x": torch.zeros(1)}, tmp_path / "others.safetensors")
-    monkeypatch.setattr("fieldmark.data.image.contents", lambda path: pytest.fail(f"{path} was read"))
+    monkeypatch.setattr("fieldmark.data.image.read_file", lambda path: pytest.fail(f"{path} was read"))
     words, said = WRONG[what]
     options = words.replace("{here}", str(tmp_path)).split(" ")
     line = here("train", small_photos, "--out", tmp_path / "run", *options, "--json").refusal
@@ -267,7 +267,7 @@ def test_ctrl_c_is_one_line(here, monkeypatch, small_photos):
     def interrupted(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("fieldmark.data.decisions.read", interrupted)
+    monkeypatch.setattr("fieldmark.data.decisions.read_catalog", interrupted)
     assert "--resume" in here("check", small_photos).refusal
 
 
@@ -275,7 +275,7 @@ def test_a_fault_of_ours_is_one_line_too(here, monkeypatch, small_photos):
     def faulty(*_, **__):
         raise RuntimeError("two\nlines")
 
-    monkeypatch.setattr("fieldmark.data.decisions.read", faulty)
+    monkeypatch.setattr("fieldmark.data.decisions.read_catalog", faulty)
     assert "a fault of Fieldmark: RuntimeError: two lines" in here("check", small_photos).refusal
 
 

@@ -116,8 +116,8 @@ def test_it_says_what_predict_says_and_adds_up(here, small_run: Path, small_phot
 def test_every_method_has_its_picture(
     small_run: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(faithfulness, "STEPS", 4)
-    monkeypatch.setattr(attribution, "STEPS", 2)
+    monkeypatch.setattr(faithfulness, "N_STEPS", 4)
+    monkeypatch.setattr(attribution, "N_GRADIENT_STEPS", 2)
     photo = small_photos / "cross, blue" / "03.jpg"
     found = explain(small_run, [photo], tmp_path / "out", Reporter(quiet=True), methods=["all"], target="square")
     (one,) = found["photos"]
@@ -136,7 +136,7 @@ def test_attention_is_shown_by_the_name_of_its_gate(
 ):
     gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3), "../<b>odd</b>": np.array([[0.0, 1.0]])}
     monkeypatch.setattr(attribution, "attention_maps", lambda network, x: gates)
-    monkeypatch.setattr(faithfulness, "STEPS", 4)
+    monkeypatch.setattr(faithfulness, "N_STEPS", 4)
     found = explain(small_run, [small_photos / "disc" / "01.jpg"], tmp_path / "out", Reporter(quiet=True))
     shown = found["photos"][0]["attention"]
     assert [one["module"] for one in shown] == list(gates)
@@ -245,7 +245,7 @@ def test_the_sheet_takes_the_surest_the_surest_mistake_and_the_least_sure():
 def test_a_sheet_that_grows_too_long_ends(odd_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     whole = class_sheet.write_class_sheet(odd_run, tmp_path / "whole", Reporter(quiet=True))
     size = (tmp_path / "whole" / "sheet.html").stat().st_size
-    monkeypatch.setattr(class_sheet, "MOST", size // 2)
+    monkeypatch.setattr(class_sheet, "MAX_PAGE_CHARACTERS", size // 2)
     cut = class_sheet.write_class_sheet(odd_run, tmp_path / "cut", Reporter(quiet=True))
     assert 0 < len(cut["photos"]) < len(whole["photos"])
     assert (tmp_path / "cut" / "sheet.html").stat().st_size < size
@@ -262,8 +262,8 @@ def test_without_test_photos_there_is_no_sheet(here, small_run: Path, tmp_path: 
 def test_its_pages_are_chinese_where_that_is_asked_for(
     odd_run: Path, small_photos: Path, tmp_path: Path, here, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(faithfulness, "STEPS", 4)
-    monkeypatch.setattr(attribution, "STEPS", 2)
+    monkeypatch.setattr(faithfulness, "N_STEPS", 4)
+    monkeypatch.setattr(attribution, "N_GRADIENT_STEPS", 2)
     gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3)}
     monkeypatch.setattr(attribution, "attention_maps", lambda network, x: gates)
     (tmp_path / "bad.jpg").write_bytes(b"")

@@ -130,7 +130,7 @@ def test_openvino_says_the_same(quick: None, small_run: Path, small_photos: Path
 def test_without_openvino_one_line_says_what_to_install(small_run: Path, tmp_path: Path, here: Callable, monkeypatch):
     monkeypatch.setitem(sys.modules, "openvino", None)
     monkeypatch.delitem(sys.modules, "fieldmark.exporters.openvino", raising=False)
-    monkeypatch.delattr(fieldmark, "intermediate", raising=False)
+    monkeypatch.delattr(fieldmark.exporters, "openvino", raising=False)
     done = here("export", small_run, "--out", tmp_path / "out", "--openvino", "--json")
     assert done.refusal == "this needs openvino: pip install 'fieldmark[openvino]'"
     assert not (tmp_path / "out").exists()

@@ -233,8 +233,8 @@ def accepted(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     out, own = tmp_path_factory.mktemp("accepted") / "out", small_run / "bundle" / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(export_run, "export_onnx", lambda network, known, info, file: shutil.copy(own, file))
-        patch.setattr(int8, "LEAST", -1.0)
-        patch.setattr("fieldmark.evaluation.calibration.FEW", 2)
+        patch.setattr(int8, "MIN_ACCURACY_CHANGE", -1.0)
+        patch.setattr("fieldmark.evaluation.calibration.MIN_IMAGES", 2)
         return out, export_run.export_run(small_run, out, Reporter(quiet=True), int8=True)
 
 

@@ -104,12 +104,12 @@ def test_cut_off_anywhere_it_goes_on_to_the_same_rows(kind: str, tmp_path: Path)
     list(write_predictions(ANSWERS, FILES[kind](whole)))
     content = whole.read_bytes()
     with whole.open("rb") as opened:
-        ends = [end for _, _, end in FILES[kind]._rows(opened)]
+        ends = [end for _, _, end in FILES[kind]._scan_rows(opened)]
     rows = [content[first:last] for first, last in zip([0, *ends], ends, strict=False)]
     for length in range(len(content) + 1):
         cut.write_bytes(content[:length])
         sheet = FILES[kind](cut, resume=True)
-        left = [answer for answer in ANSWERS if not sheet.has(answer["path"])]
+        left = [answer for answer in ANSWERS if not sheet.has_prediction(answer["path"])]
         assert len(left) >= len(ANSWERS) - length // 10
         list(write_predictions(left, sheet))
         last = rows.pop(-2) if length >= len(content) else b""

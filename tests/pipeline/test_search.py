@@ -142,7 +142,7 @@ def test_a_trial_that_stands_below_the_others_is_cut_short(monkeypatch: pytest.M
     def value(trial: optuna.Trial) -> float:
         watch = module.PruningLogger(trial, Recipe(), may_end=trial.number > 0)
         for epoch in range(1, 9):
-            watch.epoch({"epoch": epoch, "val_accuracy": 0.1 if trial.number == 7 else 0.5 + trial.number / 100})
+            watch.log_epoch({"epoch": epoch, "val_accuracy": 0.1 if trial.number == 7 else 0.5 + trial.number / 100})
         return 0.5
 
     study.optimize(value, n_trials=8)

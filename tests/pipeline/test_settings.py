@@ -160,7 +160,7 @@ def test_rare_classes_count_more_or_come_more_often(trainer, few):
     for imbalance in ("none", "sampling", "weights"):
         training = trainer(data=rare, imbalance=imbalance)
         share[imbalance] = (batches(training, 70)[1] == 0).float().mean().item()
-        given[imbalance] = training.routine.class_weights
+        given[imbalance] = training.phase_builder.class_weights
     assert share["none"] == share["weights"] == pytest.approx(2 / 14)  # thirty whole passes
     assert share["sampling"] == pytest.approx(1 / 3, abs=0.07)
     assert given["none"] is given["sampling"] is None
@@ -172,16 +172,19 @@ def test_the_running_mean_is_what_is_judged_and_kept(trainer):
     histories = [plain.train(), mean.train()]
     assert [h["train_loss"] for h in histories[0]] == [h["train_loss"] for h in histories[1]]  # the same steps
     assert [h["val_loss"] for h in histories[0]] != [h["val_loss"] for h in histories[1]]
-    logits = torch.from_numpy(extract_features_and_logits(mean, mean.routine.frozen.validation())[1])
-    loss = torch.nn.functional.cross_entropy(logits, mean.routine.val_labels).item()
+    logits = torch.from_numpy(extract_features_and_logits(mean, mean.phase_builder.frozen_features.val_maps())[1])
+    loss = torch.nn.functional.cross_entropy(logits, mean.phase_builder.val_labels).item()
     assert loss == pytest.approx(min(h["val_loss"] for h in histories[1]), rel=1e-5)
 
 
 def test_small_photos_first(trainer, packed, tmp_path):
     training = trainer(data=packed(tmp_path, 128), image_size=128, train_size=128, start_size=64, epochs=6)
-    training.routine.enter(2)
-    phase = training.routine.later(2, training.recipe)
-    first = [next(iter(phase.batches(epoch * phase.steps, (epoch + 1) * phase.steps))) for epoch in range(6)]
+    training.phase_builder.enter_phase(2)
+    phase = training.phase_builder.build_finetune_phase(2, training.recipe)
+    first = [
+        next(iter(phase.batches(epoch * phase.steps_per_epoch, (epoch + 1) * phase.steps_per_epoch)))
+        for epoch in range(6)
+    ]
     assert [maps.shape[-1] for maps, _ in first] == [4, 4, 6, 6, 8, 8]  # a sixteenth of 64, 96 and 128
 
 
@@ -206,13 +209,16 @@ def test_precision_is_of_the_training_alone(trainer, few):
         training = trainer(precision=precision, frozen_epochs=0, epochs=2)
         (photos,) = iter_eval_batches(few.pack, few.val, 64)
         with training.fabric.autocast():
-            first.append(training.routine.frozen.maps(photos).dtype)
-        assert extract_features_and_logits(training, training.routine.frozen.validation())[1].dtype == np.float32
-        before = extract_features_and_logits(training, training.routine.frozen.validation())[1]
+            first.append(training.phase_builder.frozen_features.compute_maps(photos).dtype)
+        assert (
+            extract_features_and_logits(training, training.phase_builder.frozen_features.val_maps())[1].dtype
+            == np.float32
+        )
+        before = extract_features_and_logits(training, training.phase_builder.frozen_features.val_maps())[1]
         histories.append(training.train())
     assert first == [torch.float32, torch.bfloat16]
     again = trainer(precision="32", frozen_epochs=0)
-    assert np.array_equal(before, extract_features_and_logits(again, again.routine.frozen.validation())[1])
+    assert np.array_equal(before, extract_features_and_logits(again, again.phase_builder.frozen_features.val_maps())[1])
     losses = [[row["train_loss"] for row in history] for history in histories]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.1)
 

@@ -55,8 +55,8 @@ def test_it_trains_a_few_steps(name: str, trainer, packed, tmp_path: Path):
         size = max(28 if recipe.image_size == 28 else 64, min_image_size(build_network(recipe, 3)))
     few = {"epochs": 1, "steps_per_epoch": 2, "batch": 2, "budget": None, "image_size": size, "train_size": size}
     training = trainer(data=packed(tmp_path, size), **dataclasses.asdict(recipe) | few)
-    training.routine.enter(2)
-    phase = training.routine.later(2, training.recipe)
+    training.phase_builder.enter_phase(2)
+    phase = training.phase_builder.build_finetune_phase(2, training.recipe)
     set_train_mode(phase.module, keep_norms=False)
     before = {key: value.clone() for key, value in phase.module.state_dict().items() if key.endswith("weight")}
     for inputs, targets in phase.batches(0, 2):

@@ -21,8 +21,8 @@ class Stage:
     """What `epochs_for` asks of a Trainer, at the speed given."""
 
     def __init__(self, photos: int) -> None:
-        self.network, self.data, self.routine, self.fabric = self, self, self, self
-        self.train, self.size, self.is_global_zero = range(photos), 224, True
+        self.network, self.data, self.phase_builder, self.fabric = self, self, self, self
+        self.train, self.image_size, self.is_global_zero = range(photos), 224, True
 
     def broadcast(self, value: Any) -> Any:
         return value
@@ -82,20 +82,20 @@ def test_a_second_look_at_the_photos_needs_time_for_it(trainer):
 
 def test_measuring_takes_all_phases_and_leaves_no_trace(trainer):
     training = trainer(unfreeze="gradual", ema=0.9, mixup=0.2, accumulate=2)
-    training.routine.enter(2)
+    training.phase_builder.enter_phase(2)
     before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
     taken: list[tuple[int, int]] = []
-    whole = training.gradients
+    whole = training.accumulate_gradients
 
     def gradients(module, inputs, targets, phase, step):
         taken.append((phase, step))
         return whole(module, inputs, targets, phase, step)
 
-    training.gradients = gradients
+    training.accumulate_gradients = gradients
     step, look = plan.measure_costs(training, training.recipe)
     assert step > 0 and look > 0 and taken == [(phase, step) for phase in (2, 3) for step in range(8)]
     assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
-    frozen = list(training.routine.frozen.prefix.parameters())
+    frozen = list(training.phase_builder.frozen_features.prefix.parameters())
     assert frozen and not any(parameter.requires_grad for parameter in frozen)
 
 
@@ -104,13 +104,13 @@ def test_rates_are_found_again_and_leave_no_trace(trainer, optimizer: str):
     found = []
     for _ in range(2):
         training = trainer(find_lr=True, optimizer=optimizer, frozen_epochs=0)
-        training.routine.enter(2)
+        training.phase_builder.enter_phase(2)
         before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
         torch.manual_seed(len(found))  # nothing hangs on what was drawn before
         found.append(plan.find_learning_rates(training, training.recipe, steps=20)[0])
         assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
     assert found[0] == found[1] and not found[0].find_lr
-    head, backbone = found[0].rates
+    head, backbone = found[0].learning_rates
     assert backbone == pytest.approx(head / 2, rel=0.06)
     usual = Recipe(optimizer=optimizer).learning_rates[0]
     assert usual / 3000 <= head <= usual * 10
@@ -130,20 +130,26 @@ def test_a_batch_fits_into_half_of_the_memory():
 
 # ---- in a run
 
-NOW = "import time; from fieldmark import machine, plan; machine.STARTED = time.monotonic(); plan.CLOSING = {closing}"
+NOW = """
+import time
+from fieldmark.core import runtime
+from fieldmark.training import budget
+runtime.PROCESS_START = time.monotonic()
+budget.EXPORT_RESERVE_S = {closing}
+"""
 OPTIONS = ["--image-size", "64", "--train-size", "64", "--batch", "8"]
 
 
 def test_the_plan_of_a_budget_is_made_once(start, tmp_path: Path):
     """A run that is killed in phase 2 goes on with its plan, although its time is up."""
     words = [*OPTIONS, "--budget", "16s", "--find-lr"]
-    dies = {"home": "finetune.Trainer", "name": "_step", "when": "args[0].state.step == 3"}
+    dies = {"home": "trainer.Trainer", "name": "_train_step", "when": "args[0].state.step == 3"}
     killed = start(tmp_path / "run", words, first=NOW.format(closing=2), dies=dies)
     assert killed.code == -9, killed.said
     recipe = (tmp_path / "run" / "recipe.yaml").read_text()
     planned = Recipe(**yaml.safe_load(recipe))
     assert planned.lr and not planned.find_lr and planned.steps_per_epoch and planned.epochs
-    ended = start(tmp_path / "run", words, first=NOW.format(closing=2) + "; machine.STARTED -= 100")
+    ended = start(tmp_path / "run", words, first=NOW.format(closing=2) + "runtime.PROCESS_START -= 100")
     assert ended.code == 0, ended.said
     assert (tmp_path / "run" / "recipe.yaml").read_text() == recipe
     assert (tmp_path / "run" / "log.txt").read_text().count("plan: ") == 2  # rates and epochs, once each

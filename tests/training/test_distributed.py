@@ -136,12 +136,12 @@ def test_processes_take_turns_and_nothing_is_missing(world: int, photos: int):
 
 @pytest.mark.parametrize("world", [2, 7])
 def test_the_validation_photos_are_shared_out(world: int, few, trainer, monkeypatch: pytest.MonkeyPatch):
-    frozen = trainer().routine.frozen
+    frozen = trainer().phase_builder.frozen_features
     parts = []
     for rank in range(world):
         monkeypatch.setattr(Fabric, "global_rank", rank)
         monkeypatch.setattr(Fabric, "world_size", world)
-        parts += frozen.validation(trainer().routine.mine)
+        parts += frozen.val_maps(trainer().phase_builder.val_shard)
     whole = torch.cat(list(frozen.validation()))  # in batches of another size, so up to rounding
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
     assert sum(map(len, parts)) == len(few.val)

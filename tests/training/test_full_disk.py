@@ -56,7 +56,7 @@ def equal(run: Path, other: Path) -> bool:
 # but for some KiB, when it comes to one of the files. `save_file` writes behind Python's back.
 FILLING = """
 import os, re, sys
-from fieldmark import checkpoint
+from fieldmark.training import checkpoint
 
 disk, target, left, notes = {disk!r}, {target!r}, {left!r}, {notes!r}
 os.environ["FIELDMARK_CACHE_GB"] = "0"
@@ -122,7 +122,9 @@ def test_full_at_every_file_of_a_run(start, disk, small_options, trained, tmp_pa
     assert not list(run.rglob("*.half"))
 
 
-@pytest.mark.parametrize(("home", "victim"), [("prepare", "write_split"), ("report", "write_report")])
+@pytest.mark.parametrize(
+    ("home", "victim"), [("pipeline.prepare", "write_split_file"), ("report.run_report", "write_report")]
+)
 def test_full_in_the_middle_of_a_file(here, small_photos, tiny_options, tmp_path, monkeypatch, home, victim):
     """Half a split is no split, and half a report no finished run."""
     module = import_module(f"fieldmark.{home}")

@@ -23,16 +23,18 @@ COLUMNS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 
 # Runs the real command in as many processes as it likes. Process number KILLED dies at step KILLED_AT of phase 2, as by
 # the kernel's hand, once in the life of the file KILLED_ONCE; with DRAWS, each process notes there the numbers that its
-# dropout depends on, with SEEN the photos that it trains on. With TOGETHER, all save after each so many steps.
+# dropout depends on, with SEEN the photos that it trains on. With SYNC_EVERY, all save after each so many steps.
 PROGRAM = """
 import os, signal
-from fieldmark import cli, dataset, finetune
+from fieldmark.cli import main
+from fieldmark.data import dataset
+from fieldmark.training import trainer
 
-draw, rank = finetune.draw, os.environ.get("LOCAL_RANK", "0")
-item = dataset.Varied.__getitem__
+seed_torch, rank = trainer.seed_torch, os.environ.get("LOCAL_RANK", "0")
+item = dataset.AugmentedDataset.__getitem__
 
-if "TOGETHER" in os.environ:
-    finetune.TOGETHER, finetune.SAVE_EVERY = int(os.environ["TOGETHER"]), 0
+if "SYNC_EVERY" in os.environ:
+    trainer.SYNC_EVERY_STEPS, trainer.CHECKPOINT_INTERVAL_S = int(os.environ["SYNC_EVERY"]), 0
 
 def noted(photos, which):
     with open(os.environ["SEEN"] + rank, "a") as file:
@@ -40,7 +42,7 @@ def noted(photos, which):
     return item(photos, which)
 
 if "SEEN" in os.environ:
-    dataset.Varied.__getitem__ = noted
+    dataset.AugmentedDataset.__getitem__ = noted
 
 def watched(*numbers):
     if (rank, str(numbers[3])) == (os.environ.get("KILLED"), os.environ.get("KILLED_AT")) and numbers[2] == 2:
@@ -52,10 +54,10 @@ def watched(*numbers):
     if "DRAWS" in os.environ:
         with open(os.environ["DRAWS"] + rank, "a") as file:
             print(*numbers, file=file)
-    draw(*numbers)
+    seed_torch(*numbers)
 
-finetune.draw = watched
-cli.main()
+trainer.seed_torch = watched
+main.main()
 """
 
 LIBRARY = """
@@ -105,7 +107,7 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 Program = subprocess.CompletedProcess[str]
-OFTEN = {"TOGETHER": "2"}
+OFTEN = {"SYNC_EVERY": "2"}
 
 
 def run(text: str, folder: Path, *arguments: object, torchrun: bool = False, **environment: str) -> Program:
@@ -124,7 +126,7 @@ def two(options: list[str], small_photos: Path, tmp_path_factory: pytest.TempPat
     """A run by two processes that nobody disturbed: its folder, and how the command ended."""
     folder = tmp_path_factory.mktemp("two")
     words = ["train", small_photos, "--out", folder / "run", "--json", "--devices", 2, *options]
-    return folder / "run", run(PROGRAM, folder, *words, PYTHONWARNINGS="default", TOGETHER="2")
+    return folder / "run", run(PROGRAM, folder, *words, PYTHONWARNINGS="default", SYNC_EVERY="2")
 
 
 @pytest.fixture
@@ -191,7 +193,7 @@ def test_shards_are_shared_out_whole_and_a_vanished_machine_costs_little(
     words = [*options, "--stream", "--json"]
     alone = here("train", shards, "--out", tmp_path / "one", *words)
 
-    noted = {"SEEN": str(tmp_path / "seen"), "TOGETHER": "2", "KILLED_ONCE": str(tmp_path / "killed")}
+    noted = {"SEEN": str(tmp_path / "seen"), "SYNC_EVERY": "2", "KILLED_ONCE": str(tmp_path / "killed")}
     command = ["train", shards, "--out", tmp_path / "two", "--resume", *words]
     done = program(PROGRAM, *command, torchrun=True, KILLED="1", KILLED_AT="7", **noted)
     assert done.returncode == 0, done.stderr

@@ -25,7 +25,7 @@ from fieldmark.pipeline.finish import extract_features_and_logits
 )
 def test_phase_1_is_exact_where_it_is_one_linear_layer(trainer, words: str, settings: dict, exact: bool):
     training = trainer(words, frozen_epochs=2, epochs=1, **settings)
-    assert training.routine.exact == exact
+    assert training.phase_builder.has_exact_probe == exact
     history = training.train()
     assert [row["phase"] for row in history] == ([1, 2] if exact else [1, 1, 2])
     assert all(math.isfinite(row["train_loss"]) for row in history)
@@ -35,9 +35,11 @@ def test_the_row_of_the_exact_head_says_what_it_is_worth(trainer):
     """And it is worth about what thirty epochs of steps are."""
     training = trainer(epochs=0, label_smoothing=0.1)
     (row,) = training.train()
-    logits = torch.from_numpy(extract_features_and_logits(training, training.routine.frozen.validation())[1])
-    assert row["val_loss"] == pytest.approx(F.cross_entropy(logits, training.routine.val_labels).item(), rel=1e-4)
-    assert row["val_accuracy"] == (logits.argmax(1) == training.routine.val_labels).float().mean().item()
+    logits = torch.from_numpy(
+        extract_features_and_logits(training, training.phase_builder.frozen_features.val_maps())[1]
+    )
+    assert row["val_loss"] == pytest.approx(F.cross_entropy(logits, training.phase_builder.val_labels).item(), rel=1e-4)
+    assert row["val_accuracy"] == (logits.argmax(1) == training.phase_builder.val_labels).float().mean().item()
     stepped = trainer(epochs=0, exact=False, frozen_epochs=30, label_smoothing=0.1).train()
     assert row["train_accuracy"] >= stepped[-1]["train_accuracy"] - 0.06
 
@@ -45,12 +47,16 @@ def test_the_row_of_the_exact_head_says_what_it_is_worth(trainer):
 def test_the_whole_network_holds_what_trained(trainer):
     training = trainer(unfreeze="gradual")
     for phase in (1, 2, 3):
-        training.routine.enter(phase)
+        training.phase_builder.enter_phase(phase)
         now = training.network.state_dict()
-        whole = training.routine.whole(training.trained.state_dict())
+        whole = training.phase_builder.full_state_dict(training.trainable.state_dict())
         assert whole.keys() == now.keys() and all(torch.equal(whole[name], now[name]) for name in now)
-        other = {name: tensor + 1 for name, tensor in training.trained.state_dict().items()}
-        moved = {name for name, tensor in training.routine.whole(other).items() if not torch.equal(tensor, now[name])}
+        other = {name: tensor + 1 for name, tensor in training.trainable.state_dict().items()}
+        moved = {
+            name
+            for name, tensor in training.phase_builder.full_state_dict(other).items()
+            if not torch.equal(tensor, now[name])
+        }
         assert {name for name in moved if name.startswith("head.")} == {"head.fc.weight", "head.fc.bias"}
         assert len(moved) == len(other) and (phase < 3) == ("backbone.conv_stem.weight" not in moved)
 
@@ -71,22 +77,28 @@ def test_each_phase_sees_the_photos_anew(trainer):
     seen = []
     for phase in (2, 3):
         training = trainer(unfreeze="gradual", epochs=2)
-        training.routine.enter(3)
-        seen += [torch.cat([maps for maps, _ in training.routine.later(phase, training.recipe).batches(0, 3)])]
+        training.phase_builder.enter_phase(3)
+        seen += [
+            torch.cat(
+                [maps for maps, _ in training.phase_builder.build_finetune_phase(phase, training.recipe).batches(0, 3)]
+            )
+        ]
     training = trainer(unfreeze="gradual", epochs=2)
-    training.routine.enter(3)
-    seen += [torch.cat([maps for maps, _ in training.routine.later(3, training.recipe).batches(0, 3)])]
+    training.phase_builder.enter_phase(3)
+    seen += [
+        torch.cat([maps for maps, _ in training.phase_builder.build_finetune_phase(3, training.recipe).batches(0, 3)])
+    ]
     assert torch.equal(seen[1], seen[2]) and not torch.equal(seen[0], seen[1])
 
 
 def test_what_does_not_vary_is_computed_once(trainer, monkeypatch: pytest.MonkeyPatch):
     """The same batches as from the photos, each seen once by the frozen part; where they are too many, as always."""
     training = trainer(augment="none", imbalance="sampling", precision="32")
-    training.routine.enter(2)
-    frozen, seen = training.routine.frozen, []
-    whole = frozen.maps
-    monkeypatch.setattr(frozen, "maps", lambda photos: seen.append(len(photos)) or whole(photos))
-    batches = training.routine.later(2, training.recipe).batches
+    training.phase_builder.enter_phase(2)
+    frozen, seen = training.phase_builder.frozen_features, []
+    whole = frozen.compute_maps
+    monkeypatch.setattr(frozen, "compute_maps", lambda photos: seen.append(len(photos)) or whole(photos))
+    batches = training.phase_builder.build_finetune_phase(2, training.recipe).batches
     kept = list(batches(0, 9))
     assert sum(seen) <= len(training.data.train) + 1  # one more to know how large they are
     kept += batches(9, 12)
@@ -103,15 +115,15 @@ def test_what_does_not_vary_is_computed_once(trainer, monkeypatch: pytest.Monkey
 )
 def test_phase_1_sees_photos_mirrored_where_they_may_be_and_there_is_time(trainer, augment, again, looks):
     training, asked = trainer(augment=augment, epochs=0), []
-    training.train(again=lambda seconds: bool(asked.append(seconds)) or again)
+    training.train(allow_mirrored_pass=lambda seconds: bool(asked.append(seconds)) or again)
     rows = len(np.load(training.folder / "train_features.npy", allow_pickle=False))
     assert rows == looks * len(training.data.train) and all(seconds > 0 for seconds in asked)
 
 
 def test_a_resumed_phase_gets_the_same_batches(trainer):
     training = trainer(mixup=0.3, cutmix=0.3, imbalance="sampling", augment="strong")
-    training.routine.enter(2)
-    phase = training.routine.later(2, training.recipe)
+    training.phase_builder.enter_phase(2)
+    phase = training.phase_builder.build_finetune_phase(2, training.recipe)
     whole, late = list(phase.batches(0, 5)), list(phase.batches(3, 5))
     for (maps, targets), (again, same) in zip(whole[3:], late, strict=True):
         assert torch.equal(maps, again) and torch.equal(targets, same)

@@ -45,11 +45,11 @@ def behind(home: str, name: str, when: str = "True") -> Job:
 
 
 def in_step(phase: int, step: int) -> Job:
-    """A run that dies within this step, in which `draw` sets what is random."""
-    return behind("finetune", "draw", f"args[1:] == (3, {phase}, {step})")
+    """A run that dies within this step, in which `seed_torch` sets what is random."""
+    return behind("trainer", "seed_torch", f"args[1:] == (3, {phase}, {step})")
 
 
-BETWEEN = behind("finetune.Trainer", "_next_phase")
+BETWEEN = behind("trainer.Trainer", "_next_phase")
 WRITING = behind("checkpoint", "save_file", "args[1].name == 'checkpoint.half' and not os.truncate(args[1], 3000)")
 AS_IT_COMES = shlex.split("--image-size 64 --train-size 64 --batch 8 --epochs 2")
 MUCH_AT_ONCE = shlex.split(
@@ -67,11 +67,11 @@ RUNS: dict[str, tuple[list[str], list[tuple[Job, tuple[int, int] | None]]]] = {
     "as it comes": (
         AS_IT_COMES,
         [
-            (behind("recipe", "write"), None),
-            (behind("store.Packer", "add", "len(args[0]) == 9"), None),
-            (behind("prepare", "write_split"), None),
-            (behind("features.ArrayFile", "append", "args[0].whole.name == 'train_features.npy'"), None),
-            (behind("features.ArrayFile", "append", "args[0].whole.name == 'val_features.npy'"), None),
+            (behind("recipe", "write_recipe"), None),
+            (behind("MemmapWriter", "add", "len(args[0]) == 9"), None),
+            (behind("prepare", "write_split_file"), None),
+            (behind("NpyWriter", "append", "args[0].path.name == 'train_features.npy'"), None),
+            (behind("NpyWriter", "append", "args[0].path.name == 'val_features.npy'"), None),
             (in_step(1, 0), None),
             (WRITING, None),
             (BETWEEN, (2, 0)),
@@ -79,7 +79,7 @@ RUNS: dict[str, tuple[list[str], list[tuple[Job, tuple[int, int] | None]]]] = {
             (WRITING, (2, 2)),
             (in_step(2, 6), (2, 6)),
             (in_step(2, 7) | {"save_every": 1e9}, (2, 6)),  # long after a checkpoint
-            (behind("verdict.bundle", "describe") | {"whole": True}, (2, 8)),
+            (behind("finish.bundle", "make_info") | {"whole": True}, (2, 8)),
         ],
     ),
     "much at once": (
@@ -99,7 +99,7 @@ RUNS: dict[str, tuple[list[str], list[tuple[Job, tuple[int, int] | None]]]] = {
         [
             (in_step(2, 0), (2, 0)),
             (in_step(2, 3), (2, 3)),
-            (behind("finetune.Trainer", "_keep_best"), (2, 3)),
+            (behind("trainer.Trainer", "_save_best_weights"), (2, 3)),
             (in_step(2, 5), (2, 5)),
         ],
     ),
@@ -152,8 +152,8 @@ def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(start, undistur
 
 
 def test_a_loader_that_dies_costs_a_line_and_nothing_else(start, undisturbed, tmp_path: Path):
-    two = "from fieldmark import dataset; dataset._workers = lambda world=1: 2"
-    dies = behind("dataset.Varied", "__getitem__", "args[1][0] == 45")  # in a process of the loader
+    two = "from fieldmark.data import dataset; dataset._num_workers = lambda world=1: 2"
+    dies = behind("AugmentedDataset", "__getitem__", "args[1][0] == 45")  # in a process of the loader
     ended = start(tmp_path / "run", AS_IT_COMES, first=two, **dies)
     assert ended.code == 2
     (line,) = (line for line in ended.said.splitlines() if line.startswith("fieldmark: "))
@@ -168,10 +168,12 @@ def test_a_loader_that_dies_costs_a_line_and_nothing_else(start, undisturbed, tm
 STOPPING = """
 import sys, time
 from pathlib import Path
-from fieldmark import cli, finetune, verdict
+from fieldmark.cli import main
+from fieldmark.pipeline import finish
+from fieldmark.training import trainer
 
 marker, home, name, when = (sys.argv.pop(1) for _ in range(4))
-original, home, finetune.SAVE_EVERY = getattr(eval(home), name), eval(home), 0
+original, home, trainer.CHECKPOINT_INTERVAL_S = getattr(eval(home), name), eval(home), 0
 
 def stopping(*args, **kwargs):
     result = original(*args, **kwargs)
@@ -181,13 +183,13 @@ def stopping(*args, **kwargs):
     return result
 
 setattr(home, name, stopping)
-cli.main()
+main.main()
 """
 
 
 def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, trained, command, tmp_path: Path):
     words = ["train", str(small_photos), "--out", str(tmp_path / "run"), "--resume", "--json", *small_options]
-    for k, place in enumerate([in_step(2, 2), behind("verdict.bundle", "write")]):
+    for k, place in enumerate([in_step(2, 2), behind("finish.bundle", "save")]):
         marker = tmp_path / str(k)
         arguments = [sys.executable, "-c", STOPPING, str(marker), *place["dies"].values(), *words]
         with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -211,24 +213,29 @@ def test_the_best_network_so_far_is_always_at_hand(trainer, few, ema: float):
     """As a file that another training starts from, from the end of phase 1 on."""
 
     class Watch:
-        def begin(self, history: list) -> None:
+        def start(self, history: list) -> None:
             pass
 
-        def epoch(self, row: dict[str, Any]) -> None:
+        def log_epoch(self, row: dict[str, Any]) -> None:
             if row["phase"] == 1:
                 return
             network = build("efficientnet_lite0", classes=3, weights=training.folder / "best.safetensors").eval()
             with torch.inference_mode():
                 logits = network(
-                    torch.cat([training.routine.frozen.normalise(p) for p in iter_eval_batches(few.pack, few.val, 64)])
+                    torch.cat(
+                        [
+                            training.phase_builder.frozen_features.normalise(p)
+                            for p in iter_eval_batches(few.pack, few.val, 64)
+                        ]
+                    )
                 )
-            loss = F.cross_entropy(logits, training.routine.val_labels).item()
+            loss = F.cross_entropy(logits, training.phase_builder.val_labels).item()
             best = training.state.history[training.best_epoch() - 1]
             assert loss == pytest.approx(best["val_loss"], rel=1e-4)
             kept.append(best["epoch"])
 
     kept: list[int] = []
     settings = {"exact": False, "frozen_epochs": 1, "unfreeze": "gradual", "epochs": 6, "patience": 9, "ema": ema}
-    training = trainer(trackers=Watch(), monitor="loss", **settings)
+    training = trainer(loggers=Watch(), monitor="loss", **settings)
     training.train()
     assert len(kept) == 6 and len(set(kept)) > 1

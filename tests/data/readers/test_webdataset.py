@@ -122,7 +122,7 @@ def test_what_cannot_be_packed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FieldmarkError, match=r"cannot stand on a line of classes.txt"):
         packed(root, tmp_path / "shards")
     (tmp_path / "shards.half").mkdir()  # somebody's
-    monkeypatch.setattr("fieldmark.data.pack.Writer.add", lambda *_: 1 / 0)
+    monkeypatch.setattr("fieldmark.data.pack.ShardWriter.add", lambda *_: 1 / 0)
     (root / "train" / "two\nlines").rename(root / "train" / "鳥")
     with pytest.raises(ZeroDivisionError):
         packed(root, tmp_path / "shards")
@@ -158,7 +158,7 @@ def test_many_row_groups_are_each_read_once(tmp_path: Path, monkeypatch: pytest.
     (tmp_path / "data").mkdir()
     pq.write_table(rows, tmp_path / "data" / "train-00000-of-00001.parquet", row_group_size=5)
     asked, group = list[int](), DataFile.read_row_group
-    monkeypatch.setattr(DataFile, "group", lambda part, number: asked.append(number) or group(part, number))
+    monkeypatch.setattr(DataFile, "read_row_group", lambda part, number: asked.append(number) or group(part, number))
     found = packed(tmp_path, tmp_path / "shards")
     assert asked == list(range(12)) and found["photos"] == 60
     want, have = (

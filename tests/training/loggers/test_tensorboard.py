@@ -53,7 +53,7 @@ def test_the_graph_shows_the_operations_by_module(begin, shown, tmp_path: Path):
 
 def test_readers_find_the_epochs_after_many_kills(begin, row, shown, tmp_path: Path):
     for saved in (0, 1, 0, 2):
-        begin(tmp_path, saved, Recipe())[0].epoch(row(saved + 1))
+        begin(tmp_path, saved, Recipe())[0].log_epoch(row(saved + 1))
     assert [event.step for event in shown(tmp_path).Scalars("loss/train")] == [1, 2, 3]
     assert len(list((tmp_path / "tensorboard").iterdir())) == 2, "what no reader needs any more is gone"
 
@@ -61,10 +61,10 @@ def test_readers_find_the_epochs_after_many_kills(begin, row, shown, tmp_path: P
 LIGHT = """
 import sys
 from pathlib import Path
-import fieldmark.training.loggers as trackers
+from fieldmark.training import loggers
 heavy = {"torch", "tensorboard", "wandb", "mlflow", "onnx"}
 assert not heavy & set(sys.modules), heavy & set(sys.modules)
-trackers.Trackers(Path(sys.argv[1]), trackers.Recipe(), print).begin([])
+loggers.LoggerGroup(Path(sys.argv[1]), loggers.Recipe(), print).start([])
 assert not {"torch", "tensorflow"} & set(sys.modules)
 """
 

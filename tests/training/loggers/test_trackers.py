@@ -49,7 +49,7 @@ def test_a_run_killed_anywhere_has_every_epoch_once(remote, begin, row, shown, t
         for epoch in range(saved + 1, done + 1):
             if epoch > (saved + done) // 2:
                 remote.down = lost
-            tracking.epoch(row(epoch))
+            tracking.log_epoch(row(epoch))
             assert [line["epoch"] for line in table(out)] == [str(k) for k in range(1, epoch + 1)]
         assert len(warnings) <= len(lost)
     plain = {
@@ -70,7 +70,7 @@ def test_a_run_killed_anywhere_has_every_epoch_once(remote, begin, row, shown, t
 def test_a_table_is_there_from_the_start_and_keeps_every_bit(begin, row, tmp_path: Path):
     tracking, _ = begin(tmp_path, 0, Recipe())
     assert (tmp_path / "history.csv").read_text().split() == [",".join(HISTORY_COLUMNS)]
-    tracking.epoch(row(7))
+    tracking.log_epoch(row(7))
     assert [{name: float(value) for name, value in line.items()} for line in table(tmp_path)] == [row(7)]
 
 
@@ -80,8 +80,8 @@ def test_a_service_that_is_gone_costs_one_line(remote, begin, row, shown, tmp_pa
     remote.down = {name} if moment == "begin" else set()
     tracking, warnings = begin(tmp_path, 0, BOTH)
     remote.down = {name} if moment == "epoch" else set()
-    tracking.epoch(row(1))
-    tracking.epoch(row(2))
+    tracking.log_epoch(row(1))
+    tracking.log_epoch(row(2))
     remote.down = {name} if moment == "close" else set()
     tracking.close(FIGURES, BOTH)
     (line,) = warnings
@@ -94,12 +94,12 @@ def test_a_service_that_is_gone_costs_one_line(remote, begin, row, shown, tmp_pa
 def test_the_table_alone_may_stop_a_training(begin, row, tmp_path: Path):
     (tmp_path / "tensorboard").touch()
     tracking, warnings = begin(tmp_path, 0, Recipe())
-    tracking.epoch(row(1))
+    tracking.log_epoch(row(1))
     assert len(warnings) == 1 and warnings[0].startswith("tensorboard fails")
     assert len(table(tmp_path)) == 1
     (tmp_path / "history.half").mkdir()
     with pytest.raises(OSError, match="history"):
-        tracking.epoch(row(2))
+        tracking.log_epoch(row(2))
 
 
 @pytest.mark.parametrize("logger", [None, "", " , "])
