@@ -53,9 +53,7 @@ def finish_run(
         positive_probability = softmax(logits / temperature_value, axis=1)[:, classes.index(positive)]
         info |= {
             "positive": positive,
-            "decision_threshold": calibration.fit_decision_threshold(
-                positive_probability, val == classes.index(positive)
-            ),
+            "decision": calibration.fit_decision_threshold(positive_probability, val == classes.index(positive)),
         }
     bundle.save(out / "bundle", info, network, ood_scorer)
     _write_reference_set(out / "gallery.npz", prepared, reference, reference_features)
