@@ -199,10 +199,10 @@ class PruningLogger:
     def __init__(self, trial: Any, recipe: Recipe, may_end: bool) -> None:
         self.trial, self.recipe, self.may_prune = trial, recipe, may_end
 
-    def begin(self, history: list[TrialRow]) -> None:
-        """As a tracker of a training that is never resumed."""
+    def start(self, history: list[TrialRow]) -> None:
+        """As a logger of a training that is never resumed."""
 
-    def epoch(self, row: TrialRow) -> None:
+    def log_epoch(self, row: TrialRow) -> None:
         import optuna
 
         self.trial.report(_objective_value(row, self.recipe), row["epoch"])
