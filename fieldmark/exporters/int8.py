@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import torch
 from onnx import ModelProto
-from scipy.special import expit, softmax
+from scipy.special import softmax
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
@@ -21,7 +22,7 @@ from fieldmark.exporters.onnx import CALIBRATION_CONSTANTS, save_onnx, set_const
 from fieldmark.exporters.quantize import create_session, make_probe, quantize_model
 from fieldmark.inference.classifier import Classifier
 from fieldmark.inference.sides import RunSplits, sample_evenly
-from fieldmark.models.ood import CENTROID_WEIGHT, MIN_STD
+from fieldmark.models import ood
 
 Int8Report = dict[str, Any]
 T = TypeVar("T")
@@ -131,12 +132,13 @@ def recalibrate(
         labels: the numbers of the true classes, (n,).
     """
     temperature = calibration.fit_temperature(logits, labels)
-    mean, sd = parts.mean(0), np.maximum(parts.std(0, ddof=1), MIN_STD)
-    height, share, cosine = ((parts - mean) / sd).T
-    set_constants(quantized, dict(zip(CALIBRATION_CONSTANTS, (temperature, mean, sd), strict=True)))
+    components = torch.from_numpy(parts)
+    mean, sd = ood.fit_statistics(components)
+    scores = ood.combine_components(components, mean, sd).numpy()
+    set_constants(quantized, dict(zip(CALIBRATION_CONSTANTS, (temperature, mean.numpy(), sd.numpy()), strict=True)))
     info = info | {
         "temperature": temperature,
-        "threshold": calibration.fit_ood_threshold(expit(height + share + CENTROID_WEIGHT * cosine)),
+        "threshold": calibration.fit_ood_threshold(scores),
     }
     if "positive" in info:
         positive_index = info["classes"].index(info["positive"])
