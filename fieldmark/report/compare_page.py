@@ -14,17 +14,17 @@ from fieldmark.report.charts.scatter import accuracy_cost_chart
 ComparisonRow = dict[str, Any]
 
 
-def describe_differences(rows: Sequence[ComparisonRow], _: Language = ENGLISH) -> Iterator[str]:
+def describe_differences(rows: Sequence[ComparisonRow], language: Language = ENGLISH) -> Iterator[str]:
     """The answer to what was asked, a sentence a network: does it help here?"""
     first = rows[0]
     for row in rows[1:]:
         difference, names = row["difference"], {"network": row["network"], "first": first["network"]}
         if not difference:
-            yield _("{network} was not tested on the photos of {first}: no difference can be told.", **names)
+            yield language("{network} was not tested on the photos of {first}: no difference can be told.", **names)
             continue
         low, high = (100 * bound for bound in difference["ci95"])
-        better = _("better") if difference["difference"] > 0 else _("worse")
-        yield _(
+        better = language("better") if difference["difference"] > 0 else language("worse")
+        yield language(
             "{network} against {first}: {points:+.1f} points ({low:+.1f} to {high:+.1f}), for {more:+.1%} parameters "
             "and {times:.2f} x the training time: {verdict} (p = {p:.2g}).",
             **names,
@@ -33,12 +33,12 @@ def describe_differences(rows: Sequence[ComparisonRow], _: Language = ENGLISH) -
             high=high,
             more=row["parameters"] / first["parameters"] - 1,
             times=row["seconds"] / first["seconds"],
-            verdict=better if difference["real"] else _("no difference shown"),
+            verdict=better if difference["real"] else language("no difference shown"),
             p=difference["p_holm"],
         )
 
 
-def write_compare_page(rows: Sequence[ComparisonRow], out: Path, _: Language = ENGLISH) -> list[Path]:
+def write_compare_page(rows: Sequence[ComparisonRow], out: Path, language: Language = ENGLISH) -> list[Path]:
     """compare.html (in that language), compare.json, compare.csv in the folder `out`. -> the files."""
     out.mkdir(parents=True, exist_ok=True)
     sentences_en = list(describe_differences(rows))
@@ -52,14 +52,19 @@ def write_compare_page(rows: Sequence[ComparisonRow], out: Path, _: Language = E
         for row in rows
     ]
     io.write_csv(out / "compare.csv", table, [*columns, *difference_columns])
-    costs = {"seconds": (_("Accuracy over training time"), _("seconds"))}
-    costs |= {"megabytes": (_("Accuracy over size"), "MB"), "images_per_s": (_("Accuracy over speed"), _("photos/s"))}
-    charts = [Markup(accuracy_cost_chart(rows, cost, *named, _)) for cost, named in costs.items()]
+    costs = {"seconds": (language("Accuracy over training time"), language("seconds"))}
+    costs |= {
+        "megabytes": (language("Accuracy over size"), "MB"),
+        "images_per_s": (language("Accuracy over speed"), language("photos/s")),
+    }
+    charts = [Markup(accuracy_cost_chart(rows, cost, *named, language)) for cost, named in costs.items()]
     context = {
         "name": out.resolve().name,
         "rows": rows,
-        "answers": list(describe_differences(rows, _)),
+        "answers": list(describe_differences(rows, language)),
         "charts": charts,
     }
-    (out / "compare.html").write_text(html.render("compare.html.j2", context, _), encoding="utf-8", errors="replace")
+    (out / "compare.html").write_text(
+        html.render("compare.html.j2", context, language), encoding="utf-8", errors="replace"
+    )
     return [out / name for name in ("compare.html", "compare.json", "compare.csv")]

@@ -49,7 +49,7 @@ MAX_MISTAKES = 12
 """Mistakes whose photos are shown."""
 
 
-def write_report(run: Path, files: FileTree | None, _: Language = ENGLISH) -> list[Path]:
+def write_report(run: Path, files: FileTree | None, language: Language = ENGLISH) -> list[Path]:
     """Write report.html, card.md and (where there is a history) curves.svg into the folder `run`; return their paths.
 
     `photos` is where the paths in predictions.csv lead; without it, or where a photo is gone,
@@ -58,10 +58,13 @@ def write_report(run: Path, files: FileTree | None, _: Language = ENGLISH) -> li
     """
     metrics = _read_metrics(run)
     history = [row for row in read_csv(run / "history.csv") if finite_float(row["epoch"]) is not None]
-    context = _template_context(run, files, metrics, history, _)
-    texts = {"report.html": html.render("report.html.j2", context, _), "card.md": html.render("card.md.j2", context, _)}
+    context = _template_context(run, files, metrics, history, language)
+    texts = {
+        "report.html": html.render("report.html.j2", context, language),
+        "card.md": html.render("card.md.j2", context, language),
+    }
     if history:
-        texts["curves.svg"] = svg.training_curves(history, metrics.get("best_epoch"), _)
+        texts["curves.svg"] = svg.training_curves(history, metrics.get("best_epoch"), language)
     for name, text in texts.items():
         # A file name that is no valid Unicode must not cost the report.
         (run / name).write_text(text, encoding="utf-8", errors="replace")
@@ -96,7 +99,7 @@ def _read_metrics(run: Path) -> TemplateContext:
 
 
 def _template_context(
-    run: Path, files: FileTree | None, run_metrics: TemplateContext, history: list[dict[str, str]], _: Language
+    run: Path, files: FileTree | None, run_metrics: TemplateContext, history: list[dict[str, str]], language: Language
 ) -> TemplateContext:
     """Everything that the templates show, under the names they use."""
     classes, split_metrics, first = (
@@ -112,31 +115,31 @@ def _template_context(
         "photos": files.root.resolve().name if files else "photos",
         "metrics": run_metrics,
         "classes": classes,
-        "title": wording.page_title(classes, _),
+        "title": wording.page_title(classes, language),
         "tested": bool(run_metrics.get("test")),
         "figures": split_metrics,
         "folds": [fold["test"] for fold in run_metrics.get("folds") or [] if fold.get("test")],
-        "summary": wording.summarize(run_metrics, _),
+        "summary": wording.summarize(run_metrics, language),
         "baseline": wording.majority_baseline(split_metrics),
         "split": [(name, [counts[name, split] for split in SPLITS]) for name in classes] if counts else [],
         "totals": [sum(n for (_name, at), n in counts.items() if at == split) for split in SPLITS],
-        "findings": _audit_findings(first / "audit.json", _),
+        "findings": _audit_findings(first / "audit.json", language),
         "quarantine": read_csv(first / "quarantine.csv"),
         "history": history,
-        "course": wording.describe_training(history, run_metrics.get("best_epoch"), _),
+        "course": wording.describe_training(history, run_metrics.get("best_epoch"), language),
         "per_class": [row | {"bar": _bar(row)} for row in per_class],
-        "points": wording.operating_points(split_metrics, _),
-        "limits": wording.describe_limitations(run_metrics, counts, _),
-        "seconds": {_(text): seconds.get(name) for name, text in TIMING_LABELS.items()},
+        "points": wording.operating_points(split_metrics, language),
+        "limits": wording.describe_limitations(run_metrics, counts, language),
+        "seconds": {language(text): seconds.get(name) for name, text in TIMING_LABELS.items()},
         "settings": _changed_settings(recipe),
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
         **_example_images(run, files, split_metrics, [row["name"] for row in per_class]),
-        **_charts(run_metrics, split_metrics, history, _),
+        **_charts(run_metrics, split_metrics, history, language),
     }
 
 
 def _charts(
-    run_metrics: TemplateContext, split_metrics: TemplateContext, history: list[dict[str, str]], _: Language
+    run_metrics: TemplateContext, split_metrics: TemplateContext, history: list[dict[str, str]], language: Language
 ) -> TemplateContext:
     """The drawings, and what is said beside that of the learning curve."""
     classes, best, matrix = (
@@ -149,18 +152,21 @@ def _charts(
         split_metrics.get("reliability") and split_metrics.get("coverage_curve"),
     )
     trust = (
-        [trust_charts.reliability_diagram(split_metrics, _), trust_charts.coverage_chart(split_metrics, _)]
+        [
+            trust_charts.reliability_diagram(split_metrics, language),
+            trust_charts.coverage_chart(split_metrics, language),
+        ]
         if has_trust_data
         else []
     )
     return {
-        "curves": [Markup(svg.training_curve(history, kind, best, _)) for kind in svg.TITLES if history],
-        "confusion": Markup(trust_charts.confusion_matrix(matrix, classes, _)) if matrix else "",
-        "roc": Markup(trust_charts.roc_chart(split_metrics, _)) if split_metrics.get("roc") else "",
+        "curves": [Markup(svg.training_curve(history, kind, best, language)) for kind in svg.TITLES if history],
+        "confusion": Markup(trust_charts.confusion_matrix(matrix, classes, language)) if matrix else "",
+        "roc": Markup(trust_charts.roc_chart(split_metrics, language)) if split_metrics.get("roc") else "",
         "trust": [Markup(chart) for chart in trust],
-        "growth": Markup(trust_charts.data_scaling_chart(curve, _)) if curve else "",
-        "more": wording.describe_data_scaling(curve, _) if curve else "",
-        "gained": wording.describe_class_gains(curve, _) if curve else "",
+        "growth": Markup(trust_charts.data_scaling_chart(curve, language)) if curve else "",
+        "more": wording.describe_data_scaling(curve, language) if curve else "",
+        "gained": wording.describe_class_gains(curve, language) if curve else "",
     }
 
 
@@ -200,29 +206,29 @@ def _changed_settings(file: Path) -> list[tuple[str, Any]]:
     return [(recipes.option_name(name), value) for name, value in chosen.items() if value != defaults[name]]
 
 
-def _audit_findings(path: Path, _: Language) -> list[TemplateContext]:
+def _audit_findings(path: Path, language: Language) -> list[TemplateContext]:
     """What `check` found, one entry a kind: how many, in words, and the first few as text."""
     audit = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return [
         {
             "count": len(audit[kind]),
-            "text": _(text),
-            "examples": [_format_finding(found, _) for found in audit[kind][:3]],
+            "text": language(text),
+            "examples": [_format_finding(found, language) for found in audit[kind][:3]],
         }
         for kind, text in FINDING_LABELS.items()
         if audit.get(kind) is not None  # what was not looked for is not mentioned
     ]
 
 
-def _format_finding(finding: dict[str, Any] | list[str] | str, _: Language) -> str:
+def _format_finding(finding: dict[str, Any] | list[str] | str, language: Language) -> str:
     if isinstance(finding, str):
         return finding
     if isinstance(finding, list):
         shown = " = ".join(finding[:4])
-        return _("{names} and {n} more", names=shown, n=len(finding) - 4) if len(finding) > 4 else shown
+        return language("{names} and {n} more", names=shown, n=len(finding) - 4) if len(finding) > 4 else shown
     if "kind" in finding:
         return f"{finding['path']}: {finding['kind']}, {finding['detail']}"
     if "suggested" in finding:
         values = {"path": finding["path"], "label": finding.get("label"), "suggested": finding["suggested"]}
-        return _("{path}: {label}, or rather {suggested}?", **values)
+        return language("{path}: {label}, or rather {suggested}?", **values)
     return f"{finding['path']}: {finding.get('reason')}"

@@ -26,16 +26,16 @@ def summarize_search(rows: Sequence[TrialRow], run: Run) -> TrialRow:
     return {"rows": list(rows), "best": best_summary | {"run": str(run.folder), "test": run.metrics["test"]}}
 
 
-def describe_search(summary: TrialRow, _: Language = ENGLISH) -> list[str]:
+def describe_search(summary: TrialRow, language: Language = ENGLISH) -> list[str]:
     """What came of it."""
     best, n = summary["best"], len(summary["rows"])
     short = sum(row["val_accuracy"] is None for row in summary["rows"])
     share, photos = best["val_accuracy"], best["photos"]
     chance = math.sqrt(max(share * (1 - share), 1 / photos) / photos)
-    default_accuracy = _.percent(best["as_it_stands"]["val_accuracy"])
-    values = {"trial": best["trial"], "share": _.percent(share), "plain": default_accuracy}
+    default_accuracy = language.percent(best["as_it_stands"]["val_accuracy"])
+    values = {"trial": best["trial"], "share": language.percent(share), "plain": default_accuracy}
     lines = [
-        _(
+        language(
             "{n} trials, {short} of them cut short; the best is trial {trial}: {share} of {photos:,} validation "
             "photos, where the recipe as it stands has {plain}.",
             **values,
@@ -43,16 +43,20 @@ def describe_search(summary: TrialRow, _: Language = ENGLISH) -> list[str]:
             short=short,
             photos=photos,
         ),
-        _(
+        language(
             "A figure on so few photos is uncertain by {chance} (one standard error), and the best of many is partly "
             "the luckiest: only the test photos, which no trial saw, say how good it is.",
-            chance=_.percent(chance),
+            chance=language.percent(chance),
         ),
     ]
     if (test := best["test"]) and test.get("accuracy") is not None:
-        test_values = {"share": _.percent(test["accuracy"]), "n": test["n"], "range": _.interval(test["ci95"])}
+        test_values = {
+            "share": language.percent(test["accuracy"]),
+            "n": test["n"],
+            "range": language.interval(test["ci95"]),
+        }
         lines.append(
-            _(
+            language(
                 "Trained as a whole, it tells {share} of {n:,} test photos right (95 % interval {range}).",
                 **test_values,
             )
@@ -60,7 +64,7 @@ def describe_search(summary: TrialRow, _: Language = ENGLISH) -> list[str]:
     return lines
 
 
-def write_search_page(summary: TrialRow, out: Path, _: Language = ENGLISH) -> list[Path]:
+def write_search_page(summary: TrialRow, out: Path, language: Language = ENGLISH) -> list[Path]:
     """search.html (in that language), search.json, search.csv in the folder `out`. -> the files."""
     rows = summary["rows"]
     io.write_json(out / "search.json", summary | {"answers": describe_search(summary)})
@@ -69,13 +73,20 @@ def write_search_page(summary: TrialRow, out: Path, _: Language = ENGLISH) -> li
     table = [{name: row[name] for name in columns} | row["settings"] for row in rows]
     io.write_csv(out / "search.csv", table, [*columns, *names])
     ranked = sorted(rows, key=lambda row: (row["score"] is None, -(row["score"] or 0), row["val_loss"]))
-    context = {"name": out.resolve().name, "rows": ranked, "names": names, "answers": describe_search(summary, _)}
-    context |= {"chart": Markup(_trials_chart(rows, _)), "run": summary["best"]["run"]}
-    (out / "search.html").write_text(html.render("search.html.j2", context, _), encoding="utf-8", errors="replace")
+    context = {
+        "name": out.resolve().name,
+        "rows": ranked,
+        "names": names,
+        "answers": describe_search(summary, language),
+    }
+    context |= {"chart": Markup(_trials_chart(rows, language)), "run": summary["best"]["run"]}
+    (out / "search.html").write_text(
+        html.render("search.html.j2", context, language), encoding="utf-8", errors="replace"
+    )
     return [out / name for name in ("search.html", "search.json", "search.csv")]
 
 
-def _trials_chart(rows: Sequence[TrialRow], _: Language) -> str:
+def _trials_chart(rows: Sequence[TrialRow], language: Language) -> str:
     """Validation accuracy of each trial, and the best so far."""
     points = [(row["trial"], row["val_accuracy"]) for row in rows if row["val_accuracy"] is not None]
     values = [value for at, value in points]
@@ -83,14 +94,18 @@ def _trials_chart(rows: Sequence[TrialRow], _: Language) -> str:
     marks = svg.nice_ticks(0, max(1, max(trial for trial, _ in points)))
     axes = Axes((0, max(marks[-1], points[-1][0])), (heights[0], heights[-1]))
     best = [(trial, max(value for at, value in points if at <= trial)) for trial, _ in points]
-    legend = svg.legend([("main", _("best so far")), (svg.circle(0, 0), _("a trial"))], LEFT)
+    legend = svg.legend([("main", language("best so far")), (svg.circle(0, 0), language("a trial"))], LEFT)
     integer_ticks = [(mark, f"{mark:.0f}") for mark in marks if float(mark).is_integer()]
     parts = [
         legend,
-        axes.grid(svg.percent_labels(heights, _)),
-        axes.x_tick_labels(integer_ticks, _("trial")),
+        axes.grid(svg.percent_labels(heights, language)),
+        axes.x_tick_labels(integer_ticks, language("trial")),
         axes.lines("main", best),
     ]
     parts += [svg.circle(axes.x(trial), axes.y(value)) for trial, value in points]
-    description = _.join_names(_("{name}: {value}", name=trial, value=_.percent(value)) for trial, value in points)
-    return svg.svg("trials", (WIDTH, HEIGHT), _("Validation accuracy of the trials"), description, "".join(parts))
+    description = language.join_names(
+        language("{name}: {value}", name=trial, value=language.percent(value)) for trial, value in points
+    )
+    return svg.svg(
+        "trials", (WIDTH, HEIGHT), language("Validation accuracy of the trials"), description, "".join(parts)
+    )

@@ -1,4 +1,4 @@
-"""Whatever is said in English is said in every language, with the same numbers in it, and nothing English is left."""
+"""Every English text has a translation with the same placeholders, and translated pages hold no English."""
 
 import ast
 import json
@@ -25,44 +25,48 @@ from fieldmark.report import html
 from fieldmark.report.run_report import rewrite_report, write_report
 
 PACKAGE = Path(fieldmark.__file__).parent
+TRANSLATIONS = PACKAGE / "core" / "translations"
+TRANSLATORS = {"_", "language", "gettext_noop", "ENGLISH"}
+"""Names by which texts are translated, in Python and in templates."""
 OTHERS = [code for code in LANGUAGES if code != "en"]
 
 
-def messages() -> dict[str, str]:
-    """Every text that is said through a language -> the file it stands in."""
-    found: dict[str, str] = {}
+def translatable_texts() -> dict[str, str]:
+    """Every text that is passed to a translator -> the file that it is in."""
+    texts: dict[str, str] = {}
     for file in sorted(html.TEMPLATES.glob("*.j2")):
         tree = html.make_environment().parse(file.read_text(encoding="utf-8"))
         for _, _, text in extract_from_ast(tree, ("_",)):
-            found[str(text if isinstance(text, str) else text[0] if text else None)] = file.name
+            texts[str(text if isinstance(text, str) else text[0] if text else None)] = file.name
     for file in sorted(PACKAGE.rglob("*.py")):
-        names = ("self",) if file.name == "i18n.py" else ("_", "gettext_noop")
+        names = {"self"} if file.name == "i18n.py" else TRANSLATORS
         for call in (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)):
             if ast.unparse(call.func) in names and call.args and isinstance(call.args[0], ast.Constant):
-                found[str(call.args[0].value)] = file.name
+                texts[str(call.args[0].value)] = file.name
     for name, method in attribution.METHODS.items():
-        found[_title(name)] = found[str(method.__doc__).partition("\n")[0]] = "explanation/attribution.py"
-    return found
+        texts[_title(name)] = texts[str(method.__doc__).partition("\n")[0]] = "explanation/attribution.py"
+    return texts
 
 
-def places(text: str) -> set[tuple[str, str | None]]:
+def placeholders(text: str) -> set[tuple[str, str | None]]:
     return {(name, form) for _, name, form, _ in Formatter().parse(text) if name is not None}
 
 
 @pytest.mark.parametrize("code", OTHERS)
 def test_every_text_is_translated_with_the_same_placeholders(code: str):
-    said, told = messages(), get_language(code).texts
-    assert len(said) > 150
-    assert not {text: file for text, file in said.items() if text not in told}, "without a translation"
-    assert not [text for text in told if text not in said], "nobody says that any more"
-    for text in said:
-        assert places(told[text]) == places(text), text
-        assert told[text].strip() and not re.search(r'[<>&"]', text + told[text]), "texts stand in pages as they are"
+    texts, translations = translatable_texts(), get_language(code).texts
+    assert len(texts) > 150
+    assert not {text: file for text, file in texts.items() if text not in translations}, "without a translation"
+    assert not [text for text in translations if text not in texts], "unused"
+    for text in texts:
+        translation = translations[text]
+        assert placeholders(translation) == placeholders(text), text
+        assert translation.strip() and not re.search(r'[<>&"]', text + translation), "pages do not escape texts"
 
 
 @pytest.mark.parametrize("code", OTHERS)
-def test_no_text_is_given_twice(code: str):
-    lines = (PACKAGE / "core" / "translations" / f"{code}.yaml").read_text(encoding="utf-8").splitlines()
+def test_each_key_is_unique(code: str):
+    lines = (TRANSLATIONS / f"{code}.yaml").read_text(encoding="utf-8").splitlines()
     keys = [line.partition('": "')[0] for line in lines if line.startswith('"')]
     assert len(keys) == len(set(keys)) == len(get_language(code).texts)
 

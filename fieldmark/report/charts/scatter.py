@@ -9,7 +9,7 @@ from fieldmark.report.charts import svg
 from fieldmark.report.charts.svg import HEIGHT, LEFT, WIDTH, Axes
 
 
-def accuracy_cost_chart(rows: Sequence[dict[str, Any]], cost: str, title: str, unit: str, _: Language) -> str:
+def accuracy_cost_chart(rows: Sequence[dict[str, Any]], cost: str, title: str, unit: str, language: Language) -> str:
     """Accuracy with its 95 % interval over `rows[...][cost]`, on a logarithmic axis where that spans over 1:8."""
     values = [float(row[cost]) for row in rows]
     wide = min(values) > 0 and max(values) / min(values) > 8
@@ -17,7 +17,7 @@ def accuracy_cost_chart(rows: Sequence[dict[str, Any]], cost: str, title: str, u
     marks = _log_ticks(values) if wide else svg.nice_ticks(min(values), max(values))
     heights = svg.nice_ticks(min(row["ci95"][0] for row in rows), max(row["ci95"][1] for row in rows))
     axes = Axes((scale(marks[0]), scale(marks[-1])), (heights[0], heights[-1]))
-    parts = [f'<text class="name" x="{LEFT}" y="18">{title}</text>', axes.grid(svg.percent_labels(heights, _))]
+    parts = [f'<text class="name" x="{LEFT}" y="18">{title}</text>', axes.grid(svg.percent_labels(heights, language))]
     parts.append(axes.x_tick_labels(((scale(mark), f"{mark:.6g}") for mark in marks), unit))
     for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
         x, (low, high) = axes.x(scale(value)), row["ci95"]
@@ -26,9 +26,9 @@ def accuracy_cost_chart(rows: Sequence[dict[str, Any]], cost: str, title: str, u
         beside, anchor = (x - 8, "end") if x > 0.9 * WIDTH else (x + 8, "start")
         y = axes.y(row["accuracy"]) + 4
         parts.append(f'<text class="name" x="{beside}" y="{y}" text-anchor="{anchor}">{number}</text>')
-    places = [(k, _.percent(row["accuracy"]), float(row[cost])) for k, row in enumerate(rows, 1)]
-    description = _.join_names(
-        _("{k}: {share} at {value:.4g} {unit}", k=k, share=a, value=v, unit=unit) for k, a, v in places
+    places = [(k, language.percent(row["accuracy"]), float(row[cost])) for k, row in enumerate(rows, 1)]
+    description = language.join_names(
+        language("{k}: {share} at {value:.4g} {unit}", k=k, share=a, value=v, unit=unit) for k, a, v in places
     )
     return svg.svg(f"over-{cost}", (WIDTH, HEIGHT), title, description, "".join(parts))
 

@@ -141,66 +141,74 @@ def nice_ticks(low: float, high: float) -> list[float]:
     return [round(at * step, 10) for at in range(start, max(stop, start + 1) + 1)]
 
 
-def percent_labels(values: Iterable[float], _: Language) -> list[tuple[float, str]]:
+def percent_labels(values: Iterable[float], language: Language) -> list[tuple[float, str]]:
     """Shares with their labels, as far as the figures go."""
-    return [(value, _("{number} %", number=f"{100 * value:.6g}")) for value in values]
+    return [(value, language("{number} %", number=f"{100 * value:.6g}")) for value in values]
 
 
 # ---- how it learnt
 
 
-def training_curves(history: Sequence[Mapping[str, Any]], best: int | None = None, _: Language = ENGLISH) -> str:
+def training_curves(history: Sequence[Mapping[str, Any]], best: int | None = None, language: Language = ENGLISH) -> str:
     """Loss and accuracy side by side over the epochs: a complete SVG file, which can also stand inside a page.
 
     `history` holds the rows of history.csv, as numbers or as text; what is blank or not finite is left out. `best` is
     the epoch that was kept; None takes the one of the highest validation accuracy.
     """
-    right = f'<g transform="translate({WIDTH} 0)">{_training_panel(history, "accuracy", best, _)}</g>'
-    body = _training_panel(history, "loss", best, _) + right
-    return svg("curves", (2 * WIDTH, HEIGHT), _("Learning curves"), _describe_history(history, _), body)
+    right = f'<g transform="translate({WIDTH} 0)">{_training_panel(history, "accuracy", best, language)}</g>'
+    body = _training_panel(history, "loss", best, language) + right
+    return svg("curves", (2 * WIDTH, HEIGHT), language("Learning curves"), _describe_history(history, language), body)
 
 
 def training_curve(
-    history: Sequence[Mapping[str, Any]], kind: str, best: int | None = None, _: Language = ENGLISH
+    history: Sequence[Mapping[str, Any]], kind: str, best: int | None = None, language: Language = ENGLISH
 ) -> str:
     """One panel of `curves`, "loss" or "accuracy": a page sets two side by side or, on a phone, one below the other."""
-    title = _("{figure} over the epochs", figure=_(TITLES[kind]))
-    return svg(kind, (WIDTH, HEIGHT), title, _describe_history(history, _), _training_panel(history, kind, best, _))
+    title = language("{figure} over the epochs", figure=language(TITLES[kind]))
+    return svg(
+        kind,
+        (WIDTH, HEIGHT),
+        title,
+        _describe_history(history, language),
+        _training_panel(history, kind, best, language),
+    )
 
 
-def _training_panel(history: Sequence[Mapping[str, Any]], kind: str, best: int | None, _: Language) -> str:
+def _training_panel(history: Sequence[Mapping[str, Any]], kind: str, best: int | None, language: Language) -> str:
     train, validation = _points(history, f"train_{kind}"), _points(history, f"val_{kind}")
     epochs = [int(row["epoch"]) for row in history] or [1]
     first, last = min(epochs), max(epochs)
     finite_values = [value for _at, value in train + validation if value is not None]
     marks = nice_ticks(min(finite_values + [0.0] * (kind == "loss"), default=0.0), max(finite_values, default=1.0))
     axes = Axes((first, last), (marks[0], marks[-1]))
-    title, step = _(TITLES[kind]), max(1, math.ceil((last - first) / 8))
+    title, step = language(TITLES[kind]), max(1, math.ceil((last - first) / 8))
     parts = [
         f'<text class="name" x="{LEFT}" y="18">{title}</text>',
-        axes.grid(percent_labels(marks, _) if kind == "accuracy" else [(mark, f"{mark:.6g}") for mark in marks]),
-        axes.x_tick_labels([(epoch, str(epoch)) for epoch in range(first, last + 1, step)], _("epoch")),
-        _unfreeze_markers(history, axes, *((axes.bottom - 8, -17) if kind == "accuracy" else (TOP + 14, 17)), _),
+        axes.grid(percent_labels(marks, language) if kind == "accuracy" else [(mark, f"{mark:.6g}") for mark in marks]),
+        axes.x_tick_labels([(epoch, str(epoch)) for epoch in range(first, last + 1, step)], language("epoch")),
+        _unfreeze_markers(history, axes, *((axes.bottom - 8, -17) if kind == "accuracy" else (TOP + 14, 17)), language),
         axes.lines("other", train),
         axes.lines("main", validation),
     ]
-    legend_items = [("other", _("train")), ("main", _("validation"))]
+    legend_items = [("other", language("train")), ("main", language("validation"))]
     kept_epoch = _best_epoch(history) if best is None else best
     kept_value = dict(validation).get(kept_epoch) if kept_epoch is not None else None
     if kept_epoch is not None and kept_value is not None:
         parts.append(circle(axes.x(kept_epoch), axes.y(kept_value)))
-        legend_items.append((circle(0, 0), _("best: {n}", n=kept_epoch)))
+        legend_items.append((circle(0, 0), language("best: {n}", n=kept_epoch)))
     return "".join([*parts, legend(legend_items, LEFT + text_width(title) + 18)])
 
 
-def _unfreeze_markers(history: Sequence[Mapping[str, Any]], axes: Axes, y: float, down: float, _: Language) -> str:
+def _unfreeze_markers(
+    history: Sequence[Mapping[str, Any]], axes: Axes, y: float, down: float, language: Language
+) -> str:
     """The moments at which more of the backbone began to train: between two epochs of different phases."""
     parts: list[str] = []
     for before, row in pairwise(history):
         if str(row.get("phase")) == str(before.get("phase")):
             continue
         x_pixel = axes.x(int(row["epoch"]) - 0.5)
-        label = _("all unfrozen") if str(row.get("phase")) == "3" else _("unfrozen")
+        label = language("all unfrozen") if str(row.get("phase")) == "3" else language("unfrozen")
         label_offset, anchor = (6, "start") if x_pixel < 0.7 * WIDTH else (-6, "end")
         parts.append(f'<line class="mark" x1="{x_pixel}" x2="{x_pixel}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{x_pixel + label_offset}" y="{y}" text-anchor="{anchor}">{label}</text>')
@@ -217,12 +225,12 @@ def _best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
     return -max(scored)[1] if scored else None
 
 
-def _describe_history(history: Sequence[Mapping[str, Any]], _: Language) -> str:
+def _describe_history(history: Sequence[Mapping[str, Any]], language: Language) -> str:
     best = _best_epoch(history)
     if best is None:
-        return _("No validation figures were recorded.")
-    accuracy = _.percent(dict(_points(history, "val_accuracy"))[best])
-    description = _(
+        return language("No validation figures were recorded.")
+    accuracy = language.percent(dict(_points(history, "val_accuracy"))[best])
+    description = language(
         "Validation accuracy is highest in epoch {best} of {n}, at {accuracy}.",
         best=best,
         n=len(history),

@@ -41,32 +41,34 @@ def interval_bar(share: float, low: float, high: float) -> str:
     )
 
 
-def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], _: Language = ENGLISH) -> str:
+def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], language: Language = ENGLISH) -> str:
     """The confusion matrix (rows: true class): an HTML table of counts and row shares, above 12 classes a heat map."""
     if len(classes) > 12:
-        return _heatmap(matrix, _)
+        return _heatmap(matrix, language)
     head = "".join(f'<th scope="col"><span>{escape(name)}</span></th>' for name in classes)
     long = " long" if len(classes) > 7 or max(map(text_width, classes)) > 90 else ""  # long names stand upright
     rows = []
     for true, (name, counts) in enumerate(zip(classes, matrix, strict=True)):
         total = sum(counts)
-        cells = "".join(_cell(count, count / total if total else 0.0, true == at, _) for at, count in enumerate(counts))
+        cells = "".join(
+            _cell(count, count / total if total else 0.0, true == at, language) for at, count in enumerate(counts)
+        )
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}<td class="total">{total}</td></tr>')
     return (
-        f'<table class="confusion{long}"><thead><tr><th scope="col">{_("true class")}</th>{head}'
-        f'<th scope="col"><span>{_("photos")}</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<table class="confusion{long}"><thead><tr><th scope="col">{language("true class")}</th>{head}'
+        f'<th scope="col"><span>{language("photos")}</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
 
-def _cell(count: int, share: float, is_correct: bool, _: Language) -> str:
+def _cell(count: int, share: float, is_correct: bool, language: Language) -> str:
     # Mistakes are few per cell: the root lets one in a hundred still be seen.
     strength = share if is_correct else math.sqrt(share)
     kind = "right" if is_correct else "wrong" if count else "none"
-    percent = f"<small>{_.percent(share, 0)}</small>" if count else ""
+    percent = f"<small>{language.percent(share, 0)}</small>" if count else ""
     return f'<td class="{kind}" style="--s:{strength:.3f}">{count}{percent}</td>'
 
 
-def _heatmap(matrix: Sequence[Sequence[int]], _: Language) -> str:
+def _heatmap(matrix: Sequence[Sequence[int]], language: Language) -> str:
     """A square for every cell, in five strengths with one path each, so that 1000 classes stay a small picture."""
     size, margin = 420, 22
     step = (size - margin) / len(matrix)
@@ -85,19 +87,19 @@ def _heatmap(matrix: Sequence[Sequence[int]], _: Language) -> str:
     )
     frame = f'<path class="grid" style="stroke-width:1" d="M{margin} {margin}H{size - 1}V{size - 1}H{margin}z"/>'
     axis_titles = (
-        f'<text x="{margin}" y="14">{_("answered class")}</text>'
-        f'<text transform="translate(14 {margin}) rotate(-90)" text-anchor="end">{_("true class")}</text>'
+        f'<text x="{margin}" y="14">{language("answered class")}</text>'
+        f'<text transform="translate(14 {margin}) rotate(-90)" text-anchor="end">{language("true class")}</text>'
     )
-    description = _(
+    description = language(
         "{n} classes; blue on the diagonal is right, orange beside it is wrong, stronger is more often.", n=len(matrix)
     )
-    return svg("matrix", (size, size), _("Confusion matrix"), description, frame + cells + axis_titles)
+    return svg("matrix", (size, size), language("Confusion matrix"), description, frame + cells + axis_titles)
 
 
 # ---- how far to trust it
 
 
-def reliability_diagram(split_metrics: Mapping[str, Any], _: Language = ENGLISH) -> str:
+def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = ENGLISH) -> str:
     """Confidence against the share that was right, before and after temperature scaling, over the photos of each bin.
 
     DeGroot & Fienberg 1983, "The comparison and evaluation of forecasters"; bins and error as of Guo et al. 2017.
@@ -106,8 +108,8 @@ def reliability_diagram(split_metrics: Mapping[str, Any], _: Language = ENGLISH)
     axes, foot = Axes((0, 1), (0, 1), top=64, bottom=274), 322
     most = max((row["n"] for row in after), default=1)
     parts = [
-        f'<text class="name" x="{LEFT}" y="18">{_("Share that was right")}</text>',
-        axes.grid(percent_labels(UNIT_TICKS, _)),
+        f'<text class="name" x="{LEFT}" y="18">{language("Share that was right")}</text>',
+        axes.grid(percent_labels(UNIT_TICKS, language)),
     ]
     for row in after:
         at, high = axes.x(row["confidence"]), round(26 * row["n"] / most, 1)
@@ -116,26 +118,29 @@ def reliability_diagram(split_metrics: Mapping[str, Any], _: Language = ENGLISH)
             f'<text class="tiny" x="{at}" y="{foot - high - 3}" text-anchor="middle">{_short_count(row["n"])}</text>'
         )
     parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{foot}" y2="{foot}"/>')
-    parts.append(f'<text class="tiny" x="{LEFT - 6}" y="{foot - 2}" text-anchor="end">{_("photos")}</text>')
-    parts.append(axes.x_tick_labels(percent_labels(UNIT_TICKS, _), _("confidence"), foot))
+    parts.append(f'<text class="tiny" x="{LEFT - 6}" y="{foot - 2}" text-anchor="end">{language("photos")}</text>')
+    parts.append(axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("confidence"), foot))
     parts.append(axes.lines("mark", [(0, 0), (1, 1)]))
     for rows, line, mark, kind in ((before, "other", square, "odd"), (after, "main", circle, "full")):
         parts.append(axes.lines(line, [(row["confidence"], row["accuracy"]) for row in rows]))
         parts += [mark(axes.x(row["confidence"]), axes.y(row["accuracy"]), kind) for row in rows]
-    ece_text = {"before": _.percent(split_metrics.get("ece_before")), "after": _.percent(split_metrics.get("ece"))}
-    parts.append(legend([("mark", _("as it should be"))], LEFT + 200))
+    ece_text = {
+        "before": language.percent(split_metrics.get("ece_before")),
+        "after": language.percent(split_metrics.get("ece")),
+    }
+    parts.append(legend([("mark", language("as it should be"))], LEFT + 200))
     legend_items = [
-        (square(0, 0, "odd"), _("before: ECE {error}", error=ece_text["before"])),
-        (circle(0, 0, "full"), _("after: ECE {error}", error=ece_text["after"])),
+        (square(0, 0, "odd"), language("before: ECE {error}", error=ece_text["before"])),
+        (circle(0, 0, "full"), language("after: ECE {error}", error=ece_text["after"])),
     ]
     parts.append(legend(legend_items, LEFT, 40))
-    description = _(
+    description = language(
         "Share of right answers against confidence in {bins} bins. Expected calibration error {before} before and"
         " {after} after temperature scaling.",
         bins=len(after),
         **ece_text,
     )
-    return svg("reliability", (WIDTH, foot + 42), _("Reliability diagram"), description, "".join(parts))
+    return svg("reliability", (WIDTH, foot + 42), language("Reliability diagram"), description, "".join(parts))
 
 
 def _short_count(n: int) -> str:
@@ -143,7 +148,7 @@ def _short_count(n: int) -> str:
     return str(n) if n < 10_000 else f"{n / 1000:.0f}k"
 
 
-def coverage_chart(split_metrics: Mapping[str, Any], _: Language = ENGLISH) -> str:
+def coverage_chart(split_metrics: Mapping[str, Any], language: Language = ENGLISH) -> str:
     """Accuracy of the photos that are answered, against their share; the chosen threshold is marked."""
     curve = [(row["coverage"], row["accuracy"]) for row in split_metrics["coverage_curve"]]
     chosen_coverage, selective_accuracy = split_metrics.get("coverage"), split_metrics.get("accuracy_known")
@@ -156,57 +161,66 @@ def coverage_chart(split_metrics: Mapping[str, Any], _: Language = ENGLISH) -> s
     marks = nice_ticks(min(lowest, 0.95), 1.0)
     axes = Axes((0, 1), (marks[0], marks[-1]))
     parts = [
-        f'<text class="name" x="{LEFT}" y="18">{_("Accuracy of what it answers")}</text>',
-        axes.grid(percent_labels(marks, _)),
-        axes.x_tick_labels(percent_labels(UNIT_TICKS, _), _("photos answered")),
+        f'<text class="name" x="{LEFT}" y="18">{language("Accuracy of what it answers")}</text>',
+        axes.grid(percent_labels(marks, language)),
+        axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("photos answered")),
         axes.lines("main", curve),
     ]
     for share, accuracy in chosen:
         x, y = axes.x(share), axes.y(accuracy)
         label_offset, anchor = (10, "start") if share < 0.4 else (-10, "end")
         threshold = split_metrics.get("threshold")
-        text = _("threshold") if threshold is None else _("threshold {threshold}", threshold=f"{threshold:.2f}")
+        text = (
+            language("threshold")
+            if threshold is None
+            else language("threshold {threshold}", threshold=f"{threshold:.2f}")
+        )
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{y}" y2="{axes.bottom}"/>{circle(x, y)}')
         parts.append(f'<text x="{x + label_offset}" y="{axes.bottom - 10}" text-anchor="{anchor}">{text}</text>')
-    description = _(
+    description = language(
         "At the chosen threshold {coverage} of the photos are answered, {accuracy} of them right.",
-        coverage=_.percent(chosen_coverage),
-        accuracy=_.percent(selective_accuracy),
+        coverage=language.percent(chosen_coverage),
+        accuracy=language.percent(selective_accuracy),
     )
-    return svg("coverage", (WIDTH, HEIGHT), _("Coverage and accuracy"), description, "".join(parts))
+    return svg("coverage", (WIDTH, HEIGHT), language("Coverage and accuracy"), description, "".join(parts))
 
 
-def roc_chart(split_metrics: Mapping[str, Any], _: Language = ENGLISH) -> str:
+def roc_chart(split_metrics: Mapping[str, Any], language: Language = ENGLISH) -> str:
     """Share found against share of false alarms, (Fawcett 2006, "An introduction to ROC analysis")."""
     axes = Axes((0, 1), (0, 1), top=56, bottom=312)
     curve = list(zip(split_metrics["roc"]["fpr"], split_metrics["roc"]["tpr"], strict=True))
     at_threshold = split_metrics.get("at_threshold") or {}
     parts = [
-        f'<text class="name" x="{LEFT}" y="18">{_("Found against false alarms")}</text>',
-        axes.grid(percent_labels(UNIT_TICKS, _)),
-        axes.x_tick_labels(percent_labels(UNIT_TICKS, _), _("false alarms (1 - specificity)")),
+        f'<text class="name" x="{LEFT}" y="18">{language("Found against false alarms")}</text>',
+        axes.grid(percent_labels(UNIT_TICKS, language)),
+        axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("false alarms (1 - specificity)")),
         axes.lines("mark", [(0, 0), (1, 1)]),
         axes.lines("main", curve),
     ]
     legend_items = []
     for point, mark, kind, text in (
-        (split_metrics, circle, "", _("the likelier class")),
-        (at_threshold, square, "odd", _("from {threshold} on", threshold=_.percent(at_threshold.get("threshold")))),
+        (split_metrics, circle, "", language("the likelier class")),
+        (
+            at_threshold,
+            square,
+            "odd",
+            language("from {threshold} on", threshold=language.percent(at_threshold.get("threshold"))),
+        ),
     ):
         if point.get("sensitivity") is not None and point.get("specificity") is not None:
             parts.append(mark(axes.x(1 - point["specificity"]), axes.y(point["sensitivity"]), kind))
             legend_items.append((mark(0, 0, kind), text))
     parts.append(legend(legend_items, LEFT, 40))
-    description = _(
+    description = language(
         "The area below the curve is {area}; 0.5 is chance, 1 is perfect.", area=f"{split_metrics['roc_auc']:.3f}"
     )
-    return svg("roc", (WIDTH, 350), _("ROC curve"), description, "".join(parts))
+    return svg("roc", (WIDTH, 350), language("ROC curve"), description, "".join(parts))
 
 
 # ---- would more photos help?
 
 
-def data_scaling_chart(curve: Mapping[str, Any], _: Language = ENGLISH) -> str:
+def data_scaling_chart(curve: Mapping[str, Any], language: Language = ENGLISH) -> str:
     """Accuracy against photos learnt from, with intervals, on an axis of doublings; hollow what the next may bring."""
     points = [(math.log2(row["photos"]), row) for row in curve["points"]]
     last, full = points[-1]
@@ -216,9 +230,9 @@ def data_scaling_chart(curve: Mapping[str, Any], _: Language = ENGLISH) -> str:
     ahead = (last + 1, curve["doubled"])
     labels = [(x_value, f"{row['photos']:,}") for x_value, row in points] + [(ahead[0], f"{2 * full['photos']:,}")]
     parts = [
-        f'<text class="name" x="{LEFT}" y="18">{_("Accuracy")}</text>',
-        axes.grid([mark for mark in percent_labels(marks, _) if 0 <= mark[0] <= 1]),
-        axes.x_tick_labels(labels, _("photos learnt from")),
+        f'<text class="name" x="{LEFT}" y="18">{language("Accuracy")}</text>',
+        axes.grid([mark for mark in percent_labels(marks, language) if 0 <= mark[0] <= 1]),
+        axes.x_tick_labels(labels, language("photos learnt from")),
     ]
     for at, row in points:
         x, (low, high) = axes.x(at), map(axes.y, row["ci95"])
@@ -227,14 +241,14 @@ def data_scaling_chart(curve: Mapping[str, Any], _: Language = ENGLISH) -> str:
     parts.append(axes.lines("other", [(last, full["accuracy"]), ahead]))
     parts += [circle(axes.x(at), axes.y(row["accuracy"]), "full") for at, row in points]
     parts.append(square(axes.x(ahead[0]), axes.y(ahead[1]), "odd"))
-    legend_items = [(circle(0, 0, "full"), _("measured")), (square(0, 0, "odd"), _("if it goes on so"))]
-    parts.append(legend(legend_items, LEFT + text_width(_("Accuracy")) + 24))
-    description = _(
+    legend_items = [(circle(0, 0, "full"), language("measured")), (square(0, 0, "odd"), language("if it goes on so"))]
+    parts.append(legend(legend_items, LEFT + text_width(language("Accuracy")) + 24))
+    description = language(
         "Accuracy {first} with {few} photos, {full} with {all}; {doubled} expected with twice as many.",
-        first=_.percent(points[0][1]["accuracy"]),
+        first=language.percent(points[0][1]["accuracy"]),
         few=points[0][1]["photos"],
-        full=_.percent(full["accuracy"]),
+        full=language.percent(full["accuracy"]),
         all=full["photos"],
-        doubled=_.percent(curve["doubled"]),
+        doubled=language.percent(curve["doubled"]),
     )
-    return svg("growth", (WIDTH, HEIGHT), _("Accuracy by the number of photos"), description, "".join(parts))
+    return svg("growth", (WIDTH, HEIGHT), language("Accuracy by the number of photos"), description, "".join(parts))
