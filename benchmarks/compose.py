@@ -6,7 +6,7 @@
     python benchmarks/compose.py --like resnet --to 20  # the first 20 of the networks with this in their name
 
 A failure is an exception, a loss that is not finite, or a parameter without a finite gradient; each is printed with its
-number, and the end says how many there were. The tests take a cover of all pairs (tests/network/test_compose.py).
+number, and the end says how many there were. The tests take a cover of all pairs (tests/models/test_compose.py).
 """
 
 import argparse

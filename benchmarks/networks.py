@@ -4,7 +4,7 @@
     python benchmarks/networks.py --allocator                          # ours with the allocator setting, theirs without
     python benchmarks/networks.py --memory densenet121 densenet169     # peak memory of a training step
 
-Both sides have the same random weights (those of tests/network/test_parity.py), photos, threads and memory format, and
+Both sides have the same random weights (those of tests/models/test_parity.py), photos, threads and memory format, and
 no dropout. They run in turn, A B B A; a ratio is the median over the pairs, with its quartiles. With `--allocator` and
 `--memory` each side is a process of its own.
 """
@@ -39,7 +39,7 @@ Times = Callable[[str], float]
 
 
 def parity() -> Any:
-    """tests/network/test_parity.py: what each network is held against, and how its weights are named there."""
+    """tests/models/test_parity.py: what each network is held against, and how its weights are named there."""
     file = Path(__file__).parents[1] / "tests" / "network" / "test_parity.py"
     spec = importlib.util.spec_from_file_location("parity", file)
     assert spec and spec.loader

@@ -23,7 +23,7 @@ autodoc_typehints_description_target = "documented"
 
 def _command_line(_app) -> None:
     """reference/command_line.md: what `fieldmark VERB --help` says, by typer's own means."""
-    words = [sys.executable, "-m", "typer", "fieldmark.cli", "utils", "docs", "--name", "fieldmark"]
+    words = [sys.executable, "-m", "typer", "fieldmark.cli.main", "utils", "docs", "--name", "fieldmark"]
     said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
     (HERE / "reference" / "command_line.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
 

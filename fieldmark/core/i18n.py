@@ -1,7 +1,7 @@
 """English sentence, number -> the same as people write it in the language of a page.
 
 The English text is the key, as with gettext: `_("{n} photos", n=3)`. What is missing in templates/LANGUAGE.yaml stays
-English; `tests/test_languages.py` holds that nothing is.
+English; `tests/core/test_i18n.py` holds that nothing is.
 """
 
 import math
