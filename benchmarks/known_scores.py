@@ -24,7 +24,6 @@ from fieldmark.data.dataset import Normalize
 from fieldmark.data.image import preprocess
 from fieldmark.data.splits import read_split_file
 from fieldmark.inference import bundle
-from fieldmark.inference.classifier import parallel_map
 from fieldmark.inference.run_folder import load_catalog
 from fieldmark.models.fuse_bn import fuse_batch_norms
 
@@ -58,12 +57,7 @@ def _seen(run: Path, contents: Iterable) -> Iterator[tuple[np.ndarray, np.ndarra
     """Pooled features (b, c) and logits (b, classes), a batch after the other."""
     info, network = bundle.read_info(run), bundle.load_network(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as torch documents it
     normalise, quick = Normalize(info["preprocessing"]["mean"], info["preprocessing"]["std"]), None
-    photos = [
-        photo
-        for _, photo in parallel_map(
-            (("", one) for one in contents), partial(preprocess, preprocessing=info["preprocessing"])
-        )
-    ]
+    photos = [preprocess(content, info["preprocessing"]) for content in contents]
     for first in range(0, len(photos), 32):
         batch = torch.from_numpy(np.stack(photos[first : first + 32])).permute(0, 3, 1, 2).float()
         x = normalise(batch.contiguous(memory_format=torch.channels_last))

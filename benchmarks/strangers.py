@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 
 from fieldmark.core import runtime
+from fieldmark.core.parallel import ordered_map
 from fieldmark.evaluation.metrics import Predictions
-from fieldmark.inference.classifier import Classifier, parallel_map
+from fieldmark.inference.classifier import Classifier
 
 PHOTOS = Path(__file__).parents[2] / "shared" / "data"
 FIGURES = ("accuracy", "coverage", "accuracy_known", "near", "far", "near_at_90", "far_at_90")
@@ -39,8 +40,8 @@ def tree(photos: Path, left_out: set[str], out: Path) -> Path:
 
 def scores(classifier: Classifier, photos: Iterable[Path]) -> np.ndarray:
     """Their known_score, (n,)."""
-    looks = parallel_map(((file, file) for file in photos), classifier.infer_source, runtime.available_cpus())
-    return np.array([found["known_score"] for _, found in looks])
+    outputs = ordered_map(classifier.infer_source, photos, runtime.available_cpus())
+    return np.array([output["known_score"] for output in outputs])
 
 
 def measure(photos: Path, seed: int, held_out: int, work: Path, words: list[str]) -> dict[str, float]:

@@ -2,7 +2,7 @@
 
 >>> import fieldmark
 >>> run = fieldmark.train("photos", out="run")  # doctest: +SKIP
->>> fieldmark.load("run").predict("photo.jpg")[0]["label"]  # doctest: +SKIP
+>>> fieldmark.load("run").predict("photo.jpg")[0].label  # doctest: +SKIP
 'glass'
 """
 

@@ -140,7 +140,7 @@ class Block:
 sys.meta_path.insert(0, Block())
 import fieldmark.data.image, fieldmark.inference.classifier
 from fieldmark import load
-print(json.dumps(load(sys.argv[1]).predict(sys.argv[2])))
+print(json.dumps([row.to_dict() for row in load(sys.argv[1]).predict(sys.argv[2])]))
 assert "torch" not in sys.modules
 """
 

@@ -12,6 +12,7 @@ from scipy.special import softmax
 
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.parallel import ordered_map
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import pluralize, printable, summarize_names
 from fieldmark.data.catalog import Catalog, Photo
@@ -19,7 +20,7 @@ from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.splits import read_split_file
 from fieldmark.evaluation.metrics import Metrics, Predictions, compute_metrics
-from fieldmark.inference.classifier import Classifier, ModelOutputs, parallel_map
+from fieldmark.inference.classifier import Classifier, ModelOutputs
 from fieldmark.inference.run_folder import load_catalog, read_dataset_path
 
 KEPT_OUTPUTS = ("logits", "probabilities", "known_score")
@@ -119,17 +120,19 @@ def _predict_images(
     """Each photo with what is said of it; None where it cannot be read."""
     preprocessing, temperature = classifier.info["preprocessing"], classifier.info["temperature"]
 
-    def predict_one(photo: Photo) -> ModelOutputs:
-        pixels = preprocess(catalog.read_bytes(photo), preprocessing, photo.box if preprocessing.get("boxes") else None)
+    def predict_one(photo: Photo) -> ModelOutputs | None:
+        box = photo.box if preprocessing.get("boxes") else None
+        try:
+            pixels = preprocess(catalog.read_bytes(photo), preprocessing, box)
+        except UnreadableImageError:
+            return None
         if not tta:
             return classifier.infer(pixels)
         view_outputs = [classifier.infer(view) for view in tta_views(pixels)]
         found = {name: np.mean([one[name] for one in view_outputs], 0) for name in ("logits", "known_score")}
         return found | {"probabilities": softmax(found["logits"] / temperature)}
 
-    sources = ((photo.path, photo) for photo in images)
-    for photo, (_, found) in zip(images, parallel_map(sources, predict_one, runtime.available_cpus()), strict=True):
-        yield photo, None if isinstance(found, UnreadableImageError) else found
+    yield from zip(images, ordered_map(predict_one, images, runtime.available_cpus()), strict=True)
 
 
 def _decision_threshold(classifier: Classifier, positive: str | None) -> tuple[float, str | None]:

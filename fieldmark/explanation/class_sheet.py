@@ -113,4 +113,5 @@ def _explain_row(
     output = classifier.infer(photo)
     pair = Image.fromarray(np.concatenate((photo, overlay.overlay_heatmap(photo, output["evidence"])), 1))
     prediction = classifier.to_prediction(row["path"], output, 1)
-    return entry | {name: prediction[name] for name in ("label", "confidence", "known")}, to_data_uri(pair, 2 * side)
+    entry |= {"label": prediction.label, "confidence": prediction.confidence, "known": prediction.known}
+    return entry, to_data_uri(pair, 2 * side)

@@ -25,7 +25,7 @@ from fieldmark.explanation import attribution, faithfulness, overlay
 from fieldmark.explanation.class_sheet import write_class_sheet
 from fieldmark.explanation.neighbours import load_reference_set
 from fieldmark.inference import bundle
-from fieldmark.inference.classifier import Classifier, parallel_map
+from fieldmark.inference.classifier import Classifier
 from fieldmark.inference.run_folder import resolve_language
 from fieldmark.report import html
 
@@ -86,9 +86,11 @@ def explain(
     results, page_entries = list[ExplanationDict](), list[ExplanationDict]()
     sources, used_names = list(find_images(photos)), dict[str, int]()
     with reporter.progress_bar("explaining", "photos") as advance:
-        for path, photo in parallel_map(sources, partial(preprocess, preprocessing=explainer.preprocessing)):
-            if isinstance(photo, UnreadableImageError):
-                results.append({"path": path, "error": str(photo)})
+        for path, source in sources:
+            try:
+                photo = preprocess(source, explainer.preprocessing)
+            except UnreadableImageError as error:
+                results.append({"path": path, "error": str(error)})
             else:
                 explanation = explainer.explain(path, photo)
                 _save_overlays(explanation, out, overlay.unique_stem(path, used_names))
@@ -142,8 +144,9 @@ class Explainer:
 
     def explain(self, path: str, photo: np.ndarray) -> Explanation:
         """Why the photo, uint8 (H, W, 3) from `prepare`, gets its answer."""
-        prediction = self.classifier.to_prediction(path, self.classifier.infer(photo), 1)
-        target = self.classes.index(prediction["label"]) if self.target is None else self.target
+        outputs = self.classifier.infer(photo)
+        prediction = self.classifier.to_prediction(path, outputs, 1)
+        target = int(outputs["probabilities"].argmax()) if self.target is None else self.target
         x = attribution.to_network_input(photo, self.preprocessing)
         with torch.inference_mode():
             features = self.network.features(x)
@@ -152,7 +155,8 @@ class Explainer:
         masks = attribution.attention_maps(self.network, x)
         auc = self._faithfulness(photo, x, list(maps.values()), target, features.shape[2:])
         random_margin = np.ptp(auc[len(maps) :], axis=1).max()
-        summary = {name: prediction[name] for name in ("path", "label", "confidence", "known")}
+        summary = prediction.to_dict()
+        del summary["top"]
         summary |= {"target": first["label"]} | {name: first[name] for name in ("logit", "evidence", "bias")}
         summary |= {
             "chance": float(auc[len(maps) :].mean()),

@@ -3,6 +3,7 @@
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,12 @@ from PIL import Image, ImageDraw, ImageFont
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.parallel import ordered_map
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.locate import ImageSource, find_images
 from fieldmark.data.thumbnails import PAGE_THUMBNAIL_SIZE, to_data_uri
-from fieldmark.inference.classifier import Classifier, parallel_map
-from fieldmark.inference.writers import Prediction
+from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.prediction import Prediction
 
 POSITIVE_COLOUR, NEGATIVE_COLOUR = (232, 60, 0), (0, 92, 230)
 """Orange speaks for the class, blue against it: told apart by those too who confuse red and green."""
@@ -116,7 +118,7 @@ def unique_stem(path: str, used_names: dict[str, int]) -> str:
 def predict_with_heatmaps(
     classifier: Classifier, photos: Iterable[str | Path | bytes], out: Path, top: int = 5
 ) -> Iterator[Prediction]:
-    """As `Classifier.stream`, each answer with `heatmap`: the file in the new folder `out` that shows its evidence.
+    """As `Classifier.stream`, each prediction with `heatmap`: the file in the new folder `out` with its class evidence.
 
     Raises FieldmarkError where the folder exists.
     """
@@ -124,19 +126,20 @@ def predict_with_heatmaps(
         raise FieldmarkError(f"{out} exists: give the heat maps another folder")
     used_names = dict[str, int]()
 
-    def predict_one(source: ImageSource) -> tuple[Image.Image, Prediction]:
-        photo = preprocess(source, classifier.info["preprocessing"])
-        prediction_or_error = classifier.infer(photo)
-        return overlay_with_legend(photo, prediction_or_error["evidence"]), classifier.to_prediction(
-            "", prediction_or_error, top
-        )
+    def predict_one(item: tuple[str, ImageSource]) -> tuple[Prediction, Image.Image | None]:
+        path, source = item
+        try:
+            image = preprocess(source, classifier.info["preprocessing"])
+        except UnreadableImageError as error:
+            return Prediction(path, error=str(error)), None
+        outputs = classifier.infer(image)
+        return classifier.to_prediction(path, outputs, top), overlay_with_legend(image, outputs["evidence"])
 
-    for path, found in parallel_map(find_images(photos), predict_one, runtime.available_cpus()):
-        if isinstance(found, UnreadableImageError):
-            yield {"path": path, "error": str(found)}
+    for prediction, picture in ordered_map(predict_one, find_images(photos), runtime.available_cpus()):
+        if picture is None:
+            yield prediction
             continue
-        picture, answer = found
-        file = out / f"{unique_stem(path, used_names)}.png"
+        file = out / f"{unique_stem(prediction.path, used_names)}.png"
         out.mkdir(parents=True, exist_ok=True)
         picture.save(file)
-        yield answer | {"path": path, "heatmap": str(file)}
+        yield replace(prediction, heatmap=str(file))

@@ -1,23 +1,19 @@
 """Photo -> answer, without torch: decode, run `model.onnx`, name the class and say whether it is one of ours."""
 
 import json
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.parallel import ordered_map
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.locate import ImageSource, find_images
 from fieldmark.inference import bundle
-from fieldmark.inference.writers import Prediction
+from fieldmark.inference.prediction import Prediction, RankedClass
 
-PREFETCH_PER_WORKER = 4
-"""Photos that a thread may be ahead of who asks: enough that a slow one keeps nobody waiting."""
 ModelOutputs = dict[str, np.ndarray]
 """What the network says of a photo: probabilities and logits (classes,), evidence (h, w), known_score ()."""
 
@@ -28,7 +24,7 @@ class Classifier:
     Photos go through one at a time, a thread for each core: on a CPU a batch is no faster, several threads for one
     photo are slower, and so a photo's answer never depends on its neighbours.
 
-    >>> fieldmark.load("RUN").predict("photo.jpg")[0]["label"]  # doctest: +SKIP
+    >>> fieldmark.load("RUN").predict("photo.jpg")[0].label  # doctest: +SKIP
     'glass'
     """
 
@@ -64,12 +60,21 @@ class Classifier:
         return self.infer(preprocess(source, self.info["preprocessing"]))
 
     def to_prediction(self, path: str, outputs: ModelOutputs, top: int = 5) -> Prediction:
-        """What `judge` found, as an answer."""
+        """The prediction for the image `path` from the model's outputs, with its `top` most probable classes."""
         probabilities = outputs["probabilities"]
-        top_indices = np.argsort(-probabilities, kind="stable")[:top]
-        top_predictions = [{"label": self.classes[k], "confidence": float(probabilities[k])} for k in top_indices]
+        ranked = tuple(
+            RankedClass(self.classes[k], float(probabilities[k]))
+            for k in np.argsort(-probabilities, kind="stable")[:top].tolist()
+        )
         is_known = bool(outputs["known_score"] >= self.info["threshold"])
-        return {"path": path, **top_predictions[0], "known": is_known, "top": top_predictions}
+        return Prediction(path, ranked[0].label, ranked[0].confidence, is_known, ranked)
+
+    def predict_source(self, path: str, source: ImageSource, top: int = 5) -> Prediction:
+        """The prediction for one image, from any thread; an image that cannot be read gives one with `error`."""
+        try:
+            return self.to_prediction(path, self.infer_source(source), top)
+        except UnreadableImageError as error:
+            return Prediction(path, error=str(error))
 
     def predict(self, photos: str | Path | bytes | Iterable[str | Path | bytes], top: int = 5) -> list[Prediction]:
         """Answers for files, folders, globs, shards or a photo's bytes, in order; of a bad photo it has an `error`."""
@@ -80,12 +85,9 @@ class Classifier:
     ) -> Iterator[Prediction]:
         """The same one by one, a few ahead in a thread for each core; photos that are `done` are left out."""
         sources = (source for source in find_images(photos) if not skip(source[0]))
-        for path, result in parallel_map(sources, self.infer_source, runtime.available_cpus()):
-            yield (
-                {"path": path, "error": str(result)}
-                if isinstance(result, UnreadableImageError)
-                else self.to_prediction(path, result, top)
-            )
+        yield from ordered_map(
+            lambda item: self.predict_source(item[0], item[1], top), sources, runtime.available_cpus()
+        )
 
     def read_model_card(self) -> str | None:
         """The model card of the training, where it lies beside the bundle."""
@@ -93,28 +95,3 @@ class Classifier:
             return self.file.parents[1].joinpath("card.md").read_text(encoding="utf-8")
         except (OSError, ValueError, IndexError):
             return None
-
-
-def parallel_map(
-    sources: Iterable[tuple[Any, Any]], function: Callable[[Any], Any], num_workers: int = 1
-) -> Generator[tuple[Any, Any], None, None]:
-    """Works on some sources ahead, in threads. -> (name, what became of it or Unreadable) in order."""
-
-    def attempt(source: Any) -> Any:
-        try:
-            return function(source)
-        except UnreadableImageError as error:
-            return error
-
-    pool, pending = ThreadPoolExecutor(num_workers), deque[tuple[str, Future]]()
-    try:
-        for path, source in sources:
-            pending.append((path, pool.submit(attempt, source)))
-            if len(pending) > PREFETCH_PER_WORKER * num_workers:
-                path, future = pending.popleft()
-                yield path, future.result()
-        while pending:
-            path, future = pending.popleft()
-            yield path, future.result()
-    finally:  # whoever stops asking does not wait for what he has not asked for
-        pool.shutdown(wait=True, cancel_futures=True)

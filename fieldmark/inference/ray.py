@@ -20,10 +20,9 @@ from typing import Any
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.locate import ContainedImage, ImageSource, RemoteImage, UnreadableSource, find_images, is_url
 from fieldmark.inference import bundle
-from fieldmark.inference.writers import Prediction
+from fieldmark.inference.prediction import Prediction
 
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE, BLOCKS_PER_GROWTH_STEP = 200, 2_000, 100
 """Photos of the first blocks and the most of one; they grow with every so many, or there would be too many of them. A
@@ -91,7 +90,7 @@ class RayPredictor:
             with _silence_stderr():
                 first = next(tables)
             for table in chain([first], tables):
-                yield from map(json.loads, table["answer"].to_pylist())
+                yield from (Prediction.from_dict(json.loads(row)) for row in table["prediction"].to_pylist())
         finally:
             ray.shutdown()
 
@@ -125,17 +124,9 @@ class _PredictorActor:
         self.top = top
 
     def __call__(self, photos: Any) -> dict[str, list[str]]:
-        return {
-            "answer": [
-                json.dumps(self._predict_one(*_deserialize_source(text))) for text in photos["photo"].to_pylist()
-            ]
-        }
-
-    def _predict_one(self, path: str, source: ImageSource) -> Prediction:
-        try:
-            return self.classifier.to_prediction(path, self.classifier.infer_source(source), self.top)
-        except UnreadableImageError as error:
-            return {"path": path, "error": str(error)}
+        sources = map(_deserialize_source, photos["photo"].to_pylist())
+        predictions = (self.classifier.predict_source(path, source, self.top) for path, source in sources)
+        return {"prediction": [json.dumps(prediction.to_dict()) for prediction in predictions]}
 
 
 def _serialize_source(item: tuple[str, ImageSource]) -> str:

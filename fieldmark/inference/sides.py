@@ -12,12 +12,12 @@ import numpy as np
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.parallel import ordered_map
 from fieldmark.core.text import printable
 from fieldmark.data.catalog import Catalog, Photo
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.splits import read_split_file
-from fieldmark.inference.classifier import parallel_map
 from fieldmark.inference.run_folder import read_dataset_path
 
 T = TypeVar("T")
@@ -65,17 +65,19 @@ class RunSplits:
         Raises FieldmarkError where none can be read.
         """
 
-        def load_and_apply(photo: Photo) -> T:
+        def load_and_apply(photo: Photo) -> tuple[Photo, T] | None:
             box = photo.box if self.preprocessing.get("boxes") else None
-            return function(preprocess(self.catalog.read_bytes(photo), self.preprocessing, box))
+            try:
+                image = preprocess(self.catalog.read_bytes(photo), self.preprocessing, box)
+            except UnreadableImageError:
+                return None
+            return photo, function(image)
 
         any_readable = False
-        for photo, result in parallel_map(
-            ((photo, photo) for photo in photos), load_and_apply, runtime.available_cpus()
-        ):
-            if not isinstance(result, UnreadableImageError):
+        for result in ordered_map(load_and_apply, photos, runtime.available_cpus()):
+            if result is not None:
                 any_readable = True
-                yield photo, result
+                yield result
         if not any_readable:
             raise FieldmarkError(f"no photo of the run in {self.catalog.root} can be read: name the photos as well")
 

@@ -10,11 +10,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import IO, Any, Protocol
+from typing import IO, Protocol
 
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.io import atomic_path
+from fieldmark.core.text import escape_surrogates
+from fieldmark.inference.prediction import Prediction
 
-Prediction = dict[str, Any]
 COLUMNS: tuple[str, ...] = ("path", "label", "confidence", "known", "error")
 ScannedRows = Iterator[tuple[str, bool, int]]
 """Of each whole row in a file: the path, whether the photo was read, and where the row ends."""
@@ -58,7 +60,7 @@ class CsvWriter:
         return path in self.done_paths
 
     def write(self, prediction: Prediction) -> None:
-        self.writer.writerow(prediction)
+        self.writer.writerow(prediction.to_dict())
 
     def close(self) -> None:
         self.stream.close()
@@ -93,8 +95,7 @@ class JsonLinesWriter:
         return path in self.done_paths
 
     def write(self, prediction: Prediction) -> None:
-        line = json.dumps(prediction, ensure_ascii=False)
-        self.stream.write(line.encode("utf-8", "backslashreplace").decode() + "\n")
+        self.stream.write(escape_surrogates(json.dumps(prediction.to_dict(), ensure_ascii=False)) + "\n")
 
     def close(self) -> None:
         self.stream.close()
@@ -140,7 +141,7 @@ class ParquetWriter:
             self.next_part = int(number) + 1  # behind the last, though one may be missing
 
     def has_prediction(self, path: str) -> bool:
-        return _escape_path(path) in self.done_paths
+        return escape_surrogates(path) in self.done_paths
 
     def write(self, prediction: Prediction) -> None:
         self.buffer.append(prediction)
@@ -155,11 +156,9 @@ class ParquetWriter:
         import pyarrow as pa
         import pyarrow.parquet as pq
 
-        rows = [row | {"path": _escape_path(row["path"])} for row in self.buffer]
-        part = self.folder / f"part-{self.next_part:06}.parquet"
-        temporary_file = part.with_suffix(".half")
-        pq.write_table(pa.Table.from_pylist(rows, self.schema), temporary_file)
-        temporary_file.replace(part)
+        rows = [row.to_dict() | {"path": escape_surrogates(row.path)} for row in self.buffer]
+        with atomic_path(self.folder / f"part-{self.next_part:06}.parquet") as partial:
+            pq.write_table(pa.Table.from_pylist(rows, self.schema), partial)
         self.next_part, self.buffer = self.next_part + 1, []
 
 
@@ -193,14 +192,13 @@ def _resume_file(file: Path, resume: bool, header: bytes, scan_rows: Callable[[I
 
 def _keep_ranges(source: IO[bytes], ranges: list[int], file: Path) -> None:
     """Put these stretches in the place of the whole file, in one move."""
-    temporary_file = file.with_name(f"{file.name}.half")
-    with temporary_file.open("wb") as target:
-        for start, end in zip(ranges[::2], ranges[1::2], strict=True):
-            source.seek(start)
-            for offset in range(start, end, 1 << 20):
-                target.write(source.read(min(1 << 20, end - offset)))
-    shutil.copymode(file, temporary_file)
-    temporary_file.replace(file)
+    with atomic_path(file) as partial:
+        with partial.open("wb") as target:
+            for start, end in zip(ranges[::2], ranges[1::2], strict=True):
+                source.seek(start)
+                for offset in range(start, end, 1 << 20):
+                    target.write(source.read(min(1 << 20, end - offset)))
+        shutil.copymode(file, partial)
 
 
 def _read_done_paths(part: Path) -> set[str]:
@@ -211,12 +209,6 @@ def _read_done_paths(part: Path) -> set[str]:
     rows = pq.read_table(part, columns=["path", "error"]).to_pylist()
     readable = [k for k, row in enumerate(rows) if row["error"] is None]
     if len(readable) < len(rows):
-        temporary_file = part.with_suffix(".half")
-        pq.write_table(pq.read_table(part).take(pa.array(readable, pa.int64())), temporary_file)
-        temporary_file.replace(part)
+        with atomic_path(part) as partial:
+            pq.write_table(pq.read_table(part).take(pa.array(readable, pa.int64())), partial)
     return {rows[k]["path"] for k in readable}
-
-
-def _escape_path(path: str) -> str:
-    """A name as Parquet holds it: bytes of no text, which Python holds as lone surrogates, stand as `\\udcXX`."""
-    return path.encode("utf-8", "backslashreplace").decode()

@@ -11,13 +11,14 @@ from scipy.special import softmax
 from torch import Tensor
 
 from fieldmark.core import io, runtime
+from fieldmark.core.parallel import ordered_map
 from fieldmark.core.progress import Reporter
 from fieldmark.data.dataset import DatasetSplits, EvalDataset, iter_eval_batches
 from fieldmark.evaluation import calibration
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
 from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, TOLERANCE, export_onnx, verify
 from fieldmark.inference import bundle
-from fieldmark.inference.classifier import Classifier, parallel_map
+from fieldmark.inference.classifier import Classifier
 from fieldmark.models.ood import OODScorer
 from fieldmark.pipeline.prepare import PreparedData
 from fieldmark.recipes.recipe import Recipe, parse_duration
@@ -76,12 +77,10 @@ def finish_run(
         groups=groups[data.test],
     )
     with reporter.progress_bar("testing", "photos") as advance:
-        results = parallel_map(
-            enumerate(range(len(test_set))),
-            lambda k: classifier.infer(test_set.read_image(k)),
-            runtime.available_cpus(),
+        results = ordered_map(
+            lambda k: classifier.infer(test_set.read_image(k)), range(len(test_set)), runtime.available_cpus()
         )
-        for k, result in results:
+        for k, result in enumerate(results):
             test_predictions.logits[k], test_predictions.probabilities[k] = result["logits"], result["probabilities"]
             test_predictions.scores[k] = result["known_score"]
             advance(k + 1, len(test_set))

@@ -104,7 +104,8 @@ def create_app(
                 for answer in futures:
                     answer.cancel()
         middleware.count_predictions(predictions)
-        return JsonResponse(predictions, 422 if all("error" in answer for answer in predictions) else 200)
+        rows = [prediction.to_dict() for prediction in predictions]
+        return JsonResponse(rows, 422 if all("error" in row for row in rows) else 200)
 
     @app.get("/card", dependencies=requires_token)
     async def card() -> Any:

@@ -8,7 +8,8 @@ import sys
 import threading
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,7 +17,7 @@ from fieldmark.core import runtime
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.explanation import overlay
 from fieldmark.inference.classifier import Classifier, ModelOutputs
-from fieldmark.inference.writers import Prediction
+from fieldmark.inference.prediction import Prediction
 
 BATCH_SIZES = (1, 4, 8)
 MIN_SPEEDUP = 1.1
@@ -86,7 +87,7 @@ class Batcher:
             try:
                 decoded.append((job, preprocess(job.content, self.classifier.info["preprocessing"])))
             except UnreadableImageError as error:
-                job.future.set_result({"path": job.name, "error": str(error)})
+                job.future.set_result(Prediction(job.name, error=str(error)))
             except BaseException as unexpected:
                 job.future.set_exception(unexpected)
         try:
@@ -99,8 +100,8 @@ class Batcher:
                     job.future.set_exception(unexpected)
 
     def _to_prediction(self, job: Job, outputs: ModelOutputs) -> Prediction:
-        prediction: dict[str, Any] = self.classifier.to_prediction(job.name, outputs)
-        return prediction | {"evidence": encode_overlay(outputs["evidence"])} if job.evidence else prediction
+        prediction = self.classifier.to_prediction(job.name, outputs)
+        return replace(prediction, evidence=encode_overlay(outputs["evidence"])) if job.evidence else prediction
 
 
 def encode_overlay(evidence: np.ndarray) -> str:

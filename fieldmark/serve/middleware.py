@@ -10,7 +10,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 from starlette.datastructures import MutableHeaders
 
-from fieldmark.inference.writers import Prediction
+from fieldmark.inference.prediction import Prediction
 from fieldmark.serve.limits import RequestError
 
 SECURITY_HEADERS = {
@@ -69,7 +69,7 @@ class ServiceMiddleware:
 
     def count_predictions(self, predictions: list[Prediction]) -> None:
         for prediction in predictions:
-            outcome = "unreadable" if "error" in prediction else "known" if prediction["known"] else "unknown"
+            outcome = "unreadable" if prediction.error is not None else "known" if prediction.known else "unknown"
             self.photo_counter.labels(outcome).inc()
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:

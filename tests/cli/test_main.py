@@ -196,7 +196,8 @@ def test_a_photo_gets_one_answer_everywhere(here, small_run, small_photos):
     folder = small_photos / "cross, blue"
     of_folder = here("predict", small_run, folder, "--json").json
     assert here("predict", small_run / "bundle", f"{folder}/*.jpg", "--json").json == of_folder
-    assert fieldmark.load(small_run / "bundle" / "model.onnx").predict(folder) == of_folder
+    predictions = fieldmark.load(small_run / "bundle" / "model.onnx").predict(folder)
+    assert [prediction.to_dict() for prediction in predictions] == of_folder
     one = here("predict", small_run, folder / "07.jpg", "--top", 1, "--json")
     assert one.code == 0
     assert one.json == [{**of_folder[7], "top": of_folder[7]["top"][:1]}]

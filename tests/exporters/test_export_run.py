@@ -38,8 +38,8 @@ def test_a_run_becomes_one_file(small_run: Path, small_photos: Path, tmp_path: P
     ours, theirs = Classifier(out), Classifier(small_run)
     assert ours.info == theirs.info | {"verified": found["onnx"]}
     for one, other in zip(ours.predict(small_photos), theirs.predict(small_photos), strict=True):
-        assert (one["label"], one["known"]) == (other["label"], other["known"])
-        assert one["confidence"] == pytest.approx(other["confidence"], abs=1e-5)
+        assert (one.label, one.known) == (other.label, other.known)
+        assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
 
 
 def test_it_is_held_against_validation_photos(small_run: Path, small_photos: Path):

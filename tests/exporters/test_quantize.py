@@ -247,7 +247,7 @@ def test_a_file_in_8_bits(accepted: tuple[Path, dict[str, Any]], small_run: Path
     assert small.info["verified"].items() <= told.items() and small.info["precision"] == "int8"
     assert told["n"] == sum(row.split == "val" for row in read_split_file(small_run / "split.csv"))
     pairs = zip(small.predict(small_photos), Classifier(small_run).predict(small_photos), strict=True)
-    assert np.mean([one["label"] == other["label"] for one, other in pairs]) > 0.9
+    assert np.mean([one.label == other.label for one, other in pairs]) > 0.9
 
 
 def test_it_is_fitted_anew(accepted: tuple[Path, dict[str, Any]], small_run: Path, small_photos: Path):

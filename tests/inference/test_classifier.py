@@ -1,21 +1,22 @@
-"""A photo's answer is the same whichever way it comes in, and a bad photo is a row, never an end."""
+"""The prediction for an image is the same whichever way it comes in, and a bad image is a row, never an end."""
 
 import io
+import json
 import os
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 import fieldmark
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.image import preprocess
 from fieldmark.data.locate import find_images
-from fieldmark.inference.classifier import PREFETCH_PER_WORKER, Classifier, parallel_map
+from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.prediction import Prediction
 
 
 @pytest.fixture(scope="module")
@@ -23,29 +24,31 @@ def classifier(small_run: Path) -> Classifier:
     return fieldmark.load(small_run)
 
 
-def without_path(answers: list[dict]) -> list[dict]:
-    return [{key: value for key, value in answer.items() if key != "path"} for answer in answers]
+def without_path(predictions: list[Prediction]) -> list[Prediction]:
+    return [replace(prediction, path="") for prediction in predictions]
 
 
 @pytest.fixture(scope="module")
-def alone(classifier: Classifier, small_photos: Path) -> dict[str, dict]:
-    """The answer to each photo by itself."""
+def alone(classifier: Classifier, small_photos: Path) -> dict[str, Prediction]:
+    """The prediction for each image by itself."""
     return {str(f): classifier.predict(f)[0] for f in sorted(small_photos.glob("*/*.jpg"))}
 
 
-def test_it_knows_the_photos(alone: dict[str, dict]):
-    assert sum(Path(path).parent.name == answer["label"] for path, answer in alone.items()) > 40
-    for path, answer in alone.items():
-        assert list(answer) == ["path", "label", "confidence", "known", "top"]
-        assert answer["path"] == path
-        assert answer["top"][0] == {"label": answer["label"], "confidence": answer["confidence"]}
-        confidences = [row["confidence"] for row in answer["top"]]
+def test_it_knows_the_photos(alone: dict[str, Prediction]):
+    assert sum(Path(path).parent.name == prediction.label for path, prediction in alone.items()) > 40
+    for path, prediction in alone.items():
+        row = prediction.to_dict()
+        assert list(row) == ["path", "label", "confidence", "known", "top"]
+        assert row["path"] == prediction.path == path and row["known"] is prediction.known
+        assert row["top"][0] == {"label": prediction.label, "confidence": prediction.confidence}
+        assert Prediction.from_dict(json.loads(json.dumps(row))) == prediction
+        confidences = [ranked.confidence for ranked in prediction.top]
         assert confidences == sorted(confidences, reverse=True)
         assert sum(confidences) == pytest.approx(1, abs=1e-5)
 
 
 def test_every_way_in_gives_the_same_floats(
-    classifier: Classifier, alone: dict[str, dict], small_photos: Path, monkeypatch: pytest.MonkeyPatch
+    classifier: Classifier, alone: dict[str, Prediction], small_photos: Path, monkeypatch: pytest.MonkeyPatch
 ):
     expected = list(alone.values())
     assert classifier.predict(small_photos) == expected
@@ -61,19 +64,19 @@ def test_every_way_in_gives_the_same_floats(
     assert classifier.predict("-") == expected
 
 
-def test_what_came_before_changes_nothing(classifier: Classifier, alone: dict[str, dict]):
+def test_what_came_before_changes_nothing(classifier: Classifier, alone: dict[str, Prediction]):
     order = list(alone) * 2
     random.Random(0).shuffle(order)
     assert classifier.predict(order) == [alone[path] for path in order]
 
 
 @pytest.mark.parametrize("part", [".", "bundle", "bundle/model.onnx"])
-def test_run_bundle_and_file_answer_alike(part: str, small_run: Path, alone: dict[str, dict]):
-    path, answer = next(iter(alone.items()))
-    assert Classifier(small_run / part).predict(path) == [answer]
+def test_run_bundle_and_file_answer_alike(part: str, small_run: Path, alone: dict[str, Prediction]):
+    path, prediction = next(iter(alone.items()))
+    assert Classifier(small_run / part).predict(path) == [prediction]
 
 
-def test_bad_photos_are_rows_in_their_place(classifier: Classifier, alone: dict[str, dict], tmp_path: Path):
+def test_bad_photos_are_rows_in_their_place(classifier: Classifier, alone: dict[str, Prediction], tmp_path: Path):
     good = next(iter(alone))
     (tmp_path / "zero.jpg").touch()
     (tmp_path / "text.jpg").write_text("not a photo")
@@ -81,33 +84,34 @@ def test_bad_photos_are_rows_in_their_place(classifier: Classifier, alone: dict[
     (tmp_path / "link.jpg").symlink_to(tmp_path / "nowhere.jpg")
     bad = [str(tmp_path / name) for name in ("zero.jpg", "text.jpg", "half.jpg", "link.jpg", "none.jpg", "*.none")]
     mixed = [path for other in bad for path in (other, good)]
-    answers = classifier.predict(mixed)
-    assert [answer["path"] for answer in answers] == mixed
-    assert answers[1::2] == [alone[good]] * len(bad)
-    for answer in answers[::2]:
-        assert list(answer) == ["path", "error"]
-        assert answer["error"] and "\n" not in answer["error"]
+    predictions = classifier.predict(mixed)
+    assert [prediction.path for prediction in predictions] == mixed
+    assert predictions[1::2] == [alone[good]] * len(bad)
+    for prediction in predictions[::2]:
+        assert list(prediction.to_dict()) == ["path", "error"]
+        assert prediction.error and "\n" not in prediction.error and prediction.label is None
+        assert Prediction.from_dict(prediction.to_dict()) == prediction
     (nameless,) = classifier.predict(b"GIF89a")
-    assert nameless["path"] == "" and nameless["error"]
+    assert nameless.path == "" and nameless.error
     (tmp_path / "empty").mkdir()
     assert classifier.predict([]) == classifier.predict(tmp_path / "empty") == []
 
 
 @pytest.mark.parametrize("top", [1, 2, 3, 5, 1000])
-def test_top(classifier: Classifier, alone: dict[str, dict], top: int):
-    path, answer = next(iter(alone.items()))
-    (found,) = classifier.predict(path, top=top)
-    assert found == answer | {"top": answer["top"][:top]}
-    assert len(found["top"]) == min(top, 3)
+def test_top(classifier: Classifier, alone: dict[str, Prediction], top: int):
+    path, prediction = next(iter(alone.items()))
+    (cut,) = classifier.predict(path, top=top)
+    assert cut == replace(prediction, top=prediction.top[:top])
+    assert len(cut.top) == min(top, 3)
 
 
-def test_the_threshold_decides_what_is_known(small_run: Path, alone: dict[str, dict]):
+def test_the_threshold_decides_what_is_known(small_run: Path, alone: dict[str, Prediction]):
     classifier = Classifier(small_run)
     path = next(iter(alone))
     score = float(classifier.infer(preprocess(path, classifier.info["preprocessing"]))["known_score"])
     for least, known in ((score, True), (score + 1e-4, False)):
         classifier.info = classifier.info | {"threshold": least}
-        assert classifier.predict(path)[0]["known"] is known
+        assert classifier.predict(path)[0].known is known
 
 
 # ---- which photos
@@ -134,40 +138,18 @@ def test_names_on_stdin_keep_their_bytes(tmp_path: Path, monkeypatch: pytest.Mon
     assert [os.fsencode(path) for path, _ in find_images(["-"])] == [name, name]
 
 
-@given(st.lists(st.integers(0, 9), max_size=40), st.integers(1, 5))
-def test_looking_ahead_keeps_the_order(numbers: list[int], workers: int):
-    assert list(parallel_map(((str(n), n) for n in numbers), lambda n: n * n, workers)) == [
-        (str(n), n * n) for n in numbers
-    ]
-
-
-def test_it_looks_only_so_far_ahead():
-    """Of a million photos none is looked for before it is needed, nor behind the last that is asked for."""
-    read, worked = [], []
-    looks = parallel_map(((n, n) for n in range(1000) if not read.append(n)), worked.append, 2)
-    for _ in range(3):
-        next(looks)
-    looks.close()
-    assert len(worked) <= len(read) <= 3 + 2 * PREFETCH_PER_WORKER + 1
-
-
-def test_what_is_done_is_left_out(classifier: Classifier, alone: dict[str, dict], small_photos: Path):
+def test_what_is_done_is_left_out(classifier: Classifier, alone: dict[str, Prediction], small_photos: Path):
     some = set(list(alone)[::3])
     assert list(classifier.stream([small_photos], skip=some.__contains__)) == [
-        a for p, a in alone.items() if p not in some
+        prediction for path, prediction in alone.items() if path not in some
     ]
 
 
-def test_several_at_once_are_as_they_are_alone(classifier: Classifier, alone: dict[str, dict]):
+def test_several_at_once_are_as_they_are_alone(classifier: Classifier, alone: dict[str, Prediction]):
     photos = [preprocess(path, classifier.info["preprocessing"]) for path in list(alone)[:5]]
     for one, photo in zip(classifier.infer_batch(np.stack(photos)), photos, strict=True):
         for name, value in classifier.infer(photo).items():
             np.testing.assert_allclose(one[name], value, rtol=0, atol=1e-4 if name == "evidence" else 1e-5)
-
-
-def test_a_fault_while_looking_ahead_is_not_swallowed():
-    with pytest.raises(ZeroDivisionError):
-        list(parallel_map([("a", 1), ("b", 0), ("c", 1)], lambda n: 1 / n))
 
 
 # ---- what is no model

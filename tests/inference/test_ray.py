@@ -57,7 +57,7 @@ def test_the_answers_are_those_of_the_plain_predictor(small_run: Path, small_pho
     photos = [small_photos, tmp_path / "shards", tmp_path / "odd", tmp_path / "torn.tar", tmp_path / "none.jpg"]
     done = command("predict", small_run, *photos, "--engine", "ray", "--top", 2, "--json")
     assert done.code == 1 and done.err == "", done.err
-    plain = Classifier(small_run).predict(list(map(str, photos)), top=2)
+    plain = [prediction.to_dict() for prediction in Classifier(small_run).predict(list(map(str, photos)), top=2)]
     assert sorted(done.json, key=lambda row: row["path"]) == sorted(plain, key=lambda row: row["path"])
     assert len(plain) == 48 + 48 + 2 + 2 and sum("error" in row for row in plain) == 3
 
@@ -72,7 +72,7 @@ def test_a_predictor_that_dies_loses_no_photo_and_none_stands_twice(
         os.link(files[k % len(files)], name)
     words = [sys.executable, "-m", "fieldmark.cli", "predict", small_run, many, "--engine", "ray"]
     answers, killed = tmp_path / "answers.jsonl", 0
-    plain = Classifier(small_run).predict(list(map(str, names[:96])))
+    plain = [prediction.to_dict() for prediction in Classifier(small_run).predict(list(map(str, names[:96])))]
     before = "".join(json.dumps(row) + "\n" for row in plain[48:])
     answers.write_text(before)
     words += ["--jsonl", answers, "--resume"]

@@ -1,4 +1,4 @@
-"""Answers in a file read back as they were, and a file that was cut off anywhere goes on to the same end."""
+"""Predictions in a file read back as they were; a file that was cut off anywhere is continued to the same end."""
 
 import csv
 import json
@@ -14,19 +14,14 @@ from hypothesis import strategies as st
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.inference import writers
 from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.prediction import Prediction, RankedClass
 from fieldmark.inference.writers import CsvWriter, JsonLinesWriter, ParquetWriter, write_predictions
 
-ANSWERS = [
-    {
-        "path": "a.jpg",
-        "label": "glass",
-        "confidence": 1 / 3,
-        "known": True,
-        "top": [{"label": "glass", "confidence": 0.5}],
-    },
-    {"path": 'b, "x"\n\r2.jpg', "label": 'c"\r', "confidence": 0.25, "known": False, "top": []},
-    {"path": "长\udce9.jpg", "error": "truncated"},
-    {"path": "d.jpg", "label": "", "confidence": 1.0, "known": True, "top": []},
+PREDICTIONS = [
+    Prediction("a.jpg", "glass", 1 / 3, True, (RankedClass("glass", 0.5),)),
+    Prediction('b, "x"\n\r2.jpg', 'c"\r', 0.25, False),
+    Prediction("长\udce9.jpg", error="truncated"),
+    Prediction("d.jpg", "", 1.0, True),
 ]
 FILES = {"csv": CsvWriter, "jsonl": JsonLinesWriter}
 
@@ -43,44 +38,43 @@ def read(file: Path) -> list[dict[str, str]]:
 @example(labels=["a\rb", "\n", 'c"', "d,e", ""], known=True)
 def test_csv_reads_back(labels: list[str], known: bool, tmp_path_factory: pytest.TempPathFactory):
     file = tmp_path_factory.mktemp("csv") / "answers.csv"
-    told = [
-        {"path": f"{label}.jpg", "label": label, "confidence": 1 / (k + 3), "known": known, "top": []}
-        for k, label in enumerate(labels)
-    ] + [{"path": 'a, "b"\udce9.jpg', "error": "truncated"}]
-    assert list(write_predictions(told, CsvWriter(file))) == told
+    predictions = [Prediction(f"{label}.jpg", label, 1 / (k + 3), known) for k, label in enumerate(labels)]
+    predictions.append(Prediction('a, "b"\udce9.jpg', error="truncated"))
+    assert list(write_predictions(predictions, CsvWriter(file))) == predictions
     rows = read(file)
     assert list(rows[0]) == ["path", "label", "confidence", "known", "error"]
-    for row, answer in zip(rows, told, strict=True):
-        assert row == {key: str(answer.get(key, "")) for key in row}
-        assert "error" in answer or float(row["confidence"]) == answer["confidence"]
+    for row, prediction in zip(rows, predictions, strict=True):
+        assert row == {key: str(prediction.to_dict().get(key, "")) for key in row}
+        assert prediction.error or float(row["confidence"]) == prediction.confidence
 
 
 def test_lines_of_json_read_back(tmp_path: Path):
-    assert list(write_predictions(ANSWERS, JsonLinesWriter(tmp_path / "answers.jsonl"))) == ANSWERS
-    assert [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text("utf-8").split("\n")[:-1]] == ANSWERS
+    assert list(write_predictions(PREDICTIONS, JsonLinesWriter(tmp_path / "answers.jsonl"))) == PREDICTIONS
+    lines = (tmp_path / "answers.jsonl").read_text("utf-8").split("\n")[:-1]
+    assert [Prediction.from_dict(json.loads(line)) for line in lines] == PREDICTIONS
 
 
 def test_a_parquet_dataset_reads_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pq = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(writers, "ROWS_PER_PART", 2)
-    list(write_predictions(ANSWERS[:3], ParquetWriter(tmp_path / "answers")))
+    list(write_predictions(PREDICTIONS[:3], ParquetWriter(tmp_path / "answers")))
     assert sorted(file.name for file in (tmp_path / "answers").iterdir()) == [
         "part-000000.parquet",
         "part-000001.parquet",
     ]
     again = ParquetWriter(tmp_path / "answers", resume=True)
-    assert [again.has_prediction(answer["path"]) for answer in ANSWERS] == [True, True, False, False]
-    list(write_predictions(ANSWERS[2:], again))
+    assert [again.has_prediction(prediction.path) for prediction in PREDICTIONS] == [True, True, False, False]
+    list(write_predictions(PREDICTIONS[2:], again))
     found = pq.read_table(tmp_path / "answers").to_pylist()
     assert [row["path"] for row in found] == ["a.jpg", 'b, "x"\n\r2.jpg', "长\\udce9.jpg", "d.jpg"]
     assert [row["error"] for row in found] == [None, None, "truncated", None]
-    assert found[0] | {"error": None} == ANSWERS[0] | {"error": None}
+    assert found[0] == PREDICTIONS[0].to_dict() | {"error": None}
 
 
 def test_a_lost_part_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     pq = pytest.importorskip("pyarrow.parquet")
     monkeypatch.setattr(writers, "ROWS_PER_PART", 1)
-    list(write_predictions(ANSWERS, ParquetWriter(tmp_path / "answers")))
+    list(write_predictions(PREDICTIONS, ParquetWriter(tmp_path / "answers")))
     (lost := tmp_path / "answers" / "part-000000.parquet").write_bytes(b"PAR1, torn")
     with pytest.raises(FieldmarkError, match=r"part-000000\.parquet is damaged .*: delete it"):
         ParquetWriter(tmp_path / "answers", resume=True)
@@ -91,9 +85,9 @@ def test_a_lost_part_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(writers, "ROWS_PER_PART", 1)
     lost.unlink()
     again = ParquetWriter(tmp_path / "answers", resume=True)
-    list(write_predictions([answer for answer in ANSWERS if not again.has_prediction(answer["path"])], again))
+    list(write_predictions([row for row in PREDICTIONS if not again.has_prediction(row.path)], again))
     assert sorted(pq.read_table(tmp_path / "answers")["path"].to_pylist()) == sorted(
-        answer["path"].replace("\udce9", "\\udce9") for answer in ANSWERS
+        prediction.path.replace("\udce9", "\\udce9") for prediction in PREDICTIONS
     )
 
 
@@ -101,17 +95,17 @@ def test_a_lost_part_costs_no_other(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 def test_cut_off_anywhere_it_goes_on_to_the_same_rows(kind: str, tmp_path: Path):
     """The photo that could not be read is asked again, and its row moves to the end."""
     whole, cut = tmp_path / "whole", tmp_path / "cut"
-    list(write_predictions(ANSWERS, FILES[kind](whole)))
+    list(write_predictions(PREDICTIONS, FILES[kind](whole)))
     content = whole.read_bytes()
     with whole.open("rb") as opened:
         ends = [end for _, _, end in FILES[kind]._scan_rows(opened)]
     rows = [content[first:last] for first, last in zip([0, *ends], ends, strict=False)]
     for length in range(len(content) + 1):
         cut.write_bytes(content[:length])
-        sheet = FILES[kind](cut, resume=True)
-        left = [answer for answer in ANSWERS if not sheet.has_prediction(answer["path"])]
-        assert len(left) >= len(ANSWERS) - length // 10
-        list(write_predictions(left, sheet))
+        writer = FILES[kind](cut, resume=True)
+        left = [prediction for prediction in PREDICTIONS if not writer.has_prediction(prediction.path)]
+        assert len(left) >= len(PREDICTIONS) - length // 10
+        list(write_predictions(left, writer))
         last = rows.pop(-2) if length >= len(content) else b""
         assert cut.read_bytes() == b"".join(rows) + last, length
 
@@ -135,9 +129,9 @@ def test_other_tables_are_no_answers(tmp_path: Path):
 
 def test_csv_of_a_class_with_a_comma(small_run: Path, small_photos: Path, tmp_path: Path):
     stream = Classifier(small_run).stream([small_photos / "cross, blue"])
-    told = list(write_predictions(stream, CsvWriter(tmp_path / "answers.csv")))
-    assert [row["label"] for row in read(tmp_path / "answers.csv")] == [answer["label"] for answer in told]
-    assert "cross, blue" in {answer["label"] for answer in told}
+    labels = [row.label for row in write_predictions(stream, CsvWriter(tmp_path / "answers.csv"))]
+    assert [row["label"] for row in read(tmp_path / "answers.csv")] == labels
+    assert "cross, blue" in labels
 
 
 def test_the_command_goes_on(small_run: Path, small_photos: Path, tmp_path: Path, here):

@@ -63,7 +63,9 @@ def photo(small_photos: Path) -> Path:
 def told(small_run: Path) -> Callable[[Path], str]:
     """Photo -> what the page has to say of it in English: what `predict` says."""
     classifier = fieldmark.load(small_run)
-    return lambda file: "{label} {confidence:.1%}".format(**classifier.predict(file)[0]).replace("%", "\u00a0%")
+    return lambda file: "{label} {confidence:.1%}".format(**classifier.predict(file)[0].to_dict()).replace(
+        "%", "\u00a0%"
+    )
 
 
 def choose(page: Any, *files: Path) -> Any:

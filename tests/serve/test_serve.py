@@ -8,6 +8,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,8 @@ def form(*files: Path) -> list[tuple[str, tuple[str, bytes]]]:
 
 def test_same_photo_same_answer(served: str, small_run: Path, small_photos: Path):
     some, classifier = photos(small_photos, 12), fieldmark.load(small_run)
-    expected = [answer | {"path": file.name} for file, answer in zip(some, classifier.predict(some), strict=True)]
+    predictions = zip(some, classifier.predict(some), strict=True)
+    expected = [replace(prediction, path=file.name).to_dict() for file, prediction in predictions]
     together = httpx.post(f"{served}/predict", files=form(*some)).json()
     alone = [httpx.post(f"{served}/predict", files=form(file)).json()[0] for file in some]
     assert together == alone == expected  # to the bit: JSON keeps every digit of a float

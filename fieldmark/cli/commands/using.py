@@ -87,15 +87,15 @@ def predict(
         predictions_stream = predictor.stream(photos, top, is_done)
     for prediction in sheets.write_predictions(predictions_stream, writer) if writer else predictions_stream:
         n_predictions += 1
-        n_failed += "error" in prediction
+        n_failed += prediction.error is not None
+        path = sanitize_for_terminal(prediction.path)
         if as_json:
-            predictions.append(prediction)
-        elif "error" in prediction:
-            print(f"{sanitize_for_terminal(prediction['path'])}: {prediction['error']}", file=sys.stderr)
+            predictions.append(prediction.to_dict())
+        elif prediction.error is not None:
+            print(f"{path}: {prediction.error}", file=sys.stderr)
         elif not writer:
-            ood_note = "" if prediction["known"] else "   (perhaps none of these)"
-            path, label = sanitize_for_terminal(prediction["path"]), sanitize_for_terminal(prediction["label"])
-            print(f"{path}: {label} {prediction['confidence']:.1%}{ood_note}")
+            ood_note = "" if prediction.known else "   (perhaps none of these)"
+            print(f"{path}: {sanitize_for_terminal(prediction.label or '')} {prediction.confidence:.1%}{ood_note}")
     if not n_predictions and not resume:
         raise FieldmarkError(f"no photo found in {' '.join(photos)}: give files, or folders that hold photos")
     if as_json:
