@@ -24,13 +24,14 @@ def make_run(run: Path, classes: list[str], per_class: int = 40, wrong: int = 3,
     run.mkdir(parents=True, exist_ok=True)
     size = len(classes)
     answers = made(size, per_class, wrong)
-    told = compute_metrics(answers, classes, 0.6, classes[1] if size == 2 else None, 0.4)
+    told, validation = (
+        compute_metrics(predictions, classes, 0.6, classes[1] if size == 2 else None, 0.4).to_dict()
+        for predictions in (answers, made(size, per_class, wrong + 2))
+    )
     gains = [{"name": name, "n": 90, "half": 0.8, "recall": 0.9, "se": 0.02 + k} for k, name in enumerate(classes)]
     metrics = {
         "test": told,
-        "validation": compute_metrics(
-            made(size, per_class, wrong + 2), classes, 0.6, classes[1] if size == 2 else None, 0.4
-        ),
+        "validation": validation,
         "learning_curve": {**CURVE, "classes": gains},
         "seconds": {"decode": 9.1, "features": 31.4, "phase1": 12.2, "phase2": 221.3, "evaluate": 8.2},
         "bundle": "RUN/bundle",

@@ -1,8 +1,7 @@
-"""A run's classifier + labelled photos -> figures: of its own test photos, or of another folder."""
+"""Metrics of a run's classifier on its own test split, or on another data set whose classes are aligned by name."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +18,46 @@ from fieldmark.data.catalog import Catalog, Photo
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.splits import read_split_file
-from fieldmark.evaluation.metrics import Metrics, Predictions, compute_metrics
+from fieldmark.evaluation.metrics import Predictions, compute_metrics
+from fieldmark.evaluation.results import LearningCurve, Metrics
 from fieldmark.inference.classifier import Classifier, ModelOutputs
 from fieldmark.inference.run_folder import load_catalog, read_dataset_path
 
-KEPT_OUTPUTS = ("logits", "probabilities", "known_score")
+PREDICTION_OUTPUTS = ("logits", "probabilities", "known_score")
+"""Outputs of the model that are kept of each image, in the order of the fields of `Predictions`."""
 TTA_CROP_FRACTION = 7 / 8
-"""The part of a photo's side that test-time augmentation looks at more closely."""
+"""Side of the central crop of test-time augmentation, as a share of the image's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation(Metrics):
+    """Metrics of a classifier, with warnings on what they are based on."""
+
+    warnings: tuple[str, ...]
+    """Images of unknown classes, classes without images, images of the training, unreadable ones."""
+    is_own_test_split: bool
+    """Whether the images are the test split of the run itself."""
+    learning_curve: LearningCurve | None = None
+    """Of the run, with its own test split; None if it was not computed."""
+
+    def to_dict(self) -> dict[str, Any]:
+        curve = {"learning_curve": self.learning_curve and self.learning_curve.to_dict()}
+        return super().to_dict() | (curve if self.is_own_test_split else {}) | {"warnings": list(self.warnings)}
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The images that a classifier is evaluated on."""
+
+    catalog: Catalog
+    images: list[Photo]
+    """Those of the classifier's classes."""
+    group_of_path: dict[str, str]
+    """Groups as found by the run's audit; empty for another data set."""
+    unknown_classes: list[str]
+    """Classes of the data set that the classifier does not have."""
+    absent_classes: list[str]
+    """Classes of the classifier without an image."""
 
 
 def evaluate(
@@ -35,76 +67,93 @@ def evaluate(
     *,
     tta: bool = False,
     positive: str | None = None,
-) -> Metrics:
-    """Figures of a run's classifier on its test photos, or on another folder: its test/ if it has one, else all of it.
+) -> Evaluation:
+    """Metrics of a run's classifier on its test split, or on another data set: its test split if it has one, else all.
 
-    Classes are aligned by name: photos of classes that the classifier does not know are left out and named in
-    `warnings`, as are its classes of which there is no photo, and photos on which the run was trained.
+    Classes are aligned by name; images of other classes are left out.
 
     Args:
         run: a finished run; with `photos`, a bundle or an exported file will do.
-        photos: another folder; without it, the run's own test photos.
-        reporter: hears of the progress.
-        tta: judge each photo in four views (`views`), by the mean of their logits.
-        positive: of two classes the one that is looked for; without it, the classifier's own.
+        photos: another data set; by default the run's own test split.
+        reporter: shows the progress.
+        tta: test-time augmentation: average the logits of four views of each image (`tta_views`).
+        positive: the positive one of two classes; by default the classifier's own.
 
     Raises:
-        FieldmarkError: no finished run, no photos, or none of its classes.
+        FieldmarkError: there is no finished run, no readable image, or no image of the classifier's classes.
     """
     classifier = Classifier(run)
     decision_threshold, positive = _decision_threshold(classifier, positive)
-    class_index = {printable(name): k for k, name in enumerate(classifier.classes)}
+    selection = _select_images(classifier, Path(run), photos, reporter)
+    predictions, unreadable = _predict(classifier, selection, tta, reporter)
+    metrics = compute_metrics(
+        predictions, classifier.classes, classifier.info["threshold"], positive, decision_threshold
+    )
+    n_trained = len(_training_paths(Path(run), selection.catalog.source) & {photo.path for photo in selection.images})
+    return Evaluation(
+        **vars(metrics),
+        warnings=tuple(_warnings(selection, n_trained, unreadable)),
+        is_own_test_split=photos is None,
+        learning_curve=_read_learning_curve(Path(run)) if photos is None else None,
+    )
+
+
+def _select_images(classifier: Classifier, run: Path, photos: str | Path | None, reporter: Reporter) -> Selection:
+    """The images of the classifier's classes in the run's test split or in another data set."""
     groups: dict[str, str] = {}
     if photos is None:
-        catalog, images, groups = _test_images(Path(run))
+        catalog, images, groups = _test_images(run)
     else:
         catalog = read_catalog(photos, min_classes=1)
         for warning in catalog.warnings:
             reporter.warning(warning)
         images = [photo for photo in catalog.photos if photo.split == "test"] or list(catalog.photos)
-    present = {printable(photo.label) for photo in images}
-    unknown_classes = sorted(present - set(class_index))
-    images = [photo for photo in images if printable(photo.label) in class_index]
+    classes, present = set(map(printable, classifier.classes)), {printable(photo.label) for photo in images}
+    images = [photo for photo in images if printable(photo.label) in classes]
     if not images:
-        raise FieldmarkError(
-            f"no photo in {catalog.root} is of a class that {run} knows: {summarize_names(list(class_index))}"
-        )
+        names = summarize_names([printable(name) for name in classifier.classes])
+        raise FieldmarkError(f"no image in {catalog.root} is of a class of {run}: {names}")
+    return Selection(catalog, images, groups, sorted(present - classes), sorted(classes - present))
+
+
+def _predict(
+    classifier: Classifier, selection: Selection, tta: bool, reporter: Reporter
+) -> tuple[Predictions, list[str]]:
+    """Predictions of the readable images, and the paths of the others."""
+    class_index = {printable(name): k for k, name in enumerate(classifier.classes)}
     readable, outputs, unreadable = list[Photo](), list[ModelOutputs](), list[str]()
-    with reporter.progress_bar("judging", "photos") as advance:
-        for k, (photo, result) in enumerate(_predict_images(classifier, catalog, images, tta)):
-            if result is None:
+    results = _infer_images(classifier, selection, tta)
+    with reporter.progress_bar("evaluating", "photos") as advance:
+        for k, (photo, output) in enumerate(zip(selection.images, results, strict=True)):
+            if output is None:
                 unreadable.append(photo.path)
             else:
                 readable.append(photo)
-                outputs.append({name: result[name] for name in KEPT_OUTPUTS})  # not the evidence of all photos
-            advance(k + 1, len(images))
+                outputs.append({name: output[name] for name in PREDICTION_OUTPUTS})  # the evidence takes memory
+            advance(k + 1, len(selection.images))
     if not readable:
-        raise FieldmarkError(f"no photo in {catalog.root} can be read; `fieldmark check` says why")
-    training_paths = _training_paths(Path(run), catalog.source) & {photo.path for photo in images}
-    warnings = [
-        training_paths
-        and f"{pluralize(len(training_paths), 'photo')} of these it was trained with: the figures flatter it",
-        unknown_classes
-        and f"photos of classes that the classifier does not know left out: {summarize_names(unknown_classes)}",
-        (absent_classes := sorted(set(class_index) - present)) and f"no photos of {summarize_names(absent_classes)}",
-        unreadable and f"{pluralize(len(unreadable), 'photo')} could not be read: {summarize_names(unreadable)}",
-    ]
+        raise FieldmarkError(f"no image in {selection.catalog.root} can be read; see `fieldmark check`")
     predictions = Predictions(
-        *(np.stack([found[name] for found in outputs]) for name in KEPT_OUTPUTS),
+        *(np.stack([output[name] for output in outputs]) for name in PREDICTION_OUTPUTS),
         labels=np.array([class_index[printable(photo.label)] for photo in readable]),
-        groups=_group_indices(readable, groups),
+        groups=_group_indices(readable, selection.group_of_path),
     )
-    result = compute_metrics(
-        predictions, classifier.classes, classifier.info["threshold"], positive, decision_threshold
-    )
-    assert result is not None
-    if photos is None:
-        result["learning_curve"] = _read_learning_curve(Path(run))
-    return result | {"warnings": [text for text in warnings if text]}
+    return predictions, unreadable
+
+
+def _warnings(selection: Selection, n_trained: int, unreadable: list[str]) -> Iterator[str]:
+    if n_trained:
+        yield f"{pluralize(n_trained, 'image')} were used in training: the metrics are optimistic"
+    if selection.unknown_classes:
+        yield f"images of unknown classes excluded: {summarize_names(selection.unknown_classes)}"
+    if selection.absent_classes:
+        yield f"no images of {summarize_names(selection.absent_classes)}"
+    if unreadable:
+        yield f"{pluralize(len(unreadable), 'image')} could not be read: {summarize_names(unreadable)}"
 
 
 def tta_views(photo: np.ndarray) -> Iterator[np.ndarray]:
-    """uint8 (s, s, 3) -> as it is, mirrored, its middle 7/8 at full size, that mirrored."""
+    """Four views of an image, uint8 (s, s, 3): itself, its central 7/8 resized to (s, s), and both mirrored."""
     side = photo.shape[0]
     edge = side * (1 - TTA_CROP_FRACTION) / 2
     box = (edge, edge, side - edge, side - edge)
@@ -114,70 +163,107 @@ def tta_views(photo: np.ndarray) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(view[:, ::-1])
 
 
-def _predict_images(
-    classifier: Classifier, catalog: Catalog, images: list[Photo], tta: bool
-) -> Iterator[tuple[Photo, ModelOutputs | None]]:
-    """Each photo with what is said of it; None where it cannot be read."""
+def _infer_images(classifier: Classifier, selection: Selection, tta: bool) -> Iterator[ModelOutputs | None]:
+    """Outputs of each image, in order; None for an unreadable one."""
     preprocessing, temperature = classifier.info["preprocessing"], classifier.info["temperature"]
 
-    def predict_one(photo: Photo) -> ModelOutputs | None:
+    def infer(photo: Photo) -> ModelOutputs | None:
         box = photo.box if preprocessing.get("boxes") else None
         try:
-            pixels = preprocess(catalog.read_bytes(photo), preprocessing, box)
+            pixels = preprocess(selection.catalog.read_bytes(photo), preprocessing, box)
         except UnreadableImageError:
             return None
         if not tta:
             return classifier.infer(pixels)
-        view_outputs = [classifier.infer(view) for view in tta_views(pixels)]
-        found = {name: np.mean([one[name] for one in view_outputs], 0) for name in ("logits", "known_score")}
-        return found | {"probabilities": softmax(found["logits"] / temperature)}
+        views = [classifier.infer(view) for view in tta_views(pixels)]
+        mean = {name: np.mean([view[name] for view in views], 0) for name in ("logits", "known_score")}
+        return mean | {"probabilities": softmax(mean["logits"] / temperature)}
 
-    yield from zip(images, ordered_map(predict_one, images, runtime.available_cpus()), strict=True)
+    return ordered_map(infer, selection.images, runtime.available_cpus())
 
 
 def _decision_threshold(classifier: Classifier, positive: str | None) -> tuple[float, str | None]:
-    """The probability from which a photo is called positive, and which class that is."""
+    """The decision threshold on the probability of the positive class, and that class."""
     own, decision = classifier.info.get("positive"), classifier.info.get("decision", 0.5)
     if positive is None or positive == own:
         return decision, own
     if len(classifier.classes) != 2 or positive not in classifier.classes:
-        raise FieldmarkError(
-            f"--positive {positive}: name one of two classes; these are {summarize_names(classifier.classes)}"
-        )
+        names = summarize_names(classifier.classes)
+        raise FieldmarkError(f"--positive {positive}: name one of two classes; these are {names}")
     return 1 - decision, positive
 
 
 def _group_indices(photos: list[Photo], group_of_path: dict[str, str]) -> np.ndarray:
-    """A number for the group of each photo: that of the run's audit, or that which the photos come with."""
+    """The group of each image as an index: of the run's audit, or of the data set; else it is alone."""
     names = [group_of_path.get(photo.path) or photo.group or f"\0{photo.path}" for photo in photos]
     return np.unique(names, return_inverse=True)[1]
 
 
 def _training_paths(run: Path, root: Path) -> set[str]:
-    """The photos below `root` that the run trained on or chose by, where it is the run's own folder."""
+    """The training and validation images of the run, if `root` is its own data set."""
     try:
         if read_dataset_path(run) != root.resolve():
             return set()
         return {photo.path for photo in read_split_file(run / "split.csv") if photo.split != "test"}
-    except FieldmarkError:  # a bundle alone does not know
+    except FieldmarkError:  # a bundle without its run
         return set()
 
 
 def _test_images(run: Path) -> tuple[Catalog, list[Photo], dict[str, str]]:
-    """What a run was trained on, its test photos, and the group of each as the run's audit found it."""
-    read_dataset_path(run)  # or it is no run
+    """A run's data set, its test split, and the group of each image as found by the run's audit."""
+    read_dataset_path(run)  # raises if it is no run
     rows = [photo for photo in read_split_file(run / "split.csv") if photo.split == "test"]
     if not rows:
-        raise FieldmarkError(f"{run} has no test photos: give another folder to evaluate on")
+        raise FieldmarkError(f"{run} has no test split: give another data set to evaluate on")
     catalog = load_catalog(run)
     boxes = {photo.path: photo.box for photo in catalog.photos}
     groups = {row["path"]: row.get("group") or "" for row in io.read_csv(run / "predictions.csv")}
     return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows], groups
 
 
-def _read_learning_curve(run: Path) -> dict[str, Any] | None:
-    """What the training found out about more photos, from its cached features (`curve.learning_curve`)."""
+def _read_learning_curve(run: Path) -> LearningCurve | None:
+    """The learning curve that the training computed from its cached features."""
     try:
-        return json.loads((run / "metrics.json").read_text(encoding="utf-8")).get("learning_curve")
-    except (OSError, ValueError):
+        curve = io.read_json(run / "metrics.json").get("learning_curve")
+        return curve and LearningCurve.from_dict(curve)
+    except (OSError, FieldmarkError, KeyError, TypeError):
         return None
+
+
+# ---- text
+
+SUMMARY_METRICS = ("accuracy", "top5", "balanced_accuracy", "macro_f1", "ece", "coverage", "accuracy_known")
+BINARY_METRICS = ("roc_auc", "sensitivity", "specificity", "ppv", "npv")
+
+
+def summary_lines(metrics: Metrics, curve: LearningCurve | None = None) -> Iterator[str]:
+    """The metrics as lines for a terminal."""
+    in_groups = "" if metrics.n_groups == metrics.n else f" in {metrics.n_groups:,} groups"
+    yield f"{metrics.n:,} images{in_groups}; 95 % confidence intervals in brackets"
+    for name in SUMMARY_METRICS:
+        yield _format_metric(name, getattr(metrics, name), metrics.intervals[name])
+    if binary := metrics.binary:
+        at = binary.at_threshold
+        yield f"binary, positive class {binary.positive}:"
+        for name in BINARY_METRICS:
+            yield _format_metric(name, getattr(binary, name), metrics.intervals[name])
+        yield f"at the decision threshold {at.threshold:.3f} (Youden's J on the validation set):"
+        for name in BINARY_METRICS[1:]:
+            yield _format_metric(name, getattr(at, name), at.intervals[name])
+    if curve:
+        yield "learning curve on frozen features (training images, accuracy):"
+        for point in curve.points:
+            yield f"  {point.photos:8,} images  {point.accuracy:.4f}"
+        yield f"  twice as many     {curve.doubled:.4f} (extrapolated)"
+    if metrics.confused:
+        yield "most confused:"
+    for pair in metrics.confused:
+        low, high = pair.ci95
+        share = f"{pair.share:.1%} ({low:.1%} to {high:.1%})"
+        yield f"  {pair.label} predicted as {pair.predicted}: {pluralize(pair.n, 'image')}, {share}"
+
+
+def _format_metric(name: str, value: float | None, interval: tuple[float, float] | None) -> str:
+    if value is None or interval is None:
+        return f"  {name:18} -"
+    return f"  {name:18} {value:.4f}  ({interval[0]:.4f} to {interval[1]:.4f})"

@@ -1,14 +1,18 @@
-"""features + labels -> the learning curve: would more photos help, and of which class?"""
+"""Accuracy by the size of the training set, on frozen features: would more images help, and of which class?"""
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 
 from fieldmark.audit.label_errors import N_FOLDS, cross_val_probabilities
-from fieldmark.evaluation.intervals import GroupBootstrap, as_column
+from fieldmark.evaluation.intervals import GroupBootstrap
+from fieldmark.evaluation.results import ClassGain, LearningCurve, LearningCurvePoint
 
 TRAIN_FRACTIONS = (0.125, 0.25, 0.5, 1.0)
+"""Of the images outside the fold that is predicted."""
+MIN_GROUPS = 4 * N_FOLDS
+MIN_IMAGES_PER_CLASS = 2
+"""On average; a training set with fewer gives too noisy an estimate."""
 
 
 def learning_curve(
@@ -17,80 +21,78 @@ def learning_curve(
     groups: Sequence[int],
     class_names: Sequence[str],
     full_correct: np.ndarray | None = None,
-) -> dict[str, Any] | None:
-    """How often a linear classifier on these features is right that has learnt from ever more of the photos.
+) -> LearningCurve | None:
+    """Cross-validated accuracy of a linear classifier on 1/8, 1/4, 1/2 and all of the training images.
 
-    Each photo is judged by one that has seen neither it nor its group, so all of them count. The features are those of
-    the frozen network: fine-tuning is better throughout, but what more photos bring shows here too.
+    Each image is predicted by a classifier that was trained on neither it nor its group, so that all images count.
+    Fine-tuning is more accurate throughout than a linear classifier on frozen features, but gains alike.
+
+    `doubled` extrapolates to twice as many images: the error falls by the factor by which it fell at the last doubling
+    (a power law; Hestness et al. 2017, "Deep Learning Scaling is Predictable, Empirically").
 
     Args:
         features: (n, c).
-        labels: (n,) class numbers.
-        groups: of each photo, which stays on one side.
-        names: of the classes.
-        full: (n,) which photos are told right by a classifier that has learnt from all, where that is known already.
+        labels: (n,) class indices.
+        groups: (n,) images of one group stay in one fold.
+        class_names: in the order of the indices.
+        full_correct: bool (n,) whether cross-validation on all images predicts each right, if that is known already.
 
     Returns:
-        `points`: photos learnt from, accuracy, ci95; `rises`: whether the last doubling brought more than two standard
-        errors; `doubled`: the accuracy with twice as many photos, if the errors
-        go on to fall by the factor of the last doubling (a power law, Hestness et al. 2017); `classes`: of each class
-        photos, recall from half of them and from all, and the standard error of the difference, the largest
-        difference first. None where there are too few photos to tell.
+        None with too few images.
     """
-    group_ids = np.asarray(groups)
-    pairs = np.unique(np.stack([labels, group_ids]), axis=1)
-    is_testable = (
-        np.bincount(pairs[0], minlength=len(class_names)) > 1
-    )  # of a class of one group nobody else could say what it is
-    kept = is_testable[labels]
-    features, group_ids, labels, full_correct = (
-        features[kept],
-        group_ids[kept],
-        labels[kept],
-        None if full_correct is None else full_correct[kept],
-    )
-    counts = np.bincount(labels, minlength=len(class_names))
-    if len(np.unique(group_ids)) < 4 * N_FOLDS or (counts > 0).sum() < 2:
+    is_usable = _has_several_groups(labels, np.asarray(groups), len(class_names))[labels]
+    features, labels, group_ids = features[is_usable], labels[is_usable], np.asarray(groups)[is_usable]
+    if len(np.unique(group_ids)) < MIN_GROUPS or len(np.unique(labels)) < 2:
         return None
-    correct = {} if full_correct is None else {1.0: full_correct}
+    correct = {} if full_correct is None else {1.0: full_correct[is_usable]}
     for fraction in TRAIN_FRACTIONS:
-        if fraction * len(labels) < 2 * len(
-            class_names
-        ):  # with fewer than two photos a class it would be a game of luck
-            continue
-        if fraction not in correct:
-            correct[fraction] = (
-                cross_val_probabilities(features, labels, group_ids.tolist(), len(class_names), fraction).argmax(1)
-                == labels
-            )
+        if fraction not in correct and fraction * len(labels) >= MIN_IMAGES_PER_CLASS * len(class_names):
+            p = cross_val_probabilities(features, labels, group_ids.tolist(), len(class_names), fraction)
+            correct[fraction] = p.argmax(1) == labels
     if 0.5 not in correct:
         return None
-    bootstrap = GroupBootstrap(group_ids)
-    points = [
-        {
-            "photos": round(share * (1 - 1 / N_FOLDS) * len(labels)),
-            "accuracy": float(hits.mean()),
-            "ci95": bootstrap.ratio_intervals(as_column(hits), as_column(np.ones(len(hits))))[0].tolist(),
-        }
-        for share, hits in sorted(correct.items())
-    ]
-    half, full_correct = correct[0.5], correct[1.0]
-    before, now = 1 - half.mean(), 1 - full_correct.mean()
-    factor = float(np.clip(now / before, 0, 1)) if before else 1.0
-    classes = []
-    for k in np.flatnonzero(counts).tolist():
-        in_class = labels == k
-        gained, lost = (full_correct & ~half & in_class).sum(), (half & ~full_correct & in_class).sum()
-        classes.append(
-            {
-                "name": class_names[k],
-                "n": int(counts[k]),
-                "half": float(half[in_class].mean()),
-                "recall": float(full_correct[in_class].mean()),
-                "se": float(np.sqrt(gained + lost) / in_class.sum()),
-            }
+    half, full = correct[0.5], correct[1.0]
+    gained, lost = (full & ~half).sum(), (half & ~full).sum()
+    return LearningCurve(
+        points=_points(correct, GroupBootstrap(group_ids)),
+        doubled=_extrapolate(half, full),
+        rises=bool(gained - lost > 2 * np.sqrt(gained + lost)),
+        classes=_class_gains(half, full, labels, class_names),
+    )
+
+
+def _has_several_groups(labels: np.ndarray, groups: np.ndarray, n_classes: int) -> np.ndarray:
+    """Whether each class has two groups or more, bool (classes,); without, it cannot be trained on and predicted."""
+    pairs = np.unique(np.stack([labels, groups]), axis=1)
+    return np.bincount(pairs[0], minlength=n_classes) > 1
+
+
+def _points(correct: dict[float, np.ndarray], bootstrap: GroupBootstrap) -> tuple[LearningCurvePoint, ...]:
+    return tuple(
+        LearningCurvePoint(
+            photos=round(fraction * (1 - 1 / N_FOLDS) * len(hits)),
+            accuracy=float(hits.mean()),
+            ci95=bootstrap.share_interval(hits),
         )
-    classes.sort(key=lambda row: row["half"] - row["recall"])
-    gained, lost = (full_correct & ~half).sum(), (half & ~full_correct).sum()
-    rises = bool(gained - lost > 2 * np.sqrt(gained + lost))
-    return {"points": points, "doubled": float(1 - now * factor), "rises": rises, "classes": classes}
+        for fraction, hits in sorted(correct.items())
+    )
+
+
+def _extrapolate(half: np.ndarray, full: np.ndarray) -> float:
+    """Accuracy with twice as many images, if the error falls by the same factor again."""
+    error_half, error_full = 1 - half.mean(), 1 - full.mean()
+    factor = float(np.clip(error_full / error_half, 0, 1)) if error_half else 1.0
+    return float(1 - error_full * factor)
+
+
+def _class_gains(
+    half: np.ndarray, full: np.ndarray, labels: np.ndarray, class_names: Sequence[str]
+) -> tuple[ClassGain, ...]:
+    """Recall of each class that has images, trained on half and on all of them; the largest gain first."""
+    gains = []
+    for k in np.flatnonzero(np.bincount(labels)).tolist():
+        of_class = labels == k
+        n, n_changed = int(of_class.sum()), ((full ^ half) & of_class).sum()
+        recall_half, recall = float(half[of_class].mean()), float(full[of_class].mean())
+        gains.append(ClassGain(class_names[k], n, recall_half, recall, float(np.sqrt(n_changed) / n)))
+    return tuple(sorted(gains, key=lambda gain: gain.half - gain.recall))

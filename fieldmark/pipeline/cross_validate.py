@@ -99,9 +99,12 @@ def pool_fold_metrics(fold_metrics: list[FoldMetrics], files: list[Path]) -> Fol
         for run, pooled_metrics in folds_with_test
     ]
     positive = next((run["test"]["positive"] for run, _ in folds_with_test if "positive" in run["test"]), None)
-    decisions = np.concatenate(
-        [np.full(len(found), _positive_threshold(run["test"], positive)) for run, found in folds_with_test]
+    decision_thresholds = np.concatenate(
+        [np.full(len(one), _positive_threshold(run["test"], positive)) for run, one in folds_with_test]
     )
-    found = compute_metrics(Predictions.concatenate(shifted), fold_metrics[0]["classes"], 0.0, positive, decisions)
     accuracies = [run["test"]["accuracy"] for run, _ in folds_with_test]
-    return (found or {}) | {"sd": statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0}
+    metrics = compute_metrics(
+        Predictions.concatenate(shifted), fold_metrics[0]["classes"], 0.0, positive, decision_thresholds
+    )
+    sd = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+    return dataclasses.replace(metrics, sd=sd).to_dict()

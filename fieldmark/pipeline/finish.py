@@ -94,8 +94,8 @@ def finish_run(
         "decision_threshold": info.get("decision", 0.5),
     }
     return {
-        "test": compute_metrics(test_predictions, **metric_options),
-        "validation": compute_metrics(val_predictions, **metric_options),
+        "test": compute_metrics(test_predictions, **metric_options).to_dict() if len(test) else None,
+        "validation": compute_metrics(val_predictions, **metric_options).to_dict() if len(val) else None,
         "temperature": temperature_value,
         "export": export_check,
     }
@@ -185,6 +185,5 @@ def diagnose_labels_and_curve(
         [is_right_by_path.get(paths[k], False) for k in rows]
     )  # what was looked for above is the curve's end
     row_groups = [groups[k] for k in rows]
-    return label_warnings, learning_curve.learning_curve(
-        pooled, prepared.data.labels[rows], row_groups, prepared.classes, is_right
-    )
+    curve = learning_curve.learning_curve(pooled, prepared.data.labels[rows], row_groups, prepared.classes, is_right)
+    return label_warnings, curve and curve.to_dict()

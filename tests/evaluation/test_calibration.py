@@ -1,4 +1,4 @@
-"""Calibration finds what was planted, and says nothing where there are too few photos."""
+"""Calibration recovers known parameters, and keeps the defaults with too few images."""
 
 import numpy as np
 import pytest
@@ -31,29 +31,29 @@ def test_calibration_error_at_the_ends():
     assert expected_calibration_error(np.array([0.0]), np.array([False])) == 0
 
 
-@pytest.mark.parametrize("planted", [0.2, 0.7, 1.0, 2.5, 8.0])
-def test_temperature_finds_the_planted_one(planted: float):
+@pytest.mark.parametrize("true", [0.2, 0.7, 1.0, 2.5, 8.0])
+def test_temperature_is_recovered(true: float):
     rng = np.random.default_rng(1)
-    logits = rng.normal(size=(20_000, 5)) * 3 * max(1, planted)
+    logits = rng.normal(size=(20_000, 5)) * 3 * max(1, true)
     gumbel = -np.log(-np.log(rng.random(logits.shape)))
-    labels = (logits / planted + gumbel).argmax(1)  # a draw from softmax(logits / planted)
-    assert fit_temperature(logits, labels) == pytest.approx(planted, rel=0.05)
+    labels = (logits / true + gumbel).argmax(1)  # a sample of softmax(logits / true)
+    assert fit_temperature(logits, labels) == pytest.approx(true, rel=0.05)
 
 
 def test_temperature_stays_within_bounds():
     logits, labels = np.eye(4)[np.arange(40) % 4], np.arange(40) % 4
-    assert 0.05 <= fit_temperature(logits, labels) < 0.06  # all right: as sure as it may be
+    assert 0.05 <= fit_temperature(logits, labels) < 0.06  # all correct
     assert 19 < fit_temperature(logits, (labels + 1) % 4) <= 20  # all wrong
 
 
-def test_the_threshold_lets_92_percent_through():
+def test_the_ood_threshold_accepts_92_percent():
     scores = np.random.default_rng(0).random(400)
     assert (scores >= fit_ood_threshold(scores)).sum() == 368
 
 
 @given(st.integers(0, 9999), st.integers(20, 60))
-@example(163, 20)  # nothing is better than to call none of them positive, or all
-def test_no_other_threshold_finds_more(seed: int, n: int):
+@example(163, 20)  # no threshold is better than that of none or all
+def test_no_other_decision_threshold_is_better(seed: int, n: int):
     rng = np.random.default_rng(seed)
     positive = rng.random(n) < 0.4
     probabilities = np.clip(rng.choice(np.arange(11) / 10, n) + 0.2 * positive, 0, 1)
@@ -67,7 +67,7 @@ def test_no_other_threshold_finds_more(seed: int, n: int):
         assert both(fit_decision_threshold(probabilities, positive)) == pytest.approx(best)
 
 
-def test_few_photos_calibrate_nothing():
+def test_few_images_calibrate_nothing():
     logits, labels = np.random.default_rng(0).normal(size=(19, 3)), np.zeros(19, int)
     assert fit_temperature(logits, labels) == 1.0
     assert fit_ood_threshold(logits[:, 0]) == 0.0 and fit_decision_threshold(logits[:, 0], labels == 0) == 0.5

@@ -1,4 +1,4 @@
-"""A run is judged on its own test photos or on another folder, whose classes are aligned by name."""
+"""A run is evaluated on its own test split, or on another data set whose classes are aligned by name."""
 
 import json
 import shutil
@@ -10,29 +10,36 @@ import pytest
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.evaluation import evaluate
+from fieldmark.evaluation.results import LearningCurve, Metrics
 
 
-def test_the_test_photos_give_the_figures_of_the_training(small_run: Path):
+def test_the_test_split_gives_the_metrics_of_the_training(small_run: Path):
     written = json.loads((small_run / "metrics.json").read_text())
-    found = evaluate.evaluate(small_run, None, Reporter())
-    assert found.pop("warnings") == []
-    assert found.pop("learning_curve") == written["learning_curve"]
-    assert found == written["test"]
+    evaluation = evaluate.evaluate(small_run, None, Reporter())
+    assert evaluation.warnings == () and evaluation.is_own_test_split
+    assert evaluation.learning_curve == (
+        written["learning_curve"] and LearningCurve.from_dict(written["learning_curve"])
+    )
+    entry = evaluation.to_dict()
+    assert list(entry)[-2:] == ["learning_curve", "warnings"]
+    assert (entry.pop("warnings"), entry.pop("learning_curve")) == ([], written["learning_curve"])
+    assert entry == written["test"] and list(entry) == list(written["test"])
+    assert Metrics.from_dict(written["test"]).to_dict() == written["test"]
 
 
-def test_another_folder_is_aligned_by_name(small_run: Path, small_photos: Path, tmp_path: Path):
+def test_another_data_set_is_aligned_by_name(small_run: Path, small_photos: Path, tmp_path: Path):
     shutil.copytree(small_photos / "disc", tmp_path / "disc")
     shutil.copytree(small_photos / "square", tmp_path / "a new one")
     shutil.copytree(small_photos / "square", tmp_path / "square")
     (tmp_path / "square" / "00.jpg").write_bytes(b"not a photo")
-    found = evaluate.evaluate(small_run, tmp_path, Reporter())
-    assert found["n"] == 31
-    assert {name: row["n"] for name, row in found["per_class"].items()} == {"cross, blue": 0, "disc": 16, "square": 15}
-    assert found["accuracy"] > 0.8
-    unknown, gone, unreadable = found["warnings"]
+    evaluation = evaluate.evaluate(small_run, tmp_path, Reporter())
+    assert evaluation.n == 31 and "learning_curve" not in evaluation.to_dict()
+    assert {name: row.n for name, row in evaluation.per_class.items()} == {"cross, blue": 0, "disc": 16, "square": 15}
+    assert evaluation.accuracy > 0.8
+    unknown, absent, unreadable = evaluation.warnings
     assert "a new one" in unknown
-    assert "cross, blue" in gone
-    assert "1 photo " in unreadable and "square/00.jpg" in unreadable
+    assert "cross, blue" in absent
+    assert "1 image " in unreadable and "square/00.jpg" in unreadable
 
 
 def test_what_cannot_be_evaluated(small_run: Path, small_photos: Path, tmp_path: Path):
@@ -40,31 +47,31 @@ def test_what_cannot_be_evaluated(small_run: Path, small_photos: Path, tmp_path:
         shutil.copytree(small_photos / "disc", tmp_path / "other" / name)
         (tmp_path / "bad" / ("disc", "square")[name == "b"]).mkdir(parents=True)
         (tmp_path / "bad" / ("disc", "square")[name == "b"] / "1.jpg").write_bytes(b"")
-    for photos, says in (("other", "is of a class that"), ("bad", "can be read"), ("none", "no such folder")):
+    for photos, says in (("other", "is of a class of"), ("bad", "can be read"), ("none", "no such folder")):
         with pytest.raises(FieldmarkError, match=says):
             evaluate.evaluate(small_run, tmp_path / photos, Reporter())
     with pytest.raises(FieldmarkError, match="name the photos as well"):
         evaluate.evaluate(small_run / "bundle", None, Reporter())
 
 
-def test_photos_it_was_trained_with_are_pointed_out(small_run: Path, small_photos: Path, tmp_path: Path):
-    (warning,) = evaluate.evaluate(small_run, small_photos, Reporter())["warnings"]
-    assert warning.endswith("it was trained with: the figures flatter it")
+def test_training_images_are_warned_of(small_run: Path, small_photos: Path, tmp_path: Path):
+    (warning,) = evaluate.evaluate(small_run, small_photos, Reporter()).warnings
+    assert warning.endswith("were used in training: the metrics are optimistic")
     shutil.copytree(small_photos, tmp_path / "elsewhere" / "test")
     (tmp_path / "elsewhere" / "train" / "disc").mkdir(parents=True)
     shutil.copy(small_photos / "disc" / "00.jpg", tmp_path / "elsewhere" / "train" / "disc")
     shutil.copytree(small_photos / "square", tmp_path / "elsewhere" / "train" / "square")
     shutil.copytree(small_photos / "cross, blue", tmp_path / "elsewhere" / "train" / "cross, blue")
-    assert evaluate.evaluate(small_run, tmp_path / "elsewhere", Reporter())["n"] == 48  # its test/ alone
+    assert evaluate.evaluate(small_run, tmp_path / "elsewhere", Reporter()).n == 48  # its test/ alone
 
 
-def test_a_folder_of_one_class_can_be_evaluated(small_run: Path, small_photos: Path, tmp_path: Path):
+def test_a_data_set_of_one_class_can_be_evaluated(small_run: Path, small_photos: Path, tmp_path: Path):
     shutil.copytree(small_photos / "disc", tmp_path / "disc")
-    found = evaluate.evaluate(small_run, tmp_path, Reporter())
-    assert found["n"] == 16 and found["warnings"] == ["no photos of cross, blue, square"]
+    evaluation = evaluate.evaluate(small_run, tmp_path, Reporter())
+    assert evaluation.n == 16 and evaluation.warnings == ("no images of cross, blue, square",)
 
 
-def test_four_views_of_a_photo():
+def test_views_of_test_time_augmentation():
     photo = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
     plain, mirrored, closer, closer_mirrored = evaluate.tta_views(photo)
     np.testing.assert_array_equal(plain, photo)
@@ -75,12 +82,12 @@ def test_four_views_of_a_photo():
     assert all((view == 7).all() for view in evaluate.tta_views(flat))
 
 
-def test_four_views_are_judged_together(small_run: Path):
-    one = evaluate.evaluate(small_run, None, Reporter())
-    four = evaluate.evaluate(small_run, None, Reporter(), tta=True)
-    assert four["n"] == one["n"] and four["loss"] != one["loss"]
+def test_test_time_augmentation_changes_the_predictions(small_run: Path):
+    plain = evaluate.evaluate(small_run, None, Reporter())
+    augmented = evaluate.evaluate(small_run, None, Reporter(), tta=True)
+    assert augmented.n == plain.n and augmented.loss != plain.loss
 
 
-def test_a_positive_class_that_cannot_be(small_run: Path):
+def test_an_unknown_positive_class_is_refused(small_run: Path):
     with pytest.raises(FieldmarkError, match="name one of two classes"):
         evaluate.evaluate(small_run, None, Reporter(), positive="disc")

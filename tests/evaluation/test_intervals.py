@@ -1,4 +1,4 @@
-"""Intervals hold the truth as often as they promise, and a group is one witness."""
+"""Intervals hold their level, also for images that come in groups."""
 
 import numpy as np
 import pytest
@@ -10,18 +10,18 @@ from fieldmark.evaluation.intervals import GroupBootstrap, as_column, one_hot, w
 
 
 @given(st.integers(1, 400), st.data())
-def test_wilsons_is_scipys(n: int, data: st.DataObject):
+def test_wilsons_interval_is_scipys(n: int, data: st.DataObject):
     right = data.draw(st.integers(0, n))
     found = binomtest(right, n).proportion_ci(method="wilson")
     assert wilson_interval(np.array([right / n]), np.array([n]))[0] == pytest.approx([found.low, found.high], abs=1e-6)
 
 
-def test_nothing_is_known_of_a_share_of_nothing():
+def test_interval_without_trials():
     assert wilson_interval(np.array([np.nan]), np.array([0])).tolist() == [[0, 1]]
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=30))
-def test_draws_hold_whole_groups(groups: list[int]):
+def test_resamples_hold_whole_groups(groups: list[int]):
     drawn = GroupBootstrap(np.array(groups), n_resamples=120)
     assert drawn.is_independent == (len(set(groups)) == len(groups))
     totals = drawn.resampled_totals(one_hot(np.array(groups), 7))
@@ -31,14 +31,14 @@ def test_draws_hold_whole_groups(groups: list[int]):
     assert (times.sum(1) == len(set(groups))).all()
 
 
-def test_draws_do_not_depend_on_what_groups_are_called():
+def test_resamples_do_not_depend_on_the_names_of_groups():
     one, two = (GroupBootstrap(np.array(names)) for names in ([5, 5, 2, 9], [0, 0, 8, 3]))
     values = as_column(np.arange(4.0))
     np.testing.assert_array_equal(one.resampled_totals(values), two.resampled_totals(values))
 
 
-def test_a_bootstrap_over_groups_holds_the_truth_where_wilsons_does_not():
-    """Groups of eight photos that agree: in 200 such worlds, how often does the interval hold the true share?"""
+def test_the_group_bootstrap_holds_its_level_where_wilsons_does_not():
+    """Groups of eight images that agree: in 200 samples, how often does the interval cover the true share?"""
     rng, truth, held, plain = np.random.default_rng(0), 0.7, 0, 0
     for _ in range(200):
         rights = np.repeat(rng.random(40) < truth, 8)
@@ -50,7 +50,7 @@ def test_a_bootstrap_over_groups_holds_the_truth_where_wilsons_does_not():
     assert held >= 180 and plain < 140
 
 
-def test_where_all_draws_agree_groups_count_as_photos():
+def test_constant_resamples_fall_back_to_wilson_over_groups():
     drawn = GroupBootstrap(np.repeat(np.arange(10), 3))
     low, high = drawn.ratio_intervals(as_column(np.ones(30)), as_column(np.ones(30)))[0]
     assert (low, high) == pytest.approx(tuple(wilson_interval(np.array(1.0), np.array(10))))

@@ -27,6 +27,6 @@ def test_a_difference_is_told(difference: float, agreement: float | None, says: 
 def test_what_is_judged_is_the_exported_file(small_run):
     """The figures that a run records are those of bundle/model.onnx, read anew from the photos' files."""
     told = json.loads((small_run / "metrics.json").read_text())
-    again = evaluate(small_run, None, Reporter(quiet=True))
+    again = evaluate(small_run, None, Reporter(quiet=True)).to_dict()
     assert {name: again[name] for name in told["test"]} == told["test"]
     assert told["export"]["photos"] == told["validation"]["n"] and told["export"]["max_difference"] <= TOLERANCE

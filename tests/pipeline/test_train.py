@@ -78,7 +78,7 @@ def test_figures_are_of_the_predictions_and_come_again(small_run):
     predictions = rows(small_run / "predictions.csv")
     right = [row["label"] == row["predicted"] for row in predictions]
     assert metrics["test"]["accuracy"] == pytest.approx(np.mean(right))
-    again = evaluate(small_run, None, Reporter())
+    again = evaluate(small_run, None, Reporter()).to_dict()
     assert {name: again[name] for name in metrics["test"]} == metrics["test"]
     assert metrics["export"]["label_agreement"] == 1 and metrics["export"]["max_difference"] < 1e-5
 
@@ -131,15 +131,15 @@ def test_from_scratch_everything_trains(copies_run):
 
 
 def test_two_classes_have_figures_of_their_own(copies_run):
-    found = evaluate(copies_run.folder, copies_run.folder.parents[2] / "photos", Reporter())
-    assert found["positive"] == "square"  # the rarer one
-    matrix = np.array(found["confusion"])
-    assert found["sensitivity"] == pytest.approx(matrix[1, 1] / matrix[1].sum())
-    assert found["specificity"] == pytest.approx(matrix[0, 0] / matrix[0].sum())
-    assert 0 <= found["roc_auc"] <= 1 and found["n"] == 16 + 12 + 8
-    other = evaluate(copies_run.folder, copies_run.folder.parents[2] / "photos", Reporter(), positive="disc")
-    assert (other["positive"], other["specificity"]) == ("disc", found["sensitivity"])
-    assert other["at_threshold"]["threshold"] == pytest.approx(1 - found["at_threshold"]["threshold"])
+    metrics = evaluate(copies_run.folder, copies_run.folder.parents[2] / "photos", Reporter())
+    matrix, binary = np.array(metrics.confusion), metrics.binary
+    assert binary and binary.positive == "square"  # the rarer one
+    assert binary.sensitivity == pytest.approx(matrix[1, 1] / matrix[1].sum())
+    assert binary.specificity == pytest.approx(matrix[0, 0] / matrix[0].sum())
+    assert 0 <= binary.roc_auc <= 1 and metrics.n == 16 + 12 + 8
+    other = evaluate(copies_run.folder, copies_run.folder.parents[2] / "photos", Reporter(), positive="disc").binary
+    assert other and (other.positive, other.specificity) == ("disc", binary.sensitivity)
+    assert other.at_threshold.threshold == pytest.approx(1 - binary.at_threshold.threshold)
 
 
 def test_look_alikes_are_one_witness(copies_run):
@@ -149,7 +149,7 @@ def test_look_alikes_are_one_witness(copies_run):
     assert told["groups"] == len(set(group.values()))
     for alike in json.loads((copies_run.folder / "audit.json").read_text())["near_duplicates"]:
         assert len({group[path] for path in alike if path in group}) <= 1
-    again = evaluate(copies_run.folder, None, Reporter())
+    again = evaluate(copies_run.folder, None, Reporter()).to_dict()
     assert {name: again[name] for name in told} == told
 
 
@@ -196,7 +196,7 @@ def test_without_test_photos_and_without_training(drawing, tmp_path):
     assert run.metrics["test"] is run.metrics["validation"] is None and run.metrics["best_epoch"] == 0
     assert "not tested: a, b" in run.metrics["warnings"][0]
     assert "no labelled photo was left to test it on" in (run.folder / "report.html").read_text()
-    with pytest.raises(FieldmarkError, match="has no test photos"):
+    with pytest.raises(FieldmarkError, match="has no test split"):
         evaluate(run.folder, None, Reporter())
 
 

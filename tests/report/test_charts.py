@@ -147,7 +147,7 @@ def test_bar_is_as_long_as_its_share(share, low, high):
 @pytest.fixture(scope="module")
 def two():
     """Figures of two classes, of which one is looked for."""
-    return compute_metrics(made(2, 40, 5), ["a", "b"], 0.6, "b", 0.4) or {}
+    return compute_metrics(made(2, 40, 5), ["a", "b"], 0.6, "b", 0.4).to_dict()
 
 
 def inside(drawing: str, height: float) -> ElementTree.Element:

@@ -109,7 +109,7 @@ def test_the_figures_in_the_report_metrics_json_and_evaluate_agree(small_run, tm
     metrics = json.loads((small_run / "metrics.json").read_text())
     agree(Page(files[0]), metrics)
     assert Page(files[0]).figures == Page(small_run / "report.html").figures
-    close(evaluate(small_run, None, Reporter(quiet=True)), metrics["test"])
+    close(evaluate(small_run, None, Reporter(quiet=True)).to_dict(), metrics["test"])
 
 
 @pytest.mark.parametrize("classes", [["cat", "dog"], ["cat", "dog", "elk", "fox", "gnu", "hen"]], ids=["2", "6"])

@@ -29,15 +29,15 @@ def evaluate(
 ) -> None:
     """Figures on the test photos of a run, or on another folder (classes aligned by name)."""
     from fieldmark.core.progress import Reporter
-    from fieldmark.evaluation.evaluate import evaluate as judge
-    from fieldmark.evaluation.metrics import summary_lines
+    from fieldmark.evaluation import evaluate as evaluation
 
     reporter = Reporter()
-    metrics = judge(run, photos, reporter, tta=tta, positive=positive)
-    print(io.to_json(metrics) if as_json else "\n".join(map(sanitize_for_terminal, summary_lines(metrics))))
-    for warning in [] if as_json else metrics["warnings"]:
+    metrics = evaluation.evaluate(run, photos, reporter, tta=tta, positive=positive)
+    lines = evaluation.summary_lines(metrics, metrics.learning_curve)
+    print(io.to_json(metrics.to_dict()) if as_json else "\n".join(map(sanitize_for_terminal, lines)))
+    for warning in [] if as_json else metrics.warnings:
         reporter.warning(warning)
-    raise typer.Exit(1 if metrics["warnings"] else 0)
+    raise typer.Exit(1 if metrics.warnings else 0)
 
 
 def predict(
