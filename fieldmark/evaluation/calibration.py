@@ -50,8 +50,8 @@ def fit_ood_threshold(scores: np.ndarray) -> float:
 def fit_decision_threshold(probabilities: np.ndarray, is_positive: np.ndarray) -> float:
     """The decision threshold with the highest sensitivity + specificity.
 
-    Youden 1950, "Index for rating diagnostic tests": a missed positive image and a false alarm count alike. The threshold lies
-    midway to the next lower probability.
+    Youden 1950, "Index for rating diagnostic tests": a missed positive image and a false alarm count alike. The
+    threshold lies midway to the next lower probability.
 
     Args:
         probabilities: (n,) of the positive class, of the validation set.
