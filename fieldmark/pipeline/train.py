@@ -10,6 +10,7 @@ import itertools
 import json
 import shlex
 import shutil
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,7 @@ from fieldmark.inference.classifier import Classifier
 from fieldmark.models import Network
 from fieldmark.pipeline import cross_validate
 from fieldmark.pipeline.prepare import PreparedData, load_prepared_data, prepare_data
+from fieldmark.pipeline.worker import train_on_devices
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.idle import ineffective_settings
 from fieldmark.recipes.recipe import Recipe
@@ -98,10 +100,18 @@ def train(
             return train(photos, recipe, out=fold_dir, resume=resume, command=command).metrics
 
         return Run(out, cross_validate.cross_validate(train_fold, recipe, out))
+    out = Path(out) if out is not None else _default_run_dir(Path(photos))
+    if distributed.needs_workers(recipe):
+        _refuse_existing(out, resume)
+        train_on_devices(
+            recipe.devices, photos=photos, recipe=requested, out=out, resume=resume, started=started or time.monotonic(),
+            command=command, feature_cache_dir=feature_cache_dir,
+        )  # fmt: skip
+        return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
     fabric = distributed.make_fabric(recipe)
     if not fabric.is_global_zero:
-        distributed.run_worker(fabric, lambda: _train_as_worker(fabric))
-    out = Path(out) if out is not None else _default_run_dir(Path(photos))
+        _train_as_worker(fabric)
+        raise SystemExit(0)  # only the main process goes on
     recipe, catalog, table, network, reporter = _prepare_run(Path(photos), recipe, out, resume, has_recipe, started)
 
     loggers = LoggerGroup(out, recipe, reporter.warning)
@@ -109,7 +119,7 @@ def train(
     for line in ineffective_settings(requested, trainer.phase_builder.has_exact_probe) if not has_recipe else []:
         reporter.warning(line)
     cached_feature_seconds = restore_features(feature_cache_dir, trainer, out) if feature_cache_dir else 0.0
-    with distributed.main_process(fabric):
+    with distributed.process_group(fabric):
         fabric.broadcast(str(out))
         trainer.train(
             lambda trainer: _resolve_plan(trainer, out, table.final_images),
@@ -157,15 +167,16 @@ def train(
 
 def _train_as_worker(fabric: Fabric) -> None:
     """The part of every process but the first, which has prepared everything, and will do the rest."""
-    out = Path(fabric.broadcast(""))
-    checkpoint.wait_for_file(out / "recipe.yaml")
-    recipe = recipes.read_recipe(out / "recipe.yaml")
-    table = load_prepared_data(out, recipe)
-    torch.manual_seed(recipe.seed)
-    network = build_network(recipe, len(table.classes))
-    standardise_inputs(network, recipe, table.data)
-    trainer = Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric)
-    trainer.train(lambda trainer: _resolve_plan(trainer, out, table.final_images))
+    with distributed.process_group(fabric):
+        out = Path(fabric.broadcast(""))
+        checkpoint.wait_for_file(out / "recipe.yaml")
+        recipe = recipes.read_recipe(out / "recipe.yaml")
+        table = load_prepared_data(out, recipe)
+        torch.manual_seed(recipe.seed)
+        network = build_network(recipe, len(table.classes))
+        standardise_inputs(network, recipe, table.data)
+        trainer = Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric)
+        trainer.train(lambda trainer: _resolve_plan(trainer, out, table.final_images))
 
 
 def _default_run_dir(photos: Path) -> Path:

@@ -1,19 +1,22 @@
-"""Recipe + this machine -> the Fabric that carries the training, and the processes that train together.
+"""Devices, precision and processes of a training: the Fabric for a recipe on this machine.
 
-Lightning Fabric is the engine: a process per device, started by it (`--devices`) or by torchrun, gradients averaged by
-DDP. The first process prepares the photos, judges and writes; the others join it for the training alone.
+Lightning Fabric is the engine: one process for each device, gradients averaged by DDP. torchrun starts the processes;
+for `--devices` on one machine `run_workers` calls it. The main process (rank 0) prepares the data, evaluates and
+writes; the others join it for the training alone.
 """
 
-import ctypes
 import dataclasses
 import os
 import signal
+import subprocess
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -22,169 +25,140 @@ from lightning_fabric.plugins.environments.torchelastic import TorchElasticEnvir
 from lightning_fabric.strategies.ddp import DDPStrategy
 from torch import distributed
 
-import __main__
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes.recipe import Recipe
 
 PROCESS_TIMEOUT = timedelta(days=7)
-"""Longest wait of one process for the others: for the first one to audit all photos, where torchrun starts them all."""
-MAIN_PID_VARIABLE = "FIELDMARK_FIRST_PROCESS"
-"""The environment variable that tells a process by whom, a process number, it was started to train with."""
-LAUNCH_VARIABLES = (
-    MAIN_PID_VARIABLE,
-    "LOCAL_RANK",
-    "LOCAL_WORLD_SIZE",
-    "MASTER_ADDR",
-    "MASTER_PORT",
-    "NODE_RANK",
-    "WORLD_SIZE",
-)
-LAUNCH_VARIABLES += ("OMP_NUM_THREADS",)  # Fabric gives each process its share of the cores
-"""What the start of other processes leaves in the environment, where the next training must not find it."""
+"""Longest wait of one process for the others: the main process audits all images before it joins them."""
+AGENT_GRACE_S = 5.0
+"""Seconds within which torchrun ends the processes that have lost one; it looks every 0.1 s by default."""
 
 
 def resolve_devices(recipe: Recipe) -> Recipe:
-    """The recipe with the devices and nodes that train.
+    """The recipe with the numbers of devices and nodes that train.
 
     Raises:
-        FieldmarkError: this machine has not as many, or whoever started the processes says otherwise.
+        FieldmarkError: this machine has fewer devices, or torchrun started a different number of processes.
     """
-    if MAIN_PID_VARIABLE in os.environ:
-        return dataclasses.replace(recipe, devices=int(os.environ["WORLD_SIZE"]), nodes=1)
-    devices, nodes = recipe.devices, recipe.nodes
     if distributed.is_torchelastic_launched():
-        started = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
-        if devices not in (0, 1, started[0]) or nodes not in (1, started[1]):
-            raise FieldmarkError(
-                f"torchrun has started {started[0]} processes on each of {started[1]} machines, but --devices is"
-                f" {devices} and --nodes is {nodes}: start it with --nproc-per-node {devices} --nnodes {nodes}"
-            )
-        # Or processes that are started again meet the addresses of dead ones: github.com/pytorch/pytorch/issues/135712
-        shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-        if shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
-            raise FieldmarkError("for --max-restarts, start torchrun under TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
-        return dataclasses.replace(recipe, devices=started[0], nodes=started[1])
-    if nodes > 1:
+        return _devices_of_torchrun(recipe)
+    if recipe.nodes > 1:
         raise FieldmarkError(
-            f"--nodes is {nodes}: on each machine, start torchrun --nnodes {nodes} --nproc-per-node DEVICES"
-            " -m fieldmark.cli train ..."
+            f"--nodes is {recipe.nodes}: on each machine, start torchrun --nnodes {recipe.nodes} --nproc-per-node"
+            " DEVICES -m fieldmark.cli train ..."
         )
-    gpus = torch.cuda.device_count()
-    devices = devices or max(1, gpus)
-    if devices > max(1, gpus or runtime.available_cpus()):
-        there = f"{gpus} GPUs" if gpus else f"{runtime.available_cpus()} processors and no GPU"
-        raise FieldmarkError(f"--devices is {devices}, but this machine has {there}")
-    if devices > 1 and (hasattr(sys, "ps1") or not (__main__.__spec__ or Path(sys.argv[0]).is_file())):
+    gpus, cpus = torch.cuda.device_count(), runtime.available_cpus()
+    devices = recipe.devices or max(1, gpus)
+    if devices > max(1, gpus or cpus):
+        available = f"{gpus} GPUs" if gpus else f"{cpus} processors and no GPU"
+        raise FieldmarkError(f"--devices is {devices}, but this machine has {available}")
+    return dataclasses.replace(recipe, devices=devices)
+
+
+def _devices_of_torchrun(recipe: Recipe) -> Recipe:
+    """The recipe with the numbers that torchrun was started with."""
+    devices, nodes = int(os.environ["LOCAL_WORLD_SIZE"]), int(os.environ["GROUP_WORLD_SIZE"])
+    if recipe.devices not in (0, 1, devices) or recipe.nodes not in (1, nodes):
         raise FieldmarkError(
-            f"--devices is {devices}, but a notebook or python -c cannot be started {devices} times: make it a script"
+            f"torchrun has started {devices} processes on each of {nodes} machines, but --devices is {recipe.devices}"
+            f" and --nodes is {recipe.nodes}: start it with --nproc-per-node {recipe.devices} --nnodes {recipe.nodes}"
         )
+    # Or restarted processes meet the addresses of dead ones: github.com/pytorch/pytorch/issues/135712
+    is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    if is_shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
+        raise FieldmarkError("for --max-restarts, start torchrun under TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
     return dataclasses.replace(recipe, devices=devices, nodes=nodes)
 
 
+def needs_workers(recipe: Recipe) -> bool:
+    """Whether this process is to start the processes that train (`run_workers`), since torchrun has not yet."""
+    return recipe.devices > 1 and not distributed.is_torchelastic_launched()
+
+
 def make_fabric(recipe: Recipe) -> Fabric:
-    """This process's Fabric for a settled recipe; several processes come together by `first` and `join`."""
-    together, gpus = recipe.devices * recipe.nodes > 1, torch.cuda.is_available()
-    external = distributed.is_torchelastic_launched()
+    """This process's Fabric for a recipe whose devices are resolved; `process_group` connects several processes."""
+    has_peers, has_cuda = recipe.devices * recipe.nodes > 1, torch.cuda.is_available()
+    is_external = distributed.is_torchelastic_launched()
     return Fabric(
-        accelerator="cuda" if gpus else "cpu" if together else "auto",
+        accelerator="cuda" if has_cuda else "cpu" if has_peers else "auto",
         devices=recipe.devices,
         num_nodes=recipe.nodes,
-        strategy=DDPStrategy(timeout=PROCESS_TIMEOUT) if together else "auto",
+        strategy=DDPStrategy(timeout=PROCESS_TIMEOUT) if has_peers else "auto",
         precision=resolve_precision(recipe),
-        plugins=TorchElasticEnvironment() if external else LightningEnvironment(),
+        plugins=TorchElasticEnvironment() if is_external else LightningEnvironment(),
     )
 
 
 @contextmanager
-def main_process(fabric: Fabric) -> Iterator[None]:
-    """The training, in the first process: the others live as long as it lasts, or end with it.
+def process_group(fabric: Fabric) -> Iterator[None]:
+    """Connect this process with the others that train; a single process stays alone.
 
     Raises:
-        FieldmarkError: another process is gone.
+        FieldmarkError: another process is lost.
     """
     if fabric.world_size == 1:
         yield
         return
-    before, threads = set(os.environ), torch.get_num_threads()
-    if not distributed.is_torchelastic_launched():
-        os.environ |= {MAIN_PID_VARIABLE: str(os.getpid()), "LOCAL_WORLD_SIZE": str(fabric.world_size)}
-    helpers: list[Any] = getattr(fabric.strategy.launcher, "procs", [])
-    try:
-        _launch(fabric)
-        yield
-        for helper in helpers:
-            helper.wait()
-    except RuntimeError as error:
-        if not _is_lost_peer(error):
-            raise
-        raise FieldmarkError(
-            "another process of this training is gone (out of memory, or killed?): go on with --resume"
-        ) from None
-    finally:
-        ours = helpers.copy()
-        helpers.clear()  # or Fabric would kill this process too when it finds them dead
-        for helper in ours:
-            helper.kill()
-            helper.wait()
-        if ours and distributed.is_initialized():
-            distributed.destroy_process_group()
-        for name in set(LAUNCH_VARIABLES) - before:
-            os.environ.pop(name, None)
-        torch.set_num_threads(threads)
-
-
-def run_worker(fabric: Fabric, work: Callable[[], None]) -> NoReturn:
-    """The training, in every other process, which then ends, whatever the program around it still has in mind."""
-    external, failed = MAIN_PID_VARIABLE not in os.environ, True
-    try:
-        if not external:
-            _exit_with_parent(int(os.environ[MAIN_PID_VARIABLE]))
-        _launch(fabric)
-        work()
-        failed = False
-    except KeyboardInterrupt:
-        pass
-    except BaseException as error:
-        if not _is_lost_peer(error):  # who is lost has said why, or cannot
-            print(f"fieldmark: process {fabric.global_rank}: {' '.join(str(error).split())}", file=sys.stderr)
-    sys.stdout.flush()
-    sys.stderr.flush()
-    # The first process finds out in any case; by Fabric it would be killed for it, before it could say so.
-    os._exit(2 if failed and external else 0)
-
-
-def _launch(fabric: Fabric) -> None:
-    """Come together; whom this starts does not hear Ctrl-C, and ends with the first process."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # they inherit it
     try:
         fabric.launch()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        yield
+    except RuntimeError as error:
+        # A lost process is an error of the next exchange with it. torchrun sees the loss too, and ends this process
+        # meanwhile; only a process of another machine goes on.
+        time.sleep(AGENT_GRACE_S)
+        raise FieldmarkError(
+            f"process {fabric.global_rank} of the training: {error}; continue with --resume"
+        ) from error
+    distributed.destroy_process_group()
 
 
-def _exit_with_parent(parent: int) -> None:
-    """Have the kernel end this process when the one that started it ends, however that does (Linux only)."""
-    with suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
-    if os.getppid() != parent:
-        os._exit(0)
+def run_workers(module: str, folder: Path, devices: int) -> bool:
+    """Run `python -m module folder` in `devices` processes under torchrun. Returns whether all of them succeeded.
+
+    The processes end with this one, however it ends: their stdin is a pipe that closes then (`exit_with_launcher`).
+    Their stdout is this process's stderr. torchrun's own stderr, which describes a failure in dozens of lines, goes to
+    `folder`/torchrun.log.
+    """
+    threads = max(1, runtime.available_cpus() // devices)
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(devices)]
+    with (folder / "torchrun.log").open("wb") as log:
+        agent = subprocess.Popen(
+            [sys.executable, *torchrun, "-m", module, str(folder)],
+            stdin=subprocess.PIPE,
+            stdout=2,
+            stderr=log,
+            env={"OMP_NUM_THREADS": str(threads), **os.environ},
+            start_new_session=True,  # Ctrl-C is for this process, which then ends them
+        )
+        assert agent.stdin is not None
+        try:
+            return agent.wait() == 0
+        finally:
+            agent.stdin.close()
+            agent.terminate()
+            agent.wait()
 
 
-def _is_lost_peer(error: BaseException) -> bool:
-    """Whether another process has gone away, in the words of gloo or as an error of NCCL and the store."""
-    return isinstance(error, distributed.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error))
+def exit_with_launcher() -> None:
+    """End this worker, and the processes it has started, when the process that called `run_workers` ends."""
+
+    def wait() -> None:
+        os.read(0, 1)  # nothing is ever sent: it returns when the pipe closes
+        os.killpg(0, signal.SIGTERM)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 def resolve_precision(recipe: Recipe) -> Any:
-    """Fabric's name for what training computes in: bf16 mixed with 32 bits where the processor multiplies it itself."""
+    """Fabric's name of the training precision: bfloat16 mixed with float32 where the hardware multiplies bfloat16."""
     if recipe.precision == "32" or (recipe.precision == "auto" and not has_bf16()):
         return "32-true"
     return "bf16-mixed"
 
 
 def has_bf16() -> bool:
-    """Whether bfloat16 is faster here than 32 bits: on GPUs since Ampere, on CPUs with AVX-512 BF16 or AMX."""
+    """Whether bfloat16 is faster here than float32: on GPUs since Ampere, on CPUs with AVX-512 BF16 or AMX."""
     if torch.cuda.is_available():
         return torch.cuda.is_bf16_supported(including_emulation=False)
     return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

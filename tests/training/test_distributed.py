@@ -9,7 +9,6 @@ import pytest
 import torch
 from lightning_fabric import Fabric
 
-import __main__
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes.recipe import Recipe
@@ -24,7 +23,6 @@ def machine_of(monkeypatch: pytest.MonkeyPatch):
     def make(cores: int, gpus: int = 0) -> None:
         monkeypatch.setattr(runtime, "available_cpus", lambda: cores)
         monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
-        monkeypatch.setattr(sys, "argv", [__file__])  # a script, as pytest is and a worker of it is not
 
     return make
 
@@ -85,21 +83,18 @@ def test_restarts_need_addresses_of_their_own(torchrun, monkeypatch: pytest.Monk
     assert numbers(distributed.resolve_devices(Recipe())) == (2, 1)
 
 
-def test_what_cannot_be_started_again_is_refused(machine_of, monkeypatch: pytest.MonkeyPatch):
+def test_processes_are_started_once(machine_of, torchrun):
     machine_of(cores=4)
-    monkeypatch.setattr(__main__, "__spec__", None)
-    monkeypatch.setattr(sys, "argv", ["-c"])
-    with pytest.raises(FieldmarkError, match="make it a script"):
-        distributed.resolve_devices(Recipe(devices=2))
-    monkeypatch.setattr(sys, "argv", [__file__])
-    assert numbers(distributed.resolve_devices(Recipe(devices=2))) == (2, 1)
+    assert not distributed.needs_workers(Recipe()) and distributed.needs_workers(Recipe(devices=2))
+    torchrun(2)
+    assert not distributed.needs_workers(Recipe(devices=2))
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
 def test_one_process_stays_alone_and_says_nothing(precision: str, capfd: pytest.CaptureFixture[str]):
     before = dict(os.environ)
     fabric = distributed.make_fabric(distributed.resolve_devices(Recipe(precision=precision)))
-    with distributed.main_process(fabric):
+    with distributed.process_group(fabric):
         assert fabric.is_global_zero and fabric.world_size == 1
         assert not torch.distributed.is_initialized()
     assert dict(os.environ) == before

@@ -18,46 +18,54 @@ from fieldmark.models import build
 
 pytestmark = pytest.mark.usefixtures("all_cores")
 
-ALONE = {"OMP_NUM_THREADS": "1"}
 COLUMNS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 
-# Runs the real command in as many processes as it likes. Process number KILLED dies at step KILLED_AT of phase 2, as by
-# the kernel's hand, once in the life of the file KILLED_ONCE; with DRAWS, each process notes there the numbers that its
-# dropout depends on, with SEEN the photos that it trains on. With SYNC_EVERY, all save after each so many steps.
-PROGRAM = """
+# Imported by every Python that starts with this folder on its path; it changes the processes that torchrun starts.
+# Process number KILLED dies at step KILLED_AT of fine-tuning, as by the kernel's hand, once in the life of the file
+# KILLED_ONCE, or its launcher does where LAUNCHER is set; with DRAWS, each process notes there the numbers that its
+# dropout depends on, with SEEN the images that it trains on. With SYNC_EVERY, all save after each so many steps.
+WORKER_HOOKS = """
 import os, signal
-from fieldmark.cli import main
-from fieldmark.data import dataset
-from fieldmark.training import trainer
 
-seed_torch, rank = trainer.seed_torch, os.environ.get("LOCAL_RANK", "0")
-item = dataset.AugmentedDataset.__getitem__
+def kill():
+    if "LAUNCHER" in os.environ:
+        launcher = open(f"/proc/{os.getppid()}/stat").read().rsplit(")", 1)[1].split()[1]
+        os.kill(int(launcher), signal.SIGKILL)
+        signal.pause()
+    os.kill(os.getpid(), signal.SIGKILL)
 
-if "SYNC_EVERY" in os.environ:
-    trainer.SYNC_EVERY_STEPS, trainer.CHECKPOINT_INTERVAL_S = int(os.environ["SYNC_EVERY"]), 0
+if "LOCAL_RANK" in os.environ and not os.environ.get("HOOKED"):
+    os.environ["HOOKED"] = "1"  # not in what the workers start
+    from fieldmark.data import dataset
+    from fieldmark.training import trainer
 
-def noted(photos, which):
-    with open(os.environ["SEEN"] + rank, "a") as file:
-        print(*which, file=file)
-    return item(photos, which)
+    seed_torch, rank = trainer.seed_torch, os.environ["LOCAL_RANK"]
+    item = dataset.AugmentedDataset.__getitem__
 
-if "SEEN" in os.environ:
-    dataset.AugmentedDataset.__getitem__ = noted
+    if "SYNC_EVERY" in os.environ:
+        trainer.SYNC_EVERY_STEPS, trainer.CHECKPOINT_INTERVAL_S = int(os.environ["SYNC_EVERY"]), 0
 
-def watched(*numbers):
-    if (rank, str(numbers[3])) == (os.environ.get("KILLED"), os.environ.get("KILLED_AT")) and numbers[2] == 2:
-        once = os.environ.get("KILLED_ONCE")
-        if not once or not os.path.exists(once):
-            if once:
-                open(once, "w").close()
-            os.kill(os.getpid(), signal.SIGKILL)
-    if "DRAWS" in os.environ:
-        with open(os.environ["DRAWS"] + rank, "a") as file:
-            print(*numbers, file=file)
-    seed_torch(*numbers)
+    def noted(images, which):
+        with open(os.environ["SEEN"] + rank, "a") as file:
+            print(*which, file=file)
+        return item(images, which)
 
-trainer.seed_torch = watched
-main.main()
+    if "SEEN" in os.environ:
+        dataset.AugmentedDataset.__getitem__ = noted
+
+    def watched(*numbers):
+        if (rank, str(numbers[3])) == (os.environ.get("KILLED"), os.environ.get("KILLED_AT")) and numbers[2] == 2:
+            once = os.environ.get("KILLED_ONCE")
+            if not once or not os.path.exists(once):
+                if once:
+                    open(once, "w").close()
+                kill()
+        if "DRAWS" in os.environ:
+            with open(os.environ["DRAWS"] + rank, "a") as file:
+                print(*numbers, file=file)
+        seed_torch(*numbers)
+
+    trainer.seed_torch = watched
 """
 
 LIBRARY = """
@@ -65,7 +73,6 @@ import sys
 import fieldmark
 
 photos, out, weights = sys.argv[1:]
-print("begun")
 settings = {"backbone": "resnet18", "weights": weights, "image_size": 32, "train_size": 32, "batch": 8, "devices": 2}
 try:
     fieldmark.train(photos, fieldmark.Recipe(**settings, epochs=9, lr=1e30), out=out + "/diverging")
@@ -107,18 +114,19 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 
 
 Program = subprocess.CompletedProcess[str]
-OFTEN = {"SYNC_EVERY": "2"}
+COMMAND = ["-m", "fieldmark.cli"]
 
 
-def run(text: str, folder: Path, *arguments: object, torchrun: bool = False, **environment: str) -> Program:
-    """Runs a script with these arguments, by `torchrun` where that is asked for."""
-    script = folder / "program.py"
-    script.write_text(text)
+def run(folder: Path, *words: object, torchrun: bool = False, **environment: str) -> Program:
+    """Runs Python with these words, by `torchrun` where that is asked for."""
+    (folder / "sitecustomize.py").write_text(WORKER_HOOKS)
     starter = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"] if torchrun else []
     starter += ["--max-restarts", "1", "--monitor-interval", "0.1"] if torchrun else []
     environment |= {"TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1"} if torchrun else {}
-    words = [sys.executable, *starter, str(script), *map(str, arguments)]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300, env=os.environ | ALONE | environment)
+    path = os.pathsep.join(filter(None, [str(folder), os.environ.get("PYTHONPATH")]))
+    environment |= {"PYTHONPATH": path, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, *starter, *map(str, words)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=os.environ | environment)
 
 
 @pytest.fixture(scope="module")
@@ -126,20 +134,20 @@ def two(options: list[str], small_photos: Path, tmp_path_factory: pytest.TempPat
     """A run by two processes that nobody disturbed: its folder, and how the command ended."""
     folder = tmp_path_factory.mktemp("two")
     words = ["train", small_photos, "--out", folder / "run", "--json", "--devices", 2, *options]
-    return folder / "run", run(PROGRAM, folder, *words, PYTHONWARNINGS="default", SYNC_EVERY="2")
+    return folder / "run", run(folder, *COMMAND, *words, PYTHONWARNINGS="default", SYNC_EVERY="2")
 
 
 @pytest.fixture
 def program(tmp_path: Path) -> Callable[..., Program]:
-    """Runs a script in a folder of its own."""
-    return lambda text, *arguments, **how: run(text, tmp_path, *arguments, **how)
+    """Runs Python in a folder of its own."""
+    return lambda *words, **how: run(tmp_path, *words, **how)
 
 
 def test_two_processes_learn_what_one_learns(two, options: list[str], small_photos: Path, tmp_path: Path, here):
     """Up to 1e-4 in every loss; what stdout holds is one JSON document, and no library is heard on stderr."""
     out, done = two
     alone = here("train", small_photos, "--out", tmp_path / "one", "--json", *options)
-    assert done.returncode == alone.code == 0
+    assert done.returncode == alone.code == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["test"]["n"] == alone.json["test"]["n"] and said["bundle"] == str(out / "bundle")
     assert all(line.startswith(("48 photos", "epoch: ")) for line in done.stderr.splitlines()), done.stderr
@@ -147,24 +155,26 @@ def test_two_processes_learn_what_one_learns(two, options: list[str], small_phot
     assert [row["phase"] for row in both] == ["1", "2", "2"]
     for a, b in zip(one, both, strict=True):
         assert [float(b[name]) for name in COLUMNS] == pytest.approx([float(a[name]) for name in COLUMNS], abs=1e-4)
-    assert "devices: 2" in (out / "recipe.yaml").read_text() and none_left(str(out))
+    assert "devices: 2" in (out / "recipe.yaml").read_text() and none_left(str(out.parent))
 
 
 def test_a_death_ends_all_and_resuming_gives_the_same_bits(
     two, options: list[str], small_photos: Path, tmp_path: Path, program
 ):
+    """Dies a process, the main process, or who started them: no process is left."""
     out, draws = tmp_path / "run", tmp_path / "draws"
-    words = ["train", small_photos, "--out", out, "--resume", "--json", *options]
-    done = program(PROGRAM, *words, "--devices", 2, KILLED="1", KILLED_AT="5", **OFTEN)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr.splitlines()[-1].startswith("fieldmark: another process of this training is gone")
-    assert "Traceback" not in done.stderr and none_left(str(out))
+    words = [*COMMAND, "train", small_photos, "--out", out, "--resume", "--json", *options]
+    for rank, step in (("1", "3"), ("0", "5")):
+        done = program(*words, "--devices", 2, KILLED=rank, KILLED_AT=step, SYNC_EVERY="2")
+        assert (done.returncode, done.stdout) == (2, "")
+        assert done.stderr.splitlines()[-1].startswith("fieldmark: a worker process of this training died"), done.stderr
+        assert "Traceback" not in done.stderr and none_left(str(tmp_path))
 
-    done = program(PROGRAM, *words, "--devices", 2, KILLED="0", KILLED_AT="7", **OFTEN)
-    assert done.returncode == -9 and none_left(str(out))
+    done = program(*words, "--devices", 2, KILLED="0", KILLED_AT="7", SYNC_EVERY="2", LAUNCHER="1")
+    assert done.returncode == -9 and none_left(str(tmp_path))
     assert rows(out) == rows(two[0])[:2]
 
-    done = program(PROGRAM, *words, torchrun=True, DRAWS=str(draws), **OFTEN)
+    done = program(*words, torchrun=True, DRAWS=str(draws), SYNC_EVERY="2")
     assert done.returncode == 0, done.stderr
     assert "resumed in phase 2 at step 6" in (out / "log.txt").read_text()
     assert json.loads(done.stdout)["test"] == json.loads(two[1].stdout)["test"]
@@ -195,7 +205,7 @@ def test_shards_are_shared_out_whole_and_a_vanished_machine_costs_little(
 
     noted = {"SEEN": str(tmp_path / "seen"), "SYNC_EVERY": "2", "KILLED_ONCE": str(tmp_path / "killed")}
     command = ["train", shards, "--out", tmp_path / "two", "--resume", *words]
-    done = program(PROGRAM, *command, torchrun=True, KILLED="1", KILLED_AT="7", **noted)
+    done = program(*COMMAND, *command, torchrun=True, KILLED="1", KILLED_AT="7", **noted)
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["test"]["n"] == alone.json["test"]["n"]
     assert "resumed in phase 2 at step 6" in (tmp_path / "two" / "log.txt").read_text()
@@ -210,13 +220,15 @@ def test_shards_are_shared_out_whole_and_a_vanished_machine_costs_little(
     assert again <= set(range(48, 64))  # from the checkpoint on, of step 6
 
 
-def test_a_script_trains_twice_and_an_error_is_its_own(options: list[str], small_photos: Path, tmp_path: Path, program):
-    done = program(LIBRARY, small_photos, tmp_path, options[3])
+def test_a_program_trains_twice_and_gets_the_error_of_its_workers(
+    options: list[str], small_photos: Path, tmp_path: Path, program
+):
+    """Not even a script: nothing of the program is run again in the workers."""
+    done = program("-c", LIBRARY, small_photos, tmp_path, options[3])
     assert done.returncode == 0, done.stderr
-    said = [line for line in done.stdout.splitlines() if line != "begun"]
-    assert said[0].startswith("Untrainable the loss is not a number any more") and said[1:] == ["6"], said
-    assert done.stdout.count("begun") == 3  # by itself, and by the second process of each training
-    assert "fieldmark: process" not in done.stderr and none_left(str(tmp_path / "program.py"))
+    said = done.stdout.splitlines()
+    assert said[0].startswith("UntrainableRecipeError the loss is") and said[1:] == ["6"], said
+    assert "the loss is" not in done.stderr and none_left(str(tmp_path))
 
 
 def test_another_number_of_processes_does_not_go_on(two, small_photos: Path, tmp_path: Path, command):
