@@ -103,10 +103,8 @@ def train(
     out = Path(out) if out is not None else _default_run_dir(Path(photos))
     if distributed.needs_workers(recipe):
         _refuse_existing(out, resume)
-        train_on_devices(
-            recipe.devices, photos=photos, recipe=requested, out=out, resume=resume, started=started or time.monotonic(),
-            command=command, feature_cache_dir=feature_cache_dir,
-        )  # fmt: skip
+        options = {"started": started or time.monotonic(), "command": command, "feature_cache_dir": feature_cache_dir}
+        train_on_devices(recipe.devices, photos=photos, recipe=requested, out=out, resume=resume, **options)
         return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
     fabric = distributed.make_fabric(recipe)
     if not fabric.is_global_zero:
