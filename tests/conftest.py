@@ -1,7 +1,6 @@
 """Fixtures that several test modules share."""
 
 import atexit
-import dataclasses
 import json
 import os
 import shlex
@@ -282,7 +281,7 @@ def trainer(few, tmp_path: Path) -> Callable[..., Any]:
         usual = {"image_size": 64, "train_size": 64, "batch": 6, "epochs": 2, "backbone": "efficientnet_lite0"}
         recipe = Recipe(**usual | settings)
         torch.manual_seed(recipe.seed)
-        network = build_network(dataclasses.replace(recipe, backbone=f"{recipe.backbone}{words}"), 3)
+        network = build_network(recipe.replace(backbone=f"{recipe.backbone}{words}"), 3)
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
         return Trainer(network, data, recipe, folder, Reporter(quiet=True), distributed.make_fabric(recipe), trackers)
 

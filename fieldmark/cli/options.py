@@ -1,10 +1,9 @@
 """Words of the command line that several verbs share: their arguments, and the settings of a recipe as options."""
 
-import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
@@ -19,9 +18,9 @@ PhotosArgument = Annotated[
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A run, its bundle, or an exported .onnx file.")]
 SHARED_FIELDS = tuple(
-    field.name
-    for field in dataclasses.fields(Recipe)
-    if field.name not in ("quality", "backbone", "attention", "after", "head", "aux", "folds", "fold")
+    name
+    for name in Recipe.model_fields
+    if name not in ("quality", "backbone", "attention", "after", "head", "aux", "folds", "fold")
 )
 """The settings that several networks can share."""
 CHECK_OUT_HELP = "New folder for a page of all findings and a CSV to decide in."
@@ -33,19 +32,15 @@ def with_recipe_options(command: Callable[..., None], *names: str) -> Callable[.
     command_parameters = [
         p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
     ]
-    types, docs, parameters = get_type_hints(Recipe), recipes.field_docs(), []
-    for field in dataclasses.fields(Recipe):
-        if names and field.name not in names:
+    parameters = []
+    for field, info in Recipe.model_fields.items():
+        if names and field not in names:
             continue
-        text = docs[field.name] + ("" if field.default is None else f" [default: {field.default}]")
-        name, annotation = recipes.option_name(field.name), types[field.name]
-        cli_option = typer.Option(
-            f"{name}/--no-{name[2:]}" if annotation is bool else name, help=text, show_default=False
-        )
-        annotation = Annotated[annotation | None, cli_option]
-        parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
-        )
+        text = recipes.help_text(field) + ("" if info.default is None else f" [default: {info.default}]")
+        name, type_ = recipes.option_name(field), recipes.value_type(field)
+        option = typer.Option(f"{name}/--no-{name[2:]}" if type_ is bool else name, help=text, show_default=False)
+        annotation = Annotated[type_ | None, option]
+        parameters.append(inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
 
     @functools.wraps(command)
     def with_options(*args: Any, **kwargs: Any) -> None:

@@ -3,7 +3,6 @@
 Runs with the same seed have the same split, so two networks are compared on the same test photos, one by one.
 """
 
-import dataclasses
 import json
 import re
 import shutil
@@ -80,11 +79,11 @@ def train_networks(
         for spec, fields in fields_by_spec.items():
             folder = out / run_name(spec, seed)
             reporter.info(f"{spec}, seed {seed}")
-            run_recipe = dataclasses.replace(recipe, seed=seed, **fields)
+            run_recipe = recipe.replace(seed=seed, **fields)
             if (
                 len(folders) % len(fields_by_spec) and not recipe.split_file
             ):  # audits at another size may see other look-alikes
-                run_recipe = dataclasses.replace(run_recipe, split_file=str((folders[-1] / "split.csv").resolve()))
+                run_recipe = run_recipe.replace(split_file=str((folders[-1] / "split.csv").resolve()))
             train(photos, run_recipe, out=folder, resume=True, feature_cache_dir=feature_cache_dir)
             folders.append(folder)
         shutil.rmtree(out / ".shared", ignore_errors=True)  # of another seed, others are the training photos

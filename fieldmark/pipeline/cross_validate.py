@@ -43,19 +43,16 @@ def cross_validate(train: Callable[[Recipe, Path], FoldMetrics], recipe: Recipe,
         if (fold / "metrics.json").exists() and not (fold / "answers.npz").exists():
             raise FieldmarkError(f"{fold} was trained by an earlier version, without its answers: give another --out")
     out.mkdir(parents=True, exist_ok=True)
-    recipes.write_recipe(recipe, out / "recipe.half")
-    (out / "recipe.half").replace(out / "recipe.yaml")
+    recipes.write_recipe(recipe, out / "recipe.yaml")
     if recipe.budget:
-        recipe = dataclasses.replace(recipe, budget=f"{parse_duration(recipe.budget) / recipe.folds:.0f}s")
+        recipe = recipe.replace(budget=f"{parse_duration(recipe.budget) / recipe.folds:.0f}s")
     try:
-        first = train(dataclasses.replace(recipe, fold=1), out / "fold-1")
+        first = train(recipe.replace(fold=1), out / "fold-1")
     except FieldmarkError:
         if fresh:  # nothing is lost, and the same command works once the photos are in order
             shutil.rmtree(out)
         raise
-    fold_metrics = [first] + [
-        train(dataclasses.replace(recipe, fold=k), out / f"fold-{k}") for k in range(2, recipe.folds + 1)
-    ]
+    fold_metrics = [first] + [train(recipe.replace(fold=k), out / f"fold-{k}") for k in range(2, recipe.folds + 1)]
     if len({run["fingerprint"] for run in fold_metrics}) > 1:
         raise FieldmarkError(f"the photos have changed since {out} was begun: train into another --out")
     best = max(fold_metrics, key=lambda run: (run["validation"] or {}).get("accuracy", 0.0))

@@ -4,7 +4,6 @@ What the frozen layers make of the photos is computed once for all trials that s
 costs seconds. The best recipe is then trained as a whole, and that run alone sees the test photos.
 """
 
-import dataclasses
 import logging
 import shutil
 import time
@@ -25,8 +24,7 @@ from fieldmark.pipeline.prepare import PreparedData, prepare_data
 from fieldmark.pipeline.search_space import FULL_SPACE, HEAD_SPACE, Choices, Range, boundary_recipes, parse_search_space
 from fieldmark.pipeline.train import Run, train
 from fieldmark.recipes import recipe as recipes
-from fieldmark.recipes.idle import FINE_TUNING_FIELDS, UNFREEZE_FIELDS
-from fieldmark.recipes.recipe import Recipe, option_name
+from fieldmark.recipes.recipe import TUNING_FIELDS, UNFREEZE_FIELDS, Recipe, option_name
 from fieldmark.training import distributed
 from fieldmark.training.feature_cache import restore_features, store_features
 from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe, standardise_inputs
@@ -34,7 +32,7 @@ from fieldmark.training.trainer import Trainer
 
 TrialRow = dict[str, Any]
 JOURNAL, SHARED = "trials.journal", ".shared"
-FINE_TUNING_SETTINGS = {"epochs", *UNFREEZE_FIELDS, *FINE_TUNING_FIELDS} - {"augment"}
+FINE_TUNING_SETTINGS = {"epochs", *UNFREEZE_FIELDS, *TUNING_FIELDS} - {"augment"}
 """Settings of phase 2 alone; `augment` says whether the head sees photos mirrored too."""
 PRUNER_STARTUP_TRIALS, PRUNER_WARMUP_STEPS = 5, 3
 """So many trials are not cut short, and none before so many epochs: there is nothing yet to compare it with."""
@@ -82,7 +80,7 @@ def search(
             raise FieldmarkError("trials of the head alone need published weights and --frozen-epochs; or add --whole")
     catalog = load_recipe_catalog(photos, recipe)
     (out / SHARED).mkdir(parents=True, exist_ok=True)
-    study = _open_study(out, recipe.seed, [dataclasses.asdict(recipe), *map(str, search_space.items()), full_training])
+    study = _open_study(out, recipe.seed, [recipe.to_dict(), *map(str, search_space.items()), full_training])
     runner = TrialRunner(catalog, recipe, out, reporter, full_training)
     while (claim := _claim_trial(study, search_space, trials, out)) is not None:
         trial, hyperparameters, lock = claim
@@ -104,13 +102,12 @@ def search(
         reporter.info(f"trial {trial.number}: {outcome}, {_format_hyperparameters(hyperparameters)}")
     rows = [_trial_row(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))]
     best = min((row for row in rows if row["score"] is not None), key=lambda row: (-row["score"], row["val_loss"]))
-    found = dataclasses.replace(recipe, **best["settings"])
+    found = recipe.replace(**best["settings"])
     reporter.info(
         f"the best, trial {best['trial']}: {_format_hyperparameters(best['settings'])}; it is trained and tested now"
     )
     with exclusive_access(out):  # who waited for it finds it done
-        recipes.write_recipe(found, out / "recipe.half")
-        (out / "recipe.half").replace(out / "recipe.yaml")
+        recipes.write_recipe(found, out / "recipe.yaml")
         run = train(photos, _with_shared_split(found, out), out=out / f"best-{best['trial']}", resume=True)
         _remove_leftovers(out)
     return [row | {"best": row is best} for row in rows], run
@@ -127,7 +124,7 @@ def _remove_leftovers(out: Path) -> None:
 
 def _with_shared_split(recipe: Recipe, out: Path) -> Recipe:
     """The recipe on the sides that the trials had."""
-    return dataclasses.replace(recipe, split_file=recipe.split_file or str((out / "split.csv").resolve()))
+    return recipe.replace(split_file=recipe.split_file or str((out / "split.csv").resolve()))
 
 
 class TrialRunner:
@@ -140,7 +137,7 @@ class TrialRunner:
     def run_trial(self, hyperparameters: TrialRow, trial: Any) -> TrialRow:
         """Train with these settings. -> accuracy and loss on the validation photos, of the best epoch."""
         try:
-            recipe = dataclasses.replace(self.recipe, **hyperparameters | ({} if self.full_training else {"epochs": 0}))
+            recipe = self.recipe.replace(**hyperparameters | ({} if self.full_training else {"epochs": 0}))
             recipe = resolve_recipe(recipe, lambda _: None)
         except FieldmarkError as error:  # each may be well alone, but not all of them together
             raise UntrainableRecipeError(str(error)) from None

@@ -4,7 +4,7 @@ import re
 import types
 import typing
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from fieldmark.core.errors import FieldmarkError
@@ -86,7 +86,7 @@ def boundary_recipes(recipe: Recipe, search_space: Mapping[str, Choices | Range]
             if isinstance(domain, Choices)
             else [int(end) if domain.is_integer else end for end in (domain.low, domain.high)]
         )
-        yield from (replace(recipe, **{name: end}) for end in ends)
+        yield from (recipe.replace(**{name: end}) for end in ends)
 
 
 def _kinds(hint: Any) -> tuple[Any, ...]:

@@ -5,7 +5,6 @@ predictions.csv, answers.npz, gallery.npz, curves.svg, card.md, report.html, and
 all else is there, the packed photos.
 """
 
-import dataclasses
 import itertools
 import json
 import shlex
@@ -31,8 +30,7 @@ from fieldmark.pipeline import cross_validate
 from fieldmark.pipeline.prepare import PreparedData, load_prepared_data, prepare_data
 from fieldmark.pipeline.worker import train_on_devices
 from fieldmark.recipes import recipe as recipes
-from fieldmark.recipes.idle import ineffective_settings
-from fieldmark.recipes.recipe import Recipe
+from fieldmark.recipes.recipe import Recipe, ineffective_settings
 from fieldmark.training import budget, checkpoint, distributed
 from fieldmark.training.feature_cache import restore_features, store_features
 from fieldmark.training.loggers import LoggerGroup, parse_loggers
@@ -205,10 +203,10 @@ def _prepare_run(
 ) -> _PreparedRun:
     """Everything up to the training: what can be wrong is refused, cheapest first."""
     _refuse_existing(out, resume)
-    if not has_recipe and out.is_dir() and {entry.name for entry in out.iterdir()} - {"resume", "recipe.half"}:
+    if not has_recipe and out.is_dir() and {entry.name for entry in out.iterdir()} - {"resume", "recipe.yaml.half"}:
         raise FieldmarkError(f"{out} holds other things than a run: give another --out")
     if recipe.budget and not has_recipe:  # a plan that another run has left in its recipe does not hold for this one
-        recipe = dataclasses.replace(recipe, steps_per_epoch=None)
+        recipe = recipe.replace(steps_per_epoch=None)
     recipe = resolve_recipe(recipe, Reporter(started=started).info)
     catalog = load_recipe_catalog(photos, recipe)
     torch.manual_seed(recipe.seed)
@@ -216,7 +214,7 @@ def _prepare_run(
     input_spec = make_preprocessing(network, recipe)
     if not recipe.batch:
         size, parts = train_crop_size(recipe, input_spec["size"]), recipe.devices * recipe.nodes * recipe.accumulate
-        recipe = dataclasses.replace(recipe, batch=budget.find_batch_size(network, size, len(catalog.photos), parts))
+        recipe = recipe.replace(batch=budget.find_batch_size(network, size, len(catalog.photos), parts))
     fresh = not out.exists()
     try:
         (out / "resume").mkdir(parents=True, exist_ok=True)
@@ -271,7 +269,7 @@ def _reconcile_recipes(begun: Recipe, requested: Recipe, out: Path) -> Recipe:
 
     By torchrun other machines, and more or fewer of them, may go on.
     """
-    defaults, begun_values, requested_values = (dataclasses.asdict(r) for r in (Recipe(), begun, requested))
+    defaults, begun_values, requested_values = (r.to_dict() for r in (Recipe(), begun, requested))
     planned = ["epochs", "steps_per_epoch"] if begun.budget else []
     planned += ["find_lr", "lr", "backbone_lr"] if requested.find_lr else []
     planned += [] if requested.batch else ["batch"]
@@ -286,7 +284,7 @@ def _reconcile_recipes(begun: Recipe, requested: Recipe, out: Path) -> Recipe:
             f"{out} was begun with {recipes.option_name(name)} {begun_values[name]}, not {requested_values[name]}: "
             "resume it without that option, or train into another --out"
         )
-    return dataclasses.replace(begun, devices=requested.devices, nodes=requested.nodes) if elastic else begun
+    return begun.replace(devices=requested.devices, nodes=requested.nodes) if elastic else begun
 
 
 # ---- after the training
@@ -298,5 +296,4 @@ def _seconds_by_part(reporter: Reporter) -> dict[str, float]:
 
 
 def _write_recipe(recipe: Recipe, out: Path) -> None:
-    recipes.write_recipe(recipe, out / "recipe.half")
-    (out / "recipe.half").replace(out / "recipe.yaml")
+    recipes.write_recipe(recipe, out / "recipe.yaml")

@@ -4,7 +4,6 @@ The page is one file without scripts or requests; every number on it is read fro
 them, and what is missing there is left out here.
 """
 
-import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
@@ -199,10 +198,10 @@ def _bar(row: TemplateContext) -> Markup | str:
 def _changed_settings(file: Path) -> list[tuple[str, Any]]:
     """What a run was told beyond the defaults; nothing where its recipe is gone, or of another version."""
     try:
-        chosen = dataclasses.asdict(recipes.read_recipe(file))
+        chosen = recipes.read_recipe(file).to_dict()
     except FieldmarkError:
         return []
-    defaults = dataclasses.asdict(recipes.Recipe())
+    defaults = recipes.Recipe().to_dict()
     return [(recipes.option_name(name), value) for name, value in chosen.items() if value != defaults[name]]
 
 

@@ -5,7 +5,6 @@ several processes train, all of them rehearse together; what the first one finds
 """
 
 import copy
-import dataclasses
 import math
 import os
 import time
@@ -44,7 +43,7 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, elapsed: float, n_final_images
     is_budget_spent = elapsed + EXPORT_RESERVE_S >= parse_duration(recipe.budget or "")
     if has_probe and trainer.fabric.broadcast(is_budget_spent):  # or some processes would rehearse without the others
         return _skip_finetuning(recipe, 0.0)
-    step_seconds, val_seconds = measure_costs(trainer, dataclasses.replace(recipe, start_size=None))
+    step_seconds, val_seconds = measure_costs(trainer, recipe.replace(start_size=None))
     seconds_per_image = (
         measure_inference_seconds(trainer.network, trainer.phase_builder.image_size)
         if trainer.fabric.is_global_zero
@@ -69,7 +68,7 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, elapsed: float, n_final_images
     )
     if steps <= 0:
         return _skip_finetuning(recipe, seconds_left)
-    planned = dataclasses.replace(recipe, epochs=epochs, steps_per_epoch=steps)
+    planned = recipe.replace(epochs=epochs, steps_per_epoch=steps)
     return (
         planned,
         f"plan: {seconds_left:.0f} s are left for phase 2: {epochs} epochs of {steps} steps at {step_seconds:.2f} s",
@@ -77,7 +76,7 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, elapsed: float, n_final_images
 
 
 def _skip_finetuning(recipe: Recipe, left: float) -> tuple[Recipe, str]:
-    planned = dataclasses.replace(recipe, epochs=0, steps_per_epoch=1)
+    planned = recipe.replace(epochs=0, steps_per_epoch=1)
     return planned, f"plan: {max(0, left):.0f} s are left, too few for phase 2"
 
 
@@ -133,8 +132,8 @@ def find_learning_rates(trainer: Trainer, recipe: Recipe, steps: int = 80) -> tu
     considered = losses[steps // 10 :] or losses
     learning_rate = float(learning_rates[losses.index(min(considered))] / 10)
     learning_rate = float(f"{learning_rate:.1e}")
-    planned = dataclasses.replace(
-        recipe, find_lr=False, lr=learning_rate, backbone_lr=float(f"{learning_rate * backbone / head:.1e}")
+    planned = recipe.replace(
+        find_lr=False, lr=learning_rate, backbone_lr=float(f"{learning_rate * backbone / head:.1e}")
     )
     return planned, f"plan: learning rates {planned.lr:g} for the head, {planned.backbone_lr:g} for the backbone"
 

@@ -5,7 +5,6 @@ for `--devices` on one machine `run_workers` calls it. The main process (rank 0)
 writes; the others join it for the training alone.
 """
 
-import dataclasses
 import os
 import signal
 import subprocess
@@ -53,7 +52,7 @@ def resolve_devices(recipe: Recipe) -> Recipe:
     if devices > max(1, gpus or cpus):
         available = f"{gpus} GPUs" if gpus else f"{cpus} processors and no GPU"
         raise FieldmarkError(f"--devices is {devices}, but this machine has {available}")
-    return dataclasses.replace(recipe, devices=devices)
+    return recipe.replace(devices=devices)
 
 
 def _devices_of_torchrun(recipe: Recipe) -> Recipe:
@@ -68,7 +67,7 @@ def _devices_of_torchrun(recipe: Recipe) -> Recipe:
     is_shared = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     if is_shared and int(os.environ.get("TORCHELASTIC_MAX_RESTARTS", 0)):
         raise FieldmarkError("for --max-restarts, start torchrun under TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1")
-    return dataclasses.replace(recipe, devices=devices, nodes=nodes)
+    return recipe.replace(devices=devices, nodes=nodes)
 
 
 def needs_workers(recipe: Recipe) -> bool:

@@ -21,13 +21,13 @@ def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
     take, settings that do not go together.
     """
     if recipe.backbone is None:
-        recipe = dataclasses.replace(recipe, backbone=presets.choose_backbone(recipe.quality, notify))
+        recipe = recipe.replace(backbone=presets.choose_backbone(recipe.quality, notify))
     if recipe.standardise and recipe.weights != "none":
         raise FieldmarkError("--standardise: published weights expect the colours they were trained on; --weights none")
     with torch.device("meta"):
         network = build_network(recipe, 2, weights=False)
     image_size = recipe.image_size or uncropped_size(network)
-    recipe = dataclasses.replace(recipe, image_size=image_size)
+    recipe = recipe.replace(image_size=image_size)
     crop_size = train_crop_size(recipe, image_size)
     for pixels in (image_size, crop_size, recipe.start_size):
         if pixels is not None:

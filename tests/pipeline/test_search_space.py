@@ -1,7 +1,5 @@
 """Words -> what a search varies."""
 
-import dataclasses
-
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -17,7 +15,7 @@ def test_what_is_varied_by_itself_are_recipes():
             ends = of.values if isinstance(of, Choices) else (of.low, of.high)
             for end in ends:
                 value = int(end) if isinstance(of, Range) and of.is_integer else end
-                assert getattr(dataclasses.replace(Recipe(), **{name: value}), name) == value
+                assert getattr(Recipe().replace(**{name: value}), name) == value
 
 
 def test_kinds_follow_the_recipe():

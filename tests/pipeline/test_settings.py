@@ -61,11 +61,11 @@ def understood(here, monkeypatch: pytest.MonkeyPatch):
 
 
 def test_every_setting_can_be_said_on_the_command_line_and_in_a_file(understood, tmp_path: Path):
-    assert set(OTHER) == {field.name for field in dataclasses.fields(Recipe)}
+    assert set(OTHER) == set(Recipe.model_fields)
     assert understood() == Recipe()
     for name, value in OTHER.items():
         assert value != getattr(Recipe(), name)
-        recipe = dataclasses.replace(Recipe(), **{name: value})
+        recipe = Recipe().replace(**{name: value})
         (tmp_path / "one.yaml").write_text(yaml.safe_dump({name: value}))
         assert understood(*words({name: value})) == understood("--recipe", tmp_path / "one.yaml") == recipe, name
     (tmp_path / "all.yaml").write_text(yaml.safe_dump(OTHER))
@@ -74,11 +74,11 @@ def test_every_setting_can_be_said_on_the_command_line_and_in_a_file(understood,
 
 def test_options_win_over_the_file(understood, tmp_path: Path):
     recipes.write_recipe(Recipe(**OTHER), tmp_path / "all.yaml")
-    plain = {name: value for name, value in dataclasses.asdict(Recipe()).items() if value is not None}
+    plain = {name: value for name, value in Recipe().to_dict().items() if value is not None}
     absent = {name: value for name, value in OTHER.items() if name not in plain}
     assert understood("--recipe", tmp_path / "all.yaml", *words(plain)) == Recipe(**absent)
     classic = understood("--recipe", "classic", "--monitor", "loss", "--exact")
-    assert classic == dataclasses.replace(recipes.read_recipe("classic"), monitor="loss", exact=True)
+    assert classic == recipes.read_recipe("classic").replace(monitor="loss", exact=True)
 
 
 def test_a_run_tells_once_what_is_without_effect(here, small_photos, tmp_path: Path, monkeypatch):
@@ -235,7 +235,7 @@ def test_a_compiled_part_learns_what_the_plain_one_does(trainer, monkeypatch: py
 
 
 def test_the_write_ups_routine_runs(trainer):
-    classic = dataclasses.asdict(recipes.read_recipe("classic")) | {"image_size": 64, "train_size": 64, "epochs": 2}
+    classic = recipes.read_recipe("classic").to_dict() | {"image_size": 64, "train_size": 64, "epochs": 2}
     history = trainer(**classic | {"backbone": "efficientnet_lite0", "batch": 6}).train()
     assert [row["phase"] for row in history] == [1, 1, 1, 2, 2]
     assert [row["lr"] for row in history[3:]] == [1e-4, 1e-4]

@@ -1,6 +1,5 @@
 """Every recipe that comes with Fieldmark names a network that takes its photos, says where it is from, and trains."""
 
-import dataclasses
 import math
 import re
 from pathlib import Path
@@ -50,11 +49,11 @@ def test_the_page_names_no_others():
 @pytest.mark.parametrize("name", NAMES)
 def test_it_trains_a_few_steps(name: str, trainer, packed, tmp_path: Path):
     recipe = recipes.read_recipe(name)
-    recipe = dataclasses.replace(recipe, weights="none", backbone=recipe.backbone or "efficientnet_lite0")
+    recipe = recipe.replace(weights="none", backbone=recipe.backbone or "efficientnet_lite0")
     with torch.device("meta"):
         size = max(28 if recipe.image_size == 28 else 64, min_image_size(build_network(recipe, 3)))
     few = {"epochs": 1, "steps_per_epoch": 2, "batch": 2, "budget": None, "image_size": size, "train_size": size}
-    training = trainer(data=packed(tmp_path, size), **dataclasses.asdict(recipe) | few)
+    training = trainer(data=packed(tmp_path, size), **recipe.to_dict() | few)
     training.phase_builder.enter_phase(2)
     phase = training.phase_builder.build_finetune_phase(2, training.recipe)
     set_train_mode(phase.module, keep_norms=False)

@@ -1,8 +1,6 @@
 """A recipe is the same after YAML, documents every field, and refuses what no training can do."""
 
-import dataclasses
 import math
-import typing
 from pathlib import Path
 from typing import Any
 
@@ -12,27 +10,30 @@ from hypothesis import strategies as st
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes import recipe as recipes
-from fieldmark.recipes.idle import ineffective_settings
-from fieldmark.recipes.recipe import CHOICES, MAX_VALUES, MIN_VALUES, Recipe
+from fieldmark.recipes.recipe import Recipe, bounds, choices, ineffective_settings, value_type
 
-FIELDS = typing.get_type_hints(Recipe)
+FIELDS = tuple(Recipe.model_fields)
+MINIMA = {name: int(low) for name in FIELDS if (low := bounds(name)[0]) is not None}
+MAXIMA = {name: high for name in FIELDS if (high := bounds(name)[1]) is not None}
+CHOICES = {name: choices(name) for name in FIELDS if choices(name)}
 TEXT = st.text(st.characters(blacklist_categories=()), max_size=40)  # surrogates too: a weights file may be so named
 
 
 def values(name: str) -> st.SearchStrategy:
     """Anything that the field may hold."""
+    low, high = bounds(name)
     kinds = {
         str: TEXT,
         bool: st.booleans(),
-        int: st.integers(MIN_VALUES.get(name, 0), int(MAX_VALUES.get(name, 10**9))),
-        float: st.floats(MIN_VALUES.get(name, 0), MAX_VALUES.get(name, 1e9), allow_subnormal=False),
-        type(None): st.none(),
+        int: st.integers(int(low or 0), int(high or 10**9)),
+        float: st.floats(low or 0, high or 1e9, allow_subnormal=False),
     }
     if name in CHOICES:
         return st.sampled_from(CHOICES[name])
     if name == "budget":
         return st.none() | st.sampled_from(["90", "90s", " 1.5 h ", "3m"])
-    return st.one_of(*(kinds[kind] for kind in typing.get_args(FIELDS[name]) or (FIELDS[name],)))
+    some = kinds[value_type(name)]
+    return some | st.none() if Recipe.model_fields[name].default is None else some
 
 
 def made(given: dict[str, Any]) -> Recipe:
@@ -74,28 +75,27 @@ def test_what_breaks_a_yaml_parser_is_refused_too(text: str, tmp_path: Path):
         recipes.read_recipe(tmp_path / "recipe.yaml")
 
 
-def test_every_field_is_documented_and_none_else():
-    texts = recipes.field_docs()
-    assert list(texts) == [field.name for field in dataclasses.fields(Recipe)]
-    assert all(len(text) > 15 and text.endswith(".") for text in texts.values())
+def test_every_field_is_documented():
+    texts = [recipes.help_text(name) for name in FIELDS]
+    assert all(len(text) > 15 and text.endswith(".") for text in texts)
 
 
 def test_the_written_file_explains_itself(tmp_path: Path):
     recipes.write_recipe(Recipe(), tmp_path / "recipe.yaml")
     lines = (tmp_path / "recipe.yaml").read_text().splitlines()
-    for name, text in recipes.field_docs().items():
-        assert lines[lines.index(f"# {text}") + 1].startswith(f"{name}:")
+    for name in FIELDS:
+        assert lines[lines.index(f"# {recipes.help_text(name)}") + 1].startswith(f"{name}:")
 
 
 @pytest.mark.parametrize(
     ("text", "says"),
     [
-        ("epoch: 3", "epochs?"),
+        ("epoch: 3", r"epochs\?"),
         ("epochs: three", "epochs"),
         ("epochs: 2.5", "epochs"),
         ("epochs: true", "epochs"),
         ("lr: true", "lr"),
-        ("frozen_lr: null", "frozen_lr"),
+        ("frozen_lr: null", "frozen-lr"),
         ("lr: [1]", "lr"),
         ("lr: fast", "lr"),
         ("lr: .nan", "lr"),
@@ -149,10 +149,10 @@ def test_a_name_that_no_recipe_has_is_refused_with_those_that_are_there(tmp_path
 
 def test_a_file_may_begin_from_a_recipe_that_comes_with_fieldmark(tmp_path: Path):
     (tmp_path / "mine.yaml").write_text("recipe: classic\nbatch: 8")
-    assert recipes.read_recipe(tmp_path / "mine.yaml") == dataclasses.replace(recipes.read_recipe("classic"), batch=8)
+    assert recipes.read_recipe(tmp_path / "mine.yaml") == recipes.read_recipe("classic").replace(batch=8)
     for base in ("mine", "mine.yaml", "[classic]", "''"):
         (tmp_path / "mine.yaml").write_text(f"recipe: {base}")
-        with pytest.raises(FieldmarkError, match="to begin from"):
+        with pytest.raises(FieldmarkError, match="begins from"):
             recipes.read_recipe(tmp_path / "mine.yaml")
 
 
@@ -177,15 +177,18 @@ def test_the_write_ups_routine_is_what_they_say():
         ({"weights": "none", "frozen_epochs": 0}, []),
         (
             {"weights": "none", "frozen_epochs": 3, "backbone_lr": 0.1},
-            ["--frozen-epochs, --backbone-lr: without effect, as --weights none trains everything from the start"],
+            ["--frozen-epochs, --backbone-lr: without effect, as --weights none trains all layers from scratch"],
         ),
-        ({"frozen_lr": 0.1}, ["--frozen-lr: without effect, as phase 1 is solved exactly (--no-exact takes steps)"]),
-        ({"epochs": 0, "mixup": 0.2}, ["--mixup: without effect, as --epochs 0 leaves phase 2 out"]),
+        (
+            {"frozen_lr": 0.1},
+            ["--frozen-lr: without effect, as the linear probe is fitted exactly (--no-exact takes steps)"],
+        ),
+        ({"epochs": 0, "mixup": 0.2}, ["--mixup: without effect, as --epochs 0 leaves fine-tuning out"]),
         ({"epochs": 0, "mixup": 0.2, "budget": "5m"}, []),
-        ({"find_lr": True, "lr": 0.1}, ["--lr: without effect, as --find-lr finds the rates of phase 2"]),
+        ({"find_lr": True, "lr": 0.1}, ["--lr: without effect, as --find-lr sets the learning rates of fine-tuning"]),
         (
             {"budget": "5m", "epochs": 3, "steps_per_epoch": 4},
-            ["--epochs, --steps-per-epoch: without effect, as --budget plans phase 2"],
+            ["--epochs, --steps-per-epoch: without effect, as --budget plans fine-tuning"],
         ),
         (
             {"backbone": "resnet18", "quality": "good"},
@@ -195,7 +198,9 @@ def test_the_write_ups_routine_is_what_they_say():
 )
 def test_settings_without_effect_are_told(settings: dict[str, Any], lines: list[str]):
     assert ineffective_settings(Recipe(**settings), is_exact=True) == lines
-    assert not any("phase 1" in line for line in ineffective_settings(Recipe(**settings), is_exact=False))
+    assert not any(
+        "linear probe is fitted" in line for line in ineffective_settings(Recipe(**settings), is_exact=False)
+    )
 
 
 @pytest.mark.parametrize(
@@ -203,7 +208,7 @@ def test_settings_without_effect_are_told(settings: dict[str, Any], lines: list[
     [
         ({"batch": 8, "accumulate": 3}, "9 is the next"),
         ({"batch": 4, "devices": 2, "nodes": 2, "accumulate": 2}, "8 is the next"),
-        ({"batch": 1, "weights": "none"}, "at least 2 photos"),
+        ({"batch": 1, "weights": "none"}, "at least 2 images"),
     ],
 )
 def test_batches_that_cannot_be_trained_on_are_refused(settings: dict[str, Any], says: str):
@@ -211,18 +216,18 @@ def test_batches_that_cannot_be_trained_on_are_refused(settings: dict[str, Any],
         Recipe(**settings)
 
 
-@pytest.mark.parametrize("name", MIN_VALUES)
+@pytest.mark.parametrize("name", MINIMA)
 def test_less_than_the_least_is_refused(name: str):
     with pytest.raises(FieldmarkError, match=recipes.option_name(name)):
-        made({name: MIN_VALUES[name] - 1})
-    assert getattr(made({name: MIN_VALUES[name]}), name) == MIN_VALUES[name]
+        made({name: MINIMA[name] - 1})
+    assert getattr(made({name: MINIMA[name]}), name) == MINIMA[name]
 
 
-@pytest.mark.parametrize("name", MAX_VALUES)
+@pytest.mark.parametrize("name", MAXIMA)
 def test_more_than_the_most_is_refused(name: str):
     with pytest.raises(FieldmarkError, match=recipes.option_name(name)):
-        made({name: MAX_VALUES[name] + 1})
-    assert getattr(made({name: MAX_VALUES[name]}), name) == MAX_VALUES[name]
+        made({name: MAXIMA[name] + 1})
+    assert getattr(made({name: MAXIMA[name]}), name) == MAXIMA[name]
 
 
 @pytest.mark.parametrize("name", CHOICES)
@@ -241,3 +246,21 @@ def test_budgets(n: int, unit: tuple[str, int]):
 def test_no_budget(budget: str):
     with pytest.raises(FieldmarkError, match="--budget"):
         Recipe(budget=budget)
+
+
+def test_explicit_are_the_fields_that_were_given_even_with_their_default():
+    recipe = Recipe(epochs=10, lr=0.1)
+    assert recipe.explicit == {"epochs", "lr"}
+    assert recipe.replace(seed=0).explicit == {"epochs", "lr", "seed"}
+    assert Recipe(epochs=10) == Recipe()
+
+
+def test_replace_validates():
+    with pytest.raises(FieldmarkError, match="--epochs"):
+        Recipe().replace(epochs=-1)
+
+
+@pytest.mark.parametrize("given", [{"epoch": 1}, {"batch": "8"}, {"exact": 1}, {"weights": None}, {"lr": float("inf")}])
+def test_wrong_types_and_names_are_refused(given: dict[str, Any]):
+    with pytest.raises(FieldmarkError, match=next(iter(given))):
+        Recipe(**given)

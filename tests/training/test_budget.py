@@ -1,6 +1,5 @@
 """What is left open until the speed is known: epochs for a budget, rates, the size of a batch."""
 
-import dataclasses
 import re
 import time
 from pathlib import Path
@@ -50,7 +49,7 @@ def test_a_plan_fits_into_the_budget(speed, budget, elapsed, step, look, photos,
     speed(step, look, 0.01)
     recipe = Recipe(budget=f"{budget}s", start_size=start, weights=weights)
     planned, told = plan.plan_epochs(Stage(photos), recipe, elapsed, 100)  # type: ignore[arg-type]
-    assert dataclasses.replace(planned, epochs=recipe.epochs, steps_per_epoch=None) == recipe and told
+    assert planned.replace(epochs=recipe.epochs, steps_per_epoch=None) == recipe and told
     assert planned.steps_per_epoch is not None  # by that a resumed run knows that it is planned
     most = plan.MAX_EPOCHS if weights == "imagenet" else plan.MAX_EPOCHS_FROM_SCRATCH
     left = (budget - elapsed - plan.EXPORT_RESERVE_S - 1 - look) / plan.TIME_SAFETY_FACTOR
@@ -76,7 +75,7 @@ def test_a_second_look_at_the_photos_needs_time_for_it(trainer):
     judged = 2 / 18 * (6 + 100)  # of the seconds that the 18 training photos take
     assert plan.has_time_for_pass(training, 0.9 * closing / (1 + judged), 100)
     assert not plan.has_time_for_pass(training, 1.1 * closing / (1 + judged), 100)
-    training.recipe = dataclasses.replace(training.recipe, budget=None)
+    training.recipe = training.recipe.replace(budget=None)
     assert plan.has_time_for_pass(training, 1e9, 100)
 
 

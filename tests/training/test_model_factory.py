@@ -1,7 +1,5 @@
 """Zeros around a small photo, and colours of mean 0: the same in training and in every file that answers."""
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -18,7 +16,7 @@ def test_a_padded_network_sees_zeros_around_the_photo():
     torch.manual_seed(0)
     padded = build_network(SMALL, 3).eval()
     torch.manual_seed(0)
-    plain = build_network(dataclasses.replace(SMALL, pad=0), 3).eval()
+    plain = build_network(SMALL.replace(pad=0), 3).eval()
     photo = torch.randn(2, 3, 32, 32)
     around = torch.zeros(2, 3, 64, 64)
     around[..., 16:48, 16:48] = photo
@@ -39,7 +37,7 @@ def test_nothing_is_left_open_and_what_cannot_be_is_refused():
 
 def test_the_network_expects_the_colours_of_the_training_photos(few):
     for channels in (3, 1):
-        recipe = dataclasses.replace(SMALL, standardise=True, channels=channels)
+        recipe = SMALL.replace(standardise=True, channels=channels)
         network = build_network(recipe, 3)
         standardise_inputs(network, recipe, few)
         look = make_preprocessing(network, recipe)
@@ -50,7 +48,7 @@ def test_the_network_expects_the_colours_of_the_training_photos(few):
 
 
 def test_a_run_so_trained_answers_alike_everywhere(small_photos, tmp_path):
-    recipe = dataclasses.replace(SMALL, standardise=True, epochs=1, batch=8, schedule="steps", decay_all=True)
+    recipe = SMALL.replace(standardise=True, epochs=1, batch=8, schedule="steps", decay_all=True)
     run = fieldmark.train(small_photos, recipe, out=tmp_path / "run")
     assert run.metrics["export"]["label_agreement"] == 1 and run.metrics["export"]["max_difference"] < 1e-4
     mean = fieldmark.load(run.folder).info["preprocessing"]["mean"]

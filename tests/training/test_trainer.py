@@ -16,7 +16,6 @@ from fieldmark.data.dataset import DatasetSplits, EvalDataset
 from fieldmark.models import build
 from fieldmark.pipeline.finish import extract_features_and_logits
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training import trainer as finetune
 from fieldmark.training.budget import find_learning_rates, measure_costs
 from fieldmark.training.frozen_features import NpyWriter
 from fieldmark.training.trainer import Trainer
@@ -152,7 +151,7 @@ def test_the_plan_is_asked_once_between_the_phases(data: DatasetSplits, tmp_path
 
     def plan(training: Trainer) -> Recipe:
         asked.append(len(training.state.history))
-        return finetune.dataclasses.replace(training.recipe, epochs=2, steps_per_epoch=1)
+        return training.recipe.replace(epochs=2, steps_per_epoch=1)
 
     history = trainer(data, tmp_path, frozen_epochs=3).train(plan)
     assert asked == [3] and [row["phase"] for row in history] == [1, 1, 1, 2, 2]

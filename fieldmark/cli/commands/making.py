@@ -1,6 +1,5 @@
 """Photos -> findings, a run, several runs side by side."""
 
-import dataclasses
 import shlex
 import sys
 from pathlib import Path
@@ -26,7 +25,7 @@ RecipeOption = Annotated[
 def _make_recipe(name: str | None, settings: dict[str, Any]) -> Recipe:
     """The recipe of that name or file, with what was said beside it."""
     overrides = {field: value for field, value in settings.items() if value is not None}
-    return dataclasses.replace(recipes.read_recipe(name), **overrides) if name else Recipe(**overrides)
+    return recipes.read_recipe(name).replace(**overrides) if name else Recipe(**overrides)
 
 
 def look(

@@ -9,7 +9,6 @@ import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import asdict
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
@@ -126,7 +125,7 @@ class LoggerGroup:
 
 
 def _hyperparameters(recipe: Recipe) -> dict[str, Any]:
-    return {name: value for name, value in asdict(recipe).items() if value is not None}
+    return {name: value for name, value in recipe.to_dict().items() if value is not None}
 
 
 def _to_scalars(row: EpochRow) -> dict[str, float]:

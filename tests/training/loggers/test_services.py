@@ -1,6 +1,5 @@
 """What Weights & Biases and MLflow are told, by the calls of their own clients."""
 
-import dataclasses
 import json
 import math
 import os
@@ -14,10 +13,10 @@ BOTH = Recipe(logger="wandb,mlflow")
 
 def test_closing_tells_the_figures_and_the_settings_as_planned(remote, begin, tmp_path: Path):
     tracking, warnings = begin(tmp_path, 2, BOTH)
-    planned = dataclasses.replace(BOTH, epochs=3, steps_per_epoch=5)
+    planned = BOTH.replace(epochs=3, steps_per_epoch=5)
     tracking.close({"test": {"accuracy": 0.9, "n": 12, "ci95": [0.8, 1.0]}, "validation": {"ece": math.nan}}, planned)
     assert not warnings
-    told = {name: value for name, value in dataclasses.asdict(planned).items() if value is not None}
+    told = {name: value for name, value in planned.to_dict().items() if value is not None}
     figures = {"test/accuracy": 0.9, "test/n": 12.0}
     (wandb,), (mlflow,) = remote.wandb.values(), remote.mlflow.values()
     assert wandb["begun"]["epochs"] == BOTH.epochs and "steps_per_epoch" not in wandb["begun"]

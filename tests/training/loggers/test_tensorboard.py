@@ -1,6 +1,5 @@
 """What TensorBoard shows of a run: settings, figures and the network; and what it costs to write that."""
 
-import dataclasses
 import os
 import subprocess
 import sys
@@ -25,7 +24,7 @@ def test_closing_shows_the_figures_and_the_settings(begin, shown, tmp_path: Path
     messages: Any = import_module("tensorboard.plugins.hparams.plugin_data_pb2")
     content = seen.SummaryMetadata("_hparams_/session_start_info").plugin_data.content
     told = messages.HParamsPluginData.FromString(content).session_start_info.hparams
-    settings = {name: value for name, value in dataclasses.asdict(recipe).items() if value is not None}
+    settings = {name: value for name, value in recipe.to_dict().items() if value is not None}
     assert {name: getattr(value, value.WhichOneof("kind")) for name, value in told.items()} == settings
 
 
