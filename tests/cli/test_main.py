@@ -125,7 +125,7 @@ WRONG = {
     "recipe file": ("--recipe {here}/none.yaml", "cannot read the recipe"),
     "recipe name": ("--recipe classical", "the recipes that come with Fieldmark: "),
     "size to begin with": ("--image-size 64 --start-size 64", "--start-size is 64, but photos are trained on at 64"),
-    "recipe key": ("--recipe {here}/key.yaml", "'epoch', which is no setting; epochs?"),
+    "recipe key": ("--recipe {here}/key.yaml", "'epoch' is no setting of a recipe; epochs?"),
     "weights file": ("--weights {here}/none.safetensors", "none.safetensors"),
     "weights of others": ("--weights {here}/others.safetensors", "does not fit"),
     "no such published weights": ("--backbone resnet18_small --weights imagenet", "no published weights"),
