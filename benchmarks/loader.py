@@ -28,7 +28,6 @@ from fieldmark.data.dataset import AugmentedDataset, Normalize, iter_train_batch
 from fieldmark.data.readers import read_catalog
 from fieldmark.models import build
 from fieldmark.models.fuse_bn import fuse_batch_norms
-from fieldmark.training import distributed
 
 NAMES = ("none", "flip-crop", "standard", "strong")
 SIZES = (192, 224)
@@ -80,7 +79,7 @@ def training(pack: MemmapImages, size: int) -> Callable[[int], float]:
     def a_round(number: int) -> float:
         began = time.perf_counter()
         for photos, labels in batches:
-            with torch.autocast("cpu", torch.bfloat16, enabled=distributed.has_bf16()):
+            with torch.autocast("cpu", torch.bfloat16, enabled=runtime.has_bf16()):
                 with torch.no_grad():
                     maps = frozen(photos)
                 logits = trained(maps)

@@ -3,9 +3,9 @@
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image
 
-THUMBNAIL_SIDE = 16  # pixels of a thumbnail
+from fieldmark.data.decoded import THUMBNAIL_SIDE
+
 MAX_HAMMING = 10  # bits of 64 in which two dHashes of one photo may differ
 MIN_SIMILARITY = 0.85  # of the details of two such photos; see `details`
 CROP_FRACTION, MAX_CROP_HAMMING, MIN_CROP_SIMILARITY = 0.95, 16, 0.6
@@ -16,22 +16,6 @@ N_COMPONENTS = 64  # numbers that stand for the 768 of `details` in the first lo
 _ROUNDING = 1e-3  # more than 32-bit sums may be off
 _ROWS, _COLUMNS = 512, 4096  # pairs looked at together: bounds the memory, and suits it
 _NOISE_FLOOR = 2.0  # grey levels: details below this are noise and count for little
-
-
-def dhash(image: Image.Image) -> tuple[int, int]:
-    """The 64-bit difference hash of an RGB image, and that of its mirror image.
-
-    A bit says whether a pixel of the grey 9 x 8 thumbnail is darker than its right neighbour (N. Krawetz, "Kind of
-    Like That", 2013).
-    """
-    grey = np.asarray(image.convert("L").resize((9, 8), Image.Resampling.LANCZOS))
-    plain, mirrored = (np.packbits(side[:, 1:] > side[:, :-1]).tobytes() for side in (grey, grey[:, ::-1]))
-    return int.from_bytes(plain, "big"), int.from_bytes(mirrored, "big")
-
-
-def thumbnail(image: Image.Image) -> np.ndarray:
-    """uint8 (16, 16, 3): what `details` compares."""
-    return np.asarray(image.resize((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.BOX))
 
 
 def local_descriptors(thumbnails: np.ndarray) -> np.ndarray:

@@ -1,16 +1,14 @@
-"""photos -> features; features + labels -> which labels look wrong.
+"""Label errors: embeddings of all images, out-of-fold linear probes on them, and confident learning.
 
-Each photo is judged by a linear classifier that has seen neither it nor what looks the same: "out of fold". A label
-that this classifier hardly believes is worth a second look (Northcutt et al. 2021, "Confident learning: estimating
-uncertainty in dataset labels", carried by cleanlab). What such a classifier finds hard is found too: the list is for
-people.
+Every image is predicted by a linear classifier that was trained neither on it nor on its near-duplicates. Labels with a
+low out-of-fold probability are likely errors (Northcutt et al. 2021, "Confident learning: estimating uncertainty in
+dataset labels"; computed by cleanlab). Hard but correct cases rank low too, so a person has to decide.
 """
 
 import warnings
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,29 +16,32 @@ from cleanlab.filter import find_label_issues
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
-from fieldmark.audit.audit import DecodedImage
+from fieldmark.audit.report import LabelQuality
+from fieldmark.core import runtime
 from fieldmark.core.text import pluralize, printable
 from fieldmark.data.dataset import DatasetSplits, Normalize
+from fieldmark.data.decoded import DecodedImage
 from fieldmark.data.image import center_crop_array
 from fieldmark.models import build
 from fieldmark.models.fuse_bn import fuse_batch_norms
 from fieldmark.models.linear_probe import fit_logistic_regression
 from fieldmark.models.presets import PIP_BACKBONES
 from fieldmark.models.profile import uncropped_size
-from fieldmark.recipes.recipe import Recipe
-from fieldmark.training import distributed
 
 N_FOLDS = 5
 BATCH_SIZE = 32
 MIN_IMAGES = 10
-"""Photos, below which nobody can be judged by the others."""
+"""Number of images below which labels are not ranked."""
 
 
 class Embedder:
-    """Photos, one by one -> what the installed network makes of them: its last map, pooled."""
+    """Computes embeddings of images that arrive one by one: the pooled last feature map of a pretrained network.
+
+    On a GPU if there is one, in bfloat16 where that is faster than 32 bits, as in training.
+    """
 
     def __init__(self) -> None:
-        self.fabric = distributed.make_fabric(Recipe())
+        self.device = runtime.default_device()
         network = build(PIP_BACKBONES["fast"], weights="imagenet").eval().requires_grad_(False)
         preprocessing = network.preprocessing
         self.size, self.interpolation = uncropped_size(network), preprocessing.interpolation
@@ -53,40 +54,43 @@ class Embedder:
         self.embeddings: list[np.ndarray] = []
 
     def add(self, index: int, image: DecodedImage) -> None:
-        """The photo in row i of the catalog, decoded with `size` as its shorter side and with `interpolation`."""
+        """Image `index` of the catalog, decoded with `size` as its shorter side and with `interpolation`."""
         self.indices.append(index)
         self.pending.append(center_crop_array(image.pixels, self.size))
         if len(self.pending) == BATCH_SIZE:
             self._embed()
 
     def features(self) -> tuple[list[int], np.ndarray]:
-        """The rows of the photos, and float32 (photos, channels)."""
+        """The positions of the images in the catalog, and their embeddings, float32 (images, channels)."""
         if self.pending:
             self._embed()
         return self.indices, np.concatenate(self.embeddings) if self.embeddings else np.zeros((0, 1), np.float32)
 
     def _embed(self) -> None:
-        photos = torch.from_numpy(np.stack(self.pending)).permute(0, 3, 1, 2)
+        images = torch.from_numpy(np.stack(self.pending)).permute(0, 3, 1, 2)
         self.pending = []
-        if not self.is_fused:  # norms can be folded once there is a photo to watch
-            self.layers, self.is_fused = (
-                fuse_batch_norms(self.layers.to(self.fabric.device), self._batch(photos[:2])),
-                True,
-            )
-        with torch.inference_mode(), self.fabric.autocast():
-            self.embeddings.append(self.layers(self._batch(photos)).mean((2, 3)).float().cpu().numpy())
+        if not self.is_fused:  # batch norms are folded on a sample of real images
+            self.layers = fuse_batch_norms(self.layers.to(self.device), self._to_device(images[:2]))
+            self.is_fused = True
+        autocast = torch.autocast(self.device.type, torch.bfloat16, enabled=runtime.has_bf16())
+        with torch.inference_mode(), autocast:
+            self.embeddings.append(self.layers(self._to_device(images)).mean((2, 3)).float().cpu().numpy())
 
-    def _batch(self, photos: Tensor) -> Tensor:
-        return self.fabric.to_device(photos.float().contiguous(memory_format=torch.channels_last))
+    def _to_device(self, images: Tensor) -> Tensor:
+        return images.float().contiguous(memory_format=torch.channels_last).to(self.device)
 
 
 def cross_val_probabilities(
     features: np.ndarray, labels: np.ndarray, groups: Sequence[int], n_classes: int, train_fraction: float = 1.0
 ) -> np.ndarray:
-    """What each photo is called by a linear classifier that has not seen its group: float32 (n, classes).
+    """Out-of-fold class probabilities of linear classifiers, float32 (n, classes): no fold splits a group.
 
-    features (n, c); labels (n,) class numbers. A class of one group alone gets no probability there. The classifier
-    learns from this `share` of each class's photos, a larger one from those of a smaller one and others.
+    Args:
+        features: float32 (n, c).
+        labels: class numbers (n,). A class of a single group gets no probability where that group is held out.
+        groups: group number of each image, (n,).
+        train_fraction: part of each class's training images that is used; those of a smaller fraction are contained in
+            those of a larger one.
     """
     draw_order = np.random.default_rng(0).random(len(labels))
     probabilities = np.zeros((len(labels), n_classes), np.float32)
@@ -107,7 +111,7 @@ def cross_val_probabilities(
 def _subsample_classes(
     rows: np.ndarray, labels: np.ndarray, draw_order: np.ndarray, train_fraction: float
 ) -> np.ndarray:
-    """The rows of each class with the smallest lots, at least one, in order."""
+    """The rows of each class with the lowest `draw_order`, at least one, in order."""
     kept = []
     for label in np.unique(labels[rows]):
         own = rows[labels[rows] == label]
@@ -116,7 +120,7 @@ def _subsample_classes(
 
 
 def rank_by_self_confidence(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All rows (n,), the least believed label first; and of each row (n,) whether cleanlab calls the label wrong."""
+    """The rows by increasing self-confidence (n,), and whether cleanlab flags each row's label as an error (n,)."""
     self_confidence = probabilities[np.arange(len(labels)), labels]
     is_issue = np.asarray(find_label_issues(labels, probabilities, n_jobs=1))
     return np.argsort(self_confidence, kind="stable"), is_issue
@@ -124,48 +128,46 @@ def rank_by_self_confidence(probabilities: np.ndarray, labels: np.ndarray) -> tu
 
 def rank_labels(
     rows: Sequence[int], features: np.ndarray, labels: Sequence[str], paths: Sequence[str], groups: Sequence[int]
-) -> list[dict[str, Any]]:
-    """Every photo with its label, the class it is called by the others and how far its label is believed, worst first.
+) -> tuple[LabelQuality, ...]:
+    """The label quality of every image, lowest self-confidence first.
 
-    `rows` are the places of the features' photos in `labels`, `paths` and `groups`. `flagged` says whether the label
-    looks wrong, not only hard. Classes of one group are left out; empty where there are too few photos.
+    Classes of a single group are left out, as no fold has seen such a class without the image itself. The result is
+    empty if fewer than `MIN_IMAGES` images or two classes remain.
+
+    Args:
+        rows: positions of the embedded images in `labels`, `paths` and `groups`.
+        features: embeddings of those images, float32 (len(rows), channels).
     """
     groups_of_class = defaultdict[str, set[int]](set)
     for i in rows:
         groups_of_class[labels[i]].add(groups[i])
-    names = sorted(
-        name for name in groups_of_class if len(groups_of_class[name]) > 1
-    )  # of one group nobody else could say what it is
+    names = sorted(name for name, members in groups_of_class.items() if len(members) > 1)
     kept = [k for k, i in enumerate(rows) if labels[i] in names]
     rows, features = [rows[k] for k in kept], features[kept]
-    group_ids = np.array([groups[i] for i in rows])
     if len(rows) < MIN_IMAGES or len(names) < 2:
-        return []
+        return ()
     number = {name: k for k, name in enumerate(names)}
     label_ids = np.array([number[labels[i]] for i in rows])
-    probabilities = cross_val_probabilities(features, label_ids, group_ids.tolist(), len(names))
+    probabilities = cross_val_probabilities(features, label_ids, [groups[i] for i in rows], len(names))
     order, is_issue = rank_by_self_confidence(probabilities, label_ids)
-    return [
-        {
-            "path": paths[rows[k]],
-            "label": names[label_ids[k]],
-            "suggested": names[int(probabilities[k].argmax())],
-            "confidence": float(probabilities[k, label_ids[k]]),
-            "flagged": bool(is_issue[k]),
-        }
-        for k in order.tolist()
-    ]
+    return tuple(
+        LabelQuality(
+            path=paths[rows[k]],
+            label=names[label_ids[k]],
+            suggested=names[int(probabilities[k].argmax())],
+            confidence=float(probabilities[k, label_ids[k]]),
+            is_issue=bool(is_issue[k]),
+        )
+        for k in map(int, order)
+    )
 
 
-def select_label_issues(ranking: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Those whose label looks wrong, in the form of `check --json`."""
-    return [{name: row[name] for name in row if name != "flagged"} for row in ranking if row["flagged"]]
-
-
-def label_issue_warnings(errors: list[dict[str, Any]]) -> list[str]:
-    """A line where labels look wrong."""
-    first = ", ".join(f"{printable(row['path'])} (rather {printable(row['suggested'])}?)" for row in errors[:3])
-    return [f"{pluralize(len(errors), 'label')} worth a second look: {first}"] if errors else []
+def label_error_warnings(errors: Sequence[LabelQuality]) -> tuple[str, ...]:
+    """One line if there are likely label errors."""
+    if not errors:
+        return ()
+    first = ", ".join(f"{printable(error.path)} (suggested: {printable(error.suggested)})" for error in errors[:3])
+    return (f"{pluralize(len(errors), 'likely label error')}: {first}",)
 
 
 def load_pooled_features(files: Sequence[Path], data: DatasetSplits) -> tuple[list[int], np.ndarray]:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
+from fieldmark.audit.report import Outlier, Shortcut
 from fieldmark.data.image import PILLOW_FORMATS
 
 DARK_MEAN, BRIGHT_MEAN, BLANK_STD = 18.0, 245.0, 3.0
@@ -39,24 +40,6 @@ class ImageStats(NamedTuple):
     brightness: float  # mean grey level, 0..255
     contrast: float  # standard deviation of the grey levels
     sharpness: float  # how steep its steepest edges are, per pixel; infinite where it was enlarged
-
-
-class Outlier(NamedTuple):
-    """A photo that stands out; `kind` is dark, bright, blank, blurred, small or long."""
-
-    path: str
-    kind: str
-    detail: str
-
-
-class Shortcut(NamedTuple):
-    """`share` of the photos of `label` have this `value`, and `elsewhere` of all others."""
-
-    label: str
-    what: str  # size, format, mode or camera
-    value: str
-    share: float
-    elsewhere: float
 
 
 def image_stats(content: bytes, pixels: np.ndarray, thumbnail: np.ndarray) -> ImageStats:

@@ -14,7 +14,10 @@ from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
 
 PROCESS_START = time.monotonic()
 """`time.monotonic()` of the program's start, before heavy imports: a budget on the command line counts from here."""
@@ -126,6 +129,24 @@ def _flushes_denormals() -> bool:
     import torch
 
     return float(torch.tensor(1e-39) * 1.0) == 0.0
+
+
+def default_device() -> "torch.device":
+    """The device that PyTorch computes on: the current GPU, Apple's GPU, or the CPU."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+def has_bf16() -> bool:
+    """Whether bfloat16 is faster than 32 bits: on GPUs since Ampere, on CPUs with AVX-512 BF16 or AMX."""
+    import torch
+
+    if torch.cuda.is_available():
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
 
 
 def describe_environment() -> dict[str, str | int]:

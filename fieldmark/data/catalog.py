@@ -43,6 +43,17 @@ class Photo:
 
 
 @dataclass(frozen=True)
+class UnreadableFile:
+    """A file that cannot be read or decoded, and the reason as text for people."""
+
+    path: str
+    reason: str
+
+    def to_dict(self) -> dict[str, str]:
+        return {"path": self.path, "reason": self.reason}
+
+
+@dataclass(frozen=True)
 class Catalog:
     """All photos, sorted by path; `classes` are sorted too, and each has at least one photo.
 

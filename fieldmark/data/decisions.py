@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable, summarize_names
@@ -85,19 +84,6 @@ def apply_split_file(catalog: Catalog, file: Path) -> Catalog:
         [f"{pluralize(n_relabelled, 'photo')} with the label of {name}, not of its folder"] if n_relabelled else []
     )
     return _replace_images(catalog, photos, warnings)
-
-
-def build_decision_rows(findings: dict[str, Any], label_of: dict[str, str]) -> list[dict[str, Any]]:
-    """The findings of `Audit.to_json` as rows of decisions.csv, every decision still open; `label` is path -> class."""
-    rows = [("unreadable", photo["path"], photo["reason"], "") for photo in findings["unreadable"]]
-    for kind in ("conflicts", "leaks", "near_leaks", "duplicates", "near_duplicates"):
-        rows += [(kind, path, summarize_names(paths, 4), "") for paths in findings[kind] for path in paths]
-    rows += [("odd", photo["path"], f"{photo['kind']}: {photo['detail']}", "") for photo in findings["odd"]]
-    for photo in findings["label_errors"] or []:
-        rows.append(("label_errors", photo["path"], f"{photo['confidence']:.3f}", photo["suggested"]))
-    columns = ("finding", "path", "detail", "to")
-    named_rows = [dict(zip(columns, row, strict=True)) for row in rows]
-    return [{"label": label_of[row["path"]], "decision": "", **row} for row in named_rows]
 
 
 def _replace_images(catalog: Catalog, photos: Sequence[Photo], warnings: list[str]) -> Catalog:

@@ -1,5 +1,6 @@
 """Trained network -> bundle, export, gallery, and the figures of the exported file on the test photos."""
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from pathlib import Path
@@ -47,7 +48,7 @@ def finish_run(
     scores = ood_scorer.score_arrays(features, logits)
     threshold_value = calibration.fit_ood_threshold(scores)
     info = bundle.make_info(
-        network, classes, preprocessing, temperature_value, threshold_value, prepared.audit["fingerprint"]
+        network, classes, preprocessing, temperature_value, threshold_value, prepared.audit.fingerprint
     )
     if len(classes) == 2:
         positive = trainer.recipe.positive or _rarer_class(classes, data)
@@ -175,15 +176,16 @@ def diagnose_labels_and_curve(
     rows, pooled = label_errors.load_pooled_features(features, prepared.data)
     groups, names = list(prepared.groups.values()), [prepared.classes[k] for k in prepared.data.labels.tolist()]
     ranking = label_errors.rank_labels(rows, pooled, names, list(prepared.groups), groups)
-    errors = label_errors.select_label_issues(ranking)
-    io.write_json(out / "audit.json", prepared.audit | {"label_errors": errors})
-    label_warnings = label_errors.label_issue_warnings(errors)
+    errors = tuple(quality for quality in ranking if quality.is_issue)
+    report = dataclasses.replace(prepared.audit.report, label_errors=errors)
+    dataclasses.replace(prepared.audit, report=report).save(out)
+    label_warnings = label_errors.label_error_warnings(errors)
     for warning in label_warnings:
         reporter.warning(warning)
-    is_right_by_path, paths = {one["path"]: one["suggested"] == one["label"] for one in ranking}, list(prepared.groups)
+    is_right_by_path, paths = {one.path: one.suggested == one.label for one in ranking}, list(prepared.groups)
     is_right = np.array(
         [is_right_by_path.get(paths[k], False) for k in rows]
     )  # what was looked for above is the curve's end
     row_groups = [groups[k] for k in rows]
     curve = learning_curve.learning_curve(pooled, prepared.data.labels[rows], row_groups, prepared.classes, is_right)
-    return label_warnings, curve and curve.to_dict()
+    return list(label_warnings), curve and curve.to_dict()

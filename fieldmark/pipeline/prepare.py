@@ -2,13 +2,14 @@
 
 import json
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fieldmark.audit.audit import DecodedImage, audit_catalog, dataset_fingerprint, drop_unreadable
+from fieldmark.audit.audit import audit_catalog, dataset_fingerprint, drop_unreadable
+from fieldmark.audit.report import RunAudit
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
@@ -18,6 +19,7 @@ from fieldmark.data.cache.stream import StreamedImages
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.dataset import DatasetSplits
 from fieldmark.data.decisions import load_recipe_catalog
+from fieldmark.data.decoded import DecodedImage
 from fieldmark.data.readers.huggingface import DatasetFiles
 from fieldmark.data.splits import assign_splits, read_split_file, write_split_file
 from fieldmark.recipes.recipe import Recipe
@@ -35,7 +37,7 @@ class PreparedData:
     data: DatasetSplits
     test_paths: list[str]  # paths of the test photos
     groups: dict[str, int]  # path -> group of all photos, by number
-    audit: dict[str, Any]
+    audit: RunAudit
 
     @property
     def reference_indices(self) -> np.ndarray:
@@ -83,21 +85,21 @@ def prepare_data(
 
 def load_prepared_data(out: Path, recipe: Recipe, catalog: Catalog | None = None) -> PreparedData:
     """What `prepare` has left in the run's folder; any process may open it."""
-    rows, findings = read_split_file(out / "split.csv"), _read(out / "audit.json")
+    rows, audit = read_split_file(out / "split.csv"), RunAudit.load(out)
     groups = _read(out / "resume" / "packed.json")
     packed = {path: i for i, path in enumerate(groups)}
-    number = {name: k for k, name in enumerate(findings["trained"])}
+    number = {name: k for k, name in enumerate(audit.trained_classes)}
     paths_by_split = {side: [row.path for row in rows if row.split == side] for side in ("train", "val", "test")}
     labels = np.zeros(len(packed), np.int64)
     for row in rows:
         labels[packed[row.path]] = number[row.label]
     train, val, test = (np.array([packed[path] for path in paths], np.int64) for paths in paths_by_split.values())
     if recipe.stream:
-        pack = StreamedImages(out / "resume", catalog or load_recipe_catalog(findings["folder"], recipe), list(groups))
+        pack = StreamedImages(out / "resume", catalog or load_recipe_catalog(audit.folder, recipe), list(groups))
     else:
         pack = MemmapImages(out / "resume")
     return PreparedData(
-        list(number), DatasetSplits(pack, labels, train, val, test), paths_by_split["test"], groups, findings
+        list(number), DatasetSplits(pack, labels, train, val, test), paths_by_split["test"], groups, audit
     )
 
 
@@ -121,42 +123,39 @@ def _audit_split_and_pack(
                 packer.add(image)
 
         with reporter.progress_bar("reading", "photos") as advance:
-            audit_result = audit_catalog(
+            report = audit_catalog(
                 catalog, **resize_options, find_cached=lookup_cached, on_decoded=keep, progress=advance
             )
         if packer is None:
             StreamedImages.write_record(out / "resume", **resize_options)
         else:
             packer.finish()
-    usable_catalog, groups, _ = drop_unreadable(catalog, audit_result)
+    usable_catalog, groups, _ = drop_unreadable(catalog, report)
     assignment = assign_splits(
         usable_catalog,
         groups,
         seed=recipe.seed,
-        leaks=audit_result.leaks,
-        group_leaks=audit_result.group_leaks,
+        leaks=report.leaks,
+        group_leaks=report.group_leaks,
         allow_leaks=recipe.allow_leaks,
         fold=(recipe.fold, recipe.folds) if recipe.folds else None,
     )
-    findings = audit_result.to_dict(catalog)
-    findings["warnings"] = [*usable_catalog.warnings, *_warn_missing_test(catalog), *audit_result.warnings]
-    for warning in findings["warnings"]:
+    report = replace(report, catalog_warnings=(*usable_catalog.warnings, *_warn_missing_test(catalog)))
+    for warning in report.warnings:
         reporter.warning(warning)
-    findings |= {"folder": str(catalog.source.resolve()), "fingerprint": dataset_fingerprint(catalog, audit_result)}
-    findings["trained"] = list(usable_catalog.classes)
-    if (out / "split.csv").exists() and _read(out / "audit.json")["fingerprint"] != findings["fingerprint"]:
+    fingerprint = dataset_fingerprint(catalog, report)
+    if (out / "split.csv").exists() and RunAudit.load(out).fingerprint != fingerprint:
         raise FieldmarkError(f"photos in {catalog.root} are not what they were: train into another --out")
-    io.write_json(out / "audit.json", findings)
-    io.write_json(out / "resume" / "packed.json", {catalog.photos[i].path: audit_result.groups[i] for i in packed})
-    io.write_csv(out / "quarantine.csv", [dict(u) for u in findings["unreadable"]], ["path", "reason"])
-    write_split_file(out / "split.half", usable_catalog, assignment)
-    (out / "split.half").replace(out / "split.csv")
+    RunAudit(report, str(catalog.source.resolve()), fingerprint, usable_catalog.classes).save(out)
+    io.write_json(out / "resume" / "packed.json", {catalog.photos[i].path: report.groups[i] for i in packed})
+    io.write_csv(out / "quarantine.csv", [file.to_dict() for file in report.unreadable], ["path", "reason"])
+    write_split_file(out / "split.csv", usable_catalog, assignment)
 
 
 def _refuse_changed_images(catalog: Catalog, out: Path) -> None:
     """Refuse to go on with other photos than the run was begun with."""
-    current_paths, unreadable = {photo.path for photo in catalog.photos}, _read(out / "audit.json")["unreadable"]
-    recorded_paths = {*_read(out / "resume" / "packed.json"), *(found["path"] for found in unreadable)}
+    current_paths, unreadable = {photo.path for photo in catalog.photos}, RunAudit.load(out).report.unreadable
+    recorded_paths = {*_read(out / "resume" / "packed.json"), *(file.path for file in unreadable)}
     if current_paths != recorded_paths:
         raise FieldmarkError(
             f"the photos in {catalog.root} have changed since {out} was begun "

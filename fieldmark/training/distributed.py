@@ -151,13 +151,6 @@ def exit_with_launcher() -> None:
 
 def resolve_precision(recipe: Recipe) -> Any:
     """Fabric's name of the training precision: bfloat16 mixed with float32 where the hardware multiplies bfloat16."""
-    if recipe.precision == "32" or (recipe.precision == "auto" and not has_bf16()):
+    if recipe.precision == "32" or (recipe.precision == "auto" and not runtime.has_bf16()):
         return "32-true"
     return "bf16-mixed"
-
-
-def has_bf16() -> bool:
-    """Whether bfloat16 is faster here than float32: on GPUs since Ampere, on CPUs with AVX-512 BF16 or AMX."""
-    if torch.cuda.is_available():
-        return torch.cuda.is_bf16_supported(including_emulation=False)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()

@@ -8,9 +8,11 @@ import pytest
 from PIL import Image, ImageOps
 
 from fieldmark.audit import audit as module
-from fieldmark.audit.audit import Audit, DecodedImage, audit_catalog, dataset_fingerprint, drop_unreadable
+from fieldmark.audit.audit import audit_catalog, dataset_fingerprint, drop_unreadable
+from fieldmark.audit.report import AuditReport
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Catalog
+from fieldmark.data.decoded import DecodedImage
 from fieldmark.data.image import decode
 from fieldmark.data.readers import read_catalog
 
@@ -29,7 +31,7 @@ def save(root: Path, name: str, content: Image.Image | bytes) -> None:
         content.save(path)
 
 
-def look(root: Path) -> tuple[Catalog, Audit]:
+def look(root: Path) -> tuple[Catalog, AuditReport]:
     catalog = read_catalog(root)
     return catalog, audit_catalog(catalog, shorter=64, workers=2)
 
@@ -62,7 +64,7 @@ def messy(tmp_path) -> Path:
 def test_every_fault_is_found(messy):
     before = state(messy)
     catalog, found = look(messy)
-    assert dict(found.unreadable) == {
+    assert {file.path: file.reason for file in found.unreadable} == {
         "train/a/empty.jpg": "empty file",
         "train/a/empty2.jpg": "empty file",
         "train/a/gone.jpg": "no such file",
@@ -86,7 +88,7 @@ def test_every_fault_is_found(messy):
 
 def test_json_keeps_the_contract(messy):
     catalog, found = look(messy)
-    told = json.loads(json.dumps(found.to_dict(catalog)))
+    told = json.loads(json.dumps(found.to_dict()))
     lists = {"unreadable", "duplicates", "near_duplicates", "conflicts", "leaks", "near_leaks", "warnings"}
     lists |= {"group_leaks", "odd", "giveaways"}
     assert set(told) == lists | {"classes", "photos", "given_groups", "label_errors"}
@@ -97,7 +99,7 @@ def test_json_keeps_the_contract(messy):
     text = " | ".join(told["warnings"])
     for part in (
         "4 unreadable photos: train/a/empty.jpg (empty file)",
-        "under several classes",
+        "with conflicting labels",
         "in several splits",
         "train/a/1.png = train/b/conflict.png",
     ):
@@ -121,8 +123,8 @@ def test_uneven_classes_and_single_photos_are_warned_of(tmp_path):
     _, found = look(tmp_path)
     assert not found.has_issues
     uneven, alone = found.warnings
-    assert "many has 6 photos, one has 1" in uneven
-    assert alone == "a class with one photo trains but is not tested: one"
+    assert uneven == "class imbalance: many has 6 photos, one has 1"
+    assert alone == "classes with one photo are trained on but not tested: one"
 
 
 def test_pixels_arrive_once_in_order_in_this_thread(messy):
@@ -134,7 +136,7 @@ def test_pixels_arrive_once_in_order_in_this_thread(messy):
         kept[i] = look.pixels
 
     found = audit_catalog(catalog, shorter=48, on_decoded=keep, workers=3, progress=lambda *step: steps.append(step))
-    unreadable = {path for path, _ in found.unreadable}
+    unreadable = {file.path for file in found.unreadable}
     assert list(kept) == [i for i, photo in enumerate(catalog.photos) if photo.path not in unreadable]
     for i, pixels in kept.items():
         assert (pixels == np.asarray(decode(messy / catalog.photos[i].path, shorter=48))).all()
@@ -146,7 +148,7 @@ def test_what_is_known_is_not_decoded_and_changes_no_finding(messy, monkeypatch)
     catalog = read_catalog(messy)
     seen: dict[str, DecodedImage] = {}
     found = audit_catalog(catalog, shorter=48, on_decoded=lambda _, look: seen.setdefault(look.sha256, look))
-    bad = [(messy / path).read_bytes() for path, reason in found.unreadable if reason != "no such file"]
+    bad = [(messy / file.path).read_bytes() for file in found.unreadable if file.reason != "no such file"]
     decoded: list[bytes] = []
     monkeypatch.setattr(module, "decode", lambda content, *how: decoded.append(content) or decode(content, *how))
     again: list[DecodedImage] = []

@@ -13,22 +13,24 @@ from PIL import Image
 from planted import plant
 
 from fieldmark.audit import label_errors
-from fieldmark.audit.check import check, write_check
+from fieldmark.audit.check import check
+from fieldmark.audit.report import PathGroups
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.decisions import apply_decisions, apply_split_file
 from fieldmark.data.readers import read_catalog
+from fieldmark.report.check_page import write_check
 
 
-def pairs(clusters: list[list[str]]) -> set[frozenset[str]]:
+def pairs(clusters: PathGroups) -> set[frozenset[str]]:
     return {frozenset(pair) for cluster in clusters for pair in combinations(cluster, 2)}
 
 
 def test_planted_near_duplicates_are_found(birds100, tmp_path):
     truth = plant(birds100 / "train", tmp_path / "photos", near=100, most=1200)
-    found = check(tmp_path / "photos", Reporter(quiet=True), quick=True).findings
-    assert found["label_errors"] is None
-    together = pairs(found["near_duplicates"] + found["duplicates"])
+    found = check(tmp_path / "photos", Reporter(quiet=True), quick=True).report
+    assert found.label_errors is None
+    together = pairs(found.near_duplicates + found.duplicates)
     planted = [frozenset(pair) for pairs in truth.near.values() for pair in pairs]
     assert len(planted) == 100 and sum(pair in together for pair in planted) >= 95
     copies = {path for pair in planted for path in pair if "/copy-" in path}
@@ -47,24 +49,25 @@ def mislabelled(birds100, tmp_path_factory):
 
 def test_planted_label_errors_lie_on_top(mislabelled):
     _, wrong, found = mislabelled
-    top = {row["path"] for row in found.ranking[: round(0.075 * len(found.ranking))]}
-    assert len(found.ranking) == found.findings["photos"]
+    ranking = found.label_ranking
+    top = {quality.path for quality in ranking[: round(0.075 * len(ranking))]}
+    assert len(ranking) == found.report.n_images
     assert len(top & wrong.keys()) >= 0.9 * len(wrong)
-    flagged = {error["path"]: error["suggested"] for error in found.findings["label_errors"]}
+    flagged = {error.path: error.suggested for error in found.report.label_errors}
     assert sum(flagged.get(path) == label for path, label in wrong.items()) >= 0.7 * len(wrong)
-    assert any("labels worth a second look" in warning for warning in found.findings["warnings"])
+    assert any("likely label errors: " in warning for warning in found.report.warnings)
 
 
 def test_a_page_and_a_table_to_decide_in(mislabelled, tmp_path):
     photos, wrong, found = mislabelled
     page, decisions, ranking = write_check(found, tmp_path / "out")
     text = page.read_text(encoding="utf-8")
-    assert "Labels that look wrong" in text and text.count("<img") >= len(found.findings["label_errors"])
+    assert "Likely label errors" in text and text.count("<img") >= len(found.report.label_errors)
     assert "http" not in text.replace("http://www.w3.org", "")
     with decisions.open(encoding="utf-8-sig", newline="") as file:
         rows = list(csv.DictReader(file))
-    assert {row["path"] for row in rows} >= {error["path"] for error in found.findings["label_errors"]}
-    assert len(ranking.read_text(encoding="utf-8").splitlines()) == 1 + found.findings["photos"]
+    assert {row["path"] for row in rows} >= {error.path for error in found.report.label_errors}
+    assert len(ranking.read_text(encoding="utf-8").splitlines()) == 1 + found.report.n_images
 
     before = read_catalog(photos)
     assert [photo.label for photo in apply_decisions(before, decisions).photos] == [
@@ -103,7 +106,7 @@ def test_out_of_fold_means_out_of_group(monkeypatch):
 
 
 def test_too_few_to_judge():
-    assert label_errors.rank_labels([0, 1], np.zeros((2, 3), np.float32), ["a", "b"], ["1", "2"], [0, 1]) == []
+    assert label_errors.rank_labels([0, 1], np.zeros((2, 3), np.float32), ["a", "b"], ["1", "2"], [0, 1]) == ()
 
 
 @pytest.mark.parametrize("each", [2, 3, 4])
@@ -113,7 +116,9 @@ def test_small_classes_are_judged_all_the_same(each):
     said, groups = [f"{k // each}" for k in range(n)], [*range(n - each), *[n] * each]
     features = np.eye(5, dtype=np.float32)[np.arange(n) // each] + 0.01 * np.arange(n, dtype=np.float32)[:, None]
     found = label_errors.rank_labels(range(n), features, said, [f"{k}.jpg" for k in range(n)], groups)
-    assert {row["label"] for row in found} == ({"0", "1", "2", "3"} if 4 * each >= label_errors.MIN_IMAGES else set())
+    assert {quality.label for quality in found} == (
+        {"0", "1", "2", "3"} if 4 * each >= label_errors.MIN_IMAGES else set()
+    )
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
 from fieldmark.audit import duplicates
+from fieldmark.data.decoded import dhash, thumbnail
 from fieldmark.data.image import decode
 
 
@@ -34,8 +35,8 @@ COPIES = {
 
 
 def clusters(images: list[Image.Image]) -> np.ndarray:
-    hashes = np.array([duplicates.dhash(image) for image in images], np.uint64).reshape(-1, 2)
-    thumbnails = np.array([duplicates.thumbnail(image) for image in images], np.uint8).reshape(
+    hashes = np.array([dhash(image) for image in images], np.uint64).reshape(-1, 2)
+    thumbnails = np.array([thumbnail(image) for image in images], np.uint8).reshape(
         -1, duplicates.THUMBNAIL_SIDE, duplicates.THUMBNAIL_SIDE, 3
     )
     return duplicates.cluster_duplicates(np.arange(len(images)), hashes, thumbnails)

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFilter
 
-from fieldmark.audit.duplicates import thumbnail
 from fieldmark.audit.outliers import ImageStats, find_outliers, find_shortcuts, image_stats
+from fieldmark.data.decoded import thumbnail
 from fieldmark.data.image import decode
 
 
@@ -55,7 +55,7 @@ def test_a_class_that_its_files_give_away():
     labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
     assert not list(find_shortcuts(labels, [jpeg] * 60))
     (found,) = find_shortcuts(labels, [png] * 20 + [jpeg] * 40)
-    assert (found.label, found.what, found.value, found.share, found.elsewhere) == ("a", "format", "PNG", 1.0, 0.0)
+    assert (found.label, found.attribute, found.value, found.share, found.elsewhere) == ("a", "format", "PNG", 1.0, 0.0)
     assert not list(find_shortcuts(["a"] * 5 + ["b"] * 50, [png] * 5 + [jpeg] * 50))  # too few to say so
 
 

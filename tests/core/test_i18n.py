@@ -3,6 +3,7 @@
 import ast
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from string import Formatter
 
@@ -13,15 +14,18 @@ from PIL import Image
 from told import Words, english, make_run, write_csv
 
 import fieldmark
-from fieldmark.audit.check import check, write_check
+from fieldmark.audit.check import check
+from fieldmark.audit.report import LabelQuality
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import ENGLISH, LANGUAGES, get_language
 from fieldmark.core.progress import Reporter
+from fieldmark.data.catalog import UnreadableFile
 from fieldmark.data.readers.files import Folder
 from fieldmark.explanation import attribution
 from fieldmark.explanation.explain import _title
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.report import html
+from fieldmark.report.check_page import write_check
 from fieldmark.report.run_report import rewrite_report, write_report
 
 PACKAGE = Path(fieldmark.__file__).parent
@@ -113,13 +117,15 @@ def test_nothing_english_is_left_in_chinese(tmp_path, classes):
 
 def test_the_page_of_check_is_chinese_too(small_photos, tmp_path):
     found = check(small_photos, Reporter(quiet=True), quick=True)
-    found.findings["unreadable"] = [{"path": found.catalog.photos[0].path, "reason": "truncated"}]
-    found.findings["duplicates"] = [[photo.path for photo in found.catalog.photos[:10]]]
-    found.findings["label_errors"] = [
-        {"path": found.catalog.photos[0].path, "label": "disc", "suggested": "square", "confidence": 0.1}
-    ]
+    path = found.catalog.photos[0].path
+    issues = {
+        "unreadable": (UnreadableFile(path, "truncated"),),
+        "duplicates": (tuple(photo.path for photo in found.catalog.photos[:10]),),
+        "label_errors": (LabelQuality(path, "disc", "square", 0.1),),
+    }
+    found = replace(found, report=replace(found.report, **issues))
     page = write_check(found, tmp_path / "out", "zh")[0].read_text(encoding="utf-8")
-    names = [*found.findings["classes"], "truncated", "decisions.csv", "--apply", "photos"]
+    names = [*found.report.classes, "truncated", "decisions.csv", "--apply", "photos"]
     assert "疑似错误的标签" in page and "另有 2 张" in page
     assert not english("\n".join(Words(page).words), names)
 

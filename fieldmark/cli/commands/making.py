@@ -37,13 +37,12 @@ def look(
     **settings: Any,
 ) -> None:
     """Count the photos of each class and show some: as they are judged, and as training varies them."""
-    from fieldmark.audit.check import require_new
     from fieldmark.core.progress import Reporter
     from fieldmark.pipeline.preview import format_summary
     from fieldmark.pipeline.preview import preview as show
 
     reporter = Reporter()
-    require_new(Path(out))
+    io.require_new(Path(out))
     result = show(photos, _make_recipe(recipe, settings), count, Path(out), reporter)
     for warning in [] if as_json else result["warnings"]:
         reporter.warning(warning)
@@ -59,20 +58,22 @@ def check(
     as_json: JsonOption = False,
     **settings: Any,
 ) -> None:
-    """Audit photos before anything is trained; changes nothing. Exit code 1 when there is something to see to."""
-    from fieldmark.audit import check as checks
+    """Audit a dataset before training; changes no file. Exit code 1 if there are issues."""
+    from fieldmark.audit.check import check as run_check
     from fieldmark.core.progress import Reporter
+    from fieldmark.report.check_page import summary_lines, write_check
 
     folder, reporter = Path(out) if out else None, Reporter()
-    checks.require_new(folder)
+    if folder:
+        io.require_new(folder)
     recipe = _make_recipe(None, settings)
-    result = checks.check(photos, reporter, recipe, quick=quick)
-    files = checks.write_check(result, folder, recipe.lang) if folder else []
-    for warning in [] if as_json else result.findings["warnings"]:
+    result = run_check(photos, reporter, recipe, quick=quick)
+    files = write_check(result, folder, recipe.lang) if folder else []
+    for warning in [] if as_json else result.report.warnings:
         reporter.warning(warning)
-    output = [*checks.summary_lines(result.findings), *(f"Written: {file}" for file in files)]
-    print(io.to_json(result.findings) if as_json else "\n".join(map(sanitize_for_terminal, output)))
-    raise typer.Exit(1 if result.has_issues else 0)
+    output = [*summary_lines(result.report), *(f"Written: {file}" for file in files)]
+    print(io.to_json(result.report.to_dict()) if as_json else "\n".join(map(sanitize_for_terminal, output)))
+    raise typer.Exit(1 if result.report.has_issues else 0)
 
 
 def pack(

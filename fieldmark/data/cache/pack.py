@@ -17,10 +17,8 @@ from typing import TypeVar
 import numpy as np
 from PIL import features
 
-from fieldmark.audit import duplicates
-from fieldmark.audit.audit import DecodedImage
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data import image
+from fieldmark.data import decoded, image
 from fieldmark.data.cache.segments import (
     ENTRY_DTYPE,
     LOCATION_DTYPE,
@@ -32,6 +30,7 @@ from fieldmark.data.cache.segments import (
     is_intact,
     map_file,
 )
+from fieldmark.data.decoded import DecodedImage
 
 T = TypeVar("T")
 DEFAULT_CACHE_GB = 20.0
@@ -225,7 +224,7 @@ def decoding_key(shorter: int, interpolation: str) -> str:
     libraries = ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "zlib", "libtiff", "webp", "avif")
     versions = [features.version(name) for name in libraries]
     digest = hashlib.sha256(repr([versions, ENTRY_DTYPE.descr]).encode())
-    for module in (image, duplicates):
+    for module in (image, decoded):
         digest.update(Path(str(module.__file__)).read_bytes())
     return f"{shorter}-{interpolation}-{digest.hexdigest()[:12]}"
 

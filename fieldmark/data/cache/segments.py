@@ -21,8 +21,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from fieldmark.audit.audit import DecodedImage
-from fieldmark.audit.duplicates import THUMBNAIL_SIDE
+from fieldmark.data.decoded import THUMBNAIL_SIDE, DecodedImage
 
 MAX_SEGMENT_IMAGES, MAX_SEGMENT_BYTES = (
     1000,

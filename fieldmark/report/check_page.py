@@ -1,0 +1,103 @@
+"""The results of `fieldmark check` as text, as a page with the images, and as tables to decide in."""
+
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from fieldmark.audit.check import CheckResult, decision_rows
+from fieldmark.audit.report import AuditReport
+from fieldmark.core import io
+from fieldmark.core.i18n import Language, get_language, gettext_noop
+from fieldmark.data.decisions import DECISION_COLUMNS
+from fieldmark.data.thumbnails import thumbnail_uri
+
+MAX_ITEMS = 40
+"""Number of issues of a kind on the page; decisions.csv lists all."""
+MAX_IMAGES_PER_SET = 8
+"""Number of images of a set of duplicates on the page."""
+RANKING_COLUMNS = ("path", "label", "suggested", "confidence", "flagged")
+SECTION_TITLES = {
+    "unreadable": gettext_noop("Unreadable photos"),
+    "conflicts": gettext_noop("The same photo under several classes"),
+    "leaks": gettext_noop("The same photo in several splits"),
+    "label_errors": gettext_noop("Likely label errors"),
+    "near_leaks": gettext_noop("Near-duplicates in several splits"),
+    "duplicates": gettext_noop("Identical files"),
+    "near_duplicates": gettext_noop("Near-duplicates"),
+    "outliers": gettext_noop("Outliers"),
+}
+"""Attribute of `AuditReport` -> title of its section, in the order of the page."""
+
+
+def summary_lines(report: AuditReport) -> Iterator[str]:
+    """Number of images of each class and of all, for a terminal."""
+    for name, n in report.classes.items():
+        yield f"{n:8,}  {name}"
+    yield f"{report.n_images:8,}  photos"
+    if report.n_given_groups:
+        yield f"{report.n_given_groups:8,}  given groups"
+    if not report.warnings:
+        yield "No issues found."
+
+
+def write_check(result: CheckResult, out: Path, lang: str = "en") -> list[Path]:
+    """Write check.html, decisions.csv and, if labels were checked, labels.csv into the new folder `out`.
+
+    Args:
+        lang: language of the page, as `en` or `zh`.
+
+    Returns:
+        The files.
+    """
+    out.mkdir(parents=True)
+    page, decisions, ranking = out / "check.html", out / "decisions.csv", out / "labels.csv"
+    labels = {photo.path: photo.label for photo in result.catalog.photos}
+    rows = decision_rows(result.report, labels)
+    io.write_csv(decisions, rows, list(DECISION_COLUMNS), encoding="utf-8-sig")  # with the mark that Excel needs
+    if result.label_ranking:
+        ranked = (quality.to_dict() | {"flagged": quality.is_issue} for quality in result.label_ranking)
+        io.write_csv(ranking, ranked, list(RANKING_COLUMNS))
+    text = _render_page(result, labels, get_language(lang))
+    page.write_text(text, encoding="utf-8", errors="replace")
+    return [page, decisions, ranking] if result.label_ranking else [page, decisions]
+
+
+def _render_page(result: CheckResult, labels: dict[str, str], language: Language) -> str:
+    from fieldmark.report import html  # needs the extra `train`, the rest does not
+
+    report = result.report
+
+    def tile(path: str, caption: str) -> dict[str, Any]:
+        picture = thumbnail_uri(result.catalog.files, path)
+        return {"path": path, "label": labels[path], "caption": caption, "picture": picture}
+
+    sections = [
+        {
+            "title": language(title),
+            "count": len(issues),
+            "sets": [[tile(*image) for image in images] for images in _image_sets(issues[:MAX_ITEMS], kind, language)],
+        }
+        for kind, title in SECTION_TITLES.items()
+        if (issues := getattr(report, kind))
+    ]
+    context = {"name": result.catalog.source.resolve().name, "sections": sections, "max_items": MAX_ITEMS}
+    context |= {"classes": report.classes, "photos": report.n_images, "warnings": report.warnings}
+    return html.render("check.html.j2", context, language)
+
+
+def _image_sets(issues: Sequence[Any], kind: str, language: Language) -> Iterator[list[tuple[str, str]]]:
+    """Images that stand side by side, as (path, caption): each set of duplicates, or all issues of another kind."""
+    captions: dict[str, Callable[[Any], str]] = {
+        "unreadable": lambda file: file.reason,
+        "outliers": lambda outlier: f"{outlier.kind}: {outlier.detail}",
+        "label_errors": lambda error: language("suggested: {suggested}", suggested=error.suggested),
+    }
+    if kind in captions:
+        yield [(issue.path, captions[kind](issue)) for issue in issues]
+        return
+    for paths in issues:
+        more = len(paths) - MAX_IMAGES_PER_SET
+        images = [(path, "") for path in paths[:MAX_IMAGES_PER_SET]]
+        if more > 0:
+            images[-1] = (images[-1][0], language("and {n} more", n=more))
+        yield images
