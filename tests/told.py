@@ -132,7 +132,7 @@ class Page(HTMLParser):
         return next((attributes.get("class") or "" for tag, attributes in self.open if tag == "table"), "")
 
 
-NAMES = {"Fieldmark", "ROC", "AUC", "F", "Top", "PPV", "NPV", "ECE"}
+NAMES = {"Fieldmark", "ROC", "AUC", "F", "Top", "PPV", "NPV", "ECE", "OOD", "PyTorch", "logit"}
 """Words that the Chinese of this field writes in Latin letters."""
 
 

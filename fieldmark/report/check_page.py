@@ -17,12 +17,12 @@ MAX_IMAGES_PER_SET = 8
 """Number of images of a set of duplicates on the page."""
 RANKING_COLUMNS = ("path", "label", "suggested", "confidence", "flagged")
 SECTION_TITLES = {
-    "unreadable": gettext_noop("Unreadable photos"),
-    "conflicts": gettext_noop("The same photo under several classes"),
-    "leaks": gettext_noop("The same photo in several splits"),
+    "unreadable": gettext_noop("Unreadable images"),
+    "conflicts": gettext_noop("Same image in several classes"),
+    "leaks": gettext_noop("Same image in several splits"),
     "label_errors": gettext_noop("Likely label errors"),
     "near_leaks": gettext_noop("Near-duplicates in several splits"),
-    "duplicates": gettext_noop("Identical files"),
+    "duplicates": gettext_noop("Exact duplicates"),
     "near_duplicates": gettext_noop("Near-duplicates"),
     "outliers": gettext_noop("Outliers"),
 }
@@ -33,7 +33,7 @@ def summary_lines(report: AuditReport) -> Iterator[str]:
     """Number of images of each class and of all, for a terminal."""
     for name, n in report.classes.items():
         yield f"{n:8,}  {name}"
-    yield f"{report.n_images:8,}  photos"
+    yield f"{report.n_images:8,}  images"
     if report.n_given_groups:
         yield f"{report.n_given_groups:8,}  given groups"
     if not report.warnings:

@@ -20,20 +20,20 @@ def describe_differences(rows: Sequence[ComparisonRow], language: Language = ENG
     for row in rows[1:]:
         difference, names = row["difference"], {"network": row["network"], "first": first["network"]}
         if not difference:
-            yield language("{network} was not tested on the photos of {first}: no difference can be told.", **names)
+            yield language("{network} and {first} have no test set in common: the difference is unknown.", **names)
             continue
         low, high = (100 * bound for bound in difference["ci95"])
-        better = language("better") if difference["difference"] > 0 else language("worse")
+        better = language("significantly better") if difference["difference"] > 0 else language("significantly worse")
         yield language(
-            "{network} against {first}: {points:+.1f} points ({low:+.1f} to {high:+.1f}), for {more:+.1%} parameters "
-            "and {times:.2f} x the training time: {verdict} (p = {p:.2g}).",
+            "{network} vs. {first}: {points:+.1f} percentage points ({low:+.1f} to {high:+.1f}), {more:+.1%} "
+            "parameters, {times:.2f} x training time: {conclusion} (p = {p:.2g}).",
             **names,
             points=100 * difference["difference"],
             low=low,
             high=high,
             more=row["parameters"] / first["parameters"] - 1,
             times=row["seconds"] / first["seconds"],
-            verdict=better if difference["real"] else language("no difference shown"),
+            conclusion=better if difference["real"] else language("not significant"),
             p=difference["p_holm"],
         )
 
@@ -52,10 +52,10 @@ def write_compare_page(rows: Sequence[ComparisonRow], out: Path, language: Langu
         for row in rows
     ]
     io.write_csv(out / "compare.csv", table, [*columns, *difference_columns])
-    costs = {"seconds": (language("Accuracy over training time"), language("seconds"))}
+    costs = {"seconds": (language("Accuracy by training time"), language("seconds"))}
     costs |= {
-        "megabytes": (language("Accuracy over size"), "MB"),
-        "images_per_s": (language("Accuracy over speed"), language("photos/s")),
+        "megabytes": (language("Accuracy by model size"), "MB"),
+        "images_per_s": (language("Accuracy by throughput"), language("images/s")),
     }
     charts = [Markup(accuracy_cost_chart(rows, cost, *named, language)) for cost, named in costs.items()]
     context = {

@@ -26,23 +26,23 @@ TemplateContext = dict[str, Any]
 
 SPLITS = ("train", "val", "test")
 FINDING_LABELS = {
-    "unreadable": gettext_noop("Unreadable photos"),
-    "duplicates": gettext_noop("Groups of identical files"),
-    "near_duplicates": gettext_noop("Groups of near-identical photos"),
-    "conflicts": gettext_noop("Same photo under several classes"),
-    "leaks": gettext_noop("Same photo in several splits"),
+    "unreadable": gettext_noop("Unreadable images"),
+    "duplicates": gettext_noop("Groups of exact duplicates"),
+    "near_duplicates": gettext_noop("Groups of near-duplicates"),
+    "conflicts": gettext_noop("Same image in several classes"),
+    "leaks": gettext_noop("Same image in several splits"),
     "group_leaks": gettext_noop("Groups in several splits"),
-    "odd": gettext_noop("Photos that stand out (dark, bright, blank, blurred, small, long)"),
-    "label_errors": gettext_noop("Labels worth a second look"),
+    "odd": gettext_noop("Outliers (dark, bright, blank, blurred, small, long)"),
+    "label_errors": gettext_noop("Likely label errors"),
 }
 TIMING_LABELS = {
-    "decode": gettext_noop("reading the photos"),
-    "features": gettext_noop("features of the frozen backbone"),
-    "phase1": gettext_noop("training, backbone frozen"),
-    "phase2": gettext_noop("training, backbone unfrozen"),
+    "decode": gettext_noop("audit and decoding"),
+    "features": gettext_noop("frozen features"),
+    "phase1": gettext_noop("linear probe"),
+    "phase2": gettext_noop("fine-tuning"),
     "evaluate": gettext_noop("evaluation"),
-    "report": gettext_noop("this report"),
-    "other": gettext_noop("everything else"),
+    "report": gettext_noop("report"),
+    "other": gettext_noop("other"),
 }
 MAX_MISTAKES = 12
 """Mistakes whose photos are shown."""
@@ -164,7 +164,7 @@ def _charts(
         "roc": Markup(trust_charts.roc_chart(split_metrics, language)) if split_metrics.get("roc") else "",
         "trust": [Markup(chart) for chart in trust],
         "growth": Markup(trust_charts.data_scaling_chart(curve, language)) if curve else "",
-        "more": wording.describe_data_scaling(curve, language) if curve else "",
+        "more": wording.describe_learning_curve(curve, language) if curve else "",
         "gained": wording.describe_class_gains(curve, language) if curve else "",
     }
 
@@ -229,5 +229,5 @@ def _format_finding(finding: dict[str, Any] | list[str] | str, language: Languag
         return f"{finding['path']}: {finding['kind']}, {finding['detail']}"
     if "suggested" in finding:
         values = {"path": finding["path"], "label": finding.get("label"), "suggested": finding["suggested"]}
-        return language("{path}: {label}, or rather {suggested}?", **values)
+        return language("{path}: labelled {label}, predicted {suggested}", **values)
     return f"{finding['path']}: {finding.get('reason')}"

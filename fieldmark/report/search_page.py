@@ -29,24 +29,24 @@ def summarize_search(rows: Sequence[TrialRow], run: Run) -> TrialRow:
 def describe_search(summary: TrialRow, language: Language = ENGLISH) -> list[str]:
     """What came of it."""
     best, n = summary["best"], len(summary["rows"])
-    short = sum(row["val_accuracy"] is None for row in summary["rows"])
+    pruned = sum(row["val_accuracy"] is None for row in summary["rows"])
     share, photos = best["val_accuracy"], best["photos"]
-    chance = math.sqrt(max(share * (1 - share), 1 / photos) / photos)
+    standard_error = math.sqrt(max(share * (1 - share), 1 / photos) / photos)
     default_accuracy = language.percent(best["as_it_stands"]["val_accuracy"])
     values = {"trial": best["trial"], "share": language.percent(share), "plain": default_accuracy}
     lines = [
         language(
-            "{n} trials, {short} of them cut short; the best is trial {trial}: {share} of {photos:,} validation "
-            "photos, where the recipe as it stands has {plain}.",
+            "{n} trials, {pruned} of them pruned. The best, trial {trial}, has an accuracy of {share} on {photos:,} "
+            "validation images, the original recipe {plain}.",
             **values,
             n=n,
-            short=short,
+            pruned=pruned,
             photos=photos,
         ),
         language(
-            "A figure on so few photos is uncertain by {chance} (one standard error), and the best of many is partly "
-            "the luckiest: only the test photos, which no trial saw, say how good it is.",
-            chance=language.percent(chance),
+            "The standard error of an accuracy on this validation set is {error}, and the best of many trials is "
+            "biased upwards. Only the test set, which no trial has used, gives an unbiased estimate.",
+            error=language.percent(standard_error),
         ),
     ]
     if (test := best["test"]) and test.get("accuracy") is not None:
@@ -57,7 +57,7 @@ def describe_search(summary: TrialRow, language: Language = ENGLISH) -> list[str
         }
         lines.append(
             language(
-                "Trained as a whole, it tells {share} of {n:,} test photos right (95 % interval {range}).",
+                "After the full training, the test accuracy is {share} on {n:,} images (95 % CI {range}).",
                 **test_values,
             )
         )

@@ -77,7 +77,7 @@ def test_check_with_something_to_see_to(here, small_photos, tmp_path):
     done = here("check", tmp_path / "photos", "--json")
     assert done.code == 1
     assert done.json["conflicts"] == done.json["duplicates"] == [["disc/00.jpg", "square/twice.jpg"]]
-    assert "49  photos" in here("check", tmp_path / "photos").out
+    assert "49  images" in here("check", tmp_path / "photos").out
 
 
 # ---- train

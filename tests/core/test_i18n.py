@@ -144,9 +144,9 @@ def test_a_report_can_be_written_anew_in_another_language(tmp_path, here):
         ["report.html", "card.md", "curves.svg"],
     )
     shown = (run / "report.html").read_text(encoding="utf-8")
-    assert "混淆矩阵" not in shown and "混淆情况" in shown and "data:image/jpeg" in shown
+    assert "Confusion matrix" not in shown and "混淆矩阵" in shown and "data:image/jpeg" in shown
     (run / "recipe.yaml").write_text("lang: zh")
-    assert rewrite_report(run)[1] == [] and "混淆情况" in (run / "report.html").read_text(encoding="utf-8")
+    assert rewrite_report(run)[1] == [] and "混淆矩阵" in (run / "report.html").read_text(encoding="utf-8")
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     done = here("report", run, "--lang", "en")
     assert done.code == 1 and "the photos cannot be had" in done.err and "report.html" in done.out

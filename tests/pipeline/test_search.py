@@ -56,7 +56,7 @@ def test_only_the_best_is_tested_and_its_recipe_repeats_it(searched):
     assert left >= {"search.html", "search.json", "search.csv", "recipe.yaml", "split.csv", module.JOURNAL}
     assert not list(out.glob("trial-*")) and not (out / module.SHARED).exists()
     page = (out / "search.html").read_text(encoding="utf-8")
-    assert "label_smoothing" in page and "(as it stands)" in page and page.count("<svg") == 1
+    assert "label_smoothing" in page and "(original recipe)" in page and page.count("<svg") == 1
     sides = [(out / "split.csv").read_text(), (Path(best["run"]) / "split.csv").read_text()]
     assert sides[0] == sides[1]
 
@@ -236,7 +236,7 @@ def test_its_page_is_chinese_where_that_is_asked_for(tmp_path: Path):
         summarize_search([{"best": False} | row for row in rows], run), tmp_path, get_language("zh")
     )
     page = files[0].read_text(encoding="utf-8")
-    assert '<html lang="zh-CN">' in page and "（原配方）" in page and "共 3 次试验，其中 1 次提前结束" in page
+    assert '<html lang="zh-CN">' in page and "（原配方）" in page and "共 3 次试验，其中 1 次被剪枝" in page
     assert not english(
         "\n".join(Words(page).words), [str(tmp_path), tmp_path.name, "recipe.yaml", "exact", "True", "False"]
     )

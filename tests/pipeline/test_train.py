@@ -195,7 +195,7 @@ def test_without_test_photos_and_without_training(drawing, tmp_path):
     run = fieldmark.train(tmp_path / "photos", recipe, out=tmp_path / "run")
     assert run.metrics["test"] is run.metrics["validation"] is None and run.metrics["best_epoch"] == 0
     assert "not tested: a, b" in run.metrics["warnings"][0]
-    assert "no labelled photo was left to test it on" in (run.folder / "report.html").read_text()
+    assert "its accuracy is unknown" in (run.folder / "report.html").read_text()
     with pytest.raises(FieldmarkError, match="has no test split"):
         evaluate(run.folder, None, Reporter())
 

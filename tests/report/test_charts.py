@@ -51,20 +51,15 @@ def test_curves_draw_any_history_as_xml_inside_the_frame(rows, unfrozen_from, be
 
 def test_curves_mark_the_unfreezing_and_the_best_epoch():
     drawing = svg.training_curves(history(5))
-    assert drawing.count("unfrozen") == 2  # once a panel
+    assert drawing.count("fine-tuning") == 2  # once a panel
     assert drawing.count("best: 5") == 2
     assert svg.training_curves(history(5), best=2).count("best: 2") == 2
-    assert "unfrozen" not in svg.training_curves(history(5, unfrozen_from=1)), "it was never frozen"
-    assert "unfrozen" not in svg.training_curves(history(5, unfrozen_from=9))
+    assert "fine-tuning" not in svg.training_curves(history(5, unfrozen_from=1)), "without a linear probe"
+    assert "fine-tuning" not in svg.training_curves(history(5, unfrozen_from=9))
     gradual = [row | {"phase": phase} for row, phase in zip(history(6), (1, 2, 2, 3, 3, 3), strict=True)]
-    assert (
-        svg.training_curves(gradual).count("unfrozen") == 4 and svg.training_curves(gradual).count("all unfrozen") == 2
-    )
-    assert (
-        svg.training_curves(gradual[1:]).count("unfrozen")
-        == svg.training_curves(gradual[1:]).count("all unfrozen")
-        == 2
-    )
+    assert svg.training_curves(gradual).count("fine-tuning") == svg.training_curves(gradual).count("all layers") == 2
+    assert "fine-tuning" not in svg.training_curves(gradual[1:])
+    assert svg.training_curves(gradual[1:]).count("all layers") == 2
 
 
 def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
@@ -225,4 +220,4 @@ def test_charts_of_one_page_share_no_name(two):
 def test_a_chinese_legend_is_given_room():
     assert svg.text_width("验证集") == 39 and svg.text_width("abc") == 21
     drawing = svg.training_curve(history(12), "accuracy", 12, get_language("zh"))
-    assert all(word in drawing for word in ("准确率", "训练集", "验证集", "最佳：第 12 轮", "解冻"))
+    assert all(word in drawing for word in ("准确率", "训练集", "验证集", "最佳：第 12 轮", "微调"))

@@ -120,7 +120,7 @@ def test_the_figures_on_page_and_card_are_those_of_metrics_json(tmp_path, classe
     test, validation = metrics["test"], metrics["validation"]
     share, between = written(test["accuracy"], ""), written(test["ci95"], "")
     n = len(classes)
-    sentence = f"On {60 * n} photos it had never seen, the classifier names the right one of {n} classes {share} of"
+    sentence = f"On a test set of {60 * n} images, the accuracy over {n} classes is {share}"
     for text in (page.text, re.sub(r"\s+", " ", card)):
         assert sentence.replace("\xa0", " ") in text and between.replace("\xa0", " ") in text
         assert f"{test['macro_f1']:.3f}" in text and written(test["ece"], "").replace("\xa0", " ") in text
@@ -131,7 +131,7 @@ def test_the_figures_on_page_and_card_are_those_of_metrics_json(tmp_path, classe
     (figure,) = front["model-index"][0]["results"][0]["metrics"]
     low, high = test["ci95"]
     assert figure["value"] == test["accuracy"]
-    assert figure["name"] == f"accuracy (95 % interval {low:.3f} to {high:.3f})"
+    assert figure["name"] == f"accuracy (95 % CI {low:.3f} to {high:.3f})"
 
 
 # ---- the page
@@ -177,15 +177,15 @@ def test_the_surest_mistakes_come_first_with_their_photos(tmp_path, trashnet):
     write_csv(tmp_path / "predictions.csv", "path,label,predicted,confidence,known", photos + gone)
     page = Page(write_report(tmp_path, Folder(trashnet))[0])
     pictures = [attributes for tag, attributes in page.tags if tag == "img"]
-    of = {"g": "A photo of glass, answered as paper", "p": "A photo of paper, answered as glass"}
-    of["r"] = "A photo of paper, answered as paper"
+    of = {"g": "Image of glass, predicted as paper", "p": "Image of paper, predicted as glass"}
+    of["r"] = "Image of paper, predicted as paper"
     # Confusions (one photo is gone) beside a right one, mistakes, the sheet: glass confused; paper typical, confused.
     assert [picture["alt"] for picture in pictures] == [of[k] for k in "gr" + "p" + "pg" + "grp"]
     for picture in pictures:
         content = base64.b64decode((picture["src"] or "").removeprefix("data:image/jpeg;base64,"))
         assert max(Image.open(io.BytesIO(content)).size) <= 240
-    assert "3 of 4 test photos got a wrong answer" in page.text and "1 fell below the threshold" in page.text
-    worst = page.text[page.text.index("Where it was most wrong") :]
+    assert "3 of 4 test images are misclassified" in page.text and "1 of them are below the OOD threshold" in page.text
+    worst = page.text[page.text.index("Most confident errors") :]
     assert worst.index("97 %") < worst.index("gone.jpg") < worst.index("61 %")
 
 
@@ -195,10 +195,12 @@ def test_the_evidence_of_a_run_stands_beside_its_photos(small_run, small_photos,
     typical = [row[1] for row in page.tables["sheet"][1:]]
     assert len(typical) == 3
     spoke = [attributes["alt"] or "" for tag, attributes in page.tags if tag == "img"]
-    assert sum(alt.startswith("What spoke for") for alt in spoke) >= 3
+    assert sum(alt.startswith("Class evidence for") for alt in spoke) >= 3
     shutil.rmtree(tmp_path / "run" / "bundle")
     page = Page(write_report(tmp_path / "run", Folder(small_photos))[0])
-    assert "The photos alone" in page.text and not any("spoke for" in (a.get("alt") or "") for _, a in page.tags)
+    assert "Class activation maps are missing" in page.text and not any(
+        "evidence for" in (a.get("alt") or "") for _, a in page.tags
+    )
 
 
 def test_a_hundred_classes_with_photos_stay_small(tmp_path, birds100):
@@ -235,26 +237,29 @@ def test_bare_metrics_and_null_figures_make_a_page(tmp_path):
         (tmp_path / folder).mkdir(exist_ok=True)
         (tmp_path / folder / "metrics.json").write_text(json.dumps(content))
         page = Page(write_report(tmp_path / folder, None)[0])
-        assert "nobody knows yet how good it is" in page.text
+        assert "its accuracy is unknown" in page.text
         assert "None" not in page.text and "nan" not in page.text
 
 
 def test_few_photos_no_test_and_guessing_are_told(tmp_path):
     metrics = make_run(tmp_path, ["a", "b"], per_class=12)
-    assert "18 times" in Page(write_report(tmp_path, None)[0]).text
-    assert "So few photos prove little" in (tmp_path / "card.md").read_text(encoding="utf-8")
+    assert "(18 images correct)" in Page(write_report(tmp_path, None)[0]).text
+    assert "So small a set leaves a wide 95 % CI" in (tmp_path / "card.md").read_text(encoding="utf-8")
     (tmp_path / "metrics.json").write_text(json.dumps({**metrics, "test": None}))
-    assert "No photo was kept for a test. On 24 validation photos" in Page(write_report(tmp_path, None)[0]).text
+    assert "There is no test set. On 24 validation images" in Page(write_report(tmp_path, None)[0]).text
     metrics["test"]["ci95"] = [0.0, 0.9]
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
-    assert "not shown to be better than always answering “a” (50.0 %)" in Page(write_report(tmp_path, None)[0]).text
+    assert (
+        "not significantly better than the majority-class baseline, which always predicts “a” (50.0 %)"
+        in Page(write_report(tmp_path, None)[0]).text
+    )
 
 
 def test_one_epoch_and_a_name_that_is_no_unicode(tmp_path):
     make_run(tmp_path, ["a", "b"], epochs=1)
     rows = b"path,label,predicted,confidence,known\na/\xff.jpg,a,b,0.9,True\nb/1.jpg,b,b,,True\n"
     (tmp_path / "predictions.csv").write_bytes(rows)
-    assert "1 of 1 test photos got a wrong answer" in Page(write_report(tmp_path, None)[0]).text
+    assert "1 of 1 test images are misclassified" in Page(write_report(tmp_path, None)[0]).text
 
 
 def test_folds_are_told_together_and_one_by_one(tmp_path):
@@ -266,9 +271,9 @@ def test_folds_are_told_together_and_one_by_one(tmp_path):
     (tmp_path / "metrics.json").write_text(json.dumps(metrics))
     page = Page(write_report(tmp_path, None)[0])
     agree(page, metrics)
-    told = ("each judged by the one of 3 classifiers that had not seen it", "varies by 1.2 % (standard deviation)")
-    assert all(text in page.text for text in (*told, each[0]["command"], "empty file", "12 of 240 test photos got"))
-    assert "score of 0.00" not in page.text and "nan" not in page.text
+    told = ("In 3-fold cross-validation on 80 images", "standard deviation of the accuracy between the folds is 1.2 %")
+    assert all(text in page.text for text in (*told, each[0]["command"], "empty file", "12 of 240 test images are"))
+    assert "below 0.00" not in page.text and "nan" not in page.text
     rows = [[" ".join(cell.split()) for cell in row] for row in page.tables["folds"][1:]]
     expected = [[str(k), "80", written(run["test"]["accuracy"], "")] for k, run in enumerate(each, 1)]
     assert [row[:3] for row in rows] == [[cell.replace("\xa0", " ") for cell in row] for row in expected]
@@ -287,12 +292,12 @@ def test_what_was_asked_for_is_told_and_what_is_usual_is_not(tmp_path):
     (tmp_path / "recipe.yaml").write_text("epochs: 6\nafter: -1:mask\nseed: 0\naugment: standard\nmixup: 0.25\n")
     page, card = Page(write_report(tmp_path, None)[0]).text, (tmp_path / "card.md").read_text(encoding="utf-8")
     assert "--after -1:mask --mixup 0.25 --epochs 6 Time" in page
-    assert "Epochs: 6, of which 2 with the backbone frozen." in card and "Time: 4 min 42 s in all." in card
+    assert "Epochs: 6 (2 linear probe, 4 fine-tuning)." in card and "Total time: 4 min 42 s." in card
     assert (
         "- --after: -1:mask\n- --mixup: 0.25\n- --epochs: 6\n" in card
         and "seed:" not in card
         and "standard" not in card
     )
-    assert "Epochs: 6, of which 2 with the backbone frozen. The weights of epoch 6" in page
+    assert "Epochs: 6 (2 linear probe, 4 fine-tuning). The weights of epoch 6" in page
     (tmp_path / "recipe.yaml").write_text("of_a_later_version: 1")
-    assert "Settings beyond" not in Page(write_report(tmp_path, None)[0]).text
+    assert "Non-default settings" not in Page(write_report(tmp_path, None)[0]).text

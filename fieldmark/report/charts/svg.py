@@ -157,14 +157,14 @@ def training_curves(history: Sequence[Mapping[str, Any]], best: int | None = Non
     """
     right = f'<g transform="translate({WIDTH} 0)">{_training_panel(history, "accuracy", best, language)}</g>'
     body = _training_panel(history, "loss", best, language) + right
-    return svg("curves", (2 * WIDTH, HEIGHT), language("Learning curves"), _describe_history(history, language), body)
+    return svg("curves", (2 * WIDTH, HEIGHT), language("Training curves"), _describe_history(history, language), body)
 
 
 def training_curve(
     history: Sequence[Mapping[str, Any]], kind: str, best: int | None = None, language: Language = ENGLISH
 ) -> str:
     """One panel of `curves`, "loss" or "accuracy": a page sets two side by side or, on a phone, one below the other."""
-    title = language("{figure} over the epochs", figure=language(TITLES[kind]))
+    title = language("{metric} by epoch", metric=language(TITLES[kind]))
     return svg(
         kind,
         (WIDTH, HEIGHT),
@@ -208,7 +208,7 @@ def _unfreeze_markers(
         if str(row.get("phase")) == str(before.get("phase")):
             continue
         x_pixel = axes.x(int(row["epoch"]) - 0.5)
-        label = language("all unfrozen") if str(row.get("phase")) == "3" else language("unfrozen")
+        label = language("all layers") if str(row.get("phase")) == "3" else language("fine-tuning")
         label_offset, anchor = (6, "start") if x_pixel < 0.7 * WIDTH else (-6, "end")
         parts.append(f'<line class="mark" x1="{x_pixel}" x2="{x_pixel}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{x_pixel + label_offset}" y="{y}" text-anchor="{anchor}">{label}</text>')
@@ -228,7 +228,7 @@ def _best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
 def _describe_history(history: Sequence[Mapping[str, Any]], language: Language) -> str:
     best = _best_epoch(history)
     if best is None:
-        return language("No validation figures were recorded.")
+        return language("No validation metrics were recorded.")
     accuracy = language.percent(dict(_points(history, "val_accuracy"))[best])
     description = language(
         "Validation accuracy is highest in epoch {best} of {n}, at {accuracy}.",

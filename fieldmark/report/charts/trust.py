@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from fieldmark.core.i18n import ENGLISH, Language
+from fieldmark.core.i18n import ENGLISH, Language, format_number
 from fieldmark.report.charts.svg import (
     HEIGHT,
     LEFT,
@@ -56,7 +56,7 @@ def confusion_matrix(matrix: Sequence[Sequence[int]], classes: Sequence[str], la
         rows.append(f'<tr><th scope="row">{escape(name)}</th>{cells}<td class="total">{total}</td></tr>')
     return (
         f'<table class="confusion{long}"><thead><tr><th scope="col">{language("true class")}</th>{head}'
-        f'<th scope="col"><span>{language("photos")}</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
+        f'<th scope="col"><span>{language("images")}</span></th></tr></thead><tbody>{"".join(rows)}</tbody></table>'
     )
 
 
@@ -87,11 +87,12 @@ def _heatmap(matrix: Sequence[Sequence[int]], language: Language) -> str:
     )
     frame = f'<path class="grid" style="stroke-width:1" d="M{margin} {margin}H{size - 1}V{size - 1}H{margin}z"/>'
     axis_titles = (
-        f'<text x="{margin}" y="14">{language("answered class")}</text>'
+        f'<text x="{margin}" y="14">{language("predicted class")}</text>'
         f'<text transform="translate(14 {margin}) rotate(-90)" text-anchor="end">{language("true class")}</text>'
     )
     description = language(
-        "{n} classes; blue on the diagonal is right, orange beside it is wrong, stronger is more often.", n=len(matrix)
+        "{n} classes; blue, on the diagonal, is correct; orange is incorrect; stronger colours are more frequent.",
+        n=len(matrix),
     )
     return svg("matrix", (size, size), language("Confusion matrix"), description, frame + cells + axis_titles)
 
@@ -108,7 +109,7 @@ def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = E
     axes, foot = Axes((0, 1), (0, 1), top=64, bottom=274), 322
     most = max((row["n"] for row in after), default=1)
     parts = [
-        f'<text class="name" x="{LEFT}" y="18">{language("Share that was right")}</text>',
+        f'<text class="name" x="{LEFT}" y="18">{language("Accuracy")}</text>',
         axes.grid(percent_labels(UNIT_TICKS, language)),
     ]
     for row in after:
@@ -118,7 +119,7 @@ def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = E
             f'<text class="tiny" x="{at}" y="{foot - high - 3}" text-anchor="middle">{_short_count(row["n"])}</text>'
         )
     parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{foot}" y2="{foot}"/>')
-    parts.append(f'<text class="tiny" x="{LEFT - 6}" y="{foot - 2}" text-anchor="end">{language("photos")}</text>')
+    parts.append(f'<text class="tiny" x="{LEFT - 6}" y="{foot - 2}" text-anchor="end">{language("images")}</text>')
     parts.append(axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("confidence"), foot))
     parts.append(axes.lines("mark", [(0, 0), (1, 1)]))
     for rows, line, mark, kind in ((before, "other", square, "odd"), (after, "main", circle, "full")):
@@ -128,15 +129,15 @@ def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = E
         "before": language.percent(split_metrics.get("ece_before")),
         "after": language.percent(split_metrics.get("ece")),
     }
-    parts.append(legend([("mark", language("as it should be"))], LEFT + 200))
+    parts.append(legend([("mark", language("perfect calibration"))], LEFT + 200))
     legend_items = [
         (square(0, 0, "odd"), language("before: ECE {error}", error=ece_text["before"])),
         (circle(0, 0, "full"), language("after: ECE {error}", error=ece_text["after"])),
     ]
     parts.append(legend(legend_items, LEFT, 40))
     description = language(
-        "Share of right answers against confidence in {bins} bins. Expected calibration error {before} before and"
-        " {after} after temperature scaling.",
+        "Accuracy by confidence in {bins} bins. Expected calibration error {before} before and {after} after"
+        " temperature scaling.",
         bins=len(after),
         **ece_text,
     )
@@ -161,9 +162,9 @@ def coverage_chart(split_metrics: Mapping[str, Any], language: Language = ENGLIS
     marks = nice_ticks(min(lowest, 0.95), 1.0)
     axes = Axes((0, 1), (marks[0], marks[-1]))
     parts = [
-        f'<text class="name" x="{LEFT}" y="18">{language("Accuracy of what it answers")}</text>',
+        f'<text class="name" x="{LEFT}" y="18">{language("Selective accuracy")}</text>',
         axes.grid(percent_labels(marks, language)),
-        axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("photos answered")),
+        axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("coverage")),
         axes.lines("main", curve),
     ]
     for share, accuracy in chosen:
@@ -178,11 +179,11 @@ def coverage_chart(split_metrics: Mapping[str, Any], language: Language = ENGLIS
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{y}" y2="{axes.bottom}"/>{circle(x, y)}')
         parts.append(f'<text x="{x + label_offset}" y="{axes.bottom - 10}" text-anchor="{anchor}">{text}</text>')
     description = language(
-        "At the chosen threshold {coverage} of the photos are answered, {accuracy} of them right.",
+        "At the chosen threshold the coverage is {coverage} and the selective accuracy {accuracy}.",
         coverage=language.percent(chosen_coverage),
         accuracy=language.percent(selective_accuracy),
     )
-    return svg("coverage", (WIDTH, HEIGHT), language("Coverage and accuracy"), description, "".join(parts))
+    return svg("coverage", (WIDTH, HEIGHT), language("Selective accuracy by coverage"), description, "".join(parts))
 
 
 def roc_chart(split_metrics: Mapping[str, Any], language: Language = ENGLISH) -> str:
@@ -191,20 +192,20 @@ def roc_chart(split_metrics: Mapping[str, Any], language: Language = ENGLISH) ->
     curve = list(zip(split_metrics["roc"]["fpr"], split_metrics["roc"]["tpr"], strict=True))
     at_threshold = split_metrics.get("at_threshold") or {}
     parts = [
-        f'<text class="name" x="{LEFT}" y="18">{language("Found against false alarms")}</text>',
+        f'<text class="name" x="{LEFT}" y="18">{language("ROC curve")}</text>',
         axes.grid(percent_labels(UNIT_TICKS, language)),
-        axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("false alarms (1 - specificity)")),
+        axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("false positive rate (1 - specificity)")),
         axes.lines("mark", [(0, 0), (1, 1)]),
         axes.lines("main", curve),
     ]
     legend_items = []
     for point, mark, kind, text in (
-        (split_metrics, circle, "", language("the likelier class")),
+        (split_metrics, circle, "", language("threshold {threshold}", threshold=0.5)),
         (
             at_threshold,
             square,
             "odd",
-            language("from {threshold} on", threshold=language.percent(at_threshold.get("threshold"))),
+            language("threshold {threshold}", threshold=format_number(at_threshold.get("threshold"))),
         ),
     ):
         if point.get("sensitivity") is not None and point.get("specificity") is not None:
@@ -212,7 +213,7 @@ def roc_chart(split_metrics: Mapping[str, Any], language: Language = ENGLISH) ->
             legend_items.append((mark(0, 0, kind), text))
     parts.append(legend(legend_items, LEFT, 40))
     description = language(
-        "The area below the curve is {area}; 0.5 is chance, 1 is perfect.", area=f"{split_metrics['roc_auc']:.3f}"
+        "The area under the curve is {area}; 0.5 is chance, 1 is perfect.", area=f"{split_metrics['roc_auc']:.3f}"
     )
     return svg("roc", (WIDTH, 350), language("ROC curve"), description, "".join(parts))
 
@@ -232,7 +233,7 @@ def data_scaling_chart(curve: Mapping[str, Any], language: Language = ENGLISH) -
     parts = [
         f'<text class="name" x="{LEFT}" y="18">{language("Accuracy")}</text>',
         axes.grid([mark for mark in percent_labels(marks, language) if 0 <= mark[0] <= 1]),
-        axes.x_tick_labels(labels, language("photos learnt from")),
+        axes.x_tick_labels(labels, language("training images")),
     ]
     for at, row in points:
         x, (low, high) = axes.x(at), map(axes.y, row["ci95"])
@@ -241,14 +242,16 @@ def data_scaling_chart(curve: Mapping[str, Any], language: Language = ENGLISH) -
     parts.append(axes.lines("other", [(last, full["accuracy"]), ahead]))
     parts += [circle(axes.x(at), axes.y(row["accuracy"]), "full") for at, row in points]
     parts.append(square(axes.x(ahead[0]), axes.y(ahead[1]), "odd"))
-    legend_items = [(circle(0, 0, "full"), language("measured")), (square(0, 0, "odd"), language("if it goes on so"))]
+    legend_items = [(circle(0, 0, "full"), language("measured")), (square(0, 0, "odd"), language("extrapolated"))]
     parts.append(legend(legend_items, LEFT + text_width(language("Accuracy")) + 24))
     description = language(
-        "Accuracy {first} with {few} photos, {full} with {all}; {doubled} expected with twice as many.",
+        "Accuracy {first} with {few} images, {full} with {all}; {doubled} extrapolated to twice as many.",
         first=language.percent(points[0][1]["accuracy"]),
         few=points[0][1]["photos"],
         full=language.percent(full["accuracy"]),
         all=full["photos"],
         doubled=language.percent(curve["doubled"]),
     )
-    return svg("growth", (WIDTH, HEIGHT), language("Accuracy by the number of photos"), description, "".join(parts))
+    return svg(
+        "growth", (WIDTH, HEIGHT), language("Accuracy by number of training images"), description, "".join(parts)
+    )
