@@ -1,22 +1,32 @@
 # Two commands on a fresh machine: `make demo` and `make test`. Each sets up .venv first, once.
 PYTHON ?= python3
 BIN := .venv/bin
+INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
 
 .PHONY: demo docs test
 
-demo: .venv/installed
+demo: .venv/demo
 	$(BIN)/fieldmark demo
 
-test: .venv/installed
+test: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
 	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-docs: .venv/installed
+docs: .venv/dev
 	$(BIN)/sphinx-build --fresh-env --fail-on-warning --quiet docs build/site
 
-.venv/installed: pyproject.toml constraints.txt
+# What runs needs; PyTorch is by far the largest part.
+.venv/demo: pyproject.toml constraints.txt
+	@echo "Installing Fieldmark and PyTorch into .venv: about DEMO_MB MB to download, a few minutes."
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	$(INSTALL) '.[demo]'
 	touch $@
+
+# What developing needs on top.
+.venv/dev: pyproject.toml constraints.txt
+	@echo "Installing Fieldmark, PyTorch and the tools for development into .venv: about DEV_MB MB to download."
+	$(PYTHON) -m venv .venv
+	$(INSTALL) '.[dev]'
+	touch $@ .venv/demo

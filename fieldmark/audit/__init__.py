@@ -1,0 +1,1 @@
+"""A catalog -> unreadable and duplicate images, leaks, outliers, shortcuts, label errors."""

@@ -1,1 +1,1 @@
-"""folder of photos -> catalog, findings, split; file -> RGB. No torch here."""
+"""Images on disk, in archives, tables or arrays -> a catalog with labels and a split -> decoded pixels -> batches."""

@@ -1,0 +1,1 @@
+"""Predictions and labels -> metrics with confidence intervals, calibration, tests of a difference."""

@@ -1,0 +1,1 @@
+"""A network, an image and a class -> class evidence, attribution maps, and how faithful each map is."""

@@ -1,0 +1,1 @@
+"""Images -> predictions with onnxruntime and without PyTorch; the bundle and the folder of a run."""

@@ -1,0 +1,1 @@
+"""Every hyperparameter and option of a run (`recipe.py`), and the named recipes that come with Fieldmark."""

@@ -1,0 +1,1 @@
+"""Metrics -> inline SVG charts with HTML text, so that any script is drawn right."""
