@@ -56,7 +56,7 @@ def constants(photos: str, name: str, home: Path) -> tuple[dict[str, float], dic
     size, took = {"file": statistics.fmean(map(len, contents))}, dict[str, float]()
 
     took["packing"] = milliseconds("packing", lambda: write_shards(photos, home / f"s{time.monotonic_ns()}", quiet), n)
-    size["in shards"] = write_shards(photos, home / "shards", quiet)["bytes"] / n
+    size["in shards"] = write_shards(photos, home / "shards", quiet).n_bytes / n
     took["listing"] = milliseconds("listing shards", lambda: read_catalog(home / "shards"), n)
     tracemalloc.start()
     listed = read_catalog(home / "shards")

@@ -8,6 +8,8 @@ import csv
 import json
 import math
 import os
+import shutil
+import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +38,20 @@ def atomic_path(file: Path, *, sync: bool = False) -> Iterator[Path]:
         partial.replace(file)
     except BaseException:
         partial.unlink(missing_ok=True)
+        raise
+
+
+@contextmanager
+def new_folder(folder: Path) -> Iterator[Path]:
+    """A temporary folder beside `folder` to write to; it becomes `folder` when the block ends without an exception."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield partial
+        partial.chmod(0o755)  # a temporary folder is closed to others
+        partial.replace(folder)
+    except BaseException:
+        shutil.rmtree(partial)
         raise
 
 

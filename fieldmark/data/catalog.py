@@ -1,4 +1,4 @@
-"""The table of photos: which there are, under which class, and what was said about each."""
+"""The index of a dataset: path, label, split, group and box of each image."""
 
 import unicodedata
 from collections import defaultdict
@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fieldmark.core.text import printable
+from fieldmark.core.text import printable, summarize_names
 from fieldmark.data.image import Box
 
 if TYPE_CHECKING:
     from fieldmark.data.readers.files import FileTree
 
-# HEIC is a photo that cannot be read here: listed, so that the audit can say so.
+# HEIC cannot be decoded; it is listed so that the audit reports it.
 IMAGE_EXTENSIONS = frozenset(
     (
         *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
@@ -25,14 +25,18 @@ SPLIT_ALIASES = {
     **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
     **dict.fromkeys(("test", "testing"), "test"),
 }
-"""What people call the sides of a split -> what we call them."""
+"""Accepted spellings of the names of splits."""
 
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo: `path` below the catalog's root, with "/"; `split` is train, val or test where it is given.
+    """One image of a catalog.
 
-    `group` names what it shares with others (a patient, an object, a place), `box` says where on it the thing is.
+    Attributes:
+        path: below the catalog's root, with "/".
+        split: train, val or test, if the dataset comes with a split.
+        group: name of what it shares with other images (a patient, an object, a place).
+        box: where on it the object is.
     """
 
     path: str
@@ -55,9 +59,14 @@ class UnreadableFile:
 
 @dataclass(frozen=True)
 class Catalog:
-    """All photos, sorted by path; `classes` are sorted too, and each has at least one photo.
+    """The images of a dataset, sorted by path, and its classes, sorted by name, each with at least one image.
 
-    Names keep undecodable bytes as surrogates, so that `contents` always finds them; print them by `printable`.
+    Undecodable bytes of names are kept as surrogates, so that `read_bytes` finds the file; show names by `printable`.
+
+    Attributes:
+        files: gives the bytes of the images.
+        warnings: one line for each kind of file that was left out.
+        manifest: the table that lists the images, if there is one beside them.
     """
 
     files: "FileTree" = field(compare=False)
@@ -68,28 +77,35 @@ class Catalog:
 
     @property
     def root(self) -> Path:
-        """The folder or archive in which the photos lie."""
+        """The folder or archive that holds the images."""
         return self.files.root
 
     @property
     def source(self) -> Path:
-        """What `read` was given: the manifest, where there is one beside them."""
+        """What `read_catalog` was given: the manifest if there is one, else `root`."""
         return self.manifest or self.root
 
     def read_bytes(self, photo: Photo) -> bytes:
-        """The file's bytes; raises `Unreadable`."""
+        """The bytes of the image's file; raises `UnreadableImageError`."""
         return self.files.read_bytes(photo.path)
 
 
 def trainable_classes(photos: Iterable[Photo]) -> set[str]:
-    """The classes that have photos to train on; all of them where there is nothing to train on but to evaluate."""
+    """The classes with training images; all classes if the dataset has no training images at all."""
     photos = tuple(photos)
     labels = {photo.label for photo in photos if photo.split in (None, "train")}
     return labels or {photo.label for photo in photos}
 
 
+def lost_class_warnings(lost: Iterable[str]) -> tuple[str, ...]:
+    """One line if classes are left out because they have no training images."""
+    return (
+        (f"classes without photos to train on left out: {summarize_names(names)}",) if (names := sorted(lost)) else ()
+    )
+
+
 def similar_class_warnings(classes: Iterable[str]) -> Iterator[str]:
-    """A warning for every set of names that a person would take for one."""
+    """One line for each set of names that differ only in case, white space or Unicode form."""
     names_by_key = defaultdict(list)
     for name in sorted(classes):
         names_by_key["".join(unicodedata.normalize("NFKC", name).split()).casefold()].append(f'"{printable(name)}"')
@@ -99,5 +115,5 @@ def similar_class_warnings(classes: Iterable[str]) -> Iterator[str]:
 
 
 def has_image_extension(name: str) -> bool:
-    """By its extension."""
+    """Whether the file name ends in one of `IMAGE_EXTENSIONS`."""
     return "." in name and "." + name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS

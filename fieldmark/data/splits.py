@@ -1,17 +1,17 @@
-"""table + groups -> train / val / test, a side for every photo."""
+"""Splits into train, val and test: stratified by class, groups kept whole; and the split file."""
 
-import csv
 import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable
 from fieldmark.data.catalog import Catalog, Photo
 
-_SPLITS = ("train", "val", "test")
-_SPLIT_COLUMNS = ["path", "label", "split", "group"]
+SPLITS = ("train", "val", "test")
+SPLIT_COLUMNS = ["path", "label", "split", "group"]
 
 
 def assign_splits(
@@ -25,72 +25,92 @@ def assign_splits(
     allow_leaks: bool = False,
     fold: tuple[int, int] | None = None,
 ) -> tuple[str, ...]:
-    """A side for every photo (train, val or test): stratified by class, the photos of one group together.
+    """The split of each image (train, val or test), stratified by class; a group is never divided.
 
-    A given split keeps its test and validation photos; what is missing is taken from its training photos, by the same
-    `fractions` (train, val, test). A class of three groups or more is on every side, of two in train and test, of one
-    in train alone; only groups that span classes can stand against that. Paths, groups and seed decide, never the
-    order. With `fold` (k, of), k from 1, the k-th of so many parts is the test, whatever sides are given.
-    `leaks` and `group_leaks` (those of `Audit`) raise `FieldmarkError`, as does a split without training photos.
+    The test and validation images of a given split are kept; a missing one is taken from the training images. A class
+    of three or more groups is in every split, of two in train and test, of one in train alone, unless groups that span
+    classes prevent it. The result depends on paths, groups and seed, and not on the order.
+
+    Args:
+        groups: group number of each image, as `AuditReport.groups`.
+        fractions: part of each class for train, val and test.
+        leaks: images in several of the given splits, as `AuditReport.leaks`.
+        group_leaks: groups in several of the given splits.
+        fold: (k, n) makes the k-th of n parts the test split, k from 1, whatever splits are given.
+
+    Raises:
+        FieldmarkError: there are leaks and `allow_leaks` is not set, or no training images.
     """
     if fold:
         return _assign_fold(catalog, groups, seed, fractions[1], fold)
-    if leaks and not allow_leaks:
-        pair = " = ".join(map(printable, leaks[0][:2]))
-        raise FieldmarkError(
-            f"{pluralize(len(leaks), 'photo')} in more than one of the given splits ({pair}): "
-            "the test would not be fair;"
-            " remove them there, or accept it with --allow-leaks"
-        )
-    if group_leaks and not allow_leaks:
-        raise FieldmarkError(
-            f"{pluralize(len(group_leaks), 'group')} in more than one of the given splits "
-            f"({printable(group_leaks[0])}):"
-            " the test would not be fair; keep each on one side, or accept it with --allow-leaks"
-        )
+    if not allow_leaks:
+        _refuse_leaks(leaks, group_leaks)
     splits = [photo.split or "train" for photo in catalog.photos]
-    missing_fractions = {side: fractions[_SPLITS.index(side)] for side in ("test", "val") if side not in splits}
-    members = _rows_by_group(groups, (i for i, side in enumerate(splits) if side == "train"))
+    missing_fractions = {split: fractions[SPLITS.index(split)] for split in ("test", "val") if split not in splits}
+    members = _rows_by_group(groups, (i for i, split in enumerate(splits) if split == "train"))
     if not members:
         raise FieldmarkError(f"{printable(str(catalog.root))} holds no photos to train on: add a folder train/")
-    for group, side in _assign_groups(catalog, members, missing_fractions, seed).items():
+    for group, split in _assign_groups(catalog, members, missing_fractions, seed).items():
         for i in members[group]:
-            splits[i] = side
+            splits[i] = split
     return tuple(splits)
 
 
 def write_split_file(path: Path, catalog: Catalog, splits: Sequence[str]) -> None:
-    """The split as CSV, `path,label,split`, and `group` where there are any; names keep their bytes."""
-    columns = _SPLIT_COLUMNS if any(photo.group is not None for photo in catalog.photos) else _SPLIT_COLUMNS[:-1]
-    with path.open("w", encoding="utf-8", errors="surrogateescape", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(columns)
-        for photo, split_name in zip(catalog.photos, splits, strict=True):
-            rows.writerow((photo.path, photo.label, split_name, photo.group)[: len(columns)])
+    """Write the split as CSV with the columns path, label, split, and group if any image has one; atomically."""
+    columns = SPLIT_COLUMNS if any(photo.group is not None for photo in catalog.photos) else SPLIT_COLUMNS[:-1]
+    rows = (
+        dict(zip(columns, (photo.path, photo.label, split, photo.group), strict=False))
+        for photo, split in zip(catalog.photos, splits, strict=True)
+    )
+    io.write_csv(path, rows, columns)
 
 
 def read_split_file(path: Path) -> tuple[Photo, ...]:
-    """The rows of a split file; further columns are passed over. Raises `FieldmarkError` where it is none."""
-    try:
-        with path.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            rows = list(csv.DictReader(file))
-    except (OSError, csv.Error) as error:
-        raise FieldmarkError(f"{printable(str(path))} cannot be read as a split file ({error})") from error
-    photos = tuple(
-        Photo(*(row.get(column) or "" for column in _SPLIT_COLUMNS[:3]), group=row.get("group") or None) for row in rows
-    )
-    wrong = next((line for line, photo in enumerate(photos, 2) if not photo.path or photo.split not in _SPLITS), None)
-    if wrong or not photos:
-        raise FieldmarkError(
-            f"{printable(str(path))}, row {wrong or 1}: expected path,label,split with train, val or test as the split"
-        )
+    """The images in a split file; further columns are ignored.
+
+    Raises:
+        FieldmarkError: it is missing, damaged or no split file.
+    """
+    if not path.is_file():
+        raise FieldmarkError(f"{printable(str(path))} cannot be read as a split file (no such file)")
+    photos = list[Photo]()
+    for number, row in enumerate(io.read_csv(path), 2):
+        image_path, label, split = (row.get(column) or "" for column in SPLIT_COLUMNS[:3])
+        if not image_path or split not in SPLITS:
+            raise _not_a_split_file_error(path, number)
+        photos.append(Photo(image_path, label, split, group=row.get("group") or None))
+    if not photos:
+        raise _not_a_split_file_error(path, 1)
     if len({photo.path for photo in photos}) < len(photos):
-        raise FieldmarkError(f"{printable(str(path))} names a photo twice")
-    return photos
+        raise FieldmarkError(f"{printable(str(path))} lists an image twice")
+    return tuple(photos)
+
+
+def _not_a_split_file_error(path: Path, row: int) -> FieldmarkError:
+    return FieldmarkError(
+        f"{printable(str(path))}, row {row}: expected path,label,split with train, val or test as the split"
+    )
+
+
+def _refuse_leaks(leaks: Sequence[Sequence[str]], group_leaks: Sequence[str]) -> None:
+    optimistic = "test metrics would be optimistic (leakage)"
+    if leaks:
+        pair = " = ".join(map(printable, leaks[0][:2]))
+        raise FieldmarkError(
+            f"{pluralize(len(leaks), 'photo')} in more than one of the given splits ({pair}): {optimistic};"
+            " remove them there, or accept it with --allow-leaks"
+        )
+    if group_leaks:
+        raise FieldmarkError(
+            f"{pluralize(len(group_leaks), 'group')} in more than one of the given splits"
+            f" ({printable(group_leaks[0])}): {optimistic}; keep each group in one split, or accept it with"
+            " --allow-leaks"
+        )
 
 
 def _rows_by_group(groups: Sequence[int], rows: Iterable[int]) -> dict[int, list[int]]:
-    """Group -> its photos among `rows`."""
+    """The images of each group among `rows`."""
     members: dict[int, list[int]] = defaultdict(list)
     for i in rows:
         members[groups[i]].append(i)
@@ -100,11 +120,11 @@ def _rows_by_group(groups: Sequence[int], rows: Iterable[int]) -> dict[int, list
 def _assign_fold(
     catalog: Catalog, groups: Sequence[int], seed: int, validation_fraction: float, fold: tuple[int, int]
 ) -> tuple[str, ...]:
-    """All photos in so many parts, stratified and with groups whole: one is the test, of the rest some choose."""
+    """The split of each image in one fold of a stratified, grouped cross-validation; val is taken from the rest."""
     fold_index, n_folds = fold
     members = _rows_by_group(groups, range(len(groups)))
     test_groups, remaining_groups = set[int](), dict(members)
-    for k in range(1, fold_index + 1):  # each takes its share of what is left, the last one all of it
+    for k in range(1, fold_index + 1):  # each fold takes its part of what the ones before have left
         share = {"test": 1 / (n_folds - k + 1)}
         test_groups = (
             set(_assign_groups(catalog, remaining_groups, share, seed)) if k < n_folds else set(remaining_groups)
@@ -120,43 +140,53 @@ def _assign_fold(
 def _assign_groups(
     catalog: Catalog, members: dict[int, list[int]], fractions: dict[str, float], seed: int
 ) -> dict[int, str]:
-    """Group -> side, for the groups that leave train; `missing` is side -> share of each class's photos."""
-    label_counts = {group: Counter(catalog.photos[i].label for i in rows) for group, rows in members.items()}
-    photos = sum(label_counts.values(), Counter[str]())
-    groups_left = Counter(
-        label for labels in label_counts.values() for label in labels
-    )  # each class's groups still in train
-    splits_by_label = {
-        label: list(fractions)[: n - 1] for label, n in groups_left.items()
-    }  # so that one group is left for train
-    order = sorted(
-        members, key=lambda group: _random_order_key(seed, min(catalog.photos[i].path for i in members[group]))
-    )
+    """The groups that leave the training split, by number, and the split that each gets.
+
+    Args:
+        members: the images of each group, as rows of the catalog.
+        fractions: the splits to fill, in this order, with this part of the images of each class.
+    """
+    photos = catalog.photos
+    label_counts = {group: Counter(photos[i].label for i in rows) for group, rows in members.items()}
+    n_images = sum(label_counts.values(), Counter[str]())
+    groups_left = Counter(label for labels in label_counts.values() for label in labels)  # still in train, by class
+    # A class of n groups serves the first n - 1 splits, so that one group is left for training.
+    splits_of_class = {label: list(fractions)[: n - 1] for label, n in groups_left.items()}
+    order = sorted(members, key=lambda group: _random_order_key(seed, min(photos[i].path for i in members[group])))
+    smallest_first = sorted(order, key=lambda group: label_counts[group].total())
     split_by_group: dict[int, str] = {}
-    for rank, (split_name, share) in enumerate(fractions.items(), 1):
-        wanted_counts = {
-            label: max(1, round(share * n))
-            for label, n in photos.items()
-            if split_name in splits_by_label[label] and share
-        }
-        assigned_counts: Counter[str] = Counter()
-        # First whatever brings a class nearer to its share; then, for a class of large groups only, its smallest.
-        smallest = sorted(order, key=lambda group: label_counts[group].total())
-        for group, only_needed in [(group, False) for group in order] + [(group, True) for group in smallest]:
+    for rank, (split, fraction) in enumerate(fractions.items(), 1):
+        quota = _Quota({label: fraction * n for label, n in n_images.items() if split in splits_of_class[label]})
+        n_later = {label: len(splits[rank:]) for label, splits in splits_of_class.items()}
+        # First the groups that fit the quota; then, for classes of large groups only, their smallest.
+        candidates = [(group, quota.is_approached_by) for group in order]
+        candidates += [(group, quota.lacks_class_in) for group in smallest_first]
+        for group, is_candidate in candidates:
             labels = label_counts[group]
-            spare = all(
-                label in wanted_counts and groups_left[label] > len(splits_by_label[label][rank:]) + 1
-                for label in labels
-            )
-            nearer = all(n <= 2 * (wanted_counts.get(label, 0) - assigned_counts[label]) for label, n in labels.items())
-            needed = any(not assigned_counts[label] for label in labels)
-            if group not in split_by_group and spare and (needed if only_needed else nearer):
-                split_by_group[group] = split_name
-                assigned_counts.update(labels)
+            can_leave_train = all(label in quota.wanted and groups_left[label] > n_later[label] + 1 for label in labels)
+            if group not in split_by_group and can_leave_train and is_candidate(labels):
+                split_by_group[group] = split
+                quota.assigned.update(labels)
                 groups_left.subtract(labels.keys())
     return split_by_group
 
 
+class _Quota:
+    """The number of images of each class that a split is to get, and how many it has got."""
+
+    def __init__(self, shares: dict[str, float]) -> None:
+        self.wanted = {label: max(1, round(share)) for label, share in shares.items() if share}
+        self.assigned = Counter[str]()
+
+    def is_approached_by(self, labels: Counter[str]) -> bool:
+        """Whether a group brings each of its classes nearer to the wanted number."""
+        return all(n <= 2 * (self.wanted.get(label, 0) - self.assigned[label]) for label, n in labels.items())
+
+    def lacks_class_in(self, labels: Counter[str]) -> bool:
+        """Whether the split has no image yet of one of the group's classes."""
+        return any(not self.assigned[label] for label in labels)
+
+
 def _random_order_key(seed: int, path: str) -> bytes:
-    """A place in the lottery that depends on nothing else, so that a photo more does not shuffle all others."""
+    """A pseudo-random sort key that depends on seed and path alone, so that a new image does not reorder the others."""
     return hashlib.sha256(f"{seed}\0{path}".encode("utf-8", "surrogateescape")).digest()

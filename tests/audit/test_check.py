@@ -143,7 +143,7 @@ def test_a_split_file_is_kept_to(small_photos, tmp_path):
     (tmp_path / "split.csv").write_text("path,label,split\n" + "\n".join([*lines, "gone.jpg,x,test"]) + "\n")
     found = apply_split_file(catalog, tmp_path / "split.csv")
     assert {photo.path: photo.split for photo in found.photos} == chosen
-    assert found.warnings[0].startswith("18 photos that") and found.warnings[1].startswith("1 photo of")
+    assert found.warnings[0].startswith("18 photos not listed in") and found.warnings[1].startswith("1 photo of")
     (tmp_path / "split.csv").write_text("path,label,split\ngone.jpg,x,test\n")
     with pytest.raises(FieldmarkError, match="names no photo of"):
         apply_split_file(catalog, tmp_path / "split.csv")

@@ -85,18 +85,15 @@ def pack(
 ) -> None:
     """Pack photos into WebDataset shards, for many machines. Exit code 1 when one could not be read."""
     from fieldmark.core.progress import Reporter
-    from fieldmark.data.pack import BYTES_PER_MIB
-    from fieldmark.data.pack import write_shards as packing
+    from fieldmark.data.pack import BYTES_PER_MIB, write_shards
 
     reporter = Reporter()
-    result = packing(photos, Path(shards), reporter, _make_recipe(None, settings), shard_mb)
-    for warning in [] if as_json else result["warnings"]:
+    result = write_shards(photos, Path(shards), reporter, _make_recipe(None, settings), shard_mb)
+    for warning in [] if as_json else result.warnings:
         reporter.warning(warning)
-    summary = (
-        f"{result['photos']:,} photos, {result['bytes'] / BYTES_PER_MIB:,.0f} MiB in {len(result['files']) - 1} shards"
-    )
-    print(io.to_json(result) if as_json else sanitize_for_terminal(f"{summary}: {shards}"))
-    raise typer.Exit(1 if result["unreadable"] else 0)
+    summary = f"{result.n_images:,} photos, {result.n_bytes / BYTES_PER_MIB:,.0f} MiB in {len(result.files) - 1} shards"
+    print(io.to_json(result.to_dict()) if as_json else sanitize_for_terminal(f"{summary}: {shards}"))
+    raise typer.Exit(1 if result.unreadable else 0)
 
 
 def _train_and_print(photos: str, out: str, resume: bool, recipe: Recipe | None, as_json: bool) -> None:

@@ -1,7 +1,7 @@
-"""Photos as the audit saw them -> a run's pack: decoded pixels, memory-mapped, kept by content for every run of a user.
+"""The decoded images of a run, memory-mapped, in a cache that all runs of a user share.
 
-What a run needs and the cache (see `cache`) does not hold is decoded and added to it, a segment at a time. What finds
-no room there goes into the run's own folder, and with the run.
+Images are looked up by the content of their files. What the cache does not hold is decoded and added to it, a segment
+at a time; what finds no room there is stored in the run's own folder.
 """
 
 import contextlib
@@ -17,8 +17,9 @@ from typing import TypeVar
 import numpy as np
 from PIL import features
 
+from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data import decoded, image
+from fieldmark.core.progress import LOGGER
 from fieldmark.data.cache.segments import (
     ENTRY_DTYPE,
     LOCATION_DTYPE,
@@ -33,18 +34,20 @@ from fieldmark.data.cache.segments import (
 from fieldmark.data.decoded import DecodedImage
 
 T = TypeVar("T")
+CACHE_VERSION = 1
+"""Raise it whenever a change of our code changes the pixels, dHash or thumbnail of a decoded image: it is a part of the
+cache's key. tests/data/cache/test_golden.py fails until it is done."""
 DEFAULT_CACHE_GB = 20.0
 STREAM_RECORD_NAME = "streamed.json"
-"""In a run's folder, where its photos are decoded anew each time (`stream`): then it has no pack."""
-IMAGES_PER_SEGMENT_MULTIPLE = (
-    32_000  # with every so many photos a run's segments get larger, or it would have too many files open
-)
+"""The file in a run's folder that replaces pack.npz if images are decoded anew each time (`StreamedImages`)."""
+IMAGES_PER_SEGMENT_MULTIPLE = 32_000
+"""Each further such number of images makes a run's segments larger, which bounds its open files."""
 
 
 class MemmapImages:
-    """The decoded photos of one run, in its order: `pack[i]` is uint8 (h, w, 3), a view of a mapped file.
+    """The decoded images of a run, in its order: `images[i]` is uint8 (h, w, 3), a view of a mapped file.
 
-    `folder` holds the record of what lies where, from which any process opens the same pack.
+    `folder` holds pack.npz, the record of where each image lies, from which any process opens the same images.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -55,9 +58,9 @@ class MemmapImages:
 
     @staticmethod
     def is_complete(folder: Path, in_run_folder: bool = False) -> bool:
-        """Whether a pack is there with every photo as it was written; reads them all.
+        """Whether every image is there with the checksum that was recorded; reads all pixels.
 
-        With `own` they have to lie in the run's folder, as other machines see no cache.
+        With `in_run_folder` they have to lie in the run's folder, which other machines see, and not in the cache.
         """
         try:
             images = MemmapImages(folder)
@@ -75,25 +78,26 @@ class MemmapImages:
         return self.segments[segment][at : at + h * w * 3].reshape(h, w, 3)
 
     def __reduce__(self) -> tuple[type["MemmapImages"], tuple[Path]]:
-        """Another process opens it anew, and gets no copy of the photos."""
+        """Pickled as the folder: another process maps the same files."""
         return MemmapImages, (self.folder,)
 
 
 class MemmapWriter:
-    """Makes the pack of a run in its own `folder`, photo by photo: what is known is listed, what is new is stored.
+    """Writes the `MemmapImages` of a run into `folder`, image by image: cached ones are recorded, new ones stored.
 
-    `kind` (see there) says how the photos are decoded: without it they stay in `folder`, and the cache is left alone.
-    `say` gets a line where the cache is not to be had.
+    Args:
+        decoding_key: the key of the cache (`decoding_key`); without one, all images are stored in `folder`.
+        notify: called with one line if the cache cannot be used.
     """
 
-    def __init__(self, folder: Path, decoding_key: str = "", notify: Callable[[str], object] = print) -> None:
+    def __init__(self, folder: Path, decoding_key: str = "", notify: Callable[[str], object] = LOGGER.warning) -> None:
         self.folder, self.notify, self.local_folder = folder, notify, folder / "photos" / decoding_key
         self.cache_folder = root / decoding_key if decoding_key and (root := cache_folder()) else None
         self.index = SegmentIndex(
             [self.local_folder] if self.cache_folder is None else [self.local_folder, self.cache_folder]
         )
-        self.segment_numbers: dict[Path, int] = {}  # the segments of this pack, numbered
-        self.locations = bytearray()  # PLACE by PLACE
+        self.segment_numbers: dict[Path, int] = {}
+        self.locations = bytearray()  # records of LOCATION_DTYPE
         self.segment_writer: SegmentWriter | None = None
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "pack.npz").unlink(missing_ok=True)
@@ -102,20 +106,20 @@ class MemmapWriter:
         return len(self.locations) // LOCATION_DTYPE.itemsize
 
     def find_cached(self, sha256: str) -> CachedImage | None:
-        """The photo whose file has this hash, if it has been decoded before; safe in threads."""
+        """The image with this `content_hash`, if it has been decoded before; safe in threads."""
         return self.index.find(sha256)
 
-    def add(self, look: DecodedImage) -> None:
-        """The next photo of the pack."""
-        if isinstance(look, CachedImage) and look.file in self.index.mapped_segments:
-            file, place = look.file, look.location.copy()
+    def add(self, image: DecodedImage) -> None:
+        """The next image of the run."""
+        if isinstance(image, CachedImage) and image.file in self.index.mapped_segments:
+            file, location = image.file, image.location.copy()
         else:
-            file, place = self._write_image(look)
-        place["segment"] = self.segment_numbers.setdefault(file, len(self.segment_numbers))
-        self.locations += place.tobytes()
+            file, location = self._write_image(image)
+        location["segment"] = self.segment_numbers.setdefault(file, len(self.segment_numbers))
+        self.locations += location.tobytes()
 
     def finish(self) -> MemmapImages:
-        """Close the last segment, and record the pack in one move."""
+        """Close the last segment and write pack.npz."""
         self._finish_segment()
         for file in [file for file in self.segment_numbers if not file.exists()]:
             self._copy_to_run_folder(file)
@@ -123,31 +127,30 @@ class MemmapWriter:
             os.path.relpath(f, self.folder) if f.is_relative_to(self.local_folder) else str(f)
             for f in self.segment_numbers
         ]
-        temporary = self.folder / "pack.half"
-        with temporary.open("wb") as record:
-            np.savez(record, places=np.frombuffer(self.locations, LOCATION_DTYPE), files=np.array(json.dumps(files)))
-        temporary.replace(self.folder / "pack.npz")
+        locations = np.frombuffer(self.locations, LOCATION_DTYPE)
+        with io.atomic_path(self.folder / "pack.npz") as partial, partial.open("wb") as record:
+            np.savez(record, places=locations, files=np.array(json.dumps(files)))
         return MemmapImages(self.folder)
 
     def __enter__(self) -> "MemmapWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        """Whatever has happened, what is decoded is decoded."""
+        """Keep the images decoded so far, also after an error."""
         if self.segment_writer is not None:
             with contextlib.suppress(OSError):
                 if self.segment_writer.size:
                     self.segment_writer.finish()
             self.segment_writer.discard()
 
-    def _write_image(self, look: DecodedImage) -> tuple[Path, np.void]:
+    def _write_image(self, image: DecodedImage) -> tuple[Path, np.void]:
         multiple = 1 + len(self) // IMAGES_PER_SEGMENT_MULTIPLE
         if self.segment_writer is not None and self.segment_writer.is_full(multiple):
             self._finish_segment()
         if self.segment_writer is None:
             self.segment_writer = self._open_segment(multiple * MAX_SEGMENT_BYTES)
-        place = self._write_or_relocate(lambda draft: draft.add(look))
-        return self.segment_writer.file, place
+        location = self._write_or_relocate(lambda writer: writer.add(image))
+        return self.segment_writer.file, location
 
     def _open_segment(self, size: int) -> SegmentWriter:
         if self.cache_folder is not None:
@@ -171,7 +174,7 @@ class MemmapWriter:
             self.segment_writer = None
 
     def _write_or_relocate(self, operation: Callable[[SegmentWriter], T]) -> T:
-        """The act on the draft; where the disk of the cache does not take it, on a copy in the run's own folder."""
+        """Apply the operation to the open segment; if the cache's disk is full, to a copy of it in the run's folder."""
         assert self.segment_writer is not None
         try:
             return operation(self.segment_writer)
@@ -185,10 +188,11 @@ class MemmapWriter:
             return operation(self.segment_writer)
 
     def _copy_to_run_folder(self, file: Path) -> None:
-        """A segment that another run has thrown away, but is mapped here."""
+        """Copy a segment that another run has evicted and that is still mapped here."""
         copy = self.local_folder / file.name
         self.local_folder.mkdir(parents=True, exist_ok=True)
-        self.index.mapped_segments[file].tofile(copy)
+        with io.atomic_path(copy) as partial:
+            self.index.mapped_segments[file].tofile(partial)
         self._update_segment_path(file, copy)
 
     def _update_segment_path(self, file: Path, to: Path) -> None:
@@ -199,40 +203,39 @@ class MemmapWriter:
     def _disable_cache(self, reason: str) -> None:
         assert self.cache_folder is not None
         self.notify(
-            f"the cache {self.cache_folder.parent} {reason}: this run keeps its decoded photos in {self.local_folder}"
+            f"the image cache {self.cache_folder.parent} {reason}: decoded images of this run are stored in"
+            f" {self.local_folder}"
         )
         self.cache_folder = None
 
 
 def has_record(folder: Path) -> bool:
-    """Whether a pack is recorded there, whole or not, or that photos are decoded anew."""
+    """Whether the folder of a run has a record of its images, intact or not, or that they are streamed."""
     return (folder / "pack.npz").exists() or (folder / STREAM_RECORD_NAME).exists()
 
 
 def delete_record(folder: Path) -> None:
-    """Delete a run's pack and what it alone has of the photos; the cache stays. The record goes last."""
+    """Delete the record of a run's images and the images that the run stores itself; the cache stays."""
     shutil.rmtree(folder / "photos", ignore_errors=True)
     (folder / "pack.npz").unlink(missing_ok=True)
     (folder / STREAM_RECORD_NAME).unlink(missing_ok=True)
 
 
 def decoding_key(shorter: int, interpolation: str) -> str:
-    """The name of a way to decode: the same file and the same name mean the same pixels, to the bit.
+    """The key of a cache: for the same file and key, decoding gives the same pixels to the bit.
 
-    The versions of Pillow and of what it was built with count as much as the settings and our own code.
+    Depends on the settings, `CACHE_VERSION`, the versions of Pillow and of its libraries, and the format of an entry.
     """
     libraries = ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "zlib", "libtiff", "webp", "avif")
     versions = [features.version(name) for name in libraries]
-    digest = hashlib.sha256(repr([versions, ENTRY_DTYPE.descr]).encode())
-    for module in (image, decoded):
-        digest.update(Path(str(module.__file__)).read_bytes())
+    digest = hashlib.sha256(repr([CACHE_VERSION, versions, ENTRY_DTYPE.descr]).encode())
     return f"{shorter}-{interpolation}-{digest.hexdigest()[:12]}"
 
 
 def cache_folder() -> Path | None:
-    """The folder that keeps decoded photos for the next run, None where it may hold nothing or there is no home.
+    """The folder of the image cache, or None if it is disabled or there is no home directory.
 
-    It is `photos` in `$FIELDMARK_CACHE`, in `fieldmark` in `$XDG_CACHE_HOME`, or in `~/.cache/fieldmark`.
+    `photos` in `$FIELDMARK_CACHE`, in `$XDG_CACHE_HOME/fieldmark` or in `~/.cache/fieldmark`.
     """
     if cache_limit_bytes() == 0:
         return None
@@ -244,11 +247,11 @@ def cache_folder() -> Path | None:
 
 
 def cache_limit_bytes() -> float:
-    """Bytes that the cache may hold: `$FIELDMARK_CACHE_GB`, or 20 GB."""
+    """Size limit of the image cache in bytes: `$FIELDMARK_CACHE_GB`, or 20 GB."""
     value = os.environ.get("FIELDMARK_CACHE_GB") or DEFAULT_CACHE_GB
     try:
         if (gb := float(value)) >= 0:
             return gb * 1e9
     except ValueError:
         pass
-    raise FieldmarkError(f"FIELDMARK_CACHE_GB is {value!r}, but is a number of gigabytes, as 50; 0 keeps nothing")
+    raise FieldmarkError(f"FIELDMARK_CACHE_GB is {value!r}, but is a number of gigabytes, as 50; 0 disables the cache")

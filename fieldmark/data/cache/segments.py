@@ -1,9 +1,9 @@
-"""Photos as the audit saw them <-> segments: files that never change, found by content, thrown away when long unused.
+"""Segments: immutable files of decoded images, looked up by SHA-256, evicted least recently used first.
 
-A segment is the pixels of many photos behind one another, then a zip archive that says whose they are, where, and with
-which checksum. It appears whole, in one move, or not at all. So any number of runs share a folder of them without a
-lock: two that store the same photo at once waste room and nothing else, and a segment that is taken away under a run
-stays readable to it (POSIX).
+A segment holds the pixels of many images one after another, then a zip archive with the hash, place and checksum of
+each. It appears whole or not at all. So any number of runs share a folder of segments without a lock: two that store
+the same image at once waste space and nothing else, and a segment that is deleted stays readable to the runs that have
+mapped it (POSIX).
 """
 
 import contextlib
@@ -21,15 +21,18 @@ from uuid import uuid4
 
 import numpy as np
 
+from fieldmark.core.io import PARTIAL_SUFFIX, partial_path
 from fieldmark.data.decoded import THUMBNAIL_SIDE, DecodedImage
 
-MAX_SEGMENT_IMAGES, MAX_SEGMENT_BYTES = (
-    1000,
-    256 << 20,
-)  # full with either: a kill loses no more than some seconds of decoding
-MAX_MAPPED_SEGMENTS = 200  # segments that are kept mapped: each costs a file handle
-MAX_DISK_SHARE = 0.5  # of the disk that is free, or would be without the segments: more they never take
-STALE_SECONDS = 86_400.0  # seconds after which half a segment is nobody's any more
+MAX_SEGMENT_IMAGES = 1000
+MAX_SEGMENT_BYTES = 256 << 20
+"""A segment is full with either, so that a kill loses no more than seconds of decoding."""
+MAX_MAPPED_SEGMENTS = 200
+"""Segments that are kept mapped: each costs a file handle."""
+MAX_DISK_SHARE = 0.5
+"""Part of the free disk, counted without the segments, that they may take."""
+STALE_SECONDS = 86_400.0
+"""Age of an unfinished segment, in seconds, from which on it is deleted."""
 
 LOCATION_DTYPE = np.dtype([("segment", "<i4"), ("h", "<i4"), ("w", "<i4"), ("crc", "<u4"), ("at", "<i8")])
 ENTRY_DTYPE = np.dtype(
@@ -39,40 +42,40 @@ ENTRY_DTYPE = np.dtype(
 
 @dataclass(frozen=True)
 class CachedImage(DecodedImage):
-    """A photo that some run has decoded before, and where it lies."""
+    """An image that has been decoded before: the segment that holds it, and its place there (`LOCATION_DTYPE`)."""
 
     file: Path
     location: np.void
 
 
 class SegmentWriter:
-    """A segment in the making. A full disk is an OSError, and leaves every photo added before as it was."""
+    """Writes a segment. A full disk raises OSError and leaves the images added before intact."""
 
     def __init__(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.file = folder / f"{uuid4().hex}.seg"
-        self.temporary_file = self.file.with_suffix(".half")
+        self.temporary_file = partial_path(self.file)
         self.handle = self.temporary_file.open("wb", buffering=0)
         self.size, self.keys, self.entries = 0, bytearray(), bytearray()
 
     def is_full(self, multiple: int) -> bool:
-        """Whether it holds what a segment should, `times` over."""
+        """Whether it holds `multiple` times what a segment should."""
         return self.size >= multiple * MAX_SEGMENT_BYTES or len(self.keys) >= multiple * MAX_SEGMENT_IMAGES * 32
 
-    def add(self, look: DecodedImage) -> np.void:
-        """-> its PLACE, whose `segment` is for the caller to say."""
-        pixels = np.ascontiguousarray(look.pixels)
+    def add(self, image: DecodedImage) -> np.void:
+        """Append the image. Returns its `LOCATION_DTYPE`, of which the caller sets `segment`."""
+        pixels = np.ascontiguousarray(image.pixels)
         h, w, _ = pixels.shape
         location = (0, h, w, zlib.crc32(pixels.data), self.size)
-        entry = np.array([(location, look.dhash, look.thumbnail)], ENTRY_DTYPE)[0]
+        entry = np.array([(location, image.dhash, image.thumbnail)], ENTRY_DTYPE)[0]
         self._append(pixels.data)
         self.size += pixels.nbytes
-        self.keys += bytes.fromhex(look.sha256)
+        self.keys += bytes.fromhex(image.sha256)
         self.entries += entry.tobytes()
         return entry["place"]
 
     def finish(self) -> None:
-        """Make a segment of it. Nothing is forced to the disk: what a crash eats, the checksums find."""
+        """Complete the segment. It is not fsynced: checksums detect data lost in a crash."""
         buffer = io.BytesIO()
         with zipfile.ZipFile(buffer, "w") as archive:
             archive.writestr("keys", bytes(self.keys))
@@ -82,7 +85,7 @@ class SegmentWriter:
         self.temporary_file.replace(self.file)
 
     def copy_to(self, folder: Path) -> "SegmentWriter":
-        """The same photos at the same places, in a draft there."""
+        """A writer of the same images at the same places, in another folder."""
         copy = SegmentWriter(folder)
         try:
             with self.temporary_file.open("rb") as source:
@@ -98,7 +101,7 @@ class SegmentWriter:
         self.temporary_file.unlink(missing_ok=True)
 
     def _append(self, data: memoryview) -> None:
-        """Behind the last photo, over whatever a full disk cut off."""
+        """Write behind the last image, over what a full disk cut off."""
         self.handle.seek(self.size)
         self.handle.truncate()
         data = data.cast("B")
@@ -107,15 +110,15 @@ class SegmentWriter:
 
 
 class SegmentIndex:
-    """The segments in some folders, by what is in them; damaged ones are thrown away."""
+    """The images in the segments of some folders, by hash; damaged segments are deleted."""
 
     def __init__(self, folders: Iterable[Path]) -> None:
         self.mapped_segments: dict[Path, np.ndarray] = {}
-        self.entries = lru_cache(8)(_read_entries)  # some 1 MB each; photos that came together lie together
+        self.entries = lru_cache(8)(_read_entries)  # about 1 MB each; images of one dataset lie together
         segments = [
             (file, keys) for folder in folders for file in folder.glob("*.seg") if len(keys := _read_key_prefixes(file))
         ]
-        segments.sort(key=lambda pair: -len(pair[1]))  # of several copies the one in the largest segment comes first
+        segments.sort(key=lambda pair: -len(pair[1]))  # of several copies that in the largest segment is found
         self.files = [file for file, _ in segments]
         self.row_starts = np.cumsum([0, *(len(keys) for _, keys in segments)])
         prefixes = np.concatenate([np.empty(0, np.uint64), *(keys for _, keys in segments)])
@@ -123,13 +126,13 @@ class SegmentIndex:
         self.prefixes = prefixes[self.order]
 
     def find(self, sha256: str) -> CachedImage | None:
-        """The photo whose file has this hash, if its pixels are as they were written; safe in threads."""
+        """The image with this `content_hash`, if its pixels have the recorded checksum; safe in threads."""
         key = bytes.fromhex(sha256)
         (prefix,) = np.frombuffer(key[:8], "<u8")
         first, last = (int(np.searchsorted(self.prefixes, prefix, side)) for side in ("left", "right"))
         for k in self.order[first:last]:
             segment = int(np.searchsorted(self.row_starts, k, "right")) - 1
-            with contextlib.suppress(OSError):  # thrown away since
+            with contextlib.suppress(OSError):  # evicted since
                 file, row = self.files[segment], int(k - self.row_starts[segment])
                 keys, entries = self.entries(file)
                 location, pixels = entries[row]["place"], self.map_segment(file)
@@ -143,7 +146,7 @@ class SegmentIndex:
         return None
 
     def map_segment(self, file: Path) -> np.ndarray:
-        """The segment's bytes; the first SCATTERED stay mapped."""
+        """The segment's bytes; the first `MAX_MAPPED_SEGMENTS` stay mapped."""
         if file in self.mapped_segments:
             return self.mapped_segments[file]
         pixels = map_file(file)
@@ -153,27 +156,27 @@ class SegmentIndex:
 
 
 def map_file(file: Path) -> np.ndarray:
-    """A file's bytes as uint8 (bytes,), read when they are looked at."""
+    """A file's bytes as uint8 (bytes,), memory-mapped."""
     mark_used(file)
     return np.asarray(np.memmap(file, np.uint8, "r"))
 
 
 def mark_used(file: Path) -> None:
-    """What was used last is thrown away last."""
+    """Set the time of modification, by which the least recently used segments are evicted."""
     with contextlib.suppress(OSError):
         os.utime(file)
 
 
-def is_intact(segment: np.ndarray, place: np.void) -> bool:
-    """Whether the pixels there are those that were written."""
-    _, h, w, crc, at = place.item()
+def is_intact(segment: np.ndarray, location: np.void) -> bool:
+    """Whether the pixels at a location of the segment have the recorded checksum."""
+    _, h, w, crc, at = location.item()
     return zlib.crc32(segment[at : at + h * w * 3].data) == crc
 
 
 def evict_segments(root: Path, size: int, limit: float, keep: Collection[Path]) -> bool:
-    """Throw the longest unused segments in the folders of `root` away until `size` bytes more are within the limit.
+    """Delete the least recently used segments in the folders of `root` until `size` more bytes are within the limit.
 
-    -> whether they are; those to `keep` stay whatever the limit says.
+    Segments in `keep` are never deleted. Returns whether the limit is met.
     """
     root.mkdir(parents=True, exist_ok=True)
     files = []
@@ -185,26 +188,26 @@ def evict_segments(root: Path, size: int, limit: float, keep: Collection[Path]) 
     limit = min(limit, MAX_DISK_SHARE * (shutil.disk_usage(root).free + total_bytes))
     for modified, file_size, file in sorted(files):
         over = total_bytes + size > limit and file.suffix == ".seg" and file not in keep
-        if over or (file.suffix == ".half" and time.time() - modified > STALE_SECONDS):
-            with contextlib.suppress(OSError):  # not ours to delete
+        if over or (file.suffix == PARTIAL_SUFFIX and time.time() - modified > STALE_SECONDS):
+            with contextlib.suppress(OSError):  # another user's
                 file.unlink(missing_ok=True)
                 total_bytes -= file_size
     return total_bytes + size <= limit
 
 
 def _read_entries(file: Path) -> tuple[np.ndarray, np.ndarray]:
-    """-> keys (photos, 32), entries (photos,)."""
+    """The hashes, uint8 (images, 32), and the entries, `ENTRY_DTYPE` (images,)."""
     with zipfile.ZipFile(file) as archive:
         keys = np.frombuffer(archive.read("keys"), np.uint8).reshape(-1, 32)
         return keys, np.frombuffer(archive.read("entries"), ENTRY_DTYPE, len(keys))
 
 
 def _read_key_prefixes(file: Path) -> np.ndarray:
-    """The first 8 bytes of its photos' hashes, (photos,); none where the file is no whole segment, and it goes."""
+    """The first 8 bytes of each hash, uint64 (images,); none if the file is damaged, which deletes it."""
     try:
         return _read_entries(file)[0][:, :8].copy().view("<u8")[:, 0]
     except OSError:
-        pass  # gone already, or not to be read: no reason to throw it away
+        pass  # gone already or unreadable: no reason to delete it
     except Exception:  # damaged archives make zipfile raise nearly everything there is
         with contextlib.suppress(OSError):
             file.unlink()

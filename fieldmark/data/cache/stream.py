@@ -1,9 +1,8 @@
-"""Table of photos -> what `store.Pack` holds of them, but read and decoded anew each time it is asked for.
+"""The images of a run, decoded anew at each access.
 
-For more photos than a disk holds decoded (a JPEG of 30 KB has 200 KB of pixels), and for machines that share a disk.
+For more images than a disk holds decoded (a JPEG of 30 KB has 200 KB of pixels), and for machines that share a disk.
 """
 
-import json
 from pathlib import Path
 
 import numpy as np
@@ -17,20 +16,22 @@ from fieldmark.data.image import UnreadableImageError, decode
 
 
 class StreamedImages:
-    """Photos of one run, in its order: `stream[i]` is uint8 (h, w, 3), to the bit what a `Pack` of them gives.
+    """The images of a run, in its order: `images[i]` is uint8 (h, w, 3), bit-equal to that of `MemmapImages`.
 
-    `folder` holds the record of how they are decoded; which they are, `paths` says.
+    Args:
+        folder: holds streamed.json, the settings of decoding.
+        paths: the images of the run, by their path in the catalog.
     """
 
     def __init__(self, folder: Path, catalog: Catalog, paths: list[str]) -> None:
-        decoding = json.loads((folder / STREAM_RECORD_NAME).read_text(encoding="utf-8"))
+        decoding = io.read_json(folder / STREAM_RECORD_NAME)
         self.shorter, self.interpolation = decoding["shorter"], decoding["interpolation"]
         photo_by_path = {photo.path: photo for photo in catalog.photos}
         self.catalog, self.photos = catalog, [photo_by_path[path] for path in paths]
 
     @staticmethod
     def write_record(folder: Path, shorter: int, interpolation: str) -> None:
-        """Say how the photos of a run are decoded."""
+        """Write streamed.json: pixels of the shorter side, and `bicubic` or `bilinear`."""
         io.write_json(folder / STREAM_RECORD_NAME, {"shorter": shorter, "interpolation": interpolation})
 
     def __len__(self) -> int:
@@ -42,6 +43,6 @@ class StreamedImages:
             return np.asarray(decode(self.catalog.read_bytes(photo), self.shorter, self.interpolation, photo.box))
         except UnreadableImageError as error:  # the audit could read it
             raise FieldmarkError(
-                f"{printable(photo.path)} in {self.catalog.root} cannot be read any more ({error}): put it back, and go"
-                " on with --resume"
+                f"{printable(photo.path)} in {self.catalog.root} cannot be read any more ({error}): restore it and"
+                " continue with --resume"
             ) from None

@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.core.text import pluralize, printable, summarize_names
-from fieldmark.data.catalog import Catalog, Photo, similar_class_warnings, trainable_classes
+from fieldmark.core.text import pluralize, printable
+from fieldmark.data.catalog import Catalog, Photo, lost_class_warnings, similar_class_warnings, trainable_classes
 from fieldmark.data.readers import arrays, cub, folders, huggingface, tables, webdataset
 from fieldmark.data.readers.archives import open_container
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder
@@ -46,11 +46,6 @@ def _build_catalog(result: ReaderResult, min_classes: int, group_by: str | None)
     trainable = trainable_classes(result.photos)
     if len(trainable) < min_classes:
         raise folders.too_few_classes_error(result.files, result.photos)
-    lost_class_warnings = (
-        [f"classes without photos to train on left out: {summarize_names(sorted(labels - trainable))}"]
-        if labels - trainable
-        else []
-    )
     photos, ungrouped_warnings = result.photos, list[str]()
     if group_by and not any(photo.group is not None for photo in photos):
         photos = _group_by_pattern(photos, group_by)
@@ -59,7 +54,12 @@ def _build_catalog(result: ReaderResult, min_classes: int, group_by: str | None)
             [f"{pluralize(n_ungrouped, 'photo')} in which --group-by finds no group"] if n_ungrouped else []
         )
     kept = sorted((photo for photo in photos if photo.label in trainable), key=lambda photo: photo.path)
-    warnings = (*result.warnings, *lost_class_warnings, *ungrouped_warnings, *similar_class_warnings(trainable))
+    warnings = (
+        *result.warnings,
+        *lost_class_warnings(labels - trainable),
+        *ungrouped_warnings,
+        *similar_class_warnings(trainable),
+    )
     return Catalog(result.files, tuple(kept), tuple(sorted(trainable)), warnings)
 
 

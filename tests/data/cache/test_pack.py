@@ -119,14 +119,14 @@ WRITER = """
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {tests!r})
-import test_store as t
-t.segments.PHOTOS = 3
+import test_pack as t
+t.segments.MAX_SEGMENT_IMAGES = 3
 Path({ready!r}, str(os.getpid())).touch()
 while len(os.listdir({ready!r})) < {writers}:
     time.sleep(0.001)
-with t.Packer(Path({out!r}), t.KIND) as packer:
+with t.MemmapWriter(Path({out!r}), t.KIND) as packer:
     for k in {numbers}:
-        packer.add(packer.known(t.photo(k).sha256) or t.photo(k))
+        packer.add(packer.find_cached(t.photo(k).sha256) or t.photo(k))
         if k == {killed}:
             os.kill(os.getpid(), signal.SIGKILL)
     packer.finish()
@@ -192,7 +192,7 @@ def test_what_finds_no_room_stays_with_the_run(tmp_path: Path, cached: Path, mon
     holds(pack, list(range(20)))
     assert sum(file.stat().st_size for file in cached.iterdir()) <= 2 * size
     (line,) = told
-    assert line.startswith(f"the cache {cached.parent} is full") and str(tmp_path / "run") in line
+    assert line.startswith(f"the image cache {cached.parent} is full") and str(tmp_path / "run") in line
     shutil.move(tmp_path / "run", tmp_path / "moved")
     holds(MemmapImages(tmp_path / "moved"), list(range(20)))
     store.delete_record(tmp_path / "moved")
@@ -221,7 +221,7 @@ def test_a_cache_that_cannot_be_made(tmp_path: Path, monkeypatch: pytest.MonkeyP
             packer.add(photo(k))
         holds(packer.finish(), list(range(5)))
     assert [line.split(":")[0] for line in told] == [
-        f"the cache {tmp_path}/file/photos cannot be written (Not a directory)"
+        f"the image cache {tmp_path}/file/photos cannot be written (Not a directory)"
     ]
 
 
@@ -293,8 +293,10 @@ def test_a_kind_is_a_way_to_decode(monkeypatch: pytest.MonkeyPatch):
         store.decoding_key(256, "bilinear"),
         store.decoding_key(224, "bicubic"),
     }
+    monkeypatch.setattr(store, "CACHE_VERSION", store.CACHE_VERSION + 1)
+    kinds.add(store.decoding_key(256, "bicubic"))
     monkeypatch.setattr(store.features, "version", lambda name: f"another {name}")
-    assert len(kinds | {store.decoding_key(256, "bicubic")}) == 4
+    assert len(kinds | {store.decoding_key(256, "bicubic")}) == 5
 
 
 def test_what_lies_in_the_cache_is_nothing_to_other_machines(tmp_path: Path, cached: Path, monkeypatch):

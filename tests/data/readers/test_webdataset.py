@@ -11,14 +11,14 @@ from webdataset.compat import WebDataset
 from fieldmark.audit.audit import audit_catalog
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.data.pack import write_shards
+from fieldmark.data.pack import PackReport, write_shards
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.readers.huggingface import DataFile
 from fieldmark.pipeline.train import train
 from fieldmark.recipes.recipe import Recipe
 
 
-def packed(photos: Path, out: Path, **how) -> dict:
+def packed(photos: Path, out: Path, **how) -> PackReport:
     return write_shards(photos, out, Reporter(quiet=True), **how)
 
 
@@ -27,7 +27,7 @@ def test_whatever_held_the_photos_the_shards_hold_the_same(container: str, tmp_p
     (tmp_path / "in").mkdir()
     photos = CONTAINERS[container](tmp_path / "in")
     found = packed(photos, tmp_path / "shards")
-    names = [Path(file).name for file in found["files"]]
+    names = [file.name for file in found.files]
     assert names == ["classes.txt", "test-000000.tar", "train-000000.tar"]
     again = read_catalog(tmp_path / "shards")
     assert (
@@ -35,8 +35,8 @@ def test_whatever_held_the_photos_the_shards_hold_the_same(container: str, tmp_p
         and again.classes == read_catalog(photos).classes
         and not again.warnings
     )
-    assert found["photos"] == len(CONTENT) and found["unreadable"] == []
-    assert found["classes"] == dict.fromkeys(again.classes, 3)
+    assert found.n_images == len(CONTENT) and found.unreadable == ()
+    assert found.classes == dict.fromkeys(again.classes, 3)
 
 
 def test_shards_packed_again_are_the_same_shards(tmp_path: Path):
@@ -56,7 +56,7 @@ def test_no_photo_is_lost_between_shards_and_order_is_mixed(tmp_path: Path):
             (root / label / f"{k}.png").write_bytes(bytes([k]) * 60_000)
     found = packed(root, tmp_path / "shards", shard_mb=1)
     catalog = read_catalog(tmp_path / "shards")
-    assert len(found["files"]) == 6 and len(catalog.photos) == 80
+    assert len(found.files) == 6 and len(catalog.photos) == 80
     assert {(catalog.read_bytes(photo), photo.label) for photo in catalog.photos} == {
         (bytes([k]) * 60_000, label) for label in "ab" for k in range(40)
     }
@@ -78,7 +78,7 @@ LEFT_OPEN = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableException
 def test_webdataset_reads_them(tmp_path: Path):
     found = packed(CONTAINERS["folder"](tmp_path / "photos"), tmp_path / "shards")
     classes = (tmp_path / "shards" / "classes.txt").read_text(encoding="utf-8").splitlines()
-    shards = [file for file in found["files"] if file.endswith(".tar")]
+    shards = [str(file) for file in found.files if file.suffix == ".tar"]
     rows = [(row["png"], row["cls"]) for row in read_by_webdataset(shards)]
     wanted = {(content, path.split("/")[1]) for path, content in CONTENT.items()}
     assert {(content, classes[int(number)]) for content, number in rows} == wanted and len(rows) == len(CONTENT)
@@ -95,7 +95,7 @@ def test_names_that_would_be_one_key_or_none(tmp_path: Path):
             (root / label / ("_" + name if name.startswith(".") else name)).write_bytes(png(k + 50 * (label == "one")))
     found = packed(root, tmp_path / "shards")
     assert table(read_catalog(tmp_path / "shards")) == table(read_catalog(root))
-    rows = read_by_webdataset(found["files"][1:])
+    rows = read_by_webdataset(list(map(str, found.files[1:])))
     assert len(rows) == len({row["__key__"] for row in rows}) == 2 * len(names)
 
 
@@ -160,7 +160,7 @@ def test_many_row_groups_are_each_read_once(tmp_path: Path, monkeypatch: pytest.
     asked, group = list[int](), DataFile.read_row_group
     monkeypatch.setattr(DataFile, "read_row_group", lambda part, number: asked.append(number) or group(part, number))
     found = packed(tmp_path, tmp_path / "shards")
-    assert asked == list(range(12)) and found["photos"] == 60
+    assert asked == list(range(12)) and found.n_images == 60
     want, have = (
         sorted((c.read_bytes(photo), photo.label) for photo in c.photos)
         for c in (read_catalog(tmp_path), read_catalog(tmp_path / "shards"))
