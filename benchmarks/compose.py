@@ -48,7 +48,7 @@ def size_of(name: str) -> int:
     with torch.device("meta"):
         network = build(name)
     size = min_image_size(network)
-    while min(layer_table(network, size)[-2]["shape"][1:]) < 2:
+    while min(layer_table(network, size)[-2].shape[1:]) < 2:
         size += 1
     return size
 

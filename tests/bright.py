@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fieldmark.models import Backbone, LinearHead, Network, Preprocessing
+from fieldmark.models import Backbone, LinearHead, Network, NetworkSpec, Preprocessing
 from fieldmark.models.backbone import mark_stage_end
 
 LOOK = Preprocessing(64, 1.0, (0, 0, 0), (1, 1, 1), "bicubic")
@@ -19,7 +19,9 @@ def counts_brightness(*behind: nn.Module) -> Network:
     """
     last = nn.Sequential(nn.ReLU(inplace=True), *behind)
     layers = OrderedDict(pool=nn.AvgPool2d(8), last=mark_stage_end(last, 3))
-    network = Network(Backbone(layers), LinearHead(3, 2), LOOK, None, {})
+    network = Network(
+        Backbone(layers), LinearHead(3, 2), LOOK, None, NetworkSpec("bright", None, None, None, 2, 3, False, 0)
+    )
     with torch.no_grad():
         network.head.classifier.weight.copy_(torch.tensor([[30.0] * 3, [-30.0] * 3]))
         network.head.classifier.bias.copy_(torch.tensor([-1.0, 1.0]))

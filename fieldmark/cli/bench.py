@@ -28,7 +28,7 @@ def benchmark_network(
     model = build(network).to(device).to(memory_format=torch.channels_last).train(time_training)
     size = image_size or model.preprocessing.size
     check_image_size(model, size)
-    photos = torch.randn(batch, model.spec["channels"], size, size, device=device).to(memory_format=torch.channels_last)
+    photos = torch.randn(batch, model.spec.channels, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.long, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 

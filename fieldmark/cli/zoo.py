@@ -23,7 +23,7 @@ def list_networks(name_filter: str, measure_speed: bool) -> tuple[list[TableRow]
     names = [name for name in VARIANTS if name_filter in name]
     if not names:
         raise FieldmarkError(f"no network's name holds {name_filter!r}: `fieldmark zoo` lists them all")
-    rows = profile.network_table(names)
+    rows = [row.to_dict() for row in profile.network_table(names)]
     if measure_speed:
         with Reporter().progress_bar("timing", "networks") as advance:
             for done, row in enumerate(rows):
@@ -43,11 +43,9 @@ def describe_network(
     with torch.device("meta"):
         model = build(spec_text, **build_options)
     size = image_size or model.preprocessing.size
-    rows = profile.layer_table(model, size)
-    input_shape = f"photos of {model.spec['channels']} x {size} x {size}"
-    return rows, _format_layers(
-        rows, f"{spec.format_network(model.spec)}: {input_shape}, {model.spec['classes']} classes"
-    )
+    rows = [row.to_dict() for row in profile.layer_table(model, size)]
+    input_shape = f"photos of {model.spec.channels} x {size} x {size}"
+    return rows, _format_layers(rows, f"{spec.format_network(model.spec)}: {input_shape}, {model.spec.classes} classes")
 
 
 @runtime.torch_settings()

@@ -99,7 +99,7 @@ def _copy_for_tracing(network: Network, size: int) -> Network:
     for module in network_copy.modules():
         if hasattr(module, "inplace"):
             module.inplace = False  # type: ignore[assignment]  # a setting, no tensor
-    shape = (2, network_copy.spec["channels"], size, size)
+    shape = (2, network_copy.spec.channels, size, size)
     photos = torch.linspace(-1, 1, math.prod(shape)).view(shape)  # any that are not all alike
     network_copy.backbone = fuse_batch_norms(network_copy.backbone, photos)  # type: ignore[assignment]  # a Backbone, as what it copies
     return network_copy
@@ -138,7 +138,7 @@ def measure_inference_seconds(network: Network, size: int) -> float:
     onnxruntime is as fast with one photo as torch with a batch (docs/performance.md); torch with one is far slower.
     """
     model = copy.deepcopy(network).cpu().eval()
-    photos = torch.zeros(16, network.spec["channels"], size, size).to(memory_format=torch.channels_last)
+    photos = torch.zeros(16, network.spec.channels, size, size).to(memory_format=torch.channels_last)
     times = []
     with torch.inference_mode():
         for _ in range(4):

@@ -44,7 +44,7 @@ def make_info(
         "preprocessing": preprocessing,
         "temperature": temperature,
         "threshold": threshold,
-        "network": network.spec,
+        "network": network.spec.to_dict(),
         "fingerprint": fingerprint,
         "versions": {package: versions[package] for package in packages if package in versions},
     }

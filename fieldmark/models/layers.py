@@ -1,4 +1,4 @@
-"""Layers that torch does not have: (n, c, h, w) -> (n, c', h', w'), as the published weights expect them."""
+"""Layers that torch does not have, (n, c, h, w) -> (n, c', h', w'), and those that several families share."""
 
 from functools import partial
 from typing import Any
@@ -16,22 +16,22 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def make_activation(name: str, inplace: bool = False) -> nn.Module:
-    """The activation of that name; ValueError naming them all where there is none."""
+    """The activation with that name; ValueError for an unknown one."""
     if name not in ACTIVATIONS:
-        raise ValueError(f"activation={name!r}: there are {', '.join(ACTIVATIONS)}")
+        raise ValueError(f"activation={name!r}: choose from {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name](inplace=inplace)
 
 
 def round_channels(width: float, divisor: int = 8) -> int:
-    """To the nearest multiple of `divisor` that is not more than a tenth below, as the MobileNets' papers round."""
+    """Round to the nearest multiple of `divisor` that is at least 90 % of `width`, as the MobileNet papers do."""
     rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * width else rounded + divisor
 
 
 class SameConv2d(nn.Conv2d):
-    """A convolution padded as TensorFlow's "SAME": the output is ceil(input / stride) wide, an odd pixel goes last.
+    """Convolution with TensorFlow's "SAME" padding: the output is ceil(input / stride) wide; an odd pixel goes last.
 
-    The padding depends on the actual input size, so one network takes photos of any size. Kernels are square and odd.
+    The padding depends on the input size, so one network accepts any size. Kernels are square and odd; no bias.
     """
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
@@ -55,11 +55,11 @@ class SameConv2d(nn.Conv2d):
 
 
 class DepthwiseConv5x5Function(torch.autograd.Function):
-    """A 5 x 5 depthwise convolution in bfloat16 whose gradients take ways that oneDNN has fast code for.
+    """5 x 5 depthwise convolution in bfloat16 whose gradients use fast oneDNN kernels.
 
-    (n, c, h, w) and weights (c, 1, 5, 5) -> (n, c, h', w'), the same numbers as functional.conv2d up to rounding. On a
-    CPU oneDNN's weight gradient takes twenty times as long as the forward pass, and with a stride so does the input's;
-    its 3 x 3 weight gradient is fast, and four of them, shifted, hold the 25 (docs/performance.md).
+    (n, c, h, w) and weights (c, 1, 5, 5) -> (n, c, h', w'), equal to functional.conv2d up to rounding. On a CPU,
+    oneDNN's weight gradient takes twenty times as long as the forward pass, and so does the input's with a stride. Its
+    3 x 3 weight gradient is fast, and four of them, shifted, cover the 25 weights (docs/performance.md).
     """
 
     @staticmethod
@@ -79,7 +79,7 @@ class DepthwiseConv5x5Function(torch.autograd.Function):
             grad_x = convolution_backward(*operands, padding=ctx.padding, wanted=[True, False, False])[0].to(x.dtype)
         if ctx.needs_input_grad[1]:
             p, (h, w) = ctx.padding, gradient.shape[2:]
-            padded = functional.pad(x, (p, p + 1, p, p + 1))  # a sixth row and column, so that 3 + 3 fit
+            padded = functional.pad(x, (p, p + 1, p, p + 1))  # a sixth row and column: 3 + 3
             grad_weight = torch.empty(len(weight), 1, 6, 6)
             corner = weight[:, :, :3, :3].contiguous(memory_format=torch.channels_last)
             for i in (0, 3):
@@ -101,7 +101,7 @@ def _depthwise_backward(gradient: Tensor, x: Tensor, weight: Tensor, *, stride: 
 
 
 class ParallelBranches(nn.Module):
-    """Branches under their names, side by side: (n, c, h, w) -> their maps concatenated along c."""
+    """Named branches on the same input, concatenated along the channels."""
 
     def __init__(self, **branches: nn.Module) -> None:
         super().__init__()
@@ -114,10 +114,10 @@ class ParallelBranches(nn.Module):
 
 
 class StochasticDepth(nn.Module):
-    """Leaves a whole residual branch out, photo by photo, while training: (n, c, h, w) -> the same shape.
+    """Drop a residual branch (n, c, h, w) per image in training mode.
 
-    Huang et al. 2016, "Deep Networks with Stochastic Depth"; EfficientNet calls it drop-connect. What is kept is scaled
-    by 1 / (1 - rate). torchvision has the same function, but importing it takes half a second.
+    Huang et al. 2016, "Deep Networks with Stochastic Depth"; drop-connect in EfficientNet. Kept branches are scaled by
+    1 / (1 - rate). torchvision has the same function, but importing it takes half a second.
     """
 
     def __init__(self, rate: float) -> None:

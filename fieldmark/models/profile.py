@@ -1,11 +1,12 @@
-"""A network -> what it costs: parameters, multiply-adds, layers and their shapes, counted without computing.
+"""A network -> its cost: parameters, multiply-adds, layers and their shapes, and the image sizes that it accepts.
 
-Multiply-adds are those of convolutions and matrix products, as torch counts them: half of its FLOPs. Everything runs
-on the meta device, where tensors have a shape and no values.
+Multiply-adds (MACs) are those of convolutions and matrix products, half of the FLOPs that torch counts. Everything
+runs on the meta device, where tensors have a shape and no values.
 """
 
 import copy
 from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -14,13 +15,18 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.models import VARIANTS, Attention, Network, build, published, spec
-from fieldmark.models.published import PUBLISHED_WEIGHTS
+from fieldmark.models import published, spec
+from fieldmark.models.attention import Attention
+from fieldmark.models.builder import build
+from fieldmark.models.hooks import forward_hooks
+from fieldmark.models.network import Network
+from fieldmark.models.zoo import VARIANTS
 
-MAX_SEARCHED_SIZE = 1024  # pixels up to which a size that works is looked for
+MAX_SEARCHED_SIZE = 1024
+"""Largest image size in pixels that is tried in search of a valid one."""
 
 _aten = torch.ops.aten
-# They keep the shape and multiply nothing by torch's count, and would take nine tenths of the time on the meta device.
+# They preserve the shape and cost nothing by torch's count, but would take nine tenths of the time on the meta device.
 BATCH_NORM_OP = _aten.native_batch_norm
 ACTIVATION_OPS = {
     *(_aten.relu, _aten.relu_, _aten.hardtanh, _aten.hardtanh_, _aten.silu, _aten.silu_),
@@ -28,8 +34,91 @@ ACTIVATION_OPS = {
 }
 
 
+@dataclass(frozen=True)
+class NetworkProfile:
+    """Cost and accuracy of a network of the zoo with 1000 classes.
+
+    Attributes:
+        name: name in VARIANTS.
+        params: number of parameters.
+        macs: multiply-adds of one image.
+        input_size: side of that image in pixels.
+        weights: source of the published weights; None if there are none.
+        top1: top-1 accuracy on the ImageNet validation set in percent; None if unknown.
+        top5: top-5 accuracy in percent; None if unknown.
+        licence: licence of the weights.
+        paper: where the network is described.
+    """
+
+    name: str
+    params: int
+    macs: int
+    input_size: int
+    weights: str | None
+    top1: float | None
+    top5: float | None
+    licence: str | None
+    paper: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class AttentionProfile:
+    """Cost of an attention module, a part of its layer's.
+
+    Attributes:
+        name: dotted name.
+        kind: name of its class as in `attention=`.
+        own: whether it is the paper's own; otherwise it was added.
+        in_place_of_own: whether it replaces the paper's own.
+        params: number of parameters.
+        macs: multiply-adds of one image.
+    """
+
+    name: str
+    kind: str
+    own: bool
+    in_place_of_own: bool
+    params: int
+    macs: int
+
+
+@dataclass(frozen=True)
+class LayerProfile:
+    """Cost of a layer and when it is trained.
+
+    Attributes:
+        name: dotted name.
+        shape: shape of the output without the batch dimension.
+        params: number of parameters.
+        macs: multiply-adds of one image.
+        frozen: whether the linear probe keeps it frozen; it trains the head and attention behind the last stage.
+        frozen_in_phase_2: whether fine-tuning keeps it frozen.
+        attention: the attention modules inside the layer, or the one that it is.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    params: int
+    macs: int
+    frozen: bool
+    frozen_in_phase_2: bool
+    attention: tuple[AttentionProfile, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self) | {"attention": [asdict(attention) for attention in self.attention]}
+
+
+@dataclass(frozen=True)
+class _Cost:
+    shape: tuple[int, ...]  # without the batch dimension
+    macs: int
+
+
 class _MacCounter(TorchDispatchMode):
-    """Counts what torch's FlopCounterMode counts, at a tenth of its time."""
+    """Counts what torch's FlopCounterMode counts, in a tenth of its time."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,111 +137,110 @@ class _MacCounter(TorchDispatchMode):
 
 
 def count_macs(network: Network, size: int) -> int:
-    """Multiply-adds of one photo of size x size pixels."""
+    """Multiply-adds of one image of size x size pixels."""
     network = _on_meta(network)
-    return _trace_costs(network, size, [network])[network][1]
+    return _trace_costs(network, size, [network])[network].macs
 
 
-def network_table(names: Iterable[str] = VARIANTS) -> list[dict[str, Any]]:
-    """Networks of the zoo with 1000 classes: name, params, macs, input_size, weights, top1, top5, licence, paper.
-
-    `macs` are of one photo of `input_size` pixels; `weights` says where the published ones come from, `top1` and `top5`
-    the percentage of ImageNet's validation photos that they get right; None where there are none, or none is known.
-    """
-    table = []
-    for name in names:
-        with torch.device("meta"):
-            network = build(name).eval()
-        weights = PUBLISHED_WEIGHTS.get(name)
-        size = network.preprocessing.size
-        table.append(
-            {
-                "name": name,
-                "params": _count_parameters(network),
-                "macs": _trace_costs(network, size, [network])[network][1],
-                "input_size": size,
-                "weights": weights.source if weights else None,
-                "top1": weights.top1 if weights else None,
-                "top5": weights.top5 if weights else None,
-                "licence": weights.licence if weights else None,
-                "paper": VARIANTS[name].paper,
-            }
-        )
-    return table
+def network_table(names: Iterable[str] = VARIANTS) -> list[NetworkProfile]:
+    """Profiles of networks of the zoo with 1000 classes."""
+    return [_profile_network(name) for name in names]
 
 
-def layer_table(network: Network, size: int) -> list[dict[str, Any]]:
-    """The layers in order at size x size pixels: name, shape (without n), params, macs, frozen, attention.
+def _profile_network(name: str) -> NetworkProfile:
+    with torch.device("meta"):
+        network = build(name).eval()
+    row = published.PUBLISHED_WEIGHTS.get(name)
+    size = network.preprocessing.size
+    return NetworkProfile(
+        name,
+        _count_parameters(network),
+        _trace_costs(network, size, [network])[network].macs,
+        size,
+        row.source if row else None,
+        row.top1 if row else None,
+        row.top5 if row else None,
+        row.licence if row else None,
+        VARIANTS[name].paper,
+    )
 
-    `frozen` says whether fine-tuning keeps the layer as it is in phase 1, which trains the head and the attention
-    behind the last stage; `frozen_in_phase_2` the same of phase 2. `attention` lists the gates inside the layer, or the
-    one that it is, each with its name, its kind in words, whether it is the paper's `own` (otherwise it was added), and
-    the part of params and macs that it takes. Raises FieldmarkError for a size that the network cannot take.
+
+def layer_table(network: Network, size: int) -> list[LayerProfile]:
+    """Profiles of the layers in order, for images of size x size pixels.
+
+    Raises:
+        FieldmarkError: the network does not accept that size.
     """
     check_image_size(network, size)
     network = _on_meta(network)
-    parts = [*_iter_layers(network.backbone), ("head", network.head)]
-    gates = {name: list(_iter_attention(layer, name)) for name, layer in parts}
-    costs = _trace_costs(
-        network, size, [*(m for _, m in parts), *(gate for some in gates.values() for _, gate in some)]
-    )
-    _, tail = network.backbone.split_after(list(network.backbone.stages)[-1])
-    trainable = [network.head, *(layer for _, layer in _iter_layers(tail) if isinstance(layer, Attention))]
-    boundary = (
-        network.freeze_boundary if published.find_weights(network.spec["backbone"]) else None
-    )  # from scratch all of it trains
-    frozen_layers = [layer for _, layer in _iter_layers(network.backbone.split_after(boundary)[0])] if boundary else []
-    replaced = (network.spec["attention"] or "").startswith("replace(")
+    layers = [*network.backbone.iter_layers(), ("head", network.head)]
+    gates = {name: list(_iter_attention(layer, name)) for name, layer in layers}
+    modules = [*(layer for _, layer in layers), *(gate for some in gates.values() for _, gate in some)]
+    costs = _trace_costs(network, size, modules)
+    probe_layers, frozen_layers = _trained_in_probe(network), _frozen_in_fine_tuning(network)
+    is_replaced = (network.spec.attention or "").startswith("replace(")
     return [
-        {
-            "name": name,
-            "shape": costs[layer][0],
-            "params": _count_parameters(layer),
-            "macs": costs[layer][1],
-            "frozen": layer not in trainable,
-            "frozen_in_phase_2": layer in frozen_layers,
-            "attention": [
-                {
-                    "name": gate_name,
-                    "kind": spec.format_constructor(type(gate)),
-                    "own": gate.is_pretrained,
-                    "in_place_of_own": replaced and gate is not layer,
-                    "params": _count_parameters(gate),
-                    "macs": costs[gate][1],
-                }
+        LayerProfile(
+            name,
+            costs[layer].shape,
+            _count_parameters(layer),
+            costs[layer].macs,
+            frozen=layer not in probe_layers,
+            frozen_in_phase_2=layer in frozen_layers,
+            attention=tuple(
+                AttentionProfile(
+                    gate_name,
+                    spec.format_constructor(type(gate)),
+                    gate.is_pretrained,
+                    is_replaced and gate is not layer,
+                    _count_parameters(gate),
+                    costs[gate].macs,
+                )
                 for gate_name, gate in gates[name]
-            ],
-        }
-        for name, layer in parts
+            ),
+        )
+        for name, layer in layers
     ]
 
 
+def _trained_in_probe(network: Network) -> set[nn.Module]:
+    _, tail = network.backbone.split_after(list(network.backbone.stages)[-1])
+    return {network.head, *(layer for _, layer in tail.iter_layers() if isinstance(layer, Attention))}
+
+
+def _frozen_in_fine_tuning(network: Network) -> set[nn.Module]:
+    boundary = network.freeze_boundary
+    if boundary is None or not published.find_weights(network.spec.backbone):  # from scratch, all of it trains
+        return set()
+    return {layer for _, layer in network.backbone.split_after(boundary)[0].iter_layers()}
+
+
 def min_image_size(network: Network) -> int:
-    """The side in pixels of the smallest photos that the network can take, found by trying."""
+    """The side in pixels of the smallest images that the network accepts, determined by trying."""
     network = _on_meta(network)
     return next(size for size in range(1, network.preprocessing.size + 1) if _accepts_size(network, size))
 
 
 def check_image_size(network: Network, size: int) -> None:
-    """Refuse photos of size x size pixels that the network cannot take, with a FieldmarkError that names a size."""
-    network, name = _on_meta(network), network.spec["backbone"]
+    """Raise FieldmarkError, which names a valid size, if the network does not accept images of size x size pixels."""
+    network, name = _on_meta(network), network.spec.backbone
     if _accepts_size(network, size):
         return
     valid_size, qualifier = min_image_size(network), "smallest"
-    if valid_size < size:  # some networks of timm take multiples of their patch, or one size alone
+    if valid_size < size:  # some timm networks accept multiples of their patch size, or a single size
         larger = (pixels for pixels in range(size + 1, MAX_SEARCHED_SIZE + 1) if _accepts_size(network, pixels))
         valid_size, qualifier = next(larger, network.preprocessing.size), "next"
     raise FieldmarkError(
-        f"{name} cannot take photos of {size} x {size} pixels: "
+        f"{name} does not accept images of {size} x {size} pixels: "
         f"{valid_size} is the {qualifier} size that works (--image-size {valid_size})"
     )
 
 
 def uncropped_size(network: Network) -> int:
-    """Pixels at which a photo is seen whole, at the scale that the published weights expect.
+    """The image size in pixels at which the whole image has the scale that the published weights expect.
 
-    They are judged on the middle of a photo, 224 of 256 pixels mostly; what lies beyond tells as much
-    (docs/performance.md). Networks that take one size alone see it whole at that.
+    They are evaluated on the central crop (usually 224 of 256 pixels); the full image holds as much information
+    (docs/performance.md). A network that accepts a single size gets that.
     """
     preprocessing = network.preprocessing
     whole = round(preprocessing.size / preprocessing.crop)
@@ -161,41 +249,30 @@ def uncropped_size(network: Network) -> int:
 
 def _accepts_size(network: Network, size: int) -> bool:
     try:
-        shape, _ = _trace_costs(network, size, [network.backbone])[network.backbone]
+        cost = _trace_costs(network, size, [network.backbone])[network.backbone]
     except (RuntimeError, ValueError, AssertionError):  # what layers raise for a map that is too small
         return False
-    return 0 not in shape
+    return 0 not in cost.shape
 
 
 @torch.no_grad()
-def _trace_costs(
-    network: Network, size: int, modules: Iterable[nn.Module]
-) -> dict[nn.Module, tuple[tuple[int, ...], int]]:
-    """Each module -> its output's shape without n, and its multiply-adds, for one photo; on meta, in eval mode."""
-    counter, macs_before, costs = _MacCounter(), {}, {}
+def _trace_costs(network: Network, size: int, modules: Iterable[nn.Module]) -> dict[nn.Module, _Cost]:
+    """The cost of each module for one image; the network is on the meta device and in eval mode."""
+    counter, macs_before, costs = _MacCounter(), dict[nn.Module, int](), dict[nn.Module, _Cost]()
 
     def start_count(module: nn.Module, _: Any) -> None:
         macs_before[module] = counter.macs
 
     def record_cost(module: nn.Module, _: Any, output: Tensor) -> None:
-        costs[module] = tuple(output.shape[1:]), counter.macs - macs_before[module]
+        costs[module] = _Cost(tuple(output.shape[1:]), counter.macs - macs_before[module])
 
-    hooks = [
-        hook
-        for m in modules
-        for hook in (m.register_forward_pre_hook(start_count), m.register_forward_hook(record_cost))
-    ]
-    try:
-        with counter:
-            network(torch.empty(1, network.spec["channels"], size, size, device="meta"))
-    finally:
-        for hook in hooks:
-            hook.remove()
+    with forward_hooks(modules, before=start_count, after=record_cost), counter:
+        network(torch.empty(1, network.spec.channels, size, size, device="meta"))
     return costs
 
 
 def _on_meta(network: Network) -> Network:
-    """A copy in eval mode whose tensors have no values, so that it costs no memory."""
+    """A copy in eval mode on the meta device, which takes no memory."""
     tensors = [*network.parameters(), *network.buffers()]
     return copy.deepcopy(network, {id(tensor): torch.empty_like(tensor, device="meta") for tensor in tensors}).eval()
 
@@ -204,17 +281,8 @@ def _count_parameters(module: nn.Module) -> int:
     return sum(parameter.numel() for parameter in module.parameters())
 
 
-def _iter_layers(layers: nn.Sequential, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """The layers of nested nn.Sequentials in the order they run, by dotted name."""
-    for name, layer in layers.named_children():
-        if isinstance(layer, nn.Sequential):
-            yield from _iter_layers(layer, f"{prefix}{name}.")
-        else:
-            yield prefix + name, layer
-
-
 def _iter_attention(module: nn.Module, name: str) -> Iterator[tuple[str, Attention]]:
-    """The attention that gates something, by dotted name, a module and what it is made of counted once."""
+    """Attention modules other than the identity, by dotted name, without those nested in another."""
     if isinstance(module, Attention):
         if type(module) is not Attention:
             yield name, module

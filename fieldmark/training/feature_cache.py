@@ -67,9 +67,9 @@ def _cache_key(trainer: Trainer, out: Path) -> str:
     """A name for all that decides the features of phase 1."""
     routine, recipe, network = trainer.phase_builder, trainer.recipe, trainer.network
     spec, (_, tail) = network.spec, routine.frozen_features.split_at_last_stage()
-    changes = [] if spec["inserted"] else [words for words in (spec["attention"], spec["after"]) if words]
-    if (spec["attention"] or "").startswith(("replace(", "none")):
-        changes.append(spec["attention"])
+    changes = [] if spec.inserted else [text for text in (spec.attention, spec.after) if text]
+    if spec.attention and spec.attention.startswith(("replace(", "none")):
+        changes.append(spec.attention)
     head = network.head
     pooled = (
         ""
@@ -78,9 +78,9 @@ def _cache_key(trainer: Trainer, out: Path) -> str:
     )
     audit = json.loads((out / "audit.json").read_text(encoding="utf-8"))
     split = hashlib.sha256((out / "split.csv").read_bytes()).hexdigest()
-    parts = [spec["backbone"], spec["channels"], recipe.weights, changes, pooled, routine.image_size, recipe.precision]
+    parts = [spec.backbone, spec.channels, recipe.weights, changes, pooled, routine.image_size, recipe.precision]
     parts += [
-        spec["pad"],
+        spec.pad,
         audit["fingerprint"],
         split,
         routine.has_exact_probe and recipe.augment != "none",

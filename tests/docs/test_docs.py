@@ -42,7 +42,7 @@ def test_the_smallest_example_of_each_part(monkeypatch):
     network = here["network"].eval()
     assert set(here["VARIANTS"]) - names == {"resnet26", "plain4"} and set(VARIANTS) == names
     assert len(network.slots) == 5
-    assert here["same"].spec["attention"] == "position" and len(rebuild(here["same"].spec).added_attention) == 5
+    assert here["same"].spec.attention == "position" and len(rebuild(here["same"].spec).added_attention) == 5
     for slot in network.slots.values():
         slot.start_as_identity()
     x, target = torch.randn(2, 3, 64, 64), torch.tensor([1, 4])

@@ -25,7 +25,7 @@ def test_inserted_attention_changes_no_bit(name: str, place: str, word: str):
         key.removeprefix("backbone.").replace("head.fc", VARIANTS[name].head_names["fc"]): tensor
         for key, tensor in plain.state_dict().items()
     }
-    assert load_weights(gated, state, VARIANTS[name], published_head=True, source="memory")
+    assert load_weights(gated, state, VARIANTS[name], published_head=True, source="memory").inserted
     assert len(gated.added_attention) > 0
     assert torch.equal(gated.features(x), plain.features(x))
     assert torch.equal(gated(x), before)

@@ -79,7 +79,7 @@ def test_inserted_attention_changes_no_bit(name: str):
         gated = gated.to_empty(device="cpu").eval()
         for slot in gated.added_attention.values():
             draw(slot)
-        assert load_weights(gated, state, VARIANTS[name], published_head=False, source="memory")
+        assert load_weights(gated, state, VARIANTS[name], published_head=False, source="memory").inserted
         assert torch.equal(gated.features(x), before), word
 
 

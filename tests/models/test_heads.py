@@ -235,7 +235,7 @@ def test_attention_pool_is_the_papers():
 
 
 def test_what_cannot_be_made_is_refused():
-    with pytest.raises(ValueError, match="there are relu"):
+    with pytest.raises(ValueError, match="choose from relu"):
         LinearHead(4, 2, hidden=3, activation="gelu")
     with pytest.raises(ValueError, match="pool=-3"):
         ClassicHead(4, 2, pool=-3)

@@ -97,7 +97,7 @@ REFERENCES = {
 
 def published(network: Network) -> dict[str, Tensor]:
     """The network's own tensors under the published names."""
-    names = VARIANTS[network.spec["backbone"]].head_names
+    names = VARIANTS[network.spec.backbone].head_names
     found = {}
     for key, tensor in network.state_dict().items():
         part, _, rest = key.partition(".")

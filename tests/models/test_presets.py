@@ -50,7 +50,7 @@ def test_without_a_hub_the_good_one_trains(here, small_photos, tmp_path, monkeyp
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
 
     def stop(self, *_: object) -> None:
-        raise FieldmarkError(f"{self.network.spec['backbone']} would train at {self.phase_builder.image_size}")
+        raise FieldmarkError(f"{self.network.spec.backbone} would train at {self.phase_builder.image_size}")
 
     monkeypatch.setattr("fieldmark.training.trainer.Trainer.train", stop)
     words = ("train", small_photos, "--out", tmp_path / "run", "--resume", "--quality", "best")

@@ -38,10 +38,10 @@ def test_layers_add_up_to_what_torch_counts(words: str):
     with torch.device("meta"):
         network = build(words, classes=7)
     table = layer_table(network, SIZE)
-    assert sum(row["macs"] for row in table) == count_macs(network, SIZE) == counted(words)
-    assert sum(row["params"] for row in table) == sum(parameter.numel() for parameter in network.parameters())
-    assert table[-1]["name"] == "head" and table[-1]["shape"] == (7,)
-    assert len(table[-2]["shape"]) == 3
+    assert sum(row.macs for row in table) == count_macs(network, SIZE) == counted(words)
+    assert sum(row.params for row in table) == sum(parameter.numel() for parameter in network.parameters())
+    assert table[-1].name == "head" and table[-1].shape == (7,)
+    assert len(table[-2].shape) == 3
 
 
 @pytest.mark.parametrize("place", ["attention=", "after=1:"])
@@ -50,34 +50,38 @@ def test_attention_takes_what_the_network_grows_by(gate: str, place: str):
     with torch.device("meta"):
         plain, gated = build("resnet18"), build(f"resnet18+{place}{gate}")
     before, after = layer_table(plain, 64), layer_table(gated, 64)
-    gates = [gate for row in after for gate in row["attention"]]
-    assert not any(row["attention"] for row in before)
+    gates = [gate for row in after for gate in row.attention]
+    assert not any(row.attention for row in before)
     assert [f"backbone.{row['name']}" for row in gates] == list(gated.added_attention)
-    assert {(row["kind"], row["own"]) for row in gates} == {(gate, False)}
+    assert {(row.kind, row.own) for row in gates} == {(gate, False)}
     for key in ("params", "macs"):
-        assert sum(row[key] for row in gates) == sum(row[key] for row in after) - sum(row[key] for row in before)
+        assert sum(getattr(row, key) for row in gates) == sum(getattr(row, key) for row in after) - sum(
+            getattr(row, key) for row in before
+        )
 
 
 def test_gates_of_the_paper_are_told_from_added_ones():
     with torch.device("meta"):
         table = layer_table(build("efficientnet_b0", attention="eca", after="-1:mask"), 64)
-    kinds = [(gate["kind"], gate["own"]) for row in table for gate in row["attention"]]
+    kinds = [(gate.kind, gate.own) for row in table for gate in row.attention]
     assert kinds == [("se", True), ("eca", False)] * 16 + [("mask", False)]
 
 
 def test_frozen_in_either_phase():
     with torch.device("meta"):
         network = build("efficientnet_lite0", after="3:mask,-1:se", classes=5)
-    table = {row["name"]: row for row in layer_table(network, 64)}
-    trained = {phase: [n for n, row in table.items() if not row[phase]] for phase in ("frozen", "frozen_in_phase_2")}
+    table = {row.name: row for row in layer_table(network, 64)}
+    trained = {
+        phase: [n for n, row in table.items() if not getattr(row, phase)] for phase in ("frozen", "frozen_in_phase_2")
+    }
     assert trained["frozen"] == ["after_act2", "head"]
     names = list(table)
     assert trained["frozen_in_phase_2"] == names[names.index("blocks.after_3") :]
-    assert table["blocks.after_3"]["shape"] == (80, 4, 4)
+    assert table["blocks.after_3"].shape == (80, 4, 4)
     with torch.device("meta"):  # what is added must train in phase 2, from the first block on
         gated = layer_table(build("efficientnet_lite0", attention="se"), 64)
-    assert not any(row["frozen_in_phase_2"] for row in gated)
-    assert [row["name"] for row in gated if not row["frozen"]] == ["head"]
+    assert not any(row.frozen_in_phase_2 for row in gated)
+    assert [row.name for row in gated if not row.frozen] == ["head"]
 
 
 def test_a_gate_by_hand():
@@ -97,15 +101,15 @@ def test_counting_leaves_the_network_as_it_is():
 
 def test_rows_of_the_zoo():
     table = network_table()
-    by_name = {row["name"]: row for row in table}
+    by_name = {row.name: row for row in table}
     assert list(by_name) == list(VARIANTS)
-    assert by_name["resnet50"]["params"] == 25_557_032
-    assert by_name["resnet50"]["macs"] == 4_089_184_256  # v1.5; v1 has 3.86 G
-    assert by_name["efficientnet_lite2"]["input_size"] == 260
-    assert by_name["resnet18_small"]["weights"] is None
+    assert by_name["resnet50"].params == 25_557_032
+    assert by_name["resnet50"].macs == 4_089_184_256  # v1.5; v1 has 3.86 G
+    assert by_name["efficientnet_lite2"].input_size == 260
+    assert by_name["resnet18_small"].weights is None
     for row in table:
-        assert row["paper"] and row["macs"] > 0
-        assert row["top1"] is None or 50 < row["top1"] < (row["top5"] or 99) < 100
+        assert row.paper and row.macs > 0
+        assert row.top1 is None or 50 < row.top1 < (row.top5 or 99) < 100
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -117,7 +121,9 @@ def test_the_smallest_size_is_that(name: str):
             check_image_size(network, 1)
         except FieldmarkError as error:
             size = int(str(error).rpartition(" ")[2].rstrip(")"))
-            assert f"{name} cannot take photos of 1 x 1 pixels: {size} is the smallest size that works" in str(error)
+            assert f"{name} does not accept images of 1 x 1 pixels: {size} is the smallest size that works" in str(
+                error
+            )
         else:
             size = 1
         check_image_size(network, size)

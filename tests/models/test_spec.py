@@ -126,23 +126,23 @@ def test_any_words_are_read_or_refused(words: str):
     ("words", "says"),
     [
         ({"backbone": "resnet5"}, "no network 'resnet5': did you mean resnet50"),
-        ({"backbone": "efficientnet_lite0", "attention": "es"}, "there are none, se, .*, mask"),
-        ({"backbone": "resnet18", "attention": "se(rato=8)"}, "no setting of attention se 'rato': did you mean ratio"),
+        ({"backbone": "efficientnet_lite0", "attention": "es"}, "choose from none, se, .*, mask"),
+        ({"backbone": "resnet18", "attention": "se(rato=8)"}, "no argument of attention se 'rato': did you mean ratio"),
         ({"backbone": "resnet18", "attention": "se(ratio=0)"}, "ratio=0"),
-        ({"backbone": "resnet18", "attention": "se(squeezed=0)"}, "cannot be made"),
-        ({"backbone": "resnet18", "attention": "se(ratio='a')"}, "cannot be made"),
+        ({"backbone": "resnet18", "attention": "se(squeezed=0)"}, "cannot build"),
+        ({"backbone": "resnet18", "attention": "se(ratio='a')"}, "cannot build"),
         ({"backbone": "resnet18", "attention": "se(ratio=open)"}, "a value is a number"),
         ({"backbone": "resnet18", "attention": "se(8)"}, "write NAME or NAME"),
-        ({"backbone": "resnet18", "head": "bilinear(reduced=-3)"}, "cannot be made"),
-        ({"backbone": "resnet18", "head": "linear(hidden=0)"}, "cannot be made"),
-        ({"backbone": "resnet18", "head": "linear(dropout=2)"}, "cannot be made"),
-        ({"backbone": "resnet18", "head": "se"}, "no head 'se': .*there are linear, classic"),
-        ({"backbone": "resnet18", "after": "se"}, "should read STAGE:ATTENTION"),
+        ({"backbone": "resnet18", "head": "bilinear(reduced=-3)"}, "cannot build"),
+        ({"backbone": "resnet18", "head": "linear(hidden=0)"}, "cannot build"),
+        ({"backbone": "resnet18", "head": "linear(dropout=2)"}, "cannot build"),
+        ({"backbone": "resnet18", "head": "se"}, "no head 'se': .*choose from linear, classic"),
+        ({"backbone": "resnet18", "after": "se"}, "write STAGE:ATTENTION"),
         ({"backbone": "resnet18", "after": "9:se"}, "0 to 3"),
         ({"backbone": "resnet18", "after": "-1:mask,-1:se"}, "each once"),
-        ({"backbone": "resnet18", "after": "1.0:se"}, "stages are numbers"),
-        ({"backbone": "resnet18+heads=linear"}, "may come attention, after, head"),
-        ({"backbone": "resnet18+head=linear", "head": "linear"}, "given twice"),
+        ({"backbone": "resnet18", "after": "1.0:se"}, "stages are integers"),
+        ({"backbone": "resnet18+heads=linear"}, "any of attention, after, head"),
+        ({"backbone": "resnet18+head=linear", "head": "linear"}, "set twice"),
         ({"backbone": "resnet18", "classes": 0}, "classes=0"),
         ({"backbone": "resnet18", "channels": 0}, "channels=0"),
     ],
@@ -165,15 +165,15 @@ WORDS = [
 def test_a_network_is_rebuilt_from_its_spec(words: dict, inserted: bool):
     network = build(**words)
     if inserted:
-        network.spec["inserted"] = True
+        network.spec = replace(network.spec, inserted=True)
         for slot in network.added_attention.values():
             slot.start_as_identity()
-    again = rebuild(json.loads(json.dumps(network.spec)))
+    again = rebuild(json.loads(json.dumps(network.spec.to_dict())))
     again.load_state_dict(network.state_dict())
     assert again.spec == network.spec
     assert again.preprocessing == network.preprocessing
-    assert len(again.preprocessing.mean) == network.spec["channels"]
-    x = torch.randn(1, network.spec["channels"], 40, 40)
+    assert len(again.preprocessing.mean) == network.spec.channels
+    x = torch.randn(1, network.spec.channels, 40, 40)
     with torch.no_grad():
         assert torch.equal(again.eval()(x), network.eval()(x))
 

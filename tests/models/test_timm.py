@@ -145,7 +145,7 @@ def test_timms_own_loading(hub, capfd: pytest.CaptureFixture[str]):
         ("timm:resnet50.tv_in1", "did you mean resnet50.tv_in1k"),
         ("timm:", "no network ''"),
         ("timm:hf-hub:someone/some", "no network"),
-        ("timm:crossvit_tiny_240", "no single map"),
+        ("timm:crossvit_tiny_240", "no single spatial feature map"),
         ("timm:test_resnet+attention=se", "after=-1:se"),
         ("timm:test_resnet+attention=replace(se)", "no attention of its own"),
         ("timm:test_resnet+after=-2:se", "name each stage once"),
@@ -165,10 +165,10 @@ def test_without_timm(monkeypatch: pytest.MonkeyPatch):
 
 def test_the_layers_are_shown():
     network = build("timm:test_vit+after=-1:se", classes=3)
-    table = {row["name"]: row for row in layer_table(network, 96)}
+    table = {row.name: row for row in layer_table(network, 96)}
     assert list(table) == ["timm", "after_timm", "head"]
-    assert table["timm"]["shape"] == (64, 6, 6)
-    assert sum(row["params"] for row in table.values()) == sum(p.numel() for p in network.parameters())
+    assert table["timm"].shape == (64, 6, 6)
+    assert sum(row.params for row in table.values()) == sum(p.numel() for p in network.parameters())
 
 
 class Exported(nn.Module):

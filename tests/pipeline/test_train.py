@@ -230,7 +230,7 @@ def test_a_grey_network_of_28_pixels(small_photos, tmp_path):
     )
     run = fieldmark.train(small_photos, recipe, out=tmp_path / "run")
     network = fieldmark.inference.bundle.load_network(run.folder / "bundle")
-    assert network.spec["channels"] == 1 and len(network.preprocessing.mean) == 1
+    assert network.spec.channels == 1 and len(network.preprocessing.mean) == 1
     photo = next(small_photos.glob("*/*.jpg"))
     with Image.open(photo) as opened:
         ImageOps.grayscale(opened).save(tmp_path / "grey.png")
