@@ -1,4 +1,4 @@
-"""Images (n, channels, h, w) -> logits (n, classes): a backbone with a head, its preprocessing and its specification."""
+"""Images (n, channels, h, w) -> logits (n, classes): a backbone with a head, their specification and preprocessing."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass

@@ -103,14 +103,8 @@ def load_run(folder: Path) -> ComparedRun:
             row["path"]: (row["label"] == row["predicted"], row.get("group") or row["path"]) for row in prediction_rows
         }
         photos = frozenset(photo.path for photo in read_split_file(folder / "split.csv"))
-        run = ComparedRun(
-            folder,
-            format_network(NetworkSpec.from_dict(metrics["network"])),
-            metrics["seed"],
-            metrics,
-            photos,
-            outcomes,
-        )
+        name = format_network(NetworkSpec.from_dict(metrics["network"]))
+        run = ComparedRun(folder, name, metrics["seed"], metrics, photos, outcomes)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise FieldmarkError(f"{folder} is no finished run ({error})") from None
     if not outcomes:

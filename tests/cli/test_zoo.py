@@ -107,5 +107,5 @@ def test_refusals(here):
     assert "fieldmark bench resnet18" in here("zoo", "resnet18", "--speed").refusal
     small = here("zoo", "vgg16", "--image-size", 28).refusal
     assert small.startswith(
-        "vgg16 cannot take photos of 28 x 28 pixels: 32 is the smallest size that works (--image-size"
+        "vgg16 does not accept images of 28 x 28 pixels: 32 is the smallest size that works (--image-size"
     )

@@ -52,15 +52,14 @@ def test_attention_takes_what_the_network_grows_by(gate: str, place: str):
     before, after = layer_table(plain, 64), layer_table(gated, 64)
     gates = [gate for row in after for gate in row.attention]
     assert not any(row.attention for row in before)
-    assert [f"backbone.{row['name']}" for row in gates] == list(gated.added_attention)
+    assert [f"backbone.{row.name}" for row in gates] == list(gated.added_attention)
     assert {(row.kind, row.own) for row in gates} == {(gate, False)}
     for key in ("params", "macs"):
-        assert sum(getattr(row, key) for row in gates) == sum(getattr(row, key) for row in after) - sum(
-            getattr(row, key) for row in before
-        )
+        added, total, others = (sum(getattr(row, key) for row in rows) for rows in (gates, after, before))
+        assert added == total - others
 
 
-def test_gates_of_the_paper_are_told_from_added_ones():
+def test_gates_of_the_paper_are_distinguished_from_added_ones():
     with torch.device("meta"):
         table = layer_table(build("efficientnet_b0", attention="eca", after="-1:mask"), 64)
     kinds = [(gate.kind, gate.own) for row in table for gate in row.attention]

@@ -1,6 +1,7 @@
 """Words and constructors: every constructor reads back from its words, and no word crashes."""
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import pytest

@@ -129,9 +129,7 @@ def _create_model(name: str, **settings: Any) -> Any:
 
 def _make_backbone(name: str, *, channels: int, attention: Callable[..., nn.Module] | None = None) -> Backbone:
     if attention not in (None, Attention):
-        raise FieldmarkError(
-            f"{name} takes no attention inside its blocks: put it behind the last stage by after=-1:se"
-        )
+        raise FieldmarkError(f"{name} takes no attention inside its blocks: put it behind the last by after=-1:se")
     layout, model = _inspect_layout(name), _create_model(name, in_chans=channels)
     kept_norm = model.get_submodule(layout.kept_norm) if layout.kept_norm else None
     norm = nn.LayerNorm(layout.channels, kept_norm.eps) if kept_norm is not None else nn.Identity()
