@@ -1,14 +1,17 @@
 """The documentation as a site: `make docs`. Pages are Markdown; the reference comes from the docstrings."""
 
+import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 HERE = Path(__file__).parent
+PACKAGE = HERE.parent / "fieldmark"
 
 project = "Fieldmark"
 copyright = "the Fieldmark developers, Apache-2.0"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.napoleon"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 exclude_patterns = ["build"]
 html_theme = "furo"
 html_title = project
@@ -28,6 +31,23 @@ def _command_line(_app) -> None:
     (HERE / "reference" / "command_line.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
 
 
+def _packages(_app) -> None:
+    """reference/PACKAGE.md for every package: its purpose, and its modules from their docstrings."""
+    packages = [package.name for package in sorted(PACKAGE.iterdir()) if (package / "__init__.py").is_file()]
+    for package in packages:
+        page = [f"# fieldmark.{package}", "", _first_line(PACKAGE / package / "__init__.py"), ""]
+        for file in sorted((PACKAGE / package).rglob("*.py")):
+            name = ".".join(("fieldmark", *file.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__")
+            if name != f"fieldmark.{package}" and not file.stem.startswith("__main"):
+                import_module(name)  # now: autodoc imports under TYPE_CHECKING, where pydantic's models cannot be built
+                page += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:", "```", ""]
+        (HERE / "reference" / f"{package}.md").write_text("\n".join(page), encoding="utf-8")
+
+
+def _first_line(file: Path) -> str:
+    return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
+
+
 def _no_type_before_a_colon(_app, what: str, _name, _thing, _options, lines: list[str]) -> None:
     """Napoleon takes what stands before the first colon of an attribute's text for its type; ours are annotated."""
     if what in ("attribute", "data", "property"):
@@ -36,4 +56,5 @@ def _no_type_before_a_colon(_app, what: str, _name, _thing, _options, lines: lis
 
 def setup(app) -> None:
     app.connect("builder-inited", _command_line)
+    app.connect("builder-inited", _packages)
     app.connect("autodoc-process-docstring", _no_type_before_a_colon, priority=400)  # napoleon comes at 500
