@@ -12,6 +12,7 @@ map and than a centred Gaussian (photo by photo; positive is better), and the se
 import argparse
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +29,8 @@ from fieldmark.inference import bundle
 from fieldmark.inference.run_folder import load_catalog
 
 BASELINES = ("random", "centred")
+CENTRE_SIGMA = 1 / 4
+"""Standard deviation of the centred Gaussian, as a share of the map's side; the order of pixels is the same for all."""
 
 
 @runtime.torch_settings()
@@ -68,9 +71,9 @@ def measure(
         shape, maps = features.shape[2:], {}
         for name in methods:
             began = time.perf_counter()
-            maps[name] = METHODS[name](network, x, target)
+            maps[name] = METHODS[name].function(network, x, target)
             seconds[name].append(time.perf_counter() - began)
-        maps |= {"random": faithfulness.random_map(shape, number), "centred": faithfulness.centred_map(shape)}
+        maps |= {"random": faithfulness.random_map(shape, number), "centred": centred_map(shape)}
         found = faithfulness.deletion_insertion(network, x, hidden, list(maps.values()), target, info["temperature"])
         for name, area in zip(maps, found, strict=True):
             areas[name].append(area)
@@ -89,6 +92,12 @@ def chosen(run: Path, photos: Path | None, most: int, look: dict):
             yield preprocess(catalog.read_bytes(judged[k]), look, judged[k].box if look.get("boxes") else None)
         except UnreadableImageError as problem:
             print(f"{judged[k].path}: {problem}")
+
+
+def centred_map(shape: Sequence[int]) -> np.ndarray:
+    """A Gaussian in the middle (h, w): the centre bias of photographs."""
+    rows, columns = (((np.arange(n) + 0.5) / n - 0.5) / CENTRE_SIGMA for n in shape)
+    return np.exp(-(rows[:, None] ** 2 + columns**2) / 2).astype(np.float32)
 
 
 def told(values: np.ndarray) -> str:

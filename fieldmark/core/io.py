@@ -12,6 +12,7 @@ import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,15 @@ def require_new(path: Path, option: str = "--out", *, can_resume: bool = False) 
     if path.exists():
         hint = ", or --resume to continue it" if can_resume else ""
         raise FieldmarkError(f"{path} exists: give another {option}{hint}")
+
+
+def to_jsonable(value: Any) -> Any:
+    """Nested dataclasses, mappings and tuples as dicts and lists; the fields of a dataclass in their order."""
+    if is_dataclass(value):
+        return {field.name: to_jsonable(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {name: to_jsonable(entry) for name, entry in value.items()}
+    return [to_jsonable(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def to_json(data: Any, indent: int | None = 1) -> str:

@@ -5,19 +5,12 @@ interval. Imports no numerical library, so that reading a run's metrics is cheap
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields
 from typing import Any, Self
 
+from fieldmark.core.io import to_jsonable
+
 Interval = tuple[float, float]
-
-
-def to_jsonable(value: Any) -> Any:
-    """Nested dataclasses, mappings and tuples as dicts and lists; the fields of a dataclass in their order."""
-    if is_dataclass(value):
-        return {field.name: to_jsonable(getattr(value, field.name)) for field in fields(value)}
-    if isinstance(value, Mapping):
-        return {name: to_jsonable(entry) for name, entry in value.items()}
-    return [to_jsonable(entry) for entry in value] if isinstance(value, list | tuple) else value
 
 
 def _interval(bounds: list[float] | None) -> Interval | None:

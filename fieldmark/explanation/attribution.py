@@ -1,14 +1,15 @@
-"""Network + photo + class -> what each position had to do with the answer: our evidence and the methods of papers.
+"""Attribution maps: what each position of an image contributes to the logit of a class.
 
-A method takes (network, x, target): the network from `ready`, a normalised photo x (1, channels, H, W), a class number.
-It gives a map float32 (h, w), larger where more speaks for the class; explanation/overlay.py brings it to
-the photo's size. A new one is a function, and its row in METHODS. Networks are explained by
-wrapping them: hooks go when a method ends.
+The function of a method takes (network, x, target): a network from `hookable_copy`, a normalised image x
+(1, channels, H, W) and a class index. It returns a map float32 (h, w), larger where the image supports the class;
+explanation/overlay.py resizes it to the image. A new method is a function and its row in `METHODS`. Hooks are removed
+when a method ends.
 """
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,50 +17,51 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fieldmark.core.i18n import gettext_noop
 from fieldmark.data.dataset import Normalize
 from fieldmark.models import Attention, Gate, Network
 
 GATE_TOLERANCE = 0.02
-"""A gate that differs by less than this between positions lets the same through everywhere."""
-N_GRADIENT_STEPS = 32  # of the integral in integrated gradients
-N_OCCLUSION_STEPS = 8  # occlusion hides a quarter of the side at a time, in this many steps along it
-BATCH_SIZE = 8  # photos at once: with their slopes they take much memory
+"""A gate that differs by less between positions counts as constant."""
+N_GRADIENT_STEPS = 32
+"""Terms of the integral in integrated gradients."""
+N_OCCLUSION_STEPS = 8
+"""Steps of the occluding window along a side; the window is two steps wide."""
+BATCH_SIZE = 8
+"""Images at once: with gradients they take much memory."""
 
 
 def hookable_copy(network: Network) -> Network:
-    """A copy to explain, in eval mode, without gradients of weights; no layer of it writes into its input.
-
-    Hooks want the latter; the values stay the same.
-    """
+    """A copy in eval mode, without gradients of weights and without in-place layers, which hooks do not support."""
     copied = copy.deepcopy(network).eval().requires_grad_(False)
     for module in copied.modules():
         if getattr(module, "inplace", False):
-            module.inplace = False  # type: ignore[assignment]  # a truth value, which nn.Module stores as it is
+            module.inplace = False  # type: ignore[assignment]  # a bool, which nn.Module stores as it is
     return copied.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as torch documents it
 
 
-def to_network_input(photo: np.ndarray, preprocessing: Mapping[str, Any]) -> Tensor:
-    """A prepared photo, uint8 (H, W, 3), as the network takes it: x (1, channels, H, W), normalised."""
+def to_network_input(image: np.ndarray, preprocessing: Mapping[str, Any]) -> Tensor:
+    """A preprocessed image, uint8 (H, W, 3), as the normalised input of the network, (1, channels, H, W)."""
     return Normalize(preprocessing["mean"], preprocessing["std"])(
-        torch.from_numpy(np.array(photo)).permute(2, 0, 1)[None]
+        torch.from_numpy(np.array(image)).permute(2, 0, 1)[None]
     )
 
 
 def evidence(network: Network, x: Tensor, target: int) -> np.ndarray:
-    """What each position said for the class, in logits: with the bias they sum to the logit.
+    """Class evidence: the contribution of each position of the last feature map, in logits; plus the bias, the logit.
 
-    Ours, in closed form (models/heads.py). For a linear head it is the class activation map of Zhou et al. 2016,
-    "Learning Deep Features for Discriminative Localization", equation 2.
+    In closed form for every head (models/heads.py). For a linear head it is the class activation map of Zhou et al.
+    2016, "Learning Deep Features for Discriminative Localization", equation 2.
     """
     with torch.inference_mode():
         return network.head.evidence(network.features(x), torch.tensor([target]))[0].numpy()
 
 
 def grad_cam(network: Network, x: Tensor, target: int) -> np.ndarray:
-    """The channels of the last map, weighed by their mean slope; what speaks against the class is cut off.
+    """Grad-CAM: the channels of the last feature map, weighted by their mean gradient, then ReLU.
 
     Selvaraju et al. 2017, "Grad-CAM: Visual Explanations from Deep Networks via Gradient-based Localization",
-    equations 1 and 2. Before a linear head the slope is the same at all positions: then it is the positive evidence.
+    equations 1 and 2. With a linear head it equals the positive part of the class evidence.
     """
     from captum.attr import LayerGradCam
 
@@ -69,11 +71,11 @@ def grad_cam(network: Network, x: Tensor, target: int) -> np.ndarray:
 
 
 def guided_grad_cam(network: Network, x: Tensor, target: int) -> np.ndarray:
-    """Grad-CAM at the photo's size, times how strongly each pixel counts if rectifiers let back what is positive.
+    """Guided Grad-CAM: Grad-CAM at the resolution of the image, times the magnitude of guided backpropagation.
 
-    Selvaraju et al. 2017 (Guided Grad-CAM), with the guided backpropagation of Springenberg et al. 2015, "Striving for
-    Simplicity: The All Convolutional Net", figure 1; of its three colours the sum of the absolute values. The
-    rectifiers are ReLU and ReLU6; other activations let all back.
+    Selvaraju et al. 2017, section 3.2, with the guided backpropagation of Springenberg et al. 2015, "Striving for
+    Simplicity: The All Convolutional Net", figure 1; absolute values are summed over the colour channels. ReLU and
+    ReLU6 are guided, other activations are not.
     """
     coarse = torch.from_numpy(grad_cam(network, x, target))[None, None]
     sized = functional.interpolate(coarse, x.shape[2:], mode="bilinear", align_corners=False)[0, 0]
@@ -83,11 +85,11 @@ def guided_grad_cam(network: Network, x: Tensor, target: int) -> np.ndarray:
 
 
 def integrated_gradients(network: Network, x: Tensor, target: int) -> np.ndarray:
-    """What each pixel adds to the logit on the straight way from a photo of the mean colour; in logits.
+    """Integrated gradients along the straight line from an image of the mean colour, in logits.
 
-    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equation 1: the sum over all pixels is the
-    logit of the photo less that of the mean colour, but for the integral's error with 32 terms, which in a deep
-    network of rectifiers may be a third of it.
+    Sundararajan et al. 2017, "Axiomatic Attribution for Deep Networks", equations 1 and 3. The sum over all pixels is
+    the logit of the image less that of the mean colour, up to the error of the sum of 32 terms, which in a deep network
+    of ReLUs may be a third of it.
     """
     from captum.attr import IntegratedGradients
 
@@ -102,19 +104,19 @@ def integrated_gradients(network: Network, x: Tensor, target: int) -> np.ndarray
 
 
 def input_x_gradient(network: Network, x: Tensor, target: int) -> np.ndarray:
-    """Each pixel's difference from the mean colour, times its slope; in logits.
+    """Each pixel's difference from the mean colour, times the gradient of the logit, in logits.
 
     Shrikumar et al. 2016, "Not Just a Black Box: Learning Important Features Through Propagating Activation
-    Differences": what the logit would lose by the pixel, if it were linear in it.
+    Differences": the first-order estimate of what the logit loses without the pixel.
     """
     return (x[0] * _input_gradient(network, x, target)).sum(0).numpy()
 
 
 def occlusion(network: Network, x: Tensor, target: int) -> np.ndarray:
-    """What the logit loses when a window of the mean colour hides the place, on average over such windows; in logits.
+    """Decrease of the logit when a window of the mean colour hides the position, averaged over windows, in logits.
 
     Zeiler & Fergus 2014, "Visualizing and Understanding Convolutional Networks", section 4.2. The window is a quarter
-    of the photo's side and moves by an eighth.
+    of the image's side wide and moves by an eighth.
     """
     from captum.attr import Occlusion
 
@@ -128,22 +130,67 @@ def occlusion(network: Network, x: Tensor, target: int) -> np.ndarray:
     return attributions[0].mean(0).numpy()
 
 
-METHODS: dict[str, Callable[[Network, Tensor, int], np.ndarray]] = {
-    "evidence": evidence,
-    "grad_cam": grad_cam,
-    "guided_grad_cam": guided_grad_cam,
-    "integrated_gradients": integrated_gradients,
-    "input_x_gradient": input_x_gradient,
-    "occlusion": occlusion,
+@dataclass(frozen=True)
+class Method:
+    """An attribution method and its texts on a page, which are translated there."""
+
+    function: Callable[[Network, Tensor, int], np.ndarray]
+    title: str
+    unit: str
+    """"logits", or empty for an arbitrary scale."""
+    description: str
+
+
+METHODS: Mapping[str, Method] = {
+    "evidence": Method(
+        evidence,
+        gettext_noop("evidence"),
+        "logits",
+        gettext_noop("Contribution of each position of the last feature map; plus the bias they sum to the logit."),
+    ),
+    "grad_cam": Method(
+        grad_cam,
+        gettext_noop("Grad-CAM"),
+        "",
+        gettext_noop(
+            "Channels of the last feature map, weighted by their mean gradient; negative values are set to 0."
+        ),
+    ),
+    "guided_grad_cam": Method(
+        guided_grad_cam,
+        gettext_noop("guided Grad-CAM"),
+        "",
+        gettext_noop("Grad-CAM at the resolution of the image, times the magnitude of guided backpropagation."),
+    ),
+    "integrated_gradients": Method(
+        integrated_gradients,
+        gettext_noop("integrated gradients"),
+        "logits",
+        gettext_noop("Gradient of the logit, integrated along the straight line from an image of the mean colour."),
+    ),
+    "input_x_gradient": Method(
+        input_x_gradient,
+        gettext_noop("input x gradient"),
+        "logits",
+        gettext_noop("Each pixel's difference from the mean colour, times the gradient of the logit."),
+    ),
+    "occlusion": Method(
+        occlusion,
+        gettext_noop("occlusion"),
+        "logits",
+        gettext_noop(
+            "Decrease of the logit when a window of the mean colour hides the position, averaged over windows."
+        ),
+    ),
 }
-LOGIT_METHODS = ("evidence", "integrated_gradients", "input_x_gradient", "occlusion")
+"""The methods by the names that `--method` takes."""
 
 
 def attention_maps(network: Network, x: Tensor) -> dict[str, np.ndarray]:
-    """What the gates let through at each position, by the name of each gate's module.
+    """Maps of the attention gates that differ between positions, float32 (h, w), by name of the module.
 
-    The length of the vector of channels behind the gate over that before it, (h, w): 1 where it passes as it is. Gates
-    that are the same at all positions (those per channel) are left out, as are slots that let everything through.
+    The norm of the channel vector after the gate over the norm before it; 1 where the gate is the identity. Channel
+    attention, which is the same at all positions, and empty slots are left out.
     """
     before: dict[str, Tensor] = {}
     after: dict[str, Tensor] = {}
@@ -155,23 +202,22 @@ def attention_maps(network: Network, x: Tensor) -> dict[str, np.ndarray]:
         for name, module in network.named_modules():
             if isinstance(module, Attention) and type(module) is not Attention:
                 hooks.enter_context(module.register_forward_hook(record(after, name, 1)))
-                gated, which = (
-                    (module.norm, 1) if isinstance(module, Gate) else (module, 0)
-                )  # what a norm did is no gate
+                # The BN in front of a gate is not part of it.
+                gated, which = (module.norm, 1) if isinstance(module, Gate) else (module, 0)
                 hooks.enter_context(gated.register_forward_hook(record(before, name, which)))
         network(x)
     gate_maps = {}
     for name, y in after.items():
         if _is_spatial(before[name][0], y[0]):
-            length = before[name][0].norm(dim=0)
-            ratio = torch.where(length > 0, y[0].norm(dim=0) / length, 1).numpy()
+            norm = before[name][0].norm(dim=0)
+            ratio = torch.where(norm > 0, y[0].norm(dim=0) / norm, 1).numpy()
             if np.ptp(ratio) > GATE_TOLERANCE:
                 gate_maps[name] = ratio
     return gate_maps
 
 
 def _is_spatial(x: Tensor, y: Tensor) -> bool:
-    """Whether the gate y / x of any channel (c, h, w) differs between positions; where x is nothing it is not seen."""
+    """Whether the gate y / x of any channel (c, h, w) differs between positions; it is undefined where x is 0."""
     is_nonzero, gate = x != 0, y / x
     highest = torch.where(is_nonzero, gate, -torch.inf).amax((1, 2))
     lowest = torch.where(is_nonzero, gate, torch.inf).amin((1, 2))
@@ -179,18 +225,18 @@ def _is_spatial(x: Tensor, y: Tensor) -> bool:
 
 
 def _input_gradient(network: Network, x: Tensor, target: int) -> Tensor:
-    """The slope (channels, H, W) of the class's logit in each number of the photo."""
+    """Gradient of the class's logit with respect to the input, (channels, H, W)."""
     x = x.clone().requires_grad_()
     return torch.autograd.grad(network(x)[0, target], x)[0][0]
 
 
 @contextmanager
 def _guided_backprop(network: nn.Module) -> Iterator[None]:
-    """While it lasts, rectifiers let back positive slopes alone."""
+    """Within the context ReLUs propagate positive gradients only."""
 
     def guide(module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if output.requires_grad:
-            output.register_hook(lambda slope: slope.clamp_min(0))
+            output.register_hook(lambda gradient: gradient.clamp_min(0))
 
     with ExitStack() as hooks:
         for module in network.modules():

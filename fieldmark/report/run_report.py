@@ -174,13 +174,13 @@ def _example_images(
 ) -> TemplateContext:
     """The photos that are shown: the surest mistakes, confusions, and the sheet, whose hardest classes come first."""
     predictions, tiles = examples.read_predictions(run), examples.ImageTiles(files)
-    wrong = sorted((one for one in predictions if not one["correct"]), key=lambda one: -one["confidence"])
+    wrong = sorted((one for one in predictions if not one.is_correct), key=lambda one: -one.confidence)
     sheet = examples.class_sheet_rows(hardest, predictions, tiles) if files else []
     return {
         "pictured": files is not None,
         "answers": len(predictions),
         "mistaken": len(wrong),
-        "flagged": sum(not one["known"] for one in wrong),
+        "flagged": sum(not one.known for one in wrong),
         "mistakes": tiles.with_pictures(wrong[:MAX_MISTAKES]),
         "confusions": examples.confusion_examples(split_metrics.get("confused") or [], predictions, tiles)
         if files

@@ -1,4 +1,4 @@
-"""Maps say what the network computes: evidence sums to the logit, and the methods of papers keep what these promise."""
+"""Attribution maps: class evidence sums to the logit, and published methods satisfy their defining properties."""
 
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,8 @@ from fieldmark.models.spec import HEADS, parse_gate
 from fieldmark.training import checkpoint
 
 
-def settled(words: str, seed: int = 0, size: int = 64) -> tuple[Network, torch.Tensor]:
-    """A network whose norms have seen a few photos, in eval mode; and a photo."""
+def with_batch_statistics(words: str, seed: int = 0, size: int = 64) -> tuple[Network, torch.Tensor]:
+    """A network with batch statistics of a few images, in eval mode; and an image."""
     torch.manual_seed(seed)
     network, x = build(words, classes=5), torch.randn(4, 3, size, size)
     with torch.no_grad():
@@ -39,7 +39,7 @@ def trained(small_run: Path, small_photos: Path) -> tuple[Network, torch.Tensor]
 
 @pytest.mark.parametrize("head", HEADS)
 def test_evidence_and_bias_are_the_logit_of_the_bundle(head: str, tmp_path: Path):
-    network, x = settled(f"resnet18+head={head}(hidden=(9,),pool=2)" if head == "classic" else f"resnet18+head={head}")
+    network, x = with_batch_statistics(f"resnet18+head={head}(hidden=(9,),pool=2)" if head == "classic" else f"resnet18+head={head}")
     look: dict[str, Any] = {"size": 64, "crop": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic"}
     checkpoint.save(tmp_path / "model.safetensors", network.state_dict(), {})
     io.write_json(tmp_path / "bundle.json", bundle.make_info(network, list("abcde"), look, 1.0, 0.0, "none"))
@@ -56,8 +56,8 @@ def test_evidence_and_bias_are_the_logit_of_the_bundle(head: str, tmp_path: Path
 
 
 @pytest.mark.parametrize("words", ["resnet18", "densenet121+head=linear", "efficientnet_lite0+after=-1:mask"])
-def test_grad_cam_of_a_linear_head_is_what_speaks_for_the_class(words: str):
-    network, x = settled(words)
+def test_grad_cam_of_a_linear_head_is_the_positive_class_evidence(words: str):
+    network, x = with_batch_statistics(words)
     network = attribution.hookable_copy(network)
     for target in (0, 3):
         evidence = attribution.evidence(network, x, target)
@@ -66,22 +66,22 @@ def test_grad_cam_of_a_linear_head_is_what_speaks_for_the_class(words: str):
 
 
 @pytest.mark.parametrize("method", attribution.METHODS)
-def test_every_method_finds_the_planted_object(method: str):
+def test_every_method_marks_the_object(method: str):
     x, inside = planted()
-    found = attribution.METHODS[method](attribution.hookable_copy(counts_brightness()), x, 0)
+    found = attribution.METHODS[method].function(attribution.hookable_copy(counts_brightness()), x, 0)
     assert found.dtype == np.float32 and found.ndim == 2
     sized = np.kron(found, np.ones((64 // found.shape[0], 64 // found.shape[1])))
     assert sized[inside].mean() > 5 * abs(sized[~inside].mean())
 
 
 @pytest.mark.parametrize("method", attribution.METHODS)
-def test_every_method_leaves_the_network_alone(method: str, trained):
+def test_no_method_changes_the_network(method: str, trained):
     network, x = trained
     own = bundle_of(network)
     before = {name: tensor.clone() for name, tensor in own.state_dict().items()}
     photo = x.clone()
     ready = attribution.hookable_copy(own)
-    first, again = (attribution.METHODS[method](ready, x, 1) for _ in range(2))
+    first, again = (attribution.METHODS[method].function(ready, x, 1) for _ in range(2))
     np.testing.assert_array_equal(first, again)
     assert np.isfinite(first).all() and first.any()
     assert torch.equal(x, photo) and not x.requires_grad
@@ -99,14 +99,14 @@ def bundle_of(network: Network) -> Network:
     return own.eval()
 
 
-def test_what_is_ready_says_the_same(trained):
+def test_the_hookable_copy_computes_the_same(trained):
     network, x = trained
     with torch.inference_mode():
         torch.testing.assert_close(attribution.hookable_copy(network)(x), bundle_of(network)(x), rtol=1e-4, atol=1e-4)
 
 
 def test_integrated_gradients_sum_to_the_difference():
-    """Of a smooth network; a deep one of rectifiers would take far more steps."""
+    """In a smooth network; a deep one of ReLUs would take far more steps."""
     torch.manual_seed(0)
     smooth = nn.Conv2d(3, 3, 3), nn.SiLU(), nn.Conv2d(3, 3, 3), nn.Tanh()
     network, x = counts_brightness(*smooth), torch.rand(1, 3, 64, 64)
@@ -125,8 +125,8 @@ def test_input_x_gradient_of_a_linear_network_is_exact():
         assert total == pytest.approx(float((network(x) - network(torch.zeros_like(x)))[0, 0]), abs=1e-4)
 
 
-def test_guided_slopes_are_those_through_positive_ones_only():
-    """Class 1 is said by darkness alone: no rectifier lets its negative slopes back."""
+def test_guided_backpropagation_keeps_positive_gradients_only():
+    """The logit of class 1 grows with darkness alone: its negative gradients pass no guided ReLU."""
     x, _ = planted()
     network = attribution.hookable_copy(counts_brightness())
     assert attribution.input_x_gradient(network, x, 1).any() and not attribution.guided_grad_cam(network, x, 1).any()
@@ -136,7 +136,7 @@ def test_guided_slopes_are_those_through_positive_ones_only():
 
 
 def gated(word: str) -> tuple[Network, torch.Tensor]:
-    """A network with a gate of any weights, and a photo of 8 x 8 even patches, brighter to the right."""
+    """A network with a gate of random weights, and an image of 8 x 8 even patches, brighter to the right."""
     torch.manual_seed(0)
     gate = parse_gate(word)(3)
     for parameter in gate.parameters():
@@ -146,7 +146,7 @@ def gated(word: str) -> tuple[Network, torch.Tensor]:
 
 
 @pytest.mark.parametrize("gate", ["mask", "cbam", "coordinate", "ela", "mask(norm=True)", "mask(spread=True)"])
-def test_gates_over_positions_are_seen_by_name(gate: str):
+def test_spatial_gates_have_maps(gate: str):
     network, x = gated(gate)
     ((name, passed),) = attribution.attention_maps(attribution.hookable_copy(network), x).items()
     assert name == "backbone.last.1"
@@ -155,19 +155,19 @@ def test_gates_over_positions_are_seen_by_name(gate: str):
 
 
 @pytest.mark.parametrize("gate", ["se", "eca", "gct", "se(norm=True)", "none"])
-def test_gates_that_are_the_same_everywhere_are_not(gate: str):
+def test_channel_gates_have_no_maps(gate: str):
     network, x = gated(gate)
     assert attribution.attention_maps(attribution.hookable_copy(network), x) == {}
 
 
-def test_a_gate_that_was_never_trained_says_nothing():
-    network, x = settled("resnet18+after=-1:mask,-2:coordinate")
+def test_identity_gates_have_no_maps():
+    network, x = with_batch_statistics("resnet18+after=-1:mask,-2:coordinate")
     for slot in network.added_attention.values():
         slot.start_as_identity()
     assert attribution.attention_maps(attribution.hookable_copy(network), x) == {}
 
 
-def test_a_mask_is_what_the_gate_was():
+def test_the_map_of_a_mask_is_its_gate():
     network, x = gated("mask")
     x[:, :, :16] = 0
     pooled, gate = x[:, :, ::8, ::8], network.backbone.get_submodule("last.1")
@@ -176,4 +176,4 @@ def test_a_mask_is_what_the_gate_was():
         expected = gate.activate(gate.gate(gate.layers(pooled)))[0, 0].numpy()
     passed = attribution.attention_maps(attribution.hookable_copy(network), x)["backbone.last.1"]
     np.testing.assert_allclose(passed[2:], expected[2:], rtol=1e-5)
-    assert (passed[:2] == 1).all()  # what nothing goes into is let through
+    assert (passed[:2] == 1).all()  # undefined where the input is 0

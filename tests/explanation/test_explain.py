@@ -1,4 +1,4 @@
-"""An explanation says what the classifier says, adds up, stays in its folder, and its page asks nobody for anything."""
+"""Explanations agree with `predict` and sum to the logit; their pages are complete and load nothing."""
 
 import hashlib
 import json
@@ -18,9 +18,12 @@ from fieldmark.core import io
 from fieldmark.core.progress import Reporter
 from fieldmark.explanation import attribution, class_sheet, faithfulness
 from fieldmark.explanation.attribution import METHODS
-from fieldmark.explanation.explain import _recommend_map, explain
-from fieldmark.explanation.neighbours import load_reference_set
+from fieldmark.explanation.explain import AttentionMap, Explanation, MapScore
+from fieldmark.explanation.neighbours import Neighbour, load_reference_set
 from fieldmark.inference import bundle
+from fieldmark.inference.run_folder import LabelledPrediction
+from fieldmark.report import explain_page
+from fieldmark.report.explain_page import describe_faithfulness, write_class_sheet, write_explanations
 
 NAMES = ["<script>alert(1)</script>", "健康 玉米叶", 'a "quoted" & odd|name']
 
@@ -76,9 +79,9 @@ def odd_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     (entry,) = model.metadata_props
     entry.value = io.to_json(info)
     onnx.save(model, run / "bundle" / "model.onnx")
-    rows = class_sheet._read_predictions(run / "predictions.csv")
+    rows: list[dict[str, Any]] = [*io.read_csv(run / "predictions.csv")]
     rows = [row | {name: renamed[row[name]] for name in ("label", "predicted")} for row in rows]
-    rows[0]["predicted"] = next(name for name in NAMES if name != rows[0]["label"])  # one mistake, and a photo gone
+    rows[0]["predicted"] = next(name for name in NAMES if name != rows[0]["label"])  # one error, and an image gone
     gone = {"path": "gone.jpg", "label": NAMES[1], "predicted": NAMES[0], "confidence": 0.9}
     io.write_csv(run / "predictions.csv", [*rows, {**rows[0], **gone}], list(rows[0]))
     return run
@@ -119,16 +122,17 @@ def test_every_method_has_its_picture(
     monkeypatch.setattr(faithfulness, "N_STEPS", 4)
     monkeypatch.setattr(attribution, "N_GRADIENT_STEPS", 2)
     photo = small_photos / "cross, blue" / "03.jpg"
-    found = explain(small_run, [photo], tmp_path / "out", Reporter(quiet=True), methods=["all"], target="square")
-    (one,) = found["photos"]
-    assert one["target"] == "square" != one["label"]
-    assert [drawn["method"] for drawn in one["maps"]] == list(METHODS)
-    for drawn in one["maps"]:
-        with Image.open(drawn["file"]) as picture:
-            assert picture.format == "PNG" and Path(drawn["file"]).parent == tmp_path / "out"
+    quiet = Reporter(quiet=True)
+    report = write_explanations(small_run, [photo], tmp_path / "out", quiet, methods=["all"], target="square")
+    (explanation,) = report.images
+    assert isinstance(explanation, Explanation) and explanation.target == "square" != explanation.label
+    assert [score.method for score in explanation.maps] == list(METHODS)
+    for score in explanation.maps:
+        with Image.open(score.file or "") as picture:
+            assert picture.format == "PNG" and Path(score.file or "").parent == tmp_path / "out"
     page = Page(tmp_path / "out" / "explain.html")
     assert "You asked about square" in page.text and len(page.pictures()) == 1 + len(METHODS) + 1 + 4
-    assert ("Believe the" in page.text) != ("believe none" in page.text)
+    assert ("Most faithful:" in page.text) != ("No map is more faithful" in page.text)
 
 
 def test_attention_is_shown_by_the_name_of_its_gate(
@@ -137,63 +141,77 @@ def test_attention_is_shown_by_the_name_of_its_gate(
     gates = {"backbone.after_2": np.linspace(0.25, 1.5, 6).reshape(2, 3), "../<b>odd</b>": np.array([[0.0, 1.0]])}
     monkeypatch.setattr(attribution, "attention_maps", lambda network, x: gates)
     monkeypatch.setattr(faithfulness, "N_STEPS", 4)
-    found = explain(small_run, [small_photos / "disc" / "01.jpg"], tmp_path / "out", Reporter(quiet=True))
-    shown = found["photos"][0]["attention"]
-    assert [one["module"] for one in shown] == list(gates)
-    assert all(Path(one["file"]).resolve().parent == tmp_path / "out" for one in shown)
-    assert sorted(map(str, (tmp_path / "out").iterdir())) == sorted(found["files"])
+    report = write_explanations(small_run, [small_photos / "disc" / "01.jpg"], tmp_path / "out", Reporter(quiet=True))
+    (explanation,) = report.images
+    assert isinstance(explanation, Explanation)
+    assert [gate.module for gate in explanation.attention] == list(gates)
+    assert all(Path(gate.file or "").resolve().parent == tmp_path / "out" for gate in explanation.attention)
+    assert sorted(map(str, (tmp_path / "out").iterdir())) == sorted(report.files)
     page = Page(tmp_path / "out" / "explain.html")
     assert page.stands_alone() and "0.25 to 1.50 times what comes in" in page.text and "<b>" not in page.source
 
 
-def area(method: str, deletion: float, insertion: float) -> dict[str, Any]:
-    beats = insertion - deletion > 0.2
-    return {"method": method, "deletion": deletion, "insertion": insertion, "beats_random": beats}
+def score(method: str, deletion: float, insertion: float) -> MapScore:
+    return MapScore(method, deletion, insertion, beats_random=insertion - deletion > 0.2)
 
 
 @pytest.mark.parametrize(
     ("maps", "chance", "says"),
     [
-        ([area("evidence", 0.2, 0.9)], 0.5, "Believe the evidence map: .* keeps 20.% .* it has 90.%; .* 50.% both"),
-        ([area("evidence", 0.3, 0.8), area("grad_cam", 0.2, 0.9)], 0.5, "Believe the Grad-CAM map.* ways.$"),
-        ([area("evidence", 0.21, 0.9), area("grad_cam", 0.2, 0.9)], 0.5, "Believe the evidence map.* ways.$"),
-        ([area("evidence", 0.2, 0.9), area("occlusion", 0.5, 0.5)], 0.5, "No better than random: occlusion"),
-        ([area("evidence", 0.5, 0.6)], 0.5, "believe none of them"),
-        ([area("evidence", 0.0, 0.01)], 0.01, "out of the question"),
+        ([score("evidence", 0.2, 0.9)], 0.5, "Most faithful: evidence. Deletion 20.%, insertion 90.%; random maps 50.%.$"),
+        ([score("evidence", 0.3, 0.8), score("grad_cam", 0.2, 0.9)], 0.5, "Most faithful: Grad-CAM. .* random maps 50.%.$"),
+        ([score("evidence", 0.21, 0.9), score("grad_cam", 0.2, 0.9)], 0.5, "Most faithful: evidence. .* random maps 50.%.$"),
+        ([score("evidence", 0.2, 0.9), score("occlusion", 0.5, 0.5)], 0.5, "Not better than random: occlusion"),
+        ([score("evidence", 0.5, 0.6)], 0.5, "No map is more faithful than random"),
+        ([score("evidence", 0.0, 0.01)], 0.01, "“gnu” is improbable whatever is blurred"),
     ],
 )
-def test_it_says_which_map_to_believe(maps: list[dict[str, Any]], chance: float, says: str):
-    found = {"label": "elk", "target": "gnu", "chance": chance, "maps": maps}
-    assert re.search(says, _recommend_map(found))
+def test_the_most_faithful_map_is_named(maps: list[MapScore], chance: float, says: str):
+    explanation = Explanation("1.jpg", "elk", 0.9, True, "gnu", 1.5, 1.0, 0.5, chance, tuple(maps), (), ())
+    assert re.search(says, describe_faithfulness(explanation))
 
 
-def test_nearest_photos_are_shown(odd_run: Path, small_photos: Path, tmp_path: Path):
+def test_keys_of_the_json():
+    scores = (MapScore("evidence", 0.2, 0.9, True, "out/1.evidence.png"),)
+    gates, neighbours = (AttentionMap("backbone.after_2", "out/1.png"),), (Neighbour("a/1.jpg", "elk", 0.5),)
+    explanation = Explanation("1.jpg", "elk", 0.9, True, "gnu", 1.5, 1.0, 0.5, 0.4, scores, gates, neighbours)
+    assert io.to_json(explanation.to_dict(), indent=None) == (
+        '{"path": "1.jpg", "label": "elk", "confidence": 0.9, "known": true, "target": "gnu", "logit": 1.5, '
+        '"evidence": 1.0, "bias": 0.5, "chance": 0.4, "maps": [{"method": "evidence", "deletion": 0.2, '
+        '"insertion": 0.9, "beats_random": true, "file": "out/1.evidence.png"}], "attention": [{"module": '
+        '"backbone.after_2", "file": "out/1.png"}], "nearest": [{"path": "a/1.jpg", "label": "elk", "similarity": 0.5}]}'
+    )
+
+
+def test_nearest_images_are_shown(odd_run: Path, small_photos: Path, tmp_path: Path):
     with np.load(odd_run / "gallery.npz") as gallery:
         path = str(gallery["paths"][0])
     photo, quiet = small_photos / path, Reporter(quiet=True)
-    found = explain(odd_run, [photo], tmp_path / "out", quiet, target=NAMES[0], nearest=3)["photos"][0]
-    near = found["nearest"]
-    assert near[0]["path"] == path and near[0]["similarity"] == pytest.approx(1, abs=1e-3)
-    similarities = [one["similarity"] for one in near]
+    report = write_explanations(odd_run, [photo], tmp_path / "out", quiet, target=NAMES[0], nearest=3)
+    (explanation,) = report.images
+    assert isinstance(explanation, Explanation)
+    near = explanation.nearest
+    assert near[0].path == path and near[0].similarity == pytest.approx(1, abs=1e-3)
+    similarities = [neighbour.similarity for neighbour in near]
     assert len(near) == 3 and similarities == sorted(similarities, reverse=True)
     page = Page(tmp_path / "out" / "explain.html")
     assert page.stands_alone() and len(page.pictures()) == 1 + 1 + 1 + 3
-    assert "<script>alert" not in page.source and NAMES[0] in page.text and found["label"] in page.text
+    assert "<script>alert" not in page.source and NAMES[0] in page.text and explanation.label in page.text
 
 
-def test_photos_and_gallery_may_be_gone(odd_run: Path, small_photos: Path, tmp_path: Path):
+def test_data_set_and_reference_set_may_be_gone(odd_run: Path, small_photos: Path, tmp_path: Path):
     run = Path(shutil.copytree(odd_run, tmp_path / "run"))
     audit = json.loads((run / "audit.json").read_text()) | {"folder": str(tmp_path / "nowhere")}
     (run / "audit.json").write_text(json.dumps(audit))
     photo, quiet = small_photos / "disc" / "05.jpg", Reporter(quiet=True)
-    near = explain(run, [photo], tmp_path / "names", quiet, nearest=2)["photos"][0]["nearest"]
+    near = write_explanations(run, [photo], tmp_path / "names", quiet, nearest=2).to_dict()["photos"][0]["nearest"]
     page = Page(tmp_path / "names" / "explain.html")
     assert page.text.count("no picture") == 2 and near[1]["path"] in page.text
     whole = (run / "gallery.npz").read_bytes()
     for damaged in (b"", whole[:300], whole[:-100]):
         (run / "gallery.npz").write_bytes(damaged)
         assert load_reference_set(run, 1280) is None
-    assert explain(run, [photo], tmp_path / "none", quiet)["photos"][0]["nearest"] == []
+    assert write_explanations(run, [photo], tmp_path / "none", quiet).to_dict()["photos"][0]["nearest"] == []
     assert "has kept no gallery" in Page(tmp_path / "none" / "explain.html").text
 
 
@@ -229,25 +247,31 @@ def test_the_sheet_shows_each_class(here, odd_run: Path, small_photos: Path, tmp
     assert all(name in page.text for name in NAMES) and "no such file" in page.text
 
 
-def row(path: str, predicted: str, confidence: float) -> dict[str, Any]:
-    return {"path": path, "label": "a", "predicted": predicted, "confidence": confidence}
+def row(path: str, predicted: str, confidence: float, label: str = "a") -> LabelledPrediction:
+    return LabelledPrediction(path, label, predicted, confidence, known=True, run=Path("RUN"))
 
 
-def test_the_sheet_takes_the_surest_the_surest_mistake_and_the_least_sure():
+def test_the_sheet_shows_the_most_confident_the_most_confident_error_and_the_least_confident():
     rows = [row("1", "a", 0.6), row("2", "a", 0.9), row("3", "b", 0.5), row("4", "b", 0.8), row("5", "a", 0.4)]
-    ((label, chosen),) = class_sheet._examples_by_class(rows)
-    kinds = {one["kind"]: one["path"] for one in chosen}
-    assert (label, kinds) == ("a", {"typical": "2", "confused": "4", "uncertain": "5"})
-    ((_, only),) = class_sheet._examples_by_class(rows[:1])
-    assert [one["kind"] for one in only] == ["typical"]
+    (section,) = class_sheet._examples_by_class(rows)
+    assert (section.label, section.n_correct, section.n) == ("a", 3, 5)
+    assert [(kind, one.path) for kind, one in section.examples] == [
+        ("typical", "2"),
+        ("confused", "4"),
+        ("uncertain", "5"),
+    ]
+    (only,) = class_sheet._examples_by_class(rows[:1])
+    assert [kind for kind, _ in only.examples] == ["typical"]
+    hardest_first = class_sheet._examples_by_class([*rows, row("6", "b", 0.7, "b"), row("7", "a", 0.7, "c")])
+    assert [section.label for section in hardest_first] == ["c", "a", "b"]
 
 
-def test_a_sheet_that_grows_too_long_ends(odd_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    whole = class_sheet.write_class_sheet(odd_run, tmp_path / "whole", Reporter(quiet=True))
+def test_the_size_of_the_sheet_is_bounded(odd_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    whole = write_class_sheet(odd_run, tmp_path / "whole", Reporter(quiet=True))
     size = (tmp_path / "whole" / "sheet.html").stat().st_size
-    monkeypatch.setattr(class_sheet, "MAX_PAGE_CHARACTERS", size // 2)
-    cut = class_sheet.write_class_sheet(odd_run, tmp_path / "cut", Reporter(quiet=True))
-    assert 0 < len(cut["photos"]) < len(whole["photos"])
+    monkeypatch.setattr(explain_page, "MAX_SHEET_CHARACTERS", size // 2)
+    cut = write_class_sheet(odd_run, tmp_path / "cut", Reporter(quiet=True))
+    assert 0 < len(cut.images) < len(whole.images)
     assert (tmp_path / "cut" / "sheet.html").stat().st_size < size
     assert "would not fit" in Page(tmp_path / "cut" / "sheet.html").text
 
@@ -256,7 +280,7 @@ def test_without_test_photos_there_is_no_sheet(here, small_run: Path, tmp_path: 
     assert "name the photos" in here("explain", small_run / "bundle", "--out", tmp_path / "out").refusal
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     (run / "predictions.csv").write_text("path,label,predicted,confidence,known\n")
-    assert "no test photos" in here("explain", run, "--out", tmp_path / "out").refusal
+    assert "no test images" in here("explain", run, "--out", tmp_path / "out").refusal
 
 
 def test_its_pages_are_chinese_where_that_is_asked_for(

@@ -24,7 +24,7 @@ def map_of(height: int, width: int, seed: int) -> np.ndarray:
 
 
 @given(height=SIDES, width=SIDES, rows=SIDES, columns=SIDES, seed=st.integers(0, 99))
-def test_nothing_said_leaves_the_photo_as_it_is(height: int, width: int, rows: int, columns: int, seed: int):
+def test_zero_evidence_leaves_the_image_unchanged(height: int, width: int, rows: int, columns: int, seed: int):
     photo, nothing = noise(height, width, seed), np.zeros((rows, columns))
     for scale in (None, 1.0):
         np.testing.assert_array_equal(overlay.overlay_heatmap(photo, nothing, scale), photo)
@@ -42,7 +42,7 @@ def test_any_map_fits_any_photo_and_its_own_scale(
 
 
 @given(seed=st.integers(0, 99), value=st.floats(-2, 2))
-def test_the_more_is_said_the_nearer_its_hue(seed: int, value: float):
+def test_stronger_evidence_is_nearer_to_its_hue(seed: int, value: float):
     photo, hue = noise(8, 8, seed), overlay.NEGATIVE_COLOUR if value < 0 else overlay.POSITIVE_COLOUR
     ways = [
         overlay.overlay_heatmap(photo, np.full((2, 2), part * value), 1.0) - np.array(hue, float)
@@ -54,11 +54,11 @@ def test_the_more_is_said_the_nearer_its_hue(seed: int, value: float):
         np.testing.assert_allclose(far[2], (1 - overlay.MAX_OPACITY) * far[0], atol=0.51)
 
 
-def test_one_odd_position_does_not_pale_the_others():
+def test_one_outlier_does_not_fade_the_others():
     evidence = np.ones((16, 16))
     evidence[3, 4] = 1000
     assert overlay.robust_maximum(evidence) == 1
-    assert overlay.robust_maximum(np.eye(1, 100)) == 1  # but a position alone is not lost
+    assert overlay.robust_maximum(np.eye(1, 100)) == 1  # but a single position stays visible
     assert overlay.robust_maximum(np.zeros((3, 3))) == 0
 
 
@@ -75,7 +75,7 @@ def test_the_legend_stands_below(size: tuple[int, int]):
     assert (strip[15:] < 90).any(), "with numbers"
 
 
-def test_a_tile_is_a_small_jpeg():
+def test_the_data_uri_is_a_small_jpeg():
     uri = overlay.overlay_data_uri(noise(256, 256, 0), map_of(8, 8, 0), side=120)
     assert uri.startswith("data:image/jpeg;base64,")
     picture = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2])))
@@ -83,7 +83,7 @@ def test_a_tile_is_a_small_jpeg():
 
 
 @given(st.lists(st.text(st.characters(blacklist_categories=()), max_size=300), max_size=30))
-def test_names_are_one_part_unique_and_short(paths: list[str]):
+def test_file_names_are_unique_and_safe(paths: list[str]):
     taken: dict[str, int] = {}
     names = [overlay.unique_stem(path, taken) for path in [*paths, *paths, "..", "/", "a/../..", "C:\\x", "con\0.jpg"]]
     assert len({name.casefold() for name in names}) == len(names)
@@ -92,7 +92,7 @@ def test_names_are_one_part_unique_and_short(paths: list[str]):
         assert (Path("/out") / f"{name}.png").resolve().parent == Path("/out")
 
 
-def test_a_name_keeps_what_it_can():
+def test_file_names_keep_letters_and_digits():
     taken: dict[str, int] = {}
     names = [
         overlay.unique_stem(path, taken) for path in ("a/玉米 1.jpg", "b/玉米 1.jpg", "x/IMG_1.JPG", "y/img_1.jpg")
@@ -103,7 +103,7 @@ def test_a_name_keeps_what_it_can():
 # ---- predict --heatmap
 
 
-def test_predict_draws_what_each_answer_saw(here, small_run: Path, small_photos: Path, tmp_path: Path):
+def test_predict_writes_heatmaps(here, small_run: Path, small_photos: Path, tmp_path: Path):
     (tmp_path / "00.jpg").write_text("not a photo")
     photos = [small_photos / "disc" / "00.jpg", tmp_path / "00.jpg", small_photos / "square" / "00.jpg"]
     done = here("predict", small_run, *photos, "--heatmap", tmp_path / "heat", "--json")

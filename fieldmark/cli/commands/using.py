@@ -124,18 +124,23 @@ def explain(
 ) -> None:
     """Show why photos got their answers, and which map of that to believe. Exit code 1 when one could not be read."""
     from fieldmark.core.progress import Reporter
-    from fieldmark.explanation.explain import explain as why
+    from fieldmark.inference.run_folder import resolve_language
+    from fieldmark.report import explain_page
 
-    methods = [word.strip() for word in method.split(",")]
-    result = why(run, photos or [], out, Reporter(), methods=methods, target=target, nearest=nearest, lang=lang)
-    unreadable = [photo for photo in result["photos"] if "error" in photo]
-    if as_json:
-        print(io.to_json(result))
+    if photos:
+        methods = [word.strip() for word in method.split(",")]
+        result = explain_page.write_explanations(
+            run, photos, out, Reporter(), methods=methods, target=target, nearest=nearest, lang=lang
+        )
     else:
-        for photo in unreadable:
-            print(f"{sanitize_for_terminal(photo['path'])}: {photo['error']}", file=sys.stderr)
-        print(f"Read:  {sanitize_for_terminal(result['files'][0])}")
-    raise typer.Exit(1 if unreadable else 0)
+        result = explain_page.write_class_sheet(run, Path(out), Reporter(), resolve_language(Path(run), lang))
+    if as_json:
+        print(io.to_json(result.to_dict()))
+    else:
+        for path, error in result.errors:
+            print(f"{sanitize_for_terminal(path)}: {error}", file=sys.stderr)
+        print(f"Read:  {sanitize_for_terminal(result.files[0])}")
+    raise typer.Exit(1 if result.errors else 0)
 
 
 def report(
