@@ -21,8 +21,6 @@ from fieldmark.core.i18n import ENGLISH, LANGUAGES, get_language
 from fieldmark.core.progress import Reporter
 from fieldmark.data.catalog import UnreadableFile
 from fieldmark.data.readers.files import Folder
-from fieldmark.explanation import attribution
-from fieldmark.explanation.explain import _title
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.report import html
 from fieldmark.report.check_page import write_check
@@ -47,8 +45,6 @@ def translatable_texts() -> dict[str, str]:
         for call in (node for node in ast.walk(ast.parse(file.read_text("utf-8"))) if isinstance(node, ast.Call)):
             if ast.unparse(call.func) in names and call.args and isinstance(call.args[0], ast.Constant):
                 texts[str(call.args[0].value)] = file.name
-    for name, method in attribution.METHODS.items():
-        texts[_title(name)] = texts[str(method.__doc__).partition("\n")[0]] = "explanation/attribution.py"
     return texts
 
 

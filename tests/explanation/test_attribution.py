@@ -39,7 +39,9 @@ def trained(small_run: Path, small_photos: Path) -> tuple[Network, torch.Tensor]
 
 @pytest.mark.parametrize("head", HEADS)
 def test_evidence_and_bias_are_the_logit_of_the_bundle(head: str, tmp_path: Path):
-    network, x = with_batch_statistics(f"resnet18+head={head}(hidden=(9,),pool=2)" if head == "classic" else f"resnet18+head={head}")
+    network, x = with_batch_statistics(
+        f"resnet18+head={head}(hidden=(9,),pool=2)" if head == "classic" else f"resnet18+head={head}"
+    )
     look: dict[str, Any] = {"size": 64, "crop": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic"}
     checkpoint.save(tmp_path / "model.safetensors", network.state_dict(), {})
     io.write_json(tmp_path / "bundle.json", bundle.make_info(network, list("abcde"), look, 1.0, 0.0, "none"))

@@ -158,9 +158,21 @@ def score(method: str, deletion: float, insertion: float) -> MapScore:
 @pytest.mark.parametrize(
     ("maps", "chance", "says"),
     [
-        ([score("evidence", 0.2, 0.9)], 0.5, "Most faithful: evidence. Deletion 20.%, insertion 90.%; random maps 50.%.$"),
-        ([score("evidence", 0.3, 0.8), score("grad_cam", 0.2, 0.9)], 0.5, "Most faithful: Grad-CAM. .* random maps 50.%.$"),
-        ([score("evidence", 0.21, 0.9), score("grad_cam", 0.2, 0.9)], 0.5, "Most faithful: evidence. .* random maps 50.%.$"),
+        (
+            [score("evidence", 0.2, 0.9)],
+            0.5,
+            "Most faithful: evidence. Deletion 20.%, insertion 90.%; random maps 50.%.$",
+        ),
+        (
+            [score("evidence", 0.3, 0.8), score("grad_cam", 0.2, 0.9)],
+            0.5,
+            "Most faithful: Grad-CAM. .* random maps 50.%.$",
+        ),
+        (
+            [score("evidence", 0.21, 0.9), score("grad_cam", 0.2, 0.9)],
+            0.5,
+            "Most faithful: evidence. .* random maps 50.%.$",
+        ),
         ([score("evidence", 0.2, 0.9), score("occlusion", 0.5, 0.5)], 0.5, "Not better than random: occlusion"),
         ([score("evidence", 0.5, 0.6)], 0.5, "No map is more faithful than random"),
         ([score("evidence", 0.0, 0.01)], 0.01, "“gnu” is improbable whatever is blurred"),
@@ -179,7 +191,8 @@ def test_keys_of_the_json():
         '{"path": "1.jpg", "label": "elk", "confidence": 0.9, "known": true, "target": "gnu", "logit": 1.5, '
         '"evidence": 1.0, "bias": 0.5, "chance": 0.4, "maps": [{"method": "evidence", "deletion": 0.2, '
         '"insertion": 0.9, "beats_random": true, "file": "out/1.evidence.png"}], "attention": [{"module": '
-        '"backbone.after_2", "file": "out/1.png"}], "nearest": [{"path": "a/1.jpg", "label": "elk", "similarity": 0.5}]}'
+        '"backbone.after_2", "file": "out/1.png"}], '
+        '"nearest": [{"path": "a/1.jpg", "label": "elk", "similarity": 0.5}]}'
     )
 
 

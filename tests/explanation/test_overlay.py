@@ -1,4 +1,4 @@
-"""Pictures of evidence: nothing is drawn where nothing was said, and names stay where they should."""
+"""Overlays: zero evidence draws nothing, and file names stay in their folder."""
 
 import base64
 import io
