@@ -131,7 +131,9 @@ def test_every_method_has_its_picture(
         with Image.open(score.file or "") as picture:
             assert picture.format == "PNG" and Path(score.file or "").parent == tmp_path / "out"
     page = Page(tmp_path / "out" / "explain.html")
-    assert "You asked about square" in page.text and len(page.pictures()) == 1 + len(METHODS) + 1 + 4
+    assert (
+        "The maps show the requested class, square." in page.text and len(page.pictures()) == 1 + len(METHODS) + 1 + 4
+    )
     assert ("Most faithful:" in page.text) != ("No map is more faithful" in page.text)
 
 
@@ -148,7 +150,7 @@ def test_attention_is_shown_by_the_name_of_its_gate(
     assert all(Path(gate.file or "").resolve().parent == tmp_path / "out" for gate in explanation.attention)
     assert sorted(map(str, (tmp_path / "out").iterdir())) == sorted(report.files)
     page = Page(tmp_path / "out" / "explain.html")
-    assert page.stands_alone() and "0.25 to 1.50 times what comes in" in page.text and "<b>" not in page.source
+    assert page.stands_alone() and "factor 0.25 to 1.50" in page.text and "<b>" not in page.source
 
 
 def score(method: str, deletion: float, insertion: float) -> MapScore:
@@ -219,13 +221,13 @@ def test_data_set_and_reference_set_may_be_gone(odd_run: Path, small_photos: Pat
     photo, quiet = small_photos / "disc" / "05.jpg", Reporter(quiet=True)
     near = write_explanations(run, [photo], tmp_path / "names", quiet, nearest=2).to_dict()["photos"][0]["nearest"]
     page = Page(tmp_path / "names" / "explain.html")
-    assert page.text.count("no picture") == 2 and near[1]["path"] in page.text
+    assert page.text.count("no image") == 2 and near[1]["path"] in page.text
     whole = (run / "gallery.npz").read_bytes()
     for damaged in (b"", whole[:300], whole[:-100]):
         (run / "gallery.npz").write_bytes(damaged)
         assert load_reference_set(run, 1280) is None
     assert write_explanations(run, [photo], tmp_path / "none", quiet).to_dict()["photos"][0]["nearest"] == []
-    assert "has kept no gallery" in Page(tmp_path / "none" / "explain.html").text
+    assert "has no reference set" in Page(tmp_path / "none" / "explain.html").text
 
 
 def test_what_cannot_be_explained_is_refused(here, small_run: Path, small_photos: Path, tmp_path: Path):
@@ -286,7 +288,7 @@ def test_the_size_of_the_sheet_is_bounded(odd_run: Path, tmp_path: Path, monkeyp
     cut = write_class_sheet(odd_run, tmp_path / "cut", Reporter(quiet=True))
     assert 0 < len(cut.images) < len(whole.images)
     assert (tmp_path / "cut" / "sheet.html").stat().st_size < size
-    assert "would not fit" in Page(tmp_path / "cut" / "sheet.html").text
+    assert "of 3 classes with the most errors" in Page(tmp_path / "cut" / "sheet.html").text
 
 
 def test_without_test_photos_there_is_no_sheet(here, small_run: Path, tmp_path: Path):
@@ -313,7 +315,7 @@ def test_its_pages_are_chinese_where_that_is_asked_for(
     latin += ["disc", "square", "cross, blue"]  # as the gallery calls them
     for file in ("out/explain.html", "sheet/sheet.html"):
         page = (tmp_path / file).read_text(encoding="utf-8").replace("<wbr>", "")
-        assert '<html lang="zh-CN">' in page and "证据" in page
+        assert '<html lang="zh-CN">' in page and "类激活图" in page
         said = english("\n".join(Words(page).words), latin)
         assert said <= {
             "run",
