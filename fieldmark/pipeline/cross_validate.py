@@ -1,107 +1,126 @@
-"""Recipe with folds -> as many trainings one after the other, each tested on another part of all photos; all together.
+"""k-fold cross-validation: one training for each fold, and the pooled metrics of all folds.
 
-Figures over folds are those of all their photos together, each judged by the classifier that had not seen it; `sd` is
-the standard deviation of the accuracy from fold to fold.
+Every image is in the test set of one fold. The pooled metrics are those of all test predictions together; `sd` is the
+standard deviation of the accuracy between the folds.
 """
 
 import dataclasses
 import shutil
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.evaluation.results import Metrics
+from fieldmark.pipeline.run import Run
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe, parse_duration
-
-FoldMetrics = dict[str, Any]
+from fieldmark.report.run_metrics import FoldMetrics, RunMetrics
 
 
 def validate_folds(recipe: Recipe) -> None:
-    """Refuse folds that cannot be."""
+    """Raise FieldmarkError for impossible settings of `folds` and `fold`."""
     if recipe.folds == 1 or recipe.fold > recipe.folds:
         raise FieldmarkError(f"--folds is {recipe.folds}, --fold {recipe.fold}: give 2 folds or more, and one of them")
     if recipe.folds and recipe.split_file:
-        raise FieldmarkError("--folds splits the photos itself: leave --split-file out")
+        raise FieldmarkError("--folds splits the images itself: leave --split-file out")
 
 
-def cross_validate(train: Callable[[Recipe, Path], FoldMetrics], recipe: Recipe, out: Path) -> FoldMetrics:
-    """Train every fold into `out`/fold-K and write the figures of all to `out`/metrics.json, and a report. -> them.
+def cross_validate(train_fold: Callable[[Recipe, Path], Run], recipe: Recipe, out: Path) -> Run:
+    """Train every fold into `out`/fold-K, and write the pooled metrics and a report into `out`.
 
-    What `train` finds done it does not repeat, so an interrupted run goes on where it was. A budget is that of all.
+    Finished folds are not trained again, so that an interrupted cross-validation continues. A budget is that of all
+    folds together.
     """
-    from fieldmark.report.run_report import rewrite_report  # not before; see run.py
+    from fieldmark.report.run_report import rewrite_report  # not before there is something to report
 
     if recipe.devices * recipe.nodes > 1:
         raise FieldmarkError("--folds trains one after the other: with several devices give each fold its --fold")
-    fresh = not out.exists()
-    for fold in out.glob("fold-*"):
-        if (fold / "metrics.json").exists() and not (fold / "answers.npz").exists():
-            raise FieldmarkError(f"{fold} was trained by an earlier version, without its answers: give another --out")
+    _require_predictions(out)
+    is_new = not out.exists()
     out.mkdir(parents=True, exist_ok=True)
     recipes.write_recipe(recipe, out / "recipe.yaml")
+    runs = _train_folds(train_fold, recipe, out, is_new)
+    if len({run.metrics["fingerprint"] for run in runs}) > 1:
+        raise FieldmarkError(f"the images have changed since {out} was started: train into another --out")
+    io.write_json(out / "metrics.json", _combine(runs).to_dict())
+    rewrite_report(out)
+    return Run.load(out)
+
+
+def _require_predictions(out: Path) -> None:
+    for fold in out.glob("fold-*"):
+        if (fold / "metrics.json").exists() and not (fold / "answers.npz").exists():
+            raise FieldmarkError(f"{fold} has no answers.npz, as an earlier version trained it: give another --out")
+
+
+def _train_folds(train_fold: Callable[[Recipe, Path], Run], recipe: Recipe, out: Path, is_new: bool) -> list[Run]:
     if recipe.budget:
         recipe = recipe.replace(budget=f"{parse_duration(recipe.budget) / recipe.folds:.0f}s")
+    runs: list[Run] = []
     try:
-        first = train(recipe.replace(fold=1), out / "fold-1")
+        for k in range(1, recipe.folds + 1):
+            runs.append(train_fold(recipe.replace(fold=k), out / f"fold-{k}"))
     except FieldmarkError:
-        if fresh:  # nothing is lost, and the same command works once the photos are in order
+        if is_new and not runs:  # nothing is lost, and the same command works once the images are corrected
             shutil.rmtree(out)
         raise
-    fold_metrics = [first] + [train(recipe.replace(fold=k), out / f"fold-{k}") for k in range(2, recipe.folds + 1)]
-    if len({run["fingerprint"] for run in fold_metrics}) > 1:
-        raise FieldmarkError(f"the photos have changed since {out} was begun: train into another --out")
-    best = max(fold_metrics, key=lambda run: (run["validation"] or {}).get("accuracy", 0.0))
-    warnings = dict.fromkeys(text for run in fold_metrics for text in run["warnings"])
-    metrics = {
-        "test": pool_fold_metrics(
-            fold_metrics, [out / f"fold-{k}" / "answers.npz" for k in range(1, recipe.folds + 1)]
-        ),
-        "validation": None,  # other photos chose in each
-        "folds": [
-            {"test": run["test"], "validation": run["validation"], "bundle": run["bundle"]} for run in fold_metrics
-        ],
-        "bundle": best["bundle"],
-        "seconds": {part: sum(run["seconds"][part] for run in fold_metrics) for part in best["seconds"]},
-        "warnings": list(warnings),
-        **{key: best[key] for key in ("classes", "network", "parameters", "fingerprint", "seed", "environment")},
-    }
-    io.write_json(out / "metrics.json", metrics)
-    rewrite_report(out)
-    return metrics
+    return runs
 
 
-def _positive_threshold(split_metrics: FoldMetrics, positive: str | None) -> float:
-    """The probability from which this fold calls a photo positive."""
-    threshold = split_metrics.get("at_threshold", {}).get("threshold", 0.5)
-    return threshold if split_metrics.get("positive") == positive else 1 - threshold
+def _combine(runs: Sequence[Run]) -> RunMetrics:
+    """Metrics of a cross-validation; the bundle is that of the fold with the best validation accuracy."""
+    folds = [run.results for run in runs]
+    best = max(folds, key=lambda fold: fold.validation.accuracy if fold.validation else 0.0)
+    return RunMetrics(
+        test=pool_metrics(runs),
+        validation=None,  # each fold has another validation set
+        folds=[FoldMetrics(fold.test, fold.validation, fold.bundle or "") for fold in folds],
+        bundle=best.bundle,
+        seconds={part: sum(fold.seconds[part] for fold in folds) for part in best.seconds},
+        warnings=list(dict.fromkeys(text for fold in folds for text in fold.warnings)),
+        classes=best.classes,
+        network=best.network,
+        parameters=best.parameters,
+        fingerprint=best.fingerprint,
+        seed=best.seed,
+        environment=best.environment,
+    )
 
 
-def pool_fold_metrics(fold_metrics: list[FoldMetrics], files: list[Path]) -> FoldMetrics | None:
-    """The figures of all test photos, each by its own fold's classifier and threshold; `sd` from fold to fold."""
+def pool_metrics(runs: Sequence[Run]) -> Metrics | None:
+    """Metrics of the test predictions of all folds, each with its own thresholds; None without test images."""
     from fieldmark.evaluation.metrics import Predictions, compute_metrics
 
-    folds_with_test = [
-        (run, Predictions.load(file)) for run, file in zip(fold_metrics, files, strict=True) if run["test"]
-    ]
-    if not folds_with_test:
+    tests, predictions = list[Metrics](), list[Predictions]()
+    for run in runs:
+        if test := run.results.test:
+            tests.append(test)
+            predictions.append(Predictions.load(run.folder / "answers.npz"))
+    if not tests:
         return None
-    # Every fold has a threshold of its own: what counts is how far above it a score lies.
+    # The folds have different thresholds: with scores relative to their own, one threshold of 0 applies to all.
     shifted = [
-        dataclasses.replace(pooled_metrics, scores=pooled_metrics.scores - run["test"]["threshold"])
-        for run, pooled_metrics in folds_with_test
+        dataclasses.replace(fold, scores=fold.scores - test.threshold)
+        for fold, test in zip(predictions, tests, strict=True)
     ]
-    positive = next((run["test"]["positive"] for run, _ in folds_with_test if "positive" in run["test"]), None)
-    decision_thresholds = np.concatenate(
-        [np.full(len(one), _positive_threshold(run["test"], positive)) for run, one in folds_with_test]
-    )
-    accuracies = [run["test"]["accuracy"] for run, _ in folds_with_test]
-    metrics = compute_metrics(
-        Predictions.concatenate(shifted), fold_metrics[0]["classes"], 0.0, positive, decision_thresholds
-    )
+    positive = next((test.binary.positive for test in tests if test.binary), None)
+    thresholds = [
+        np.full(len(fold), _positive_threshold(test, positive)) for fold, test in zip(predictions, tests, strict=True)
+    ]
+    classes = list(runs[0].results.classes)
+    pooled = compute_metrics(Predictions.concatenate(shifted), classes, 0.0, positive, np.concatenate(thresholds))
+    accuracies = [test.accuracy for test in tests]
     sd = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
-    return dataclasses.replace(metrics, sd=sd).to_dict()
+    return dataclasses.replace(pooled, sd=sd)
+
+
+def _positive_threshold(test: Metrics, positive: str | None) -> float:
+    """The probability from which this fold predicts `positive`; its own positive class may be the other one."""
+    if test.binary is None:
+        return 0.5
+    threshold = test.binary.at_threshold.threshold
+    return threshold if test.binary.positive == positive else 1 - threshold

@@ -1,8 +1,9 @@
-"""Trained network -> bundle, export, gallery, and the figures of the exported file on the test photos."""
+"""Trained network -> bundle, verified ONNX file, reference set, and metrics of that file on the test set."""
 
 import dataclasses
 import math
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,93 +18,126 @@ from fieldmark.core.progress import Reporter
 from fieldmark.data.dataset import DatasetSplits, EvalDataset, iter_eval_batches
 from fieldmark.evaluation import calibration
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
+from fieldmark.evaluation.results import LearningCurve, Metrics
 from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, TOLERANCE, export_onnx, verify
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
+from fieldmark.models import Network
 from fieldmark.models.ood import OODScorer
 from fieldmark.pipeline.prepare import PreparedData
 from fieldmark.recipes.recipe import Recipe, parse_duration
 from fieldmark.training.trainer import Trainer
 
 
+@dataclass(frozen=True)
+class RunEvaluation:
+    """What `finish_run` measures; a split without images has None.
+
+    Attributes:
+        test: metrics of the exported file on the test set.
+        validation: metrics of the network on the validation set.
+        temperature: by which logits are divided.
+        export: comparison of the exported file with the network.
+    """
+
+    test: Metrics | None
+    validation: Metrics | None
+    temperature: float
+    export: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What is fitted on the validation set.
+
+    Attributes:
+        temperature: by which logits are divided (Guo et al. 2017).
+        ood_threshold: the least OOD score of an image that is accepted.
+        predictions: of the validation set, temperature-scaled.
+        reference_features: (n, c) pooled features of the reference set.
+        positive: the positive class of two; else None.
+        decision_threshold: the probability from which an image is predicted as positive.
+    """
+
+    temperature: float
+    ood_threshold: float
+    ood_scorer: OODScorer
+    predictions: Predictions
+    reference_features: np.ndarray
+    positive: str | None
+    decision_threshold: float
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What features of the frozen backbone show about the data.
+
+    Attributes:
+        warnings: one line for each kind of likely label error.
+        learning_curve: accuracy by the size of the training set; None if it was not measured.
+    """
+
+    warnings: tuple[str, ...] = ()
+    learning_curve: LearningCurve | None = None
+
+
 def finish_run(
     trainer: Trainer, prepared: PreparedData, preprocessing: dict[str, Any], out: Path, reporter: Reporter
-) -> dict[str, Any]:
-    """Calibrate on the validation photos, write the bundle, and test the file that people will use."""
-    data, classes = prepared.data, prepared.classes
-    val, test = data.labels[data.val], data.labels[data.test]
-    network = trainer.network
-    reference = prepared.reference_indices
-    reference_features, _ = extract_features_and_logits(
-        trainer,
-        map(
-            trainer.phase_builder.frozen_features.compute_maps,
-            iter_eval_batches(data.images, reference, preprocessing["size"]),
-        ),
+) -> RunEvaluation:
+    """Calibrate the network on the validation set, export it, and evaluate the exported file on the test set.
+
+    Writes bundle/, gallery.npz, answers.npz and predictions.csv into `out`.
+    """
+    data, size = prepared.data, preprocessing["size"]
+    fitted = calibrate(trainer, prepared, size)
+    network = trainer.network.cpu()
+    info = _write_bundle(out / "bundle", network, prepared, preprocessing, fitted)
+    _write_reference_set(out / "gallery.npz", prepared, fitted.reference_features)
+    classifier = Classifier(out)
+    verification_set = EvalDataset(data.images, data.val if len(data.val) else data.train, size)
+    images = [verification_set.read_image(k) for k in range(min(NUM_VERIFICATION_IMAGES, len(verification_set)))]
+    export_check = verify(network, fitted.ood_scorer, info, classifier, images)
+    predictions = _predict_test_set(classifier, prepared, size, reporter)
+    predictions.save(out / "answers.npz")
+    _write_predictions(out / "predictions.csv", prepared, predictions, fitted.ood_threshold)
+    test, validation = (
+        compute_metrics(split, prepared.classes, fitted.ood_threshold, fitted.positive, fitted.decision_threshold)
+        if len(split)
+        else None
+        for split in (predictions, fitted.predictions)
     )
-    features, logits = extract_features_and_logits(trainer, trainer.phase_builder.frozen_features.val_maps())
-    network.cpu()
-    temperature_value = calibration.fit_temperature(logits, val)
+    return RunEvaluation(test, validation, fitted.temperature, export_check)
+
+
+def calibrate(trainer: Trainer, prepared: PreparedData, size: int) -> Calibration:
+    """Temperature, OOD score and thresholds, from the validation set and the reference set at `size` pixels."""
+    data, features_of = prepared.data, trainer.phase_builder.frozen_features
+    reference, labels = prepared.reference_indices, data.labels[data.val]
+    reference_maps = map(features_of.compute_maps, iter_eval_batches(data.images, reference, size))
+    reference_features, _ = extract_features_and_logits(trainer, reference_maps)
+    features, logits = extract_features_and_logits(trainer, features_of.val_maps())
+    temperature = calibration.fit_temperature(logits, labels)
     ood_scorer = OODScorer.fit(reference_features, data.labels[reference], features, logits)
     scores = ood_scorer.score_arrays(features, logits)
-    threshold_value = calibration.fit_ood_threshold(scores)
-    info = bundle.make_info(
-        network, classes, preprocessing, temperature_value, threshold_value, prepared.audit.fingerprint
-    )
-    if len(classes) == 2:
-        positive = trainer.recipe.positive or _rarer_class(classes, data)
-        positive_probability = softmax(logits / temperature_value, axis=1)[:, classes.index(positive)]
-        info |= {
-            "positive": positive,
-            "decision": calibration.fit_decision_threshold(positive_probability, val == classes.index(positive)),
-        }
-    bundle.save(out / "bundle", info, network, ood_scorer)
-    _write_reference_set(out / "gallery.npz", prepared, reference, reference_features)
-    export_onnx(network, ood_scorer, info, out / "bundle" / "model.onnx")
-    classifier = Classifier(out)
-    verification_set = EvalDataset(data.images, data.val if len(val) else data.train, preprocessing["size"])
-    export_check = verify(
-        network,
+    probabilities = softmax(logits / temperature, axis=1)
+    positive, decision_threshold = None, 0.5
+    if len(prepared.classes) == 2:
+        positive = trainer.recipe.positive or _rarer_class(prepared.classes, data)
+        index = prepared.classes.index(positive)
+        decision_threshold = calibration.fit_decision_threshold(probabilities[:, index], labels == index)
+    return Calibration(
+        temperature,
+        calibration.fit_ood_threshold(scores),
         ood_scorer,
-        info,
-        classifier,
-        [verification_set.read_image(k) for k in range(min(NUM_VERIFICATION_IMAGES, len(verification_set)))],
+        Predictions(logits, probabilities, scores, labels, prepared.group_indices[data.val]),
+        reference_features,
+        positive,
+        decision_threshold,
     )
-    test_set = EvalDataset(data.images, data.test, preprocessing["size"])
-    groups = np.array(list(prepared.groups.values()), np.int64)
-    test_predictions = Predictions(
-        *(np.zeros((len(test), len(classes)), np.float32) for _ in ("logits", "probabilities")),
-        scores=np.zeros(len(test), np.float32),
-        labels=test,
-        groups=groups[data.test],
-    )
-    with reporter.progress_bar("testing", "photos") as advance:
-        results = ordered_map(
-            lambda k: classifier.infer(test_set.read_image(k)), range(len(test_set)), runtime.available_cpus()
-        )
-        for k, result in enumerate(results):
-            test_predictions.logits[k], test_predictions.probabilities[k] = result["logits"], result["probabilities"]
-            test_predictions.scores[k] = result["known_score"]
-            advance(k + 1, len(test_set))
-    val_predictions = Predictions(logits, softmax(logits / temperature_value, axis=1), scores, val, groups[data.val])
-    test_predictions.save(out / "answers.npz")
-    _write_predictions(out / "predictions.csv", prepared, test_predictions, threshold_value)
-    metric_options = {
-        "classes": classes,
-        "threshold": threshold_value,
-        "positive": info.get("positive"),
-        "decision_threshold": info.get("decision", 0.5),
-    }
-    return {
-        "test": compute_metrics(test_predictions, **metric_options).to_dict() if len(test) else None,
-        "validation": compute_metrics(val_predictions, **metric_options).to_dict() if len(val) else None,
-        "temperature": temperature_value,
-        "export": export_check,
-    }
 
 
 def extract_features_and_logits(trainer: Trainer, maps: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Maps at the cut -> the last map, pooled (n, c), and logits (n, classes): by the weights of now, in 32 bits."""
+    """Maps at the cut -> pooled features (n, c) of the last stage and logits (n, classes), in float32."""
     rest, head = trainer.trainable.eval().children()
     width = list(trainer.network.backbone.stages.values())[-1]
     features, logits = [torch.empty(0, width)], [torch.empty(0, trainer.phase_builder.num_classes)]
@@ -116,38 +150,77 @@ def extract_features_and_logits(trainer: Trainer, maps: Iterable[Tensor]) -> tup
 
 
 def _rarer_class(classes: list[str], data: DatasetSplits) -> str:
-    """Of two classes the one that is mostly looked for."""
+    """The class of two with fewer images, which is usually the positive one."""
     all_indices = np.concatenate([data.train, data.val, data.test])
     return classes[int(np.bincount(data.labels[all_indices], minlength=2).argmin())]
 
 
-def _write_reference_set(file: Path, prepared: PreparedData, reference: np.ndarray, features: np.ndarray) -> None:
-    """Paths, labels and float16 features (n, c) of some training photos: with what a photo can be compared."""
-    paths, temporary = list(prepared.groups), file.with_name("gallery.half.npz")
-    np.savez_compressed(
-        temporary,
-        paths=np.array([paths[k] for k in reference.tolist()], str),
-        labels=np.array([prepared.classes[k] for k in prepared.data.labels[reference].tolist()], str),
-        features=features.astype(np.float16),
+def _write_bundle(
+    folder: Path, network: Network, prepared: PreparedData, preprocessing: dict[str, Any], fitted: Calibration
+) -> dict[str, Any]:
+    """Write weights, bundle.json and model.onnx; return the content of bundle.json."""
+    info = bundle.make_info(
+        network,
+        prepared.classes,
+        preprocessing,
+        fitted.temperature,
+        fitted.ood_threshold,
+        prepared.audit.fingerprint,
     )
-    temporary.replace(file)
+    if fitted.positive is not None:
+        info |= {"positive": fitted.positive, "decision": fitted.decision_threshold}
+    bundle.save(folder, info, network, fitted.ood_scorer)
+    export_onnx(network, fitted.ood_scorer, info, folder / "model.onnx")
+    return info
 
 
-def _write_predictions(file: Path, prepared: PreparedData, test_predictions: Predictions, threshold: float) -> None:
+def _write_reference_set(file: Path, prepared: PreparedData, features: np.ndarray) -> None:
+    """Paths, labels and float16 features (n, c) of the reference set, in which neighbours of an image are searched."""
+    paths, reference = list(prepared.groups), prepared.reference_indices.tolist()
+    with io.atomic_path(file) as partial, partial.open("wb") as stream:
+        np.savez_compressed(
+            stream,
+            paths=np.array([paths[k] for k in reference], str),
+            labels=np.array([prepared.classes[prepared.data.labels[k]] for k in reference], str),
+            features=features.astype(np.float16),
+        )
+
+
+def _predict_test_set(classifier: Classifier, prepared: PreparedData, size: int, reporter: Reporter) -> Predictions:
+    """Predictions of the exported file."""
+    data, n_classes = prepared.data, len(prepared.classes)
+    images, n = EvalDataset(data.images, data.test, size), len(data.test)
+    predictions = Predictions(
+        logits=np.zeros((n, n_classes), np.float32),
+        probabilities=np.zeros((n, n_classes), np.float32),
+        scores=np.zeros(n, np.float32),
+        labels=data.labels[data.test],
+        groups=prepared.group_indices[data.test],
+    )
+    with reporter.progress_bar("testing", "images") as advance:
+        outputs = ordered_map(lambda k: classifier.infer(images.read_image(k)), range(n), runtime.available_cpus())
+        for k, output in enumerate(outputs):
+            predictions.logits[k], predictions.probabilities[k] = output["logits"], output["probabilities"]
+            predictions.scores[k] = output["known_score"]
+            advance(k + 1, n)
+    return predictions
+
+
+def _write_predictions(file: Path, prepared: PreparedData, predictions: Predictions, threshold: float) -> None:
     columns = {
         "path": prepared.test_paths,
-        "label": [prepared.classes[k] for k in test_predictions.labels],
-        "predicted": [prepared.classes[k] for k in test_predictions.probabilities.argmax(1)],
-        "confidence": test_predictions.probabilities.max(1).tolist(),
-        "known": (test_predictions.scores >= threshold).tolist(),
-        "group": test_predictions.groups.tolist(),
+        "label": [prepared.classes[k] for k in predictions.labels],
+        "predicted": [prepared.classes[k] for k in predictions.probabilities.argmax(1)],
+        "confidence": predictions.probabilities.max(1).tolist(),
+        "known": (predictions.scores >= threshold).tolist(),
+        "group": predictions.groups.tolist(),
     }
     rows = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
     io.write_csv(file, rows, list(columns))
 
 
 def check_export_agreement(export_check: dict[str, Any]) -> list[str]:
-    """A warning where the exported file does not say what the network says."""
+    """A warning if the predictions of the exported file differ from those of the network."""
     if export_check["max_difference"] <= TOLERANCE and export_check["label_agreement"] in (1.0, None):
         return []
     return [
@@ -156,36 +229,38 @@ def check_export_agreement(export_check: dict[str, Any]) -> list[str]:
     ]
 
 
-def diagnose_labels_and_curve(
-    out: Path, prepared: PreparedData, recipe: Recipe, reporter: Reporter
-) -> tuple[list[str], dict[str, Any] | None]:
-    """Labels that look wrong, as warnings, and the learning curve: by the features of phase 1.
+def diagnose_labels_and_curve(out: Path, prepared: PreparedData, recipe: Recipe, reporter: Reporter) -> Diagnosis:
+    """Likely label errors, added to audit.json, and the learning curve, from the features of the linear probe.
 
-    Nothing where there are no such features, or where the budget has no time for it.
+    Empty without such features, or if the budget leaves no time.
     """
-    features = [out / "resume" / f"{side}_features.npy" for side in ("train", "val")]
-    probe_seconds = reporter.stage_seconds.get(
-        "phase1", math.inf
-    )  # a run that was resumed behind phase 1 does not know
-    needed = reporter.elapsed() + 4 * probe_seconds if recipe.budget else 0.0
-    if not all(file.exists() for file in features) or (recipe.budget and needed > parse_duration(recipe.budget)):
-        return [], None
+    features = [out / "resume" / f"{split}_features.npy" for split in ("train", "val")]
+    if not all(file.exists() for file in features) or not _has_time_for_diagnosis(recipe, reporter):
+        return Diagnosis()
     from fieldmark.audit import label_errors
     from fieldmark.evaluation import learning_curve
 
-    rows, pooled = label_errors.load_pooled_features(features, prepared.data)
-    groups, names = list(prepared.groups.values()), [prepared.classes[k] for k in prepared.data.labels.tolist()]
-    ranking = label_errors.rank_labels(rows, pooled, names, list(prepared.groups), groups)
+    data, paths, groups = prepared.data, list(prepared.groups), list(prepared.groups.values())
+    rows, pooled = label_errors.load_pooled_features(features, data)
+    labels = [prepared.classes[k] for k in data.labels.tolist()]
+    ranking = label_errors.rank_labels(rows, pooled, labels, paths, groups)
     errors = tuple(quality for quality in ranking if quality.is_issue)
     report = dataclasses.replace(prepared.audit.report, label_errors=errors)
     dataclasses.replace(prepared.audit, report=report).save(out)
-    label_warnings = label_errors.label_error_warnings(errors)
-    for warning in label_warnings:
+    warnings = label_errors.label_error_warnings(errors)
+    for warning in warnings:
         reporter.warning(warning)
-    is_right_by_path, paths = {one.path: one.suggested == one.label for one in ranking}, list(prepared.groups)
-    is_right = np.array(
-        [is_right_by_path.get(paths[k], False) for k in rows]
-    )  # what was looked for above is the curve's end
+    # The out-of-fold predictions of the search for label errors are the last point of the curve.
+    is_correct = {quality.path: quality.suggested == quality.label for quality in ranking}
+    outcomes = np.array([is_correct.get(paths[k], False) for k in rows])
     row_groups = [groups[k] for k in rows]
-    curve = learning_curve.learning_curve(pooled, prepared.data.labels[rows], row_groups, prepared.classes, is_right)
-    return list(label_warnings), curve and curve.to_dict()
+    curve = learning_curve.learning_curve(pooled, data.labels[rows], row_groups, prepared.classes, outcomes)
+    return Diagnosis(tuple(warnings), curve)
+
+
+def _has_time_for_diagnosis(recipe: Recipe, reporter: Reporter) -> bool:
+    """Whether the budget leaves time for four linear probes; unknown, hence no, if the run was resumed after its."""
+    if not recipe.budget:
+        return True
+    probe_seconds = reporter.stage_seconds.get("phase1", math.inf)
+    return reporter.elapsed() + 4 * probe_seconds <= parse_duration(recipe.budget)

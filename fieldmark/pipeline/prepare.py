@@ -1,6 +1,5 @@
-"""Table of photos + recipe -> audited, packed and split, ready to train on; kept in the run's folder."""
+"""Catalog + recipe -> audited, split and packed images, kept in the run folder."""
 
-import json
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -9,11 +8,11 @@ from typing import Any
 import numpy as np
 
 from fieldmark.audit.audit import audit_catalog, dataset_fingerprint, drop_unreadable
-from fieldmark.audit.report import RunAudit
+from fieldmark.audit.report import AuditReport, RunAudit
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.core.text import summarize_names
+from fieldmark.core.text import pluralize, summarize_names
 from fieldmark.data.cache.pack import STREAM_RECORD_NAME, MemmapImages, MemmapWriter, decoding_key
 from fieldmark.data.cache.stream import StreamedImages
 from fieldmark.data.catalog import Catalog
@@ -25,23 +24,33 @@ from fieldmark.data.splits import assign_splits, read_split_file, write_split_fi
 from fieldmark.recipes.recipe import Recipe
 
 REFERENCE_IMAGES, MIN_REFERENCE_PER_CLASS = 400, 8
-"""Training photos whose features are kept, at least so many of each class: more find no more strangers
+"""Size of the reference set, and images of each class at least; more do not improve OOD detection
 (docs/performance.md)."""
 
 
 @dataclass(frozen=True)
 class PreparedData:
-    """The photos of a run, ready to train on."""
+    """The images of a run, ready to train on.
+
+    Attributes:
+        test_paths: paths of the test set, in its order.
+        groups: path -> index of the group, for all images in their order in `data`; groups are not split.
+    """
 
     classes: list[str]
     data: DatasetSplits
-    test_paths: list[str]  # paths of the test photos
-    groups: dict[str, int]  # path -> group of all photos, by number
+    test_paths: list[str]
+    groups: dict[str, int]
     audit: RunAudit
 
     @property
+    def group_indices(self) -> np.ndarray:
+        """The group of each image, int64 (n,)."""
+        return np.array(list(self.groups.values()), np.int64)
+
+    @property
     def reference_indices(self) -> np.ndarray:
-        """The training photos whose features are kept: as many of each class, spread over all that it has."""
+        """The training images whose features are kept: equally many of each class, evenly spaced."""
         labels, train = self.data.labels, self.data.train
         by_class = [train[labels[train] == k] for k in np.unique(labels[train])]
         share = max(MIN_REFERENCE_PER_CLASS, REFERENCE_IMAGES // max(1, len(by_class)))
@@ -49,87 +58,74 @@ class PreparedData:
 
     @property
     def final_images(self) -> int:
-        """Photos that the network looks at when it is trained, beside those that it was chosen by."""
+        """Number of images of which predictions or features are computed after the training."""
         return len(self.test_paths) + len(self.reference_indices)
 
 
 def prepare_data(
     catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter
 ) -> PreparedData:
-    """Audit, packed pixels and split; taken up from the run's folder where they are whole."""
+    """Audit, split and pack the images, or load what the run folder holds already.
+
+    Raises:
+        FieldmarkError: settings that do not fit the images, or images that have changed since the run was started.
+    """
+    _check_recipe(recipe, catalog)
+    has_split = (out / "split.csv").exists()
+    if has_split:
+        _refuse_changed_images(catalog, out)
+    if not (has_split and _is_packed(out / "resume", recipe)):
+        _audit_and_split(catalog, preprocessing, recipe, out, reporter)
+        runtime.trim_malloc()  # of a hundred thousand images it is too much to keep
+    prepared = load_prepared_data(out, recipe, catalog)
+    train, val, test = (len(split) for split in (prepared.data.train, prepared.data.val, prepared.data.test))
+    images, classes = pluralize(train + val + test, "image"), len(prepared.classes)
+    reporter.info(f"{images} of {classes} classes: {train} training, {val} validation, {test} test")
+    return prepared
+
+
+def load_prepared_data(out: Path, recipe: Recipe, catalog: Catalog | None = None) -> PreparedData:
+    """What `prepare_data` has written into the run folder; any process may read it."""
+    rows, audit = read_split_file(out / "split.csv"), RunAudit.load(out)
+    groups = io.read_json(out / "resume" / "packed.json")
+    index = {path: i for i, path in enumerate(groups)}
+    class_index = {name: k for k, name in enumerate(audit.trained_classes)}
+    labels = np.zeros(len(index), np.int64)
+    for row in rows:
+        labels[index[row.path]] = class_index[row.label]
+    paths_by_split = {split: [row.path for row in rows if row.split == split] for split in ("train", "val", "test")}
+    splits = [np.array([index[path] for path in paths], np.int64) for paths in paths_by_split.values()]
+    if recipe.stream:
+        catalog = catalog or load_recipe_catalog(audit.folder, recipe)
+        images = StreamedImages(out / "resume", catalog, list(groups))
+    else:
+        images = MemmapImages(out / "resume")
+    data = DatasetSplits(images, labels, *splits)
+    return PreparedData(list(class_index), data, paths_by_split["test"], groups, audit)
+
+
+def _check_recipe(recipe: Recipe, catalog: Catalog) -> None:
     if recipe.positive and (len(catalog.classes) != 2 or recipe.positive not in catalog.classes):
         raise FieldmarkError(
             f"--positive {recipe.positive}: name one of two classes; these are {summarize_names(list(catalog.classes))}"
         )
     if recipe.stream and isinstance(catalog.files, DatasetFiles) and catalog.files.is_sequential:
         raise FieldmarkError(
-            f"--stream: {catalog.root} gives photos by the row group, not one by one; fieldmark pack it first"
+            f"--stream: {catalog.root} gives images by the row group, not one by one; fieldmark pack it first"
         )
-    if has_split := (out / "split.csv").exists():
-        _refuse_changed_images(catalog, out)
-    resume, many = out / "resume", recipe.nodes > 1  # machines, which share the run's folder and nothing else
-    is_packed = (
-        (resume / STREAM_RECORD_NAME).exists()
-        if recipe.stream
-        else MemmapImages.is_complete(resume, in_run_folder=many)
-    )
-    if not (has_split and is_packed):
-        _audit_split_and_pack(catalog, preprocessing, recipe, out, reporter)
-        runtime.trim_malloc()  # of a hundred thousand photos it is too much to carry along
-    prepared = load_prepared_data(out, recipe, catalog)
-    rows, data = sum(map(len, (prepared.data.train, prepared.data.val, prepared.data.test))), prepared.data
-    split_counts = f"{len(data.train)} to train on, {len(data.val)} to choose by, {len(data.test)} to test"
-    reporter.info(f"{rows} photos of {len(prepared.classes)} classes: {split_counts}")
-    return prepared
 
 
-def load_prepared_data(out: Path, recipe: Recipe, catalog: Catalog | None = None) -> PreparedData:
-    """What `prepare` has left in the run's folder; any process may open it."""
-    rows, audit = read_split_file(out / "split.csv"), RunAudit.load(out)
-    groups = _read(out / "resume" / "packed.json")
-    packed = {path: i for i, path in enumerate(groups)}
-    number = {name: k for k, name in enumerate(audit.trained_classes)}
-    paths_by_split = {side: [row.path for row in rows if row.split == side] for side in ("train", "val", "test")}
-    labels = np.zeros(len(packed), np.int64)
-    for row in rows:
-        labels[packed[row.path]] = number[row.label]
-    train, val, test = (np.array([packed[path] for path in paths], np.int64) for paths in paths_by_split.values())
+def _is_packed(resume: Path, recipe: Recipe) -> bool:
     if recipe.stream:
-        pack = StreamedImages(out / "resume", catalog or load_recipe_catalog(audit.folder, recipe), list(groups))
-    else:
-        pack = MemmapImages(out / "resume")
-    return PreparedData(
-        list(number), DatasetSplits(pack, labels, train, val, test), paths_by_split["test"], groups, audit
-    )
+        return (resume / STREAM_RECORD_NAME).exists()
+    return MemmapImages.is_complete(resume, in_run_folder=recipe.nodes > 1)  # machines share the run folder alone
 
 
-def _audit_split_and_pack(
+def _audit_and_split(
     catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter
 ) -> None:
-    """One pass over the files: findings, split and, unless they stream, packed pixels into the run's folder."""
-    resize_options = {
-        "shorter": round(preprocessing["size"] / preprocessing["crop"]),
-        "interpolation": preprocessing["interpolation"],
-    }
-    packed: list[int] = []
-    cached = decoding_key(**resize_options) if recipe.nodes == 1 else ""  # other machines see the run's folder alone
-    with ExitStack() as stack:
-        packer = None if recipe.stream else stack.enter_context(MemmapWriter(out / "resume", cached, reporter.info))
-        lookup_cached = None if packer is None else packer.find_cached
-
-        def keep(i: int, image: DecodedImage) -> None:
-            packed.append(i)
-            if packer is not None:
-                packer.add(image)
-
-        with reporter.progress_bar("reading", "photos") as advance:
-            report = audit_catalog(
-                catalog, **resize_options, find_cached=lookup_cached, on_decoded=keep, progress=advance
-            )
-        if packer is None:
-            StreamedImages.write_record(out / "resume", **resize_options)
-        else:
-            packer.finish()
+    """Write audit.json, quarantine.csv, split.csv and the packed images into the run folder."""
+    report, packed = _audit_and_pack(catalog, preprocessing, recipe, out / "resume", reporter)
     usable_catalog, groups, _ = drop_unreadable(catalog, report)
     assignment = assign_splits(
         usable_catalog,
@@ -145,30 +141,56 @@ def _audit_split_and_pack(
         reporter.warning(warning)
     fingerprint = dataset_fingerprint(catalog, report)
     if (out / "split.csv").exists() and RunAudit.load(out).fingerprint != fingerprint:
-        raise FieldmarkError(f"photos in {catalog.root} are not what they were: train into another --out")
+        raise FieldmarkError(f"images in {catalog.root} have changed since {out} was started: train into another --out")
     RunAudit(report, str(catalog.source.resolve()), fingerprint, usable_catalog.classes).save(out)
     io.write_json(out / "resume" / "packed.json", {catalog.photos[i].path: report.groups[i] for i in packed})
     io.write_csv(out / "quarantine.csv", [file.to_dict() for file in report.unreadable], ["path", "reason"])
     write_split_file(out / "split.csv", usable_catalog, assignment)
 
 
+def _audit_and_pack(
+    catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, resume: Path, reporter: Reporter
+) -> tuple[AuditReport, list[int]]:
+    """One pass over the files. Returns the issues, and the readable images as indices into the catalog.
+
+    Unless the images are streamed, their resized pixels are written into `resume`.
+    """
+    resize = {
+        "shorter": round(preprocessing["size"] / preprocessing["crop"]),
+        "interpolation": preprocessing["interpolation"],
+    }
+    packed: list[int] = []
+    cached = decoding_key(**resize) if recipe.nodes == 1 else ""  # other machines see the run folder alone
+    with ExitStack() as stack:
+        packer = None if recipe.stream else stack.enter_context(MemmapWriter(resume, cached, reporter.info))
+
+        def keep(i: int, image: DecodedImage) -> None:
+            packed.append(i)
+            if packer is not None:
+                packer.add(image)
+
+        find_cached = None if packer is None else packer.find_cached
+        with reporter.progress_bar("reading", "images") as advance:
+            report = audit_catalog(catalog, **resize, find_cached=find_cached, on_decoded=keep, progress=advance)
+        if packer is None:
+            StreamedImages.write_record(resume, **resize)
+        else:
+            packer.finish()
+    return report, packed
+
+
 def _refuse_changed_images(catalog: Catalog, out: Path) -> None:
-    """Refuse to go on with other photos than the run was begun with."""
     current_paths, unreadable = {photo.path for photo in catalog.photos}, RunAudit.load(out).report.unreadable
-    recorded_paths = {*_read(out / "resume" / "packed.json"), *(file.path for file in unreadable)}
+    recorded_paths = {*io.read_json(out / "resume" / "packed.json"), *(file.path for file in unreadable)}
     if current_paths != recorded_paths:
         raise FieldmarkError(
-            f"the photos in {catalog.root} have changed since {out} was begun "
-            f"({len(current_paths - recorded_paths)} new, {len(recorded_paths - current_paths)} gone): "
+            f"images in {catalog.root} have changed since {out} was started "
+            f"({len(current_paths - recorded_paths)} new, {len(recorded_paths - current_paths)} missing): "
             "train into another --out"
         )
 
 
-def _read(file: Path) -> Any:
-    return json.loads(file.read_text(encoding="utf-8"))
-
-
 def _warn_missing_test(catalog: Catalog) -> list[str]:
-    """A warning where the folders give a split, but no test."""
     given = {photo.split for photo in catalog.photos} - {None}
-    return ["no test/ is given: 15 % of the photos in train/ become the test"] if given and "test" not in given else []
+    is_missing = bool(given) and "test" not in given
+    return ["no test/ is given: 15 % of the images in train/ become the test set"] if is_missing else []

@@ -21,8 +21,9 @@ from fieldmark.core.progress import Reporter
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.decisions import load_recipe_catalog
 from fieldmark.pipeline.prepare import PreparedData, prepare_data
+from fieldmark.pipeline.run import Run
 from fieldmark.pipeline.search_space import FULL_SPACE, HEAD_SPACE, Choices, Range, boundary_recipes, parse_search_space
-from fieldmark.pipeline.train import Run, train
+from fieldmark.pipeline.train import train
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import TUNING_FIELDS, UNFREEZE_FIELDS, Recipe, option_name
 from fieldmark.training import distributed

@@ -1,18 +1,16 @@
-"""Photos + recipe -> RUN: the whole way of a training, from the audit to the report.
+"""Images + recipe -> RUN: the audit, the training, the evaluation and the report of one run.
 
-What a run leaves: bundle/, recipe.yaml, split.csv, quarantine.csv, audit.json, history.csv, log.txt, metrics.json,
+A run leaves bundle/, recipe.yaml, split.csv, quarantine.csv, audit.json, history.csv, log.txt, metrics.json,
 predictions.csv, answers.npz, gallery.npz, curves.svg, card.md, report.html, and resume/ with the checkpoint and, until
-all else is there, the packed photos.
+everything else is written, the packed images.
 """
 
 import itertools
-import json
 import shlex
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
 from lightning_fabric import Fabric
@@ -24,13 +22,14 @@ from fieldmark.core.progress import Reporter
 from fieldmark.data.cache import pack
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.decisions import load_recipe_catalog
-from fieldmark.inference.classifier import Classifier
 from fieldmark.models import Network
-from fieldmark.pipeline import cross_validate
+from fieldmark.pipeline.cross_validate import cross_validate, validate_folds
 from fieldmark.pipeline.prepare import PreparedData, load_prepared_data, prepare_data
+from fieldmark.pipeline.run import Run, is_finished
 from fieldmark.pipeline.worker import train_on_devices
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe, ineffective_settings
+from fieldmark.report.run_metrics import RunMetrics
 from fieldmark.training import budget, checkpoint, distributed
 from fieldmark.training.feature_cache import restore_features, store_features
 from fieldmark.training.loggers import LoggerGroup, parse_loggers
@@ -39,19 +38,9 @@ from fieldmark.training.phases import train_crop_size
 from fieldmark.training.trainer import Trainer
 
 TIMED_PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
-
-
-@dataclass(frozen=True)
-class Run:
-    """A finished training: its folder and its figures."""
-
-    folder: Path
-    metrics: dict[str, Any]
-    """What metrics.json holds, as `metrics["test"]["accuracy"]`."""
-
-    def classifier(self) -> Classifier:
-        """What it has learnt, from its bundle."""
-        return Classifier(self.folder)
+"""Keys of `seconds` in metrics.json, beside "other"."""
+AUTOMATIC_FIELDS = ("backbone", "image_size")
+"""Settings whose None is replaced when a run starts."""
 
 
 @runtime.torch_settings()
@@ -65,184 +54,270 @@ def train(
     command: str | None = None,
     feature_cache_dir: Path | None = None,
 ) -> Run:
-    """Train a classifier on a folder of photos and leave everything in the new folder `out`.
+    """Train a classifier on a folder of images and write everything into the run folder `out`.
 
     Args:
-        photos: class folders, or train/, val/, test/ with class folders inside; never changed.
-        recipe: the settings; `Recipe()` by default. With `resume`, the run's own.
-        out: must not exist, unless `resume`; without it, a new folder in `runs/` under the name of the photos' folder.
-        resume: go on where an interrupted run stopped; without a checkpoint it starts anew.
-        started: `time.monotonic()` of the start, from which a budget counts.
-        command: what the report says repeats the run.
-        shared: a folder where runs leave features of the frozen layers for each other.
+        photos: class folders, or train/, val/, test/ with class folders inside, or another source that
+            `fieldmark.data.readers` reads; never changed.
+        recipe: the settings; `Recipe()` by default. With `resume`, the run's own recipe applies.
+        out: the run folder, which must not exist unless `resume`; by default a new folder in `runs/`.
+        resume: continue an interrupted run; without a checkpoint it starts anew.
+        started: `time.monotonic()` of the start, from which a budget counts; by default the time of the call.
+        command: the command that repeats the run, for the report.
+        feature_cache_dir: a folder in which several runs share the features of their frozen layers.
+
+    Returns:
+        The finished run; its `metrics` are the content of metrics.json.
 
     Raises:
-        FieldmarkError: whatever the user can mend.
+        FieldmarkError: anything that the user can correct.
     """
-    requested = distributed.resolve_devices(recipe or Recipe())
-    has_recipe = resume and out is not None and (Path(out) / "recipe.yaml").exists()
-    recipe = (
-        distributed.resolve_devices(_reconcile_recipes(_read_begun_recipe(Path(out)), requested, Path(out)))
-        if has_recipe and out is not None
-        else requested
-    )
-    parse_loggers(recipe.logger)
-    cross_validate.validate_folds(recipe)
-    if has_recipe and out is not None and is_finished(Path(out)):
-        return Run(Path(out), json.loads((Path(out) / "metrics.json").read_text(encoding="utf-8")))
-    if recipe.folds and not recipe.fold:
-        out = Path(out) if out is not None else _default_run_dir(Path(photos))
-        _refuse_existing(out, resume)
-
-        def train_fold(recipe: Recipe, fold_dir: Path) -> dict[str, Any]:
-            return train(photos, recipe, out=fold_dir, resume=resume, command=command).metrics
-
-        return Run(out, cross_validate.cross_validate(train_fold, recipe, out))
-    out = Path(out) if out is not None else _default_run_dir(Path(photos))
-    if distributed.needs_workers(recipe):
-        _refuse_existing(out, resume)
-        options = {"started": started or time.monotonic(), "command": command, "feature_cache_dir": feature_cache_dir}
-        train_on_devices(recipe.devices, photos=photos, recipe=requested, out=out, resume=resume, **options)
-        return Run(out, json.loads((out / "metrics.json").read_text(encoding="utf-8")))
-    fabric = distributed.make_fabric(recipe)
+    job = _resolve(Path(photos), recipe or Recipe(), out, resume, started, command, feature_cache_dir)
+    if job.has_recipe and is_finished(job.out):
+        return Run.load(job.out)
+    if job.recipe.folds and not job.recipe.fold:
+        return _train_folds(job)
+    if distributed.needs_workers(job.recipe):
+        return _launch_workers(job)
+    fabric = distributed.make_fabric(job.recipe)
     if not fabric.is_global_zero:
-        _train_as_worker(fabric)
+        _join(fabric)
         raise SystemExit(0)  # only the main process goes on
-    recipe, catalog, table, network, reporter = _prepare_run(Path(photos), recipe, out, resume, has_recipe, started)
+    prepared = _prepare(job)
+    return _finish(job, prepared, _fit(job, prepared, fabric))
 
-    loggers = LoggerGroup(out, recipe, reporter.warning)
-    trainer = Trainer(network, table.data, recipe, out / "resume", reporter, fabric, loggers)
-    for line in ineffective_settings(requested, trainer.phase_builder.has_exact_probe) if not has_recipe else []:
-        reporter.warning(line)
-    cached_feature_seconds = restore_features(feature_cache_dir, trainer, out) if feature_cache_dir else 0.0
-    with distributed.process_group(fabric):
-        fabric.broadcast(str(out))
-        trainer.train(
-            lambda trainer: _resolve_plan(trainer, out, table.final_images),
-            lambda pass_seconds: budget.has_time_for_pass(trainer, pass_seconds, table.final_images),
+
+# ---- resolve: which run this is
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """The resolved arguments of `train`.
+
+    Attributes:
+        requested: the recipe that was given.
+        recipe: the recipe that applies: the run's own when it is resumed.
+        has_recipe: whether the run was started before.
+    """
+
+    photos: Path
+    out: Path
+    requested: Recipe
+    recipe: Recipe
+    resume: bool
+    has_recipe: bool
+    started: float | None
+    command: str | None
+    feature_cache_dir: Path | None
+
+    def require_new(self) -> None:
+        """Raise FieldmarkError if the run folder exists and is not to be resumed."""
+        if not self.resume:
+            io.require_new(self.out, can_resume=True)
+
+
+def _resolve(
+    photos: Path,
+    requested: Recipe,
+    out: str | Path | None,
+    resume: bool,
+    started: float | None,
+    command: str | None,
+    feature_cache_dir: Path | None,
+) -> TrainingJob:
+    folder = Path(out) if out is not None else _default_run_dir(photos)
+    has_recipe = resume and (folder / "recipe.yaml").exists()
+    recipe = distributed.resolve_devices(requested)
+    if has_recipe:
+        recipe = distributed.resolve_devices(
+            _reconcile(_read_started_recipe(folder), recipe, requested.explicit, folder)
         )
-    if feature_cache_dir:
-        store_features(feature_cache_dir, trainer, out, reporter.stage_seconds.get("features", 0.0))
-    # Not before: figures bring scikit-learn and SciPy, over a second of each start, and most processes never judge.
-    from fieldmark.pipeline.finish import check_export_agreement, diagnose_labels_and_curve, finish_run
-    from fieldmark.report.run_report import write_report
-
-    with reporter.timer("evaluate"):
-        split_metrics = finish_run(trainer, table, make_preprocessing(network, recipe), out, reporter)
-        label_warnings, curve = (
-            diagnose_labels_and_curve(out, table, recipe, reporter) if not feature_cache_dir else ([], None)
-        )
-    export_warnings = check_export_agreement(split_metrics["export"])
-    for warning in export_warnings:
-        reporter.warning(warning)
-    metrics = split_metrics | {
-        "learning_curve": curve,
-        "bundle": str(out / "bundle"),
-        "warnings": [*table.audit.report.warnings, *label_warnings, *export_warnings],
-        "classes": table.classes,
-        "network": network.spec.to_dict(),
-        "parameters": sum(p.numel() for p in network.parameters()),
-        "best_epoch": trainer.best_epoch(),
-        "fingerprint": table.audit.fingerprint,
-        "seed": recipe.seed,
-        "borrowed_s": cached_feature_seconds,
-        "environment": runtime.describe_environment(),
-        "command": command or f"fieldmark train {shlex.quote(str(photos))} --out {shlex.quote(str(out))}",
-    }
-    with reporter.timer("report"):
-        io.write_json(out / "metrics.json", metrics | {"seconds": _seconds_by_part(reporter)})
-        write_report(out, catalog.files, get_language(recipe.lang))
-        loggers.close(split_metrics, trainer.recipe)
-    metrics["seconds"] = _seconds_by_part(reporter)
-    io.write_json(out / "metrics.json", metrics)
-    for large_file in [*(out / "resume").glob("*.npy"), out / "resume" / "best.safetensors"]:
-        large_file.unlink(missing_ok=True)
-    pack.delete_record(out / "resume")
-    return Run(out, json.loads(io.to_json(metrics)))
-
-
-def _train_as_worker(fabric: Fabric) -> None:
-    """The part of every process but the first, which has prepared everything, and will do the rest."""
-    with distributed.process_group(fabric):
-        out = Path(fabric.broadcast(""))
-        checkpoint.wait_for_file(out / "recipe.yaml")
-        recipe = recipes.read_recipe(out / "recipe.yaml")
-        table = load_prepared_data(out, recipe)
-        torch.manual_seed(recipe.seed)
-        network = build_network(recipe, len(table.classes))
-        standardise_inputs(network, recipe, table.data)
-        trainer = Trainer(network, table.data, recipe, out / "resume", Reporter(quiet=True), fabric)
-        trainer.train(lambda trainer: _resolve_plan(trainer, out, table.final_images))
+    parse_loggers(recipe.logger)
+    validate_folds(recipe)
+    return TrainingJob(photos, folder, requested, recipe, resume, has_recipe, started, command, feature_cache_dir)
 
 
 def _default_run_dir(photos: Path) -> Path:
-    """The first free name in `runs/` for a run on these photos."""
+    """The first free name in `runs/` for a run on these images."""
     name = photos.resolve().name
     names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
     return next(folder for folder in (Path("runs") / name for name in names) if not folder.exists())
 
 
-def is_finished(out: Path) -> bool:
-    """Whether the run has its report and figures; the packed photos go last of all."""
-    return (out / "metrics.json").exists() and not pack.has_record(out / "resume")
+def _read_started_recipe(out: Path) -> Recipe:
+    try:
+        return recipes.read_recipe(out / "recipe.yaml")
+    except FieldmarkError as error:
+        raise FieldmarkError(
+            f"{error}: if a later Fieldmark started this run, install that one; or train into another --out"
+        ) from None
 
 
-# ---- before the training
+def _reconcile(started: Recipe, requested: Recipe, explicit: frozenset[str], out: Path) -> Recipe:
+    """The recipe that the run was started with; a different value in a field that was given now is refused.
+
+    Under torchrun, a different number of devices or machines may continue the run.
+    """
+    changeable = {"epochs", "steps_per_epoch"} if started.budget else set()
+    changeable |= {"find_lr", "lr", "backbone_lr"} if requested.find_lr else set()
+    changeable |= set() if requested.batch else {"batch"}
+    changeable |= {name for name in AUTOMATIC_FIELDS if getattr(requested, name) is None}
+    is_elastic = torch.distributed.is_torchelastic_launched()
+    changeable |= {"devices", "nodes"} if is_elastic else set()
+    for name in Recipe.model_fields:
+        was, now = getattr(started, name), getattr(requested, name)
+        if name in explicit - changeable and was != now:
+            raise FieldmarkError(
+                f"{out} was started with {recipes.option_name(name)} {was}, not {now}: resume without that option, "
+                "or train into another --out"
+            )
+    return started.replace(devices=requested.devices, nodes=requested.nodes) if is_elastic else started
 
 
-class _PreparedRun(NamedTuple):
+# ---- several trainings, several processes
+
+
+def _train_folds(job: TrainingJob) -> Run:
+    job.require_new()
+
+    def train_fold(recipe: Recipe, folder: Path) -> Run:
+        return train(job.photos, recipe, out=folder, resume=job.resume, command=job.command)
+
+    return cross_validate(train_fold, job.recipe, job.out)
+
+
+def _launch_workers(job: TrainingJob) -> Run:
+    """Run `train` once on each device, in child processes under torchrun."""
+    job.require_new()
+    train_on_devices(
+        job.recipe.devices,
+        photos=job.photos,
+        recipe=job.requested,
+        out=job.out,
+        resume=job.resume,
+        started=time.monotonic() if job.started is None else job.started,
+        command=job.command,
+        feature_cache_dir=job.feature_cache_dir,
+    )
+    return Run.load(job.out)
+
+
+def _join(fabric: Fabric) -> None:
+    """The training, in every process but the main one, which prepares the data and writes the results."""
+    with distributed.process_group(fabric):
+        out = Path(fabric.broadcast(""))
+        checkpoint.wait_for_file(out / "recipe.yaml")
+        recipe = recipes.read_recipe(out / "recipe.yaml")
+        data = load_prepared_data(out, recipe)
+        network = _build_network(recipe, data)
+        trainer = Trainer(network, data.data, recipe, out / "resume", Reporter(quiet=True), fabric)
+        trainer.train(lambda trainer: _plan(trainer, out, data.final_images))
+
+
+# ---- prepare: everything up to the training
+
+
+@dataclass(frozen=True)
+class PreparedTraining:
+    """All that a training starts from."""
+
     recipe: Recipe
     catalog: Catalog
-    table: PreparedData
+    data: PreparedData
     network: Network
     reporter: Reporter
 
 
-def _prepare_run(
-    photos: Path, recipe: Recipe, out: Path, resume: bool, has_recipe: bool, started: float | None
-) -> _PreparedRun:
-    """Everything up to the training: what can be wrong is refused, cheapest first."""
-    _refuse_existing(out, resume)
-    if not has_recipe and out.is_dir() and {entry.name for entry in out.iterdir()} - {"resume", "recipe.yaml.half"}:
-        raise FieldmarkError(f"{out} holds other things than a run: give another --out")
-    if recipe.budget and not has_recipe:  # a plan that another run has left in its recipe does not hold for this one
+def _prepare(job: TrainingJob) -> PreparedTraining:
+    """Check everything that can be wrong, cheapest first; then audit, split and pack the images."""
+    job.require_new()
+    if not job.has_recipe and job.out.is_dir():
+        _require_run_folder(job.out)
+    recipe = job.recipe
+    if recipe.budget and not job.has_recipe:  # the plan of another run, in its recipe, does not apply to this one
         recipe = recipe.replace(steps_per_epoch=None)
-    recipe = resolve_recipe(recipe, Reporter(started=started).info)
-    catalog = load_recipe_catalog(photos, recipe)
+    recipe = resolve_recipe(recipe, Reporter(started=job.started).info)
+    catalog = load_recipe_catalog(job.photos, recipe)
     torch.manual_seed(recipe.seed)
-    network = build_network(recipe, len(catalog.classes))  # and weights that cannot be had or do not fit as well
-    input_spec = make_preprocessing(network, recipe)
+    network = build_network(recipe, len(catalog.classes))  # fails if weights are unavailable or do not fit
+    preprocessing = make_preprocessing(network, recipe)
     if not recipe.batch:
-        size, parts = train_crop_size(recipe, input_spec["size"]), recipe.devices * recipe.nodes * recipe.accumulate
+        size, parts = train_crop_size(recipe, preprocessing["size"]), recipe.devices * recipe.nodes * recipe.accumulate
         recipe = recipe.replace(batch=budget.find_batch_size(network, size, len(catalog.photos), parts))
-    fresh = not out.exists()
+    is_new = not job.out.exists()
+    _make_run_folder(job.out, recipe)
+    reporter = Reporter(job.out / "log.txt", job.started)
+    try:
+        with reporter.timer("decode"):
+            data = prepare_data(catalog, preprocessing, recipe, job.out, reporter)
+    except FieldmarkError:
+        if is_new:  # nothing is lost, and the same command works once the images are corrected
+            shutil.rmtree(job.out)
+        raise
+    if len(data.classes) != len(catalog.classes):  # a class has no readable image
+        network = _build_network(recipe, data)
+    else:
+        standardise_inputs(network, recipe, data.data)
+    return PreparedTraining(recipe, catalog, data, network, reporter)
+
+
+def _require_run_folder(out: Path) -> None:
+    if {entry.name for entry in out.iterdir()} - {"resume", "recipe.yaml" + io.PARTIAL_SUFFIX}:
+        raise FieldmarkError(f"{out} holds other things than a run: give another --out")
+
+
+def _make_run_folder(out: Path, recipe: Recipe) -> None:
     try:
         (out / "resume").mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise FieldmarkError(f"{out} cannot be made ({error.strerror}): give another --out") from None
-    _write_recipe(recipe, out)
-    reporter = Reporter(out / "log.txt", started)
-    try:
-        with reporter.timer("decode"):
-            table = prepare_data(catalog, input_spec, recipe, out, reporter)
-    except FieldmarkError:
-        if fresh:  # nothing is lost, and the same command works once the photos are in order
-            shutil.rmtree(out)
-        raise
-    if len(table.classes) != len(catalog.classes):  # a class without a photo that can be read
-        torch.manual_seed(recipe.seed)
-        network = build_network(recipe, len(table.classes))
-    standardise_inputs(network, recipe, table.data)
-    return _PreparedRun(recipe, catalog, table, network, reporter)
+    recipes.write_recipe(recipe, out / "recipe.yaml")
 
 
-def _refuse_existing(out: Path, resume: bool) -> None:
-    if out.exists() and not resume:
-        raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
+def _build_network(recipe: Recipe, data: PreparedData) -> Network:
+    torch.manual_seed(recipe.seed)
+    network = build_network(recipe, len(data.classes))
+    standardise_inputs(network, recipe, data.data)
+    return network
 
 
-def _resolve_plan(trainer: Trainer, out: Path, final_images: int) -> Recipe:
-    """The recipe, with what was left open until the speed is known; recorded, so that a resumed run does the same."""
+# ---- fit
+
+
+@dataclass(frozen=True)
+class FittedTraining:
+    """A trained network.
+
+    Attributes:
+        cached_feature_seconds: how long another run took for the features that this one reused.
+    """
+
+    trainer: Trainer
+    loggers: LoggerGroup
+    cached_feature_seconds: float
+
+
+def _fit(job: TrainingJob, prepared: PreparedTraining, fabric: Fabric) -> FittedTraining:
+    out, data, reporter, cache = job.out, prepared.data, prepared.reporter, job.feature_cache_dir
+    loggers = LoggerGroup(out, prepared.recipe, reporter.warning)
+    trainer = Trainer(prepared.network, data.data, prepared.recipe, out / "resume", reporter, fabric, loggers)
+    if not job.has_recipe:
+        for line in ineffective_settings(job.requested, trainer.phase_builder.has_exact_probe):
+            reporter.warning(line)
+    cached_feature_seconds = restore_features(cache, trainer, out) if cache else 0.0
+    with distributed.process_group(fabric):
+        fabric.broadcast(str(out))
+        trainer.train(
+            lambda trainer: _plan(trainer, out, data.final_images),
+            lambda pass_seconds: budget.has_time_for_pass(trainer, pass_seconds, data.final_images),
+        )
+    if cache:
+        store_features(cache, trainer, out, reporter.stage_seconds.get("features", 0.0))
+    return FittedTraining(trainer, loggers, cached_feature_seconds)
+
+
+def _plan(trainer: Trainer, out: Path, final_images: int) -> Recipe:
+    """The recipe with what depends on measured speed; recorded, so that a resumed run does the same."""
     recipe = trainer.recipe
     if recipe.find_lr:
         recipe, message = budget.find_learning_rates(trainer, recipe)
@@ -251,43 +326,66 @@ def _resolve_plan(trainer: Trainer, out: Path, final_images: int) -> Recipe:
         recipe, message = budget.plan_epochs(trainer, recipe, trainer.reporter.elapsed(), final_images)
         trainer.reporter.info(message)
     if recipe != trainer.recipe and trainer.fabric.is_global_zero:
-        _write_recipe(recipe, out)
+        recipes.write_recipe(recipe, out / "recipe.yaml")
     return recipe
 
 
-def _read_begun_recipe(out: Path) -> Recipe:
-    try:
-        return recipes.read_recipe(out / "recipe.yaml")
-    except FieldmarkError as error:
-        raise FieldmarkError(
-            f"{error}: if a later Fieldmark began this run, install that one; or train into another --out"
-        ) from None
+# ---- finish: evaluation and report
 
 
-def _reconcile_recipes(begun: Recipe, requested: Recipe, out: Path) -> Recipe:
-    """The recipe that the run was begun with; settings that were asked for now and differ are refused.
+def _finish(job: TrainingJob, prepared: PreparedTraining, fitted: FittedTraining) -> Run:
+    # Not before: metrics import scikit-learn and SciPy, over a second of each start, which workers do not need.
+    from fieldmark.report.run_report import write_report
 
-    By torchrun other machines, and more or fewer of them, may go on.
-    """
-    defaults, begun_values, requested_values = (r.to_dict() for r in (Recipe(), begun, requested))
-    planned = ["epochs", "steps_per_epoch"] if begun.budget else []
-    planned += ["find_lr", "lr", "backbone_lr"] if requested.find_lr else []
-    planned += [] if requested.batch else ["batch"]
-    elastic = torch.distributed.is_torchelastic_launched()
-    planned += ["devices", "nodes"] if elastic else []
-    differ = [
-        n for n, value in requested_values.items() if value not in (defaults[n], begun_values[n]) and n not in planned
-    ]
-    if differ:
-        name = differ[0]
-        raise FieldmarkError(
-            f"{out} was begun with {recipes.option_name(name)} {begun_values[name]}, not {requested_values[name]}: "
-            "resume it without that option, or train into another --out"
-        )
-    return begun.replace(devices=requested.devices, nodes=requested.nodes) if elastic else begun
+    reporter, out = prepared.reporter, job.out
+    with reporter.timer("evaluate"):
+        metrics = _evaluate(job, prepared, fitted)
+    with reporter.timer("report"):
+        _write_metrics(out, metrics, reporter)
+        write_report(out, prepared.catalog.files, get_language(prepared.recipe.lang))
+        fitted.loggers.close(metrics.to_dict(), fitted.trainer.recipe)
+    _write_metrics(out, metrics, reporter)  # again, with the time of the report
+    _delete_intermediate_files(out / "resume")
+    return Run.load(out)
 
 
-# ---- after the training
+def _evaluate(job: TrainingJob, prepared: PreparedTraining, fitted: FittedTraining) -> RunMetrics:
+    """Calibrate, export and test the network; all metrics but `seconds`."""
+    from fieldmark.pipeline import finish
+
+    recipe, data, reporter, trainer = prepared.recipe, prepared.data, prepared.reporter, fitted.trainer
+    preprocessing = make_preprocessing(prepared.network, recipe)
+    result = finish.finish_run(trainer, data, preprocessing, job.out, reporter)
+    diagnosis = finish.Diagnosis()
+    if not job.feature_cache_dir:  # runs that are compared have the same images
+        diagnosis = finish.diagnose_labels_and_curve(job.out, data, recipe, reporter)
+    export_warnings = finish.check_export_agreement(result.export)
+    for warning in export_warnings:
+        reporter.warning(warning)
+    default_command = f"fieldmark train {shlex.quote(str(job.photos))} --out {shlex.quote(str(job.out))}"
+    return RunMetrics(
+        test=result.test,
+        validation=result.validation,
+        temperature=result.temperature,
+        export=result.export,
+        learning_curve=diagnosis.learning_curve,
+        bundle=str(job.out / "bundle"),
+        warnings=[*data.audit.report.warnings, *diagnosis.warnings, *export_warnings],
+        classes=data.classes,
+        network=prepared.network.spec.to_dict(),
+        parameters=sum(p.numel() for p in prepared.network.parameters()),
+        best_epoch=trainer.best_epoch(),
+        fingerprint=data.audit.fingerprint,
+        seed=recipe.seed,
+        cached_feature_seconds=fitted.cached_feature_seconds,
+        environment=runtime.describe_environment(),
+        command=job.command or default_command,
+    )
+
+
+def _write_metrics(out: Path, metrics: RunMetrics, reporter: Reporter) -> None:
+    timed = replace(metrics, seconds=_seconds_by_part(reporter))
+    io.write_json(out / "metrics.json", timed.to_dict())
 
 
 def _seconds_by_part(reporter: Reporter) -> dict[str, float]:
@@ -295,5 +393,8 @@ def _seconds_by_part(reporter: Reporter) -> dict[str, float]:
     return parts | {"other": reporter.elapsed() - sum(parts.values())}
 
 
-def _write_recipe(recipe: Recipe, out: Path) -> None:
-    recipes.write_recipe(recipe, out / "recipe.yaml")
+def _delete_intermediate_files(folder: Path) -> None:
+    """Delete what only the training needed; the record of the packed images goes last (`is_finished`)."""
+    for file in [*folder.glob("*.npy"), folder / "best.safetensors"]:
+        file.unlink(missing_ok=True)
+    pack.delete_record(folder)

@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from fieldmark.core import io
 from fieldmark.core.i18n import ENGLISH, Language
-from fieldmark.pipeline.train import Run
 from fieldmark.report import html
 from fieldmark.report.charts import svg
 from fieldmark.report.charts.svg import HEIGHT, LEFT, WIDTH, Axes
@@ -17,13 +16,13 @@ from fieldmark.report.charts.svg import HEIGHT, LEFT, WIDTH, Axes
 TrialRow = dict[str, Any]
 
 
-def summarize_search(rows: Sequence[TrialRow], run: Run) -> TrialRow:
-    """`rows`, and `best`: the trial with its settings and figures, those of the recipe as it stands, and of the run."""
+def summarize_search(rows: Sequence[TrialRow], run: Path, test: TrialRow | None) -> TrialRow:
+    """`rows`, and `best`: the best trial, the metrics of the original recipe, and the test metrics of the final run."""
     best = next(row for row in rows if row["best"])
     first = next(row for row in rows if not row["settings"])
     best_summary = {name: best[name] for name in ("trial", "settings", "val_accuracy", "val_loss", "photos")}
     best_summary |= {"as_it_stands": {name: first[name] for name in ("val_accuracy", "val_loss")}}
-    return {"rows": list(rows), "best": best_summary | {"run": str(run.folder), "test": run.metrics["test"]}}
+    return {"rows": list(rows), "best": best_summary | {"run": str(run), "test": test}}
 
 
 def describe_search(summary: TrialRow, language: Language = ENGLISH) -> list[str]:

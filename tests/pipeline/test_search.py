@@ -17,7 +17,7 @@ from fieldmark.core.errors import FieldmarkError, UntrainableRecipeError
 from fieldmark.core.i18n import get_language
 from fieldmark.core.progress import Reporter
 from fieldmark.pipeline import search as module
-from fieldmark.pipeline.train import Run
+from fieldmark.pipeline.run import Run
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.report.search_page import summarize_search, write_search_page
@@ -231,9 +231,9 @@ def test_its_page_is_chinese_where_that_is_asked_for(tmp_path: Path):
         plain | {"trial": 1, "score": 0.9, "val_accuracy": 0.9, "settings": {"exact": False}, "best": True},
         plain | {"trial": 2, "score": None, "val_accuracy": None, "val_loss": None, "settings": {"exact": True}},
     ]
-    run = Run(tmp_path / "运行", {"test": {"accuracy": 0.85, "n": 40, "ci95": [0.7, 0.93]}})
+    test = {"accuracy": 0.85, "n": 40, "ci95": [0.7, 0.93]}
     files = write_search_page(
-        summarize_search([{"best": False} | row for row in rows], run), tmp_path, get_language("zh")
+        summarize_search([{"best": False} | row for row in rows], tmp_path / "运行", test), tmp_path, get_language("zh")
     )
     page = files[0].read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in page and "（原配方）" in page and "共 3 次试验，其中 1 次被剪枝" in page

@@ -17,7 +17,7 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.evaluation.evaluate import evaluate
 from fieldmark.pipeline import train as run_module
-from fieldmark.pipeline.train import Run
+from fieldmark.pipeline.run import Run
 
 FILES = {
     "bundle/model.safetensors", "bundle/model.onnx", "bundle/bundle.json", "recipe.yaml", "split.csv",

@@ -235,4 +235,4 @@ def test_another_number_of_processes_does_not_go_on(two, small_photos: Path, tmp
     (out := tmp_path / "run").mkdir()
     (out / "recipe.yaml").write_text((two[0] / "recipe.yaml").read_text().replace("devices: 2", "devices: 1"))
     refused = command("train", small_photos, "--out", out, "--resume", "--devices", 2).refusal
-    assert "was begun with --devices 1, not 2" in refused
+    assert "was started with --devices 1, not 2" in refused

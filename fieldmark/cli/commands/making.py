@@ -194,9 +194,10 @@ def search(
     if Path(out).exists() and not resume:
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
     base_recipe = _make_recipe(recipe, settings)
-    result = search_page.summarize_search(
-        *searching(photos, trials, base_recipe, Path(out), reporter, search_space or (), full_training=full_training)
+    rows, run = searching(
+        photos, trials, base_recipe, Path(out), reporter, search_space or (), full_training=full_training
     )
+    result = search_page.summarize_search(rows, run.folder, run.metrics["test"])
     with exclusive_access(Path(out)):
         files = search_page.write_search_page(result, Path(out), get_language(base_recipe.lang))
     for file in files:
