@@ -15,13 +15,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.stats import binomtest
 
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.splits import read_split_file
-from fieldmark.evaluation.intervals import GroupBootstrap, as_column
+from fieldmark.evaluation.intervals import GroupBootstrap
+from fieldmark.evaluation.paired import Outcomes, adjust_holm, paired_difference
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import NetworkSpec, build, profile, rebuild
@@ -30,11 +30,8 @@ from fieldmark.pipeline.train import train
 from fieldmark.recipes.recipe import Recipe
 
 ComparisonRow = dict[str, Any]
-BOOTSTRAP_RESAMPLES = 4000
 MIN_PHOTO_OVERLAP = 0.9
 """Share of their photos that two runs have in common, if they are of one set: what cannot be read may be left out."""
-ALPHA = 0.05
-"""A difference is called real below this p, counted for all the comparisons that are made (Holm 1979)."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +43,7 @@ class ComparedRun:
     seed: int
     metrics: dict[str, Any]
     image_paths: frozenset[str]  # all that it was trained and tested on
-    test_outcomes: dict[str, tuple[bool, str]]  # test photo -> whether it was told right, and its group
+    test_outcomes: Outcomes
 
 
 def run_name(spec: str, seed: int) -> str:
@@ -130,16 +127,17 @@ def compare_runs(runs: Sequence[ComparedRun]) -> list[ComparisonRow]:
         by[run.network][run.seed] = run
     result = [_summarize_network(network, list(by_seed.values())) for network, by_seed in by.items()]
     first, *others = by.values()
-    for row, each in zip(result[1:], others, strict=True):
-        both = sorted(first.keys() & each.keys())
-        pairs = [
-            (first[seed], each[seed])
-            for seed in both
-            if first[seed].test_outcomes.keys() == each[seed].test_outcomes.keys()
-        ]
-        row["difference"] = paired_difference(pairs) if pairs else None
-    _apply_holm([row["difference"] for row in result[1:] if row["difference"]])
+    pairs = [_outcome_pairs(first, other) for other in others]
+    tested = [(row, paired_difference(pairs_of)) for row, pairs_of in zip(result[1:], pairs, strict=True) if pairs_of]
+    for (row, _), difference in zip(tested, adjust_holm([difference for _, difference in tested]), strict=True):
+        row["difference"] = difference.to_dict()
     return result
+
+
+def _outcome_pairs(first: dict[int, ComparedRun], second: dict[int, ComparedRun]) -> list[tuple[Outcomes, Outcomes]]:
+    """The outcomes of two networks, seed by seed, where both were tested on the same images."""
+    pairs = [(first[seed].test_outcomes, second[seed].test_outcomes) for seed in sorted(first.keys() & second.keys())]
+    return [(one, other) for one, other in pairs if one.keys() == other.keys()]
 
 
 def _summarize_network(network: str, runs: list[ComparedRun]) -> ComparisonRow:
@@ -154,7 +152,7 @@ def _summarize_network(network: str, runs: list[ComparedRun]) -> ComparisonRow:
         "network": network,
         "accuracy": statistics.fmean(accuracies),
         "sd": statistics.stdev(accuracies) if len(runs) > 1 else None,
-        "ci95": _interval(np.array(right), np.array(groups)),
+        "ci95": list(GroupBootstrap(np.array(groups)).share_interval(np.array(right))),
         "n": len(runs[0].test_outcomes),
         "seeds": [run.seed for run in runs],
         "accuracies": accuracies,
@@ -182,13 +180,6 @@ def measure_throughput(folder: Path, repeats: int = 30) -> float:
     return 1 / statistics.median(times[3:])
 
 
-def _interval(is_correct: np.ndarray, groups: np.ndarray) -> list[float]:
-    """Of the share that is right, a photo that several seeds tested being one witness."""
-    return (
-        GroupBootstrap(groups).ratio_intervals(as_column(is_correct), as_column(np.ones(len(is_correct))))[0].tolist()
-    )
-
-
 def _count_costs(spec: ComparisonRow, folder: Path) -> ComparisonRow:
     """Multiply-adds of a photo, and what each kind of attention adds in parameters and multiply-adds."""
     with torch.device("meta"):
@@ -201,66 +192,3 @@ def _count_costs(spec: ComparisonRow, folder: Path) -> ComparisonRow:
         kind["params"] += gate.params
         kind["macs"] += gate.macs
     return {"macs": sum(layer.macs for layer in layers), "added": list(kinds.values())}
-
-
-# ---- is it real?
-
-
-def paired_difference(pairs: Sequence[tuple[ComparedRun, ComparedRun]]) -> ComparisonRow:
-    """Second minus first in accuracy, over runs with the same test photos, a pair a seed.
-
-    One seed and independent photos: McNemar's exact test (1947). Otherwise a bootstrap that draws groups of photos,
-    and seeds: a photo that is tested under three seeds is one witness, not three.
-
-    Returns:
-        difference: of the mean accuracies; ci95; p, two-sided; test: its name; won and lost: photos that only the
-        second, or only the first, told right.
-    """
-    names = sorted({group for first, _ in pairs for _, group in first.test_outcomes.values()})
-    place = {name: k for k, name in enumerate(names)}
-    gain, counts = (np.zeros((len(names), len(pairs))) for _ in range(2))
-    won = lost = 0
-    for s, (first, second) in enumerate(pairs):
-        for path, (right, group) in first.test_outcomes.items():
-            step = int(second.test_outcomes[path][0]) - int(right)
-            gain[place[group], s] += step
-            counts[place[group], s] += 1
-            won, lost = won + (step > 0), lost + (step < 0)
-    mean_difference = float((gain.sum(0) / counts.sum(0)).mean())
-    resampled = _bootstrap_differences(gain, counts)
-    if len(pairs) == 1 and (counts == 1).all():
-        test, p = "McNemar, exact", float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
-    else:
-        test, p = "bootstrap over photos and seeds", _two_sided_p(resampled)
-    low, high = np.quantile(resampled, (0.025, 0.975)).tolist()
-    return {"difference": mean_difference, "ci95": [low, high], "p": p, "test": test, "won": won, "lost": lost}
-
-
-def _bootstrap_differences(gain: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Differences (draws,) of resampled seeds and groups, from the gains and photos (groups, seeds) of each.
-
-    What a draw of few seeds is off their mean is stretched by sqrt(s / (s - 1)), or it would vary too little.
-    """
-    rng, seeds = np.random.default_rng(1), gain.shape[1]
-    values = []
-    for weights in GroupBootstrap(np.arange(len(gain)), BOOTSTRAP_RESAMPLES).iter_weights():
-        per_seed = (weights @ gain) / np.maximum(weights @ counts, 1)  # (block, seeds)
-        chosen = rng.integers(seeds, size=per_seed.shape)
-        mean = per_seed.mean(1)
-        off = np.take_along_axis(per_seed, chosen, 1).mean(1) - mean
-        values.append(mean + off * (seeds / max(1, seeds - 1)) ** 0.5)
-    return np.concatenate(values)
-
-
-def _two_sided_p(resampled: np.ndarray) -> float:
-    """Twice the smaller tail beyond zero, draws of zero on both sides, never nothing: (r + 1) / (draws + 1)."""
-    tail = min((resampled <= 0).sum(), (resampled >= 0).sum())
-    return float(min(1.0, 2 * (tail + 1) / (len(resampled) + 1)))
-
-
-def _apply_holm(differences: list[ComparisonRow]) -> None:
-    """Adds to each `p_holm`, its p counted for all of them, and whether the difference is `real`."""
-    worst = 0.0
-    for rank, entry in enumerate(sorted(differences, key=lambda row: row["p"])):
-        worst = max(worst, min(1.0, (len(differences) - rank) * entry["p"]))
-        entry |= {"p_holm": worst, "real": worst < ALPHA}

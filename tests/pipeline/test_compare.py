@@ -3,74 +3,13 @@
 import dataclasses
 import json
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
-from scipy.stats import binomtest
 from told import Words, english
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.pipeline import compare
-from fieldmark.pipeline.compare import ComparedRun, paired_difference
 from fieldmark.report.compare_page import write_compare_page
-
-
-def run(network: str, seed: int, right: np.ndarray, groups: np.ndarray | None = None) -> ComparedRun:
-    """A run that told so many photos right."""
-    names = [f"{k}.jpg" for k in range(len(right))]
-    own = names if groups is None else [str(group) for group in groups]
-    told = dict(zip(names, zip(map(bool, right), own, strict=True), strict=True))
-    return ComparedRun(Path(f"{network}-{seed}"), network, seed, {}, frozenset(names), told)
-
-
-def test_one_seed_is_mcnemars_test():
-    rng = np.random.default_rng(0)
-    first, second = rng.random(400) < 0.8, rng.random(400) < 0.85
-    found = paired_difference([(run("a", 0, first), run("b", 0, second))])
-    won, lost = int((second & ~first).sum()), int((first & ~second).sum())
-    assert (found["won"], found["lost"], found["test"]) == (won, lost, "McNemar, exact")
-    assert found["p"] == pytest.approx(binomtest(won, won + lost).pvalue)
-    assert found["difference"] == pytest.approx(second.mean() - first.mean())
-    low, high = found["ci95"]
-    assert low < found["difference"] < high
-    assert paired_difference([(run("a", 0, first), run("a2", 0, first))])["p"] == 1.0
-
-
-@pytest.mark.parametrize(("better", "real"), [(0.0, False), (0.15, True)])
-def test_what_is_planted_is_found(better: float, real: bool):
-    """Of twenty worlds without a difference hardly one is called real, with one of fifteen points nearly all are."""
-    rng, called = np.random.default_rng(3), 0
-    for _ in range(20):
-        hard = rng.random(300)  # the same photos are hard for all
-        pairs = []
-        for seed in range(3):
-            a, b = (hard + 0.2 * rng.normal(size=300) < quality for quality in (0.75, 0.75 + better))
-            pairs.append((run("a", seed, a), run("b", seed, b)))
-        called += paired_difference(pairs)["p"] < 0.05
-    assert called >= 16 if real else called <= 4
-
-
-def test_look_alikes_are_one_witness():
-    rng = np.random.default_rng(0)
-    first = rng.random(40) < 0.7
-    second = first ^ (rng.random(40) < 0.2)
-    alone = paired_difference([(run("a", 0, first), run("b", 0, second))])
-    often = [
-        run(name, 0, np.repeat(right, 6), np.repeat(np.arange(40), 6))
-        for name, right in zip("ab", (first, second), strict=True)
-    ]
-    grouped = paired_difference([(often[0], often[1])])
-    assert grouped["difference"] == pytest.approx(alone["difference"]) and grouped["test"].startswith("bootstrap")
-    widths = [found["ci95"][1] - found["ci95"][0] for found in (alone, grouped)]
-    assert widths[1] == pytest.approx(widths[0], rel=0.15)  # 240 photos tell no more than 40
-
-
-def test_p_is_counted_for_all_comparisons():
-    told: list[dict[str, Any]] = [{"p": p} for p in (0.02, 0.5, 0.01, 0.04)]
-    compare._apply_holm(told)
-    assert [row["p_holm"] for row in told] == pytest.approx([0.06, 0.5, 0.04, 0.08])
-    assert [row["real"] for row in told] == [False, False, True, False]
 
 
 def test_names_of_folders():
