@@ -82,7 +82,7 @@ def constants(photos: str, name: str, home: Path) -> tuple[dict[str, float], dic
     size["features"] = train[0].nbytes
     took["features"] = milliseconds("frozen layers", features, len(train) + len(val))
     trainer.phase_builder.enter_phase(2)
-    steps = sorted(1000 * measure_costs(trainer, recipe)[0] / recipe.batch for _ in range(3))
+    steps = sorted(1000 * measure_costs(trainer, recipe).step_s / recipe.batch for _ in range(3))
     took["training"] = steps[1]
     print(f"training, phase 2: {steps[1]:.1f} ms a photo ({steps[0]:.1f} to {steps[2]:.1f}), {recipe.batch} a step")
 

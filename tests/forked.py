@@ -18,16 +18,17 @@ from fieldmark.cli import main
 from fieldmark.data import dataset
 from fieldmark.data.cache import pack
 from fieldmark.exporters import onnx
+from fieldmark.models import state
 from fieldmark.pipeline import finish, prepare
 from fieldmark.recipes import recipe
-from fieldmark.training import checkpoint, frozen_features, trainer
+from fieldmark.training import frozen_features, trainer
 
 LATE = ("fieldmark.report.run_report", "torchvision.transforms.v2", "tensorboard.summary.writer.record_writer")
 for late in (*LATE, "onnx", "onnxruntime"):
     import_module(late)  # once for all of them
 
 PLACES = {
-    "checkpoint": checkpoint,
+    "state": state,
     "AugmentedDataset": dataset.AugmentedDataset,
     "onnx": onnx,
     "NpyWriter": frozen_features.NpyWriter,
@@ -58,7 +59,7 @@ def train(job: dict[str, Any]) -> None:
     """`fieldmark train` on the command line."""
 
     def judge(trained: trainer.Trainer, *_: object) -> None:
-        checkpoint.save(Path(job["out"]) / "trained.safetensors", trained.network.state_dict(), {})
+        state.save_state(Path(job["out"]) / "trained.safetensors", trained.network.state_dict())
         os._exit(0)
 
     if not job.get("whole"):

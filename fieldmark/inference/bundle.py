@@ -52,11 +52,11 @@ def make_info(
 
 def save(folder: Path, info: BundleInfo, network: "Network", known: "OODScorer") -> None:
     """`model.safetensors`, `known.safetensors` and `bundle.json` into the folder."""
-    from fieldmark.training import checkpoint
+    from fieldmark.models.state import save_state
 
     folder.mkdir(parents=True, exist_ok=True)
-    checkpoint.save(folder / "model.safetensors", network.state_dict(), {})
-    checkpoint.save(folder / "known.safetensors", known.state_dict(), {})
+    save_state(folder / "model.safetensors", network.state_dict())
+    save_state(folder / "known.safetensors", known.state_dict())
     io.write_json(folder / "bundle.json", info)
 
 

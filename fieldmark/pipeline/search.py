@@ -26,8 +26,8 @@ from fieldmark.pipeline.search_space import FULL_SPACE, HEAD_SPACE, Choices, Ran
 from fieldmark.pipeline.train import train
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import TUNING_FIELDS, UNFREEZE_FIELDS, Recipe, option_name
-from fieldmark.training import distributed
-from fieldmark.training.feature_cache import restore_features, store_features
+from fieldmark.training import distributed, feature_cache
+from fieldmark.training.history import EpochRecord
 from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe, standardise_inputs
 from fieldmark.training.trainer import Trainer
 
@@ -153,12 +153,13 @@ class TrialRunner:
                 if not len(prepared.data.val):
                     raise FieldmarkError("no photos to choose by (val/): a search needs some")
                 fabric, quiet_reporter = distributed.make_fabric(recipe), Reporter(quiet=True)
-                logger: Any = PruningLogger(trial, recipe, may_end=bool(hyperparameters))
+                logger = PruningLogger(trial, recipe, may_end=bool(hyperparameters))
                 trainer = Trainer(network, prepared.data, recipe, folder / "resume", quiet_reporter, fabric, logger)
                 self._share_features(trainer, folder)
             trainer.train()
-            best = next(row for row in trainer.state.history if row["epoch"] == trainer.best_epoch())
-            return {name: best[name] for name in ("val_accuracy", "val_loss")} | {"photos": len(prepared.data.val)}
+            best = next(record for record in trainer.state.history if record.epoch == trainer.best_epoch())
+            metrics = {"val_accuracy": best.val_accuracy, "val_loss": best.val_loss}
+            return metrics | {"photos": len(prepared.data.val)}
         finally:
             shutil.rmtree(folder, ignore_errors=True)
 
@@ -184,11 +185,12 @@ class TrialRunner:
 
     def _share_features(self, trainer: Trainer, folder: Path) -> None:
         """Take the features of phase 1 that another trial has computed, or compute them for others."""
-        recipe, cache_dir, routine = trainer.recipe, self.out / SHARED, trainer.phase_builder
-        if recipe.frozen_epochs and recipe.weights != "none" and not restore_features(cache_dir, trainer, folder):
-            began, flips = time.monotonic(), routine.has_exact_probe and recipe.augment != "none"
-            routine.frozen_features.compute_features(self.reporter, lambda _: flips)
-            store_features(cache_dir, trainer, folder, time.monotonic() - began)
+        recipe, builder = trainer.recipe, trainer.phase_builder
+        cache = feature_cache.for_run(self.out / SHARED, builder, folder)
+        if recipe.frozen_epochs and recipe.weights != "none" and not cache.restore():
+            start = time.monotonic()
+            builder.frozen_features.compute_features(self.reporter, lambda _: builder.mirrors_train)
+            cache.store(time.monotonic() - start)
 
 
 class PruningLogger:
@@ -197,13 +199,13 @@ class PruningLogger:
     def __init__(self, trial: Any, recipe: Recipe, may_end: bool) -> None:
         self.trial, self.recipe, self.may_prune = trial, recipe, may_end
 
-    def start(self, history: list[TrialRow]) -> None:
-        """As a logger of a training that is never resumed."""
+    def start(self, history: Sequence[EpochRecord]) -> None:
+        """A trial is never resumed."""
 
-    def log_epoch(self, row: TrialRow) -> None:
+    def log_epoch(self, record: EpochRecord) -> None:
         import optuna
 
-        self.trial.report(_objective_value(row, self.recipe), row["epoch"])
+        self.trial.report(_objective_value(record.to_dict(), self.recipe), record.epoch)
         if self.may_prune and self.trial.should_prune():
             raise optuna.TrialPruned
 

@@ -30,8 +30,7 @@ from fieldmark.pipeline.worker import train_on_devices
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe, ineffective_settings
 from fieldmark.report.run_metrics import RunMetrics
-from fieldmark.training import budget, checkpoint, distributed
-from fieldmark.training.feature_cache import restore_features, store_features
+from fieldmark.training import budget, checkpoint, distributed, feature_cache
 from fieldmark.training.loggers import LoggerGroup, parse_loggers
 from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe, standardise_inputs
 from fieldmark.training.phases import train_crop_size
@@ -298,13 +297,15 @@ class FittedTraining:
 
 
 def _fit(job: TrainingJob, prepared: PreparedTraining, fabric: Fabric) -> FittedTraining:
-    out, data, reporter, cache = job.out, prepared.data, prepared.reporter, job.feature_cache_dir
+    out, data, reporter = job.out, prepared.data, prepared.reporter
     loggers = LoggerGroup(out, prepared.recipe, reporter.warning)
     trainer = Trainer(prepared.network, data.data, prepared.recipe, out / "resume", reporter, fabric, loggers)
     if not job.has_recipe:
         for line in ineffective_settings(job.requested, trainer.phase_builder.has_exact_probe):
             reporter.warning(line)
-    cached_feature_seconds = restore_features(cache, trainer, out) if cache else 0.0
+    folder = job.feature_cache_dir
+    cache = feature_cache.for_run(folder, trainer.phase_builder, out) if folder else None
+    cached_feature_seconds = cache.restore() if cache else 0.0
     with distributed.process_group(fabric):
         fabric.broadcast(str(out))
         trainer.train(
@@ -312,7 +313,7 @@ def _fit(job: TrainingJob, prepared: PreparedTraining, fabric: Fabric) -> Fitted
             lambda pass_seconds: budget.has_time_for_pass(trainer, pass_seconds, data.final_images),
         )
     if cache:
-        store_features(cache, trainer, out, reporter.stage_seconds.get("features", 0.0))
+        cache.store(reporter.stage_seconds.get("features", 0.0))
     return FittedTraining(trainer, loggers, cached_feature_seconds)
 
 
@@ -320,11 +321,13 @@ def _plan(trainer: Trainer, out: Path, final_images: int) -> Recipe:
     """The recipe with what depends on measured speed; recorded, so that a resumed run does the same."""
     recipe = trainer.recipe
     if recipe.find_lr:
-        recipe, message = budget.find_learning_rates(trainer, recipe)
-        trainer.reporter.info(message)
+        plan = budget.find_learning_rates(trainer, recipe)
+        recipe = plan.recipe
+        trainer.reporter.info(plan.message)
     if recipe.budget and not recipe.steps_per_epoch:
-        recipe, message = budget.plan_epochs(trainer, recipe, trainer.reporter.elapsed(), final_images)
-        trainer.reporter.info(message)
+        plan = budget.plan_epochs(trainer, recipe, final_images)
+        recipe = plan.recipe
+        trainer.reporter.info(plan.message)
     if recipe != trainer.recipe and trainer.fabric.is_global_zero:
         recipes.write_recipe(recipe, out / "recipe.yaml")
     return recipe

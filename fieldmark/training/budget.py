@@ -1,14 +1,16 @@
-"""Trainer between the phases -> its recipe with what was left open: epochs for a budget, rates, the size of a batch.
+"""What a recipe leaves open until the speed is measured: epochs for a time budget, learning rates, batch size.
 
-A plan is made once, from measurements, and is written into recipe.yaml: with it, a resumed run does the same. Where
-several processes train, all of them rehearse together; what the first one finds holds.
+A plan is made once and written into recipe.yaml; a resumed run reads it there. Where several processes train, all of
+them run the trial steps; the main process's result is used.
 """
 
 import copy
+import dataclasses
 import math
 import os
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 import numpy as np
@@ -17,73 +19,101 @@ from torch import Tensor
 
 from fieldmark.exporters.onnx import measure_inference_seconds
 from fieldmark.models import Network
+from fieldmark.models.state import snapshot
 from fieldmark.recipes.recipe import Recipe, parse_duration
-from fieldmark.training import checkpoint
-from fieldmark.training.phases import Phase, progressive_crop_size, set_train_mode, train_crop_size
+from fieldmark.training.phases import Phase, progressive_crop_size, set_learning_rates, set_train_mode, train_crop_size
 from fieldmark.training.trainer import Trainer
 
 StepCallback = Callable[[float, float], bool | None]
-"""Takes the seconds and the loss of a step; True ends the rehearsal."""
+"""Takes the seconds and the loss of a trial step; True ends the trial."""
 MAX_EPOCHS, MAX_EPOCHS_FROM_SCRATCH = 30, 100
-"""More epochs than this a budget does not buy: the write-ups' routines stop there too."""
+"""Most epochs that a budget is spent on: the write-ups stop there too."""
 MIN_EPOCHS, MIN_STEPS = 3, 200
-"""With fewer of both phase 2 ends below where phase 1 stood (docs/performance.md)."""
+"""With fewer of both, fine-tuning ends below the linear probe (docs/performance.md)."""
 TIME_SAFETY_FACTOR = 1.1
-"""How much longer an epoch takes than its steps and its look, measured just before: checkpoints, a machine that warms
-up (docs/performance.md)."""
+"""How much longer an epoch takes than its steps and its validation pass, measured just before: checkpoints, a machine
+that warms up (docs/performance.md)."""
 EXPORT_RESERVE_S = 10.0
-"""Seconds that a budget keeps for export and report, beside the photos judged last (docs/performance.md)."""
+"""Seconds that a budget keeps for export and report, besides the final evaluation (docs/performance.md)."""
 MAX_BATCH_SIZE = 256
-"""A batch that is found automatically is not larger: with more, fewer steps learn less in the same time."""
+"""Largest batch that is found automatically: with more, fewer steps learn less in the same time."""
 
 
-def plan_epochs(trainer: Trainer, recipe: Recipe, elapsed: float, n_final_images: int) -> tuple[Recipe, str]:
-    """What is left of the budget, as epochs and steps of phase 2. -> the recipe with them, and a line that says so."""
-    has_probe = recipe.weights != "none" and recipe.frozen_epochs > 0  # phase 1 has left something to fall back on
-    is_budget_spent = elapsed + EXPORT_RESERVE_S >= parse_duration(recipe.budget or "")
-    if has_probe and trainer.fabric.broadcast(is_budget_spent):  # or some processes would rehearse without the others
+@dataclass(frozen=True)
+class Plan:
+    """A recipe with what was left open, and a line about it for the log."""
+
+    recipe: Recipe
+    message: str
+
+
+@dataclass(frozen=True)
+class TrainingCosts:
+    """Measured durations in seconds."""
+
+    step_s: float
+    """Of a training step."""
+    validation_s: float
+    """Of a pass over this process's share of the validation set while fine-tuning."""
+
+
+def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
+    """Epochs and steps of fine-tuning for the rest of the budget; `n_final_images` are evaluated after it."""
+    has_probe = recipe.weights != "none" and recipe.frozen_epochs > 0  # the linear probe is something to fall back on
+    budget = parse_duration(recipe.budget or "")
+    is_spent = trainer.reporter.elapsed() + EXPORT_RESERVE_S >= budget
+    if has_probe and trainer.fabric.broadcast(is_spent):  # or some processes would run trial steps without the others
         return _skip_finetuning(recipe, 0.0)
-    step_seconds, val_seconds = measure_costs(trainer, recipe.replace(start_size=None))
-    seconds_per_image = (
-        measure_inference_seconds(trainer.network, trainer.phase_builder.image_size)
-        if trainer.fabric.is_global_zero
-        else 0.0
-    )
-    reserve = EXPORT_RESERVE_S + n_final_images * seconds_per_image + val_seconds
-    seconds_left = (parse_duration(recipe.budget or "") - elapsed - reserve) / TIME_SAFETY_FACTOR
-    steps_per_pass = max(1, len(trainer.data.train) // recipe.batch)
-    size = train_crop_size(recipe, trainer.phase_builder.image_size)
-    grown = [(progressive_crop_size(recipe.start_size, size, k, 3) / size) ** 2 for k in range(3)]
-    step_seconds *= sum(grown) / 3
-    passes = seconds_left / (steps_per_pass * step_seconds + val_seconds)
-    if has_probe and passes * steps_per_pass < min(MIN_EPOCHS * steps_per_pass, MIN_STEPS):
-        return _skip_finetuning(recipe, seconds_left)
+    costs = measure_costs(trainer, recipe.replace(start_size=None))
+    image_size, n_train = trainer.phase_builder.image_size, len(trainer.data.train)
+    seconds_per_image = measure_inference_seconds(trainer.network, image_size) if trainer.fabric.is_global_zero else 0.0
+    reserve = EXPORT_RESERVE_S + n_final_images * seconds_per_image + costs.validation_s
+    seconds_left = (budget - trainer.reporter.elapsed() - reserve) / TIME_SAFETY_FACTOR
+    costs = dataclasses.replace(costs, step_s=costs.step_s * _relative_crop_cost(recipe, image_size))
     max_epochs = MAX_EPOCHS_FROM_SCRATCH if recipe.weights == "none" else MAX_EPOCHS
+    fitted = fit_epochs(seconds_left, costs, max(1, n_train // recipe.batch), max_epochs, needs_gain=has_probe)
+    if fitted is None:
+        return _skip_finetuning(recipe, seconds_left)
+    epochs, steps = fitted
+    message = f"plan: {seconds_left:.0f} s left for fine-tuning: {epochs} epochs of {steps} steps"
+    message += f", {costs.step_s:.2f} s a step"
+    return Plan(recipe.replace(epochs=epochs, steps_per_epoch=steps), message)
+
+
+def fit_epochs(
+    seconds_left: float, costs: TrainingCosts, steps_per_pass: int, max_epochs: int, *, needs_gain: bool
+) -> tuple[int, int] | None:
+    """Epochs, and steps in each, that fit into the time; None if they are none, or too few for a gain."""
+    passes = seconds_left / (steps_per_pass * costs.step_s + costs.validation_s)
+    if needs_gain and passes * steps_per_pass < min(MIN_EPOCHS * steps_per_pass, MIN_STEPS):
+        return None
     epochs = min(max_epochs, max(1, round(passes)))
-    if seconds_left / epochs - val_seconds < step_seconds:  # of few photos, less than a step would fit into each
+    if seconds_left / epochs - costs.validation_s < costs.step_s:  # of few images, less than a step would fit into each
         epochs = max(1, int(passes))
     steps = min(
-        int((seconds_left / epochs - val_seconds) / step_seconds),
+        int((seconds_left / epochs - costs.validation_s) / costs.step_s),
         steps_per_pass if epochs == max_epochs else 2 * steps_per_pass,
     )
-    if steps <= 0:
-        return _skip_finetuning(recipe, seconds_left)
-    planned = recipe.replace(epochs=epochs, steps_per_epoch=steps)
-    return (
-        planned,
-        f"plan: {seconds_left:.0f} s are left for phase 2: {epochs} epochs of {steps} steps at {step_seconds:.2f} s",
-    )
+    return (epochs, steps) if steps > 0 else None
 
 
-def _skip_finetuning(recipe: Recipe, left: float) -> tuple[Recipe, str]:
+def _relative_crop_cost(recipe: Recipe, image_size: int) -> float:
+    """Mean pixels of the growing crops of progressive resizing, relative to the last ones."""
+    size = train_crop_size(recipe, image_size)
+    return sum((progressive_crop_size(recipe.start_size, size, third, 3) / size) ** 2 for third in range(3)) / 3
+
+
+def _skip_finetuning(recipe: Recipe, seconds_left: float) -> Plan:
     planned = recipe.replace(epochs=0, steps_per_epoch=1)
-    return planned, f"plan: {max(0, left):.0f} s are left, too few for phase 2"
+    return Plan(
+        planned, f"plan: {max(0, seconds_left):.0f} s left, too little for fine-tuning; the linear probe is kept"
+    )
 
 
 def has_time_for_pass(trainer: Trainer, pass_seconds: float, n_final_images: int) -> bool:
-    """Whether the budget has time for another pass of the frozen network over the training photos.
+    """Whether the budget has time for another pass of the frozen network over the training images.
 
-    What is judged after it, in 32 bits, is taken to be twice as slow.
+    The evaluation after it, in float32, is assumed to be half as fast.
     """
     recipe, data = trainer.recipe, trainer.data
     evaluation_seconds = 2 * pass_seconds / max(1, len(data.train)) * (len(data.val) + n_final_images)
@@ -91,36 +121,34 @@ def has_time_for_pass(trainer: Trainer, pass_seconds: float, n_final_images: int
     return recipe.budget is None or trainer.reporter.elapsed() + seconds_needed <= parse_duration(recipe.budget)
 
 
-def measure_costs(trainer: Trainer, recipe: Recipe) -> tuple[float, float]:
-    """Seconds of a training step and of a look at the validation photos behind phase 1, measured and undone.
+def measure_costs(trainer: Trainer, recipe: Recipe) -> TrainingCosts:
+    """Measure a training step and a validation pass of fine-tuning; the network is unchanged afterwards.
 
-    The mean of all phases that there are: their epochs are about as many.
+    The mean over the phases of fine-tuning, which have about as many epochs.
     """
-    measured = []
-    for number in range(2, 2 + len(trainer.phase_builder.last_frozen_layers)):
-        trainer.phase_builder.enter_phase(number)
+    builder, measured = trainer.phase_builder, []
+    for number in range(2, 2 + len(builder.last_frozen_layers)):
+        builder.enter_phase(number)
         times: list[float] = []
-        phase = _dry_run(trainer, number, recipe, 8, lambda seconds, _, times=times: times.append(seconds))
-        few = list(islice(phase.val_batches(), 6))
-        trainer.compute_logits(phase.module, few[:1])
-        began = time.monotonic()
-        trainer.compute_logits(phase.module, few)
-        photos, n_local = sum(map(len, few)), len(trainer.phase_builder.val_labels[trainer.phase_builder.val_shard])
-        measured.append((np.median(times[2:]), (time.monotonic() - began) * n_local / photos if photos else 0.0))
-    trainer.phase_builder.enter_phase(2)
-    step_seconds, val_seconds = np.mean(measured, 0).tolist()
-    return step_seconds, val_seconds
+        phase = _run_trial_steps(trainer, number, recipe, 8, lambda seconds, _, times=times: times.append(seconds))
+        batches = list(islice(phase.val_batches(), 6))
+        trainer.compute_logits(phase.module, batches[:1])
+        start = time.monotonic()
+        trainer.compute_logits(phase.module, batches)
+        n_images, n_own = sum(map(len, batches)), len(builder.val_labels[builder.val_shard])
+        measured.append((np.median(times[2:]), (time.monotonic() - start) * n_own / n_images if n_images else 0.0))
+    builder.enter_phase(2)
+    return TrainingCosts(*np.mean(measured, 0).tolist())
 
 
-def find_learning_rates(trainer: Trainer, recipe: Recipe, steps: int = 80) -> tuple[Recipe, str]:
-    """The learning-rate range test: the rate of the head rises from step to step, the backbone's in proportion.
+def find_learning_rates(trainer: Trainer, recipe: Recipe, steps: int = 80) -> Plan:
+    """Learning-rate range test: the head's learning rate rises from step to step, the backbone's in proportion.
 
-    Smith 2017, "Cyclical Learning Rates for Training Neural Networks"; chosen is a tenth of the rate at which the
-    smoothed loss is lowest, as fastai's `lr_find` suggests for its minimum.
+    Smith 2017, "Cyclical Learning Rates for Training Neural Networks". The result is a tenth of the learning rate with
+    the lowest smoothed loss, as fastai's `lr_find` suggests for its minimum.
     """
     head, backbone = recipe.learning_rates
-    low, high = head / 300, head * 100
-    learning_rates = np.geomspace(low, high, steps)
+    factors = np.geomspace(1 / 300, 100, steps)
     losses: list[float] = []
 
     def record_loss(_: float, loss: float) -> bool:
@@ -128,23 +156,30 @@ def find_learning_rates(trainer: Trainer, recipe: Recipe, steps: int = 80) -> tu
             losses.append(0.9 * losses[-1] + 0.1 * loss if losses else loss)
         return not math.isfinite(loss) or losses[-1] > 3 * min(losses)
 
-    _dry_run(trainer, 2, recipe, steps, record_loss, [rate / head for rate in learning_rates])
+    _run_trial_steps(trainer, 2, recipe, steps, record_loss, factors.tolist())
     considered = losses[steps // 10 :] or losses
-    learning_rate = float(learning_rates[losses.index(min(considered))] / 10)
-    learning_rate = float(f"{learning_rate:.1e}")
-    planned = recipe.replace(
-        find_lr=False, lr=learning_rate, backbone_lr=float(f"{learning_rate * backbone / head:.1e}")
+    learning_rate = float(f"{head * factors[losses.index(min(considered))] / 10:.1e}")
+    backbone_lr = float(f"{learning_rate * backbone / head:.1e}")
+    return Plan(
+        recipe.replace(find_lr=False, lr=learning_rate, backbone_lr=backbone_lr),
+        f"plan: learning rates {learning_rate:g} for the head, {backbone_lr:g} for the backbone",
     )
-    return planned, f"plan: learning rates {planned.lr:g} for the head, {planned.backbone_lr:g} for the backbone"
 
 
 def find_batch_size(
     network: Network, size: int, n_images: int, chunks_per_step: int = 1, free: float | None = None
 ) -> int:
-    """The most photos, up to 256 and up to all there are, whose training takes half of the free memory.
+    """The largest batch, up to 256 and up to all images, whose training takes half of the free memory.
 
-    It is a power of two in each of the `parts` of a step. Measured is what two photos leave for the backward pass of
-    the whole network, 32 bits a number.
+    It is a power of two in each of the `chunks_per_step`. Two images are measured: what they leave for the backward
+    pass of the whole network in float32.
+
+    Args:
+        network: on any device.
+        size: side of the training images, in pixels.
+        n_images: training images.
+        chunks_per_step: into which devices and gradient accumulation divide a batch.
+        free: bytes; by default those of the device that trains (`free_memory_bytes`).
     """
     device = next(network.parameters()).device
     saved_bytes: dict[int, int] = {}
@@ -153,48 +188,47 @@ def find_batch_size(
         saved_bytes[tensor.data_ptr()] = tensor.nbytes
         return tensor
 
-    network = copy.deepcopy(network).train()  # where norms may learn from what is no photo
+    network = copy.deepcopy(network).train()  # a copy: its norms learn from blank images here
     mean = network.preprocessing.mean
     with torch.autograd.graph.saved_tensors_hooks(record_saved, lambda tensor: tensor):
         network(torch.zeros(2, len(mean), size, size, device=device).contiguous(memory_format=torch.channels_last))
     own = {p.data_ptr() for p in network.parameters()}
     bytes_per_image = sum(n for at, n in saved_bytes.items() if at not in own) / 2
-    if free is None:
-        free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else _free_memory_bytes()
+    free = free_memory_bytes() if free is None else free
     max_batch = min(MAX_BATCH_SIZE, max(2, n_images), max(2.0, free / 2 / bytes_per_image))
     return chunks_per_step * 2 ** int(math.log2(max(1.0, max_batch / chunks_per_step)))
 
 
-def _free_memory_bytes() -> float:
-    """Bytes that this machine can give without swapping."""
+def free_memory_bytes() -> float:
+    """Free memory of the device that trains: of the GPU where there is one, wherever the network is at the moment."""
+    if torch.cuda.is_available():
+        return torch.cuda.mem_get_info()[0]
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
-def _dry_run(
+def _run_trial_steps(
     trainer: Trainer,
     number: int,
     recipe: Recipe,
     steps: int,
     on_step: StepCallback,
-    learning_rate_factors: Sequence[float] = (),
+    lr_factors: Sequence[float] = (),
 ) -> Phase:
-    """Some steps of a phase whose traces are wiped out; `factors` of the rates, without them nothing moves."""
-    saved_weights = checkpoint.snapshot(trainer.trainable)
+    """Some steps of a phase, undone afterwards; without `lr_factors` the learning rate is 0."""
+    saved_weights = snapshot(trainer.trainable)
     phase = trainer.phase_builder.build_finetune_phase(number, recipe)
-    module, optimizer = trainer.fabric.setup(phase.module, phase.optimizer)
+    module, optimizer = trainer.fabric.setup(trainer.compile_module(phase), phase.optimizer)
     set_train_mode(phase.module, keep_norms=recipe.weights != "none")
-    base_learning_rates = [group["lr"] for group in phase.optimizer.param_groups]
-    began = time.monotonic()
+    start = time.monotonic()
     for step, (inputs, targets) in enumerate(phase.batches(0, steps)):
-        for group, base_learning_rate in zip(phase.optimizer.param_groups, base_learning_rates, strict=True):
-            group["lr"] = base_learning_rate * learning_rate_factors[step] if learning_rate_factors else 0.0
+        set_learning_rates(phase.optimizer, lr_factors[step] if lr_factors else 0.0)
         optimizer.zero_grad()
         sums = trainer.accumulate_gradients(module, inputs, targets, phase.number, step)
         optimizer.step()
         trainer.fabric.all_reduce(sums, reduce_op="sum")
-        if on_step(time.monotonic() - began, (sums[0] / sums[2]).item()):
+        if on_step(time.monotonic() - start, (sums[0] / sums[2]).item()):
             break
-        began = time.monotonic()
+        start = time.monotonic()
     trainer.trainable.load_state_dict(saved_weights)
     trainer.trainable.zero_grad()
     return phase

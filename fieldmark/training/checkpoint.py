@@ -1,6 +1,6 @@
-"""State of a training <-> one safetensors file, replaced in one move; no pickle."""
+"""State of a training <-> checkpoint.safetensors in the run's folder."""
 
-import json
+import dataclasses
 import os
 import time
 from contextlib import suppress
@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.models.state import load_state, save_state
+from fieldmark.training.history import EpochRecord
 
 CHECKPOINT_FILE = "checkpoint.safetensors"
 FILE_TIMEOUT_S = 120
@@ -22,44 +22,65 @@ FILE_TIMEOUT_S = 120
 
 @dataclass
 class TrainingState:
-    """Where a training stands; with weights and optimiser, all that it takes to go on."""
+    """Counters of a training; with weights and optimiser state, everything that resuming takes."""
 
     phase: int = 1
-    step: int = 0  # steps done in this phase
-    loss: float = 0.0  # sums over the running epoch
+    step: int = 0
+    """Steps done in this phase."""
+    loss: float = 0.0
+    """Sum over the running epoch, in nats."""
     right: int = 0
+    """Images of the running epoch that were classified correctly."""
     seen: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
+    """Images of the running epoch."""
+    history: list[EpochRecord] = field(default_factory=list)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "TrainingState":
+        """Raises TypeError where a field is missing or unknown."""
+        state = cls(**values)
+        state.history = [EpochRecord(**row) for row in values["history"]]
+        return state
 
 
-def save(file: Path, tensors: dict[str, Tensor], counters: dict[str, Any]) -> None:
-    """Write both so that a kill at any moment leaves the old file or the new one, whole."""
-    half = file.with_suffix(".half")
-    plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    try:
-        save_file(plain, half, metadata={"counters": json.dumps(counters)})
-    except SafetensorError as error:  # a full disk is an OSError everywhere else
-        raise OSError(f"{error} ({half})") from None
-    with half.open("rb+") as written:
-        os.fsync(written.fileno())
-    half.replace(file)
+@dataclass
+class Checkpoint:
+    """What a checkpoint holds; each dictionary maps a tensor's name to the tensor, and may be empty."""
 
+    state: TrainingState
+    weights: dict[str, Tensor]
+    """Of the trainable part, now."""
+    best_weights: dict[str, Tensor]
+    """Of the trainable part, after the best epoch."""
+    optimizer: dict[str, Tensor] = field(default_factory=dict)
+    """See `optimizer_tensors`."""
+    ema: dict[str, Tensor] = field(default_factory=dict)
+    """Moving average of the weights."""
 
-def load(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """-> tensors, counters. Raises FieldmarkError when the file is no checkpoint of ours."""
-    try:
-        with safe_open(file, framework="pt") as opened:
-            names = opened.keys()
-            return {name: opened.get_tensor(name) for name in names}, json.loads(opened.metadata()["counters"])
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
-        raise FieldmarkError(
-            f"{file} is no checkpoint of this version ({error}); train anew with another --out"
-        ) from None
+    def save(self, folder: Path) -> None:
+        """Write the checkpoint into the folder, atomically."""
+        parts = {"now": self.weights, "best": self.best_weights, "optimizer": self.optimizer, "average": self.ema}
+        tensors = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+        save_state(folder / CHECKPOINT_FILE, tensors, dataclasses.asdict(self.state))
 
+    @classmethod
+    def load(cls, folder: Path) -> "Checkpoint | None":
+        """The checkpoint in the folder, if there is one.
 
-def snapshot(module: nn.Module) -> dict[str, Tensor]:
-    """A copy of the module's parameters and buffers."""
-    return {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
+        Raises:
+            FieldmarkError: it is damaged, or of another version.
+        """
+        file = folder / CHECKPOINT_FILE
+        if not file.exists():
+            return None
+        tensors, counters = load_state(file)
+        try:
+            state = TrainingState.from_dict(counters)
+        except (TypeError, KeyError) as error:
+            raise FieldmarkError(
+                f"{file} is not a checkpoint of this version ({error}): train again with another --out"
+            ) from None
+        return cls(state, *(select_prefix(tensors, part) for part in ("now", "best", "optimizer", "average")))
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
@@ -69,7 +90,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
 
 
 def restore_optimizer(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    """The reverse of `optimizer_tensors`; rates and decays stay the optimiser's own."""
+    """The reverse of `optimizer_tensors`; learning rates and weight decay stay the optimiser's own."""
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         number, name = key.split(".", 1)
@@ -88,12 +109,16 @@ def select_prefix(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def wait_for_file(file: Path) -> None:
-    """Returns when this machine sees a file that another has written. Raises FieldmarkError where it never does."""
-    until = time.monotonic() + FILE_TIMEOUT_S
+    """Wait until this machine sees a file that another one has written.
+
+    Raises:
+        FieldmarkError: it does not appear within `FILE_TIMEOUT_S`.
+    """
+    deadline = time.monotonic() + FILE_TIMEOUT_S
     while not file.exists():
-        if time.monotonic() > until:
-            raise FieldmarkError(f"{file} is not seen here: all machines have to see the same --out")
-        for folder in (file.parent.parent, file.parent):  # a listing makes a network disk ask anew, sooner or later
+        if time.monotonic() > deadline:
+            raise FieldmarkError(f"{file} is not visible on this machine: all machines need the same shared --out")
+        for folder in (file.parent.parent, file.parent):  # listing makes a network disk ask again, sooner or later
             with suppress(OSError):
                 os.listdir(folder)
         time.sleep(0.2)

@@ -1,89 +1,76 @@
-"""Features of frozen layers, shared by runs that would compute the same: one run's work saves the others theirs.
+"""Cache of the features of frozen layers, shared by runs with equal inputs.
 
 Attention that is inserted into loaded weights starts as the identity, so runs that differ in it alone, or in the head,
-see the same features in phase 1.
+have the same features for the linear probe.
 """
 
-import hashlib
-import json
 import os
 import shutil
 from pathlib import Path
 
-from fieldmark.models.heads import Head
-from fieldmark.training.trainer import Trainer
-
-FEATURE_FILES = ("train_features.npy", "val_features.npy")
-
-
-def restore_features(cache: Path, trainer: Trainer, out: Path) -> float:
-    """Put what `shared` has for this trainer into the run's folder, as links. -> the seconds that it had taken."""
-    entry = cache / _cache_key(trainer, out)
-    seconds_file = entry / "seconds.json"
-    if not seconds_file.exists():
-        return 0.0
-    for file in entry.glob("*.npy"):
-        _link_or_copy(file, out / "resume" / file.name)
-    maps = entry / f"val_maps-{_last_frozen_layer(trainer)}.npy"
-    if (
-        len(trainer.phase_builder.frozen_features.prefix) and not maps.exists()
-    ):  # with the features its maps would come anew
-        (out / "resume" / FEATURE_FILES[1]).unlink(missing_ok=True)
-    elif maps.exists():
-        _link_or_copy(maps, out / "resume" / "val_maps.npy")
-    return json.loads(seconds_file.read_text(encoding="utf-8"))
+from fieldmark.core.io import atomic_path, read_json, write_json
+from fieldmark.training.frozen_features import TRAIN_FEATURES, VAL_FEATURES, VAL_MAPS, FrozenFeatures
+from fieldmark.training.phase_builder import PhaseBuilder
 
 
-def store_features(cache: Path, trainer: Trainer, out: Path, seconds: float) -> None:
-    """Keep for others what this run has computed."""
-    entry, files = cache / _cache_key(trainer, out), [out / "resume" / name for name in FEATURE_FILES]
-    if not all(file.exists() for file in files):
-        return
-    entry.mkdir(parents=True, exist_ok=True)
-    maps = out / "resume" / "val_maps.npy"
-    for file, name in [*((f, f.name) for f in files), (maps, f"val_maps-{_last_frozen_layer(trainer)}.npy")]:
-        if file.exists() and not (entry / name).exists():
-            _link_or_copy(file, entry / name)
-    if not (entry / "seconds.json").exists():
-        (entry / "seconds.json").write_text(json.dumps(seconds), encoding="utf-8")
+class FeatureCache:
+    """A folder with an entry for each fingerprint of features.
+
+    Args:
+        folder: made where it does not exist.
+        features: of one run.
+        fingerprint: of the features, see `PhaseBuilder.features_fingerprint`.
+    """
+
+    def __init__(self, folder: Path, features: FrozenFeatures, fingerprint: str) -> None:
+        self.features, self.entry = features, folder / fingerprint
+        self.maps_file = self.entry / f"val_maps-{str(features.last_frozen_layer).replace('/', '_')}.npy"
+
+    def restore(self) -> float:
+        """Link cached features into the run's folder.
+
+        Returns:
+            the seconds that they took to compute; 0 if there are none.
+        """
+        seconds_file, folder = self.entry / "seconds.json", self.features.folder
+        if not seconds_file.exists():
+            return 0.0
+        if not len(self.features.prefix) or self.maps_file.exists():
+            for name in (TRAIN_FEATURES, VAL_FEATURES):
+                _link_or_copy(self.entry / name, folder / name)
+            if self.maps_file.exists():
+                _link_or_copy(self.maps_file, folder / VAL_MAPS)
+        else:  # the validation features are computed again, and the maps with them
+            _link_or_copy(self.entry / TRAIN_FEATURES, folder / TRAIN_FEATURES)
+        return read_json(seconds_file)
+
+    def store(self, seconds: float) -> None:
+        """Keep this run's features, which took `seconds` to compute."""
+        folder = self.features.folder
+        places = {folder / name: self.entry / name for name in (TRAIN_FEATURES, VAL_FEATURES)}
+        if not all(file.exists() for file in places):
+            return
+        self.entry.mkdir(parents=True, exist_ok=True)
+        for file, place in [*places.items(), (folder / VAL_MAPS, self.maps_file)]:
+            if file.exists() and not place.exists():
+                _link_or_copy(file, place)
+        if not (self.entry / "seconds.json").exists():
+            write_json(self.entry / "seconds.json", seconds)
+
+
+def for_run(folder: Path, builder: PhaseBuilder, run: Path) -> FeatureCache:
+    """The cache in `folder` for a run whose images are audited and split, before its training starts."""
+    fingerprint = builder.features_fingerprint(
+        read_json(run / "audit.json")["fingerprint"], (run / "split.csv").read_bytes()
+    )
+    return FeatureCache(folder, builder.frozen_features, fingerprint)
 
 
 def _link_or_copy(file: Path, place: Path) -> None:
-    """These files are never written into once they are whole, so two names for one will do."""
+    """Make `place` the same file; these files are never changed once they are whole."""
     place.unlink(missing_ok=True)
     try:
         os.link(file, place)
-    except OSError:  # a file system without them
-        half = place.with_suffix(".half")
-        shutil.copyfile(file, half)
-        half.replace(place)
-
-
-def _last_frozen_layer(trainer: Trainer) -> str:
-    return str(trainer.phase_builder.last_frozen_layers[0]).replace("/", "_")
-
-
-def _cache_key(trainer: Trainer, out: Path) -> str:
-    """A name for all that decides the features of phase 1."""
-    routine, recipe, network = trainer.phase_builder, trainer.recipe, trainer.network
-    spec, (_, tail) = network.spec, routine.frozen_features.split_at_last_stage()
-    changes = [] if spec.inserted else [text for text in (spec.attention, spec.after) if text]
-    if spec.attention and spec.attention.startswith(("replace(", "none")):
-        changes.append(spec.attention)
-    head = network.head
-    pooled = (
-        ""
-        if len(tail) or type(head).pre_pool is Head.pre_pool
-        else f"{type(head).__name__} {getattr(head, 'pool', '')}"
-    )
-    audit = json.loads((out / "audit.json").read_text(encoding="utf-8"))
-    split = hashlib.sha256((out / "split.csv").read_bytes()).hexdigest()
-    parts = [spec.backbone, spec.channels, recipe.weights, changes, pooled, routine.image_size, recipe.precision]
-    parts += [
-        spec.pad,
-        audit["fingerprint"],
-        split,
-        routine.has_exact_probe and recipe.augment != "none",
-        recipe.crop_boxes,
-    ]
-    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+    except OSError:  # a file system without links
+        with atomic_path(place) as partial:
+            shutil.copyfile(file, partial)

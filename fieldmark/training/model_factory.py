@@ -1,4 +1,4 @@
-"""Recipe -> the network that it asks for, and how photos come to it."""
+"""Recipe -> network and preprocessing."""
 
 import dataclasses
 from collections.abc import Callable
@@ -15,10 +15,11 @@ from fieldmark.training.phases import train_crop_size
 
 
 def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
-    """The recipe with its backbone and image size named; `say` hears where the backbone is not the wished one.
+    """The recipe with its backbone and image size; `notify` gets a line when a fallback backbone is used.
 
-    Nothing has been read or written where it raises FieldmarkError: for words that no network has, sizes that it cannot
-    take, settings that do not go together.
+    Raises:
+        FieldmarkError: for unknown network names, sizes that the network cannot take, settings that contradict each
+            other. Nothing has been read or written then.
     """
     if recipe.backbone is None:
         recipe = recipe.replace(backbone=presets.choose_backbone(recipe.quality, notify))
@@ -34,13 +35,13 @@ def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
             check_image_size(network, pixels)
     if recipe.start_size is not None and recipe.start_size >= crop_size:
         raise FieldmarkError(
-            f"--start-size is {recipe.start_size}, but photos are trained on at {crop_size}: give less"
+            f"--start-size is {recipe.start_size}, but training images have {crop_size} pixels: give less"
         )
     return recipe
 
 
 def build_network(recipe: Recipe, num_classes: int, weights: bool = True) -> Network:
-    """The network with random weights, or with those that the recipe names."""
+    """The network with random weights, or with the recipe's where `weights` is true."""
     named = {"none": None}.get(recipe.weights, recipe.weights) if weights else None
     return build(
         recipe.backbone or presets.PIP_BACKBONES["fast"],
@@ -56,7 +57,7 @@ def build_network(recipe: Recipe, num_classes: int, weights: bool = True) -> Net
 
 
 def make_preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
-    """How photos are judged: as the weights want it, but whole, and at the size of the recipe."""
+    """Preprocessing for evaluation and inference: the weights' own, but of the whole image at the recipe's size."""
     return dataclasses.asdict(network.preprocessing) | {
         "size": recipe.image_size,
         "crop": 1.0,
@@ -65,7 +66,7 @@ def make_preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
 
 
 def standardise_inputs(network: Network, recipe: Recipe, data: DatasetSplits) -> None:
-    """Let the network expect the colours of the training photos, where the recipe wants that."""
+    """Normalise by the mean and standard deviation of the training images, where the recipe asks for it."""
     if recipe.standardise:
         mean, std = compute_channel_statistics(data, recipe.channels)
         network.preprocessing = dataclasses.replace(network.preprocessing, mean=mean, std=std)

@@ -1,10 +1,12 @@
-"""Network + photos + recipe -> what each phase trains, on which batches.
+"""Builds each phase of a training: its modules, optimiser and batches.
 
-Phase 1 trains the head on features computed once: exactly where that is a convex problem. Phase 2 trains the later
-stages too, and where the recipe unfreezes gradually, phase 3 all of them; there the way of a batch is uint8 photos ->
-normalise -> frozen prefix (no gradients) -> trained part.
+The linear probe (phase 1) trains the head on features computed once: exactly where that is a convex problem.
+Fine-tuning (phase 2) trains the later stages too, and where the recipe unfreezes gradually, phase 3 all of them; there
+a batch goes uint8 images -> normalise -> frozen prefix (no gradients) -> trainable part.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,11 +25,13 @@ from fieldmark.data.dataset import (
     iter_train_batches,
 )
 from fieldmark.models import Network, is_added, linear_probe
-from fieldmark.models.heads import LinearHead
+from fieldmark.models.heads import Head, LinearHead
 from fieldmark.models.profile import uncropped_size
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.frozen_features import FrozenFeatures
+from fieldmark.training.frozen_features import FeaturePair, FrozenFeatures, iter_batches
+from fieldmark.training.history import LINEAR_PROBE
 from fieldmark.training.phases import (
+    BatchSource,
     Phase,
     choose_last_frozen_layers,
     init_attention_norms,
@@ -40,16 +44,13 @@ from fieldmark.training.phases import (
 )
 
 MAX_CACHED_BYTES = 4 << 30
-"""Bytes of a frozen part's maps that are kept for training on them again."""
-
-FeaturePair = tuple[np.ndarray, np.ndarray]
-"""Of the training photos (perhaps mirrored ones behind them), and of the validation photos."""
+"""Largest size of the cached maps of all training images, in bytes."""
 
 
 class PhaseBuilder:
-    """The phases of fine-tuning `network` on `data`; `folder` keeps what is cached.
+    """Builds the phases of training `network` on `data`; `folder` keeps the cached features.
 
-    `frozen` and `trained` are the two parts of the network in the phase that was entered last.
+    `frozen_features` and `trainable` are the two parts of the network in the current phase (`enter_phase`).
     """
 
     def __init__(self, network: Network, data: DatasetSplits, recipe: Recipe, folder: Path, fabric: Fabric) -> None:
@@ -58,73 +59,115 @@ class PhaseBuilder:
         network.to(fabric.device).to(memory_format=torch.channels_last)
         self.last_frozen_layers = choose_last_frozen_layers(network, recipe)
         self.num_classes = int(data.labels.max()) + 1
-        self.train_labels, self.val_labels = (torch.from_numpy(data.labels[side]) for side in (data.train, data.val))
+        self.train_labels, self.val_labels = (torch.from_numpy(data.labels[split]) for split in (data.train, data.val))
         n, rank, world = len(data.val), fabric.global_rank, fabric.world_size
-        self.val_shard = slice(n * rank // world, n * (rank + 1) // world)  # of the validation photos, behind phase 1
+        self.val_shard = slice(n * rank // world, n * (rank + 1) // world)  # while fine-tuning
         weights = class_weights(self.train_labels.numpy(), self.num_classes)
         self.class_weights = fabric.to_device(weights) if recipe.imbalance == "weights" else None
-        self.enter_phase(1)
+        self.enter_phase(LINEAR_PROBE)
 
     def enter_phase(self, phase: int) -> None:
-        """Cut the network where this phase has it; phase 1 where the next one will."""
+        """Split the network for this phase; for the linear probe as for the first phase of fine-tuning."""
         cut = self.last_frozen_layers[max(0, phase - 2)]
         self.frozen_features = FrozenFeatures(self.network, cut, self.data, self.image_size, self.folder, self.fabric)
         self.trainable = nn.Sequential(self.frozen_features.trainable_backbone, self.network.head)
 
     def full_state_dict(self, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The network's tensors under its own names, with these in place of those of `trained`."""
-        homes = {"0": "backbone", "1": "head"}
-        moved = {f"{homes[name[0]]}{name[1:]}": tensor for name, tensor in tensors.items()}
+        """The network's state dict with the tensors of `trainable` replaced by these."""
+        parts = {"0": "backbone", "1": "head"}
+        moved = {f"{parts[name[0]]}{name[1:]}": tensor for name, tensor in tensors.items()}
         return self.network.state_dict() | moved
 
     def init_attention_norms(self) -> None:
-        """Start the norms of added attention from what they will see."""
-        many = max(8, min(64, 64 * 224**2 // self.image_size**2))  # all at once, so fewer large ones
-        few = self.data.train[:: max(1, len(self.data.train) // many)][:many]  # they lie class by class
-        (photos,) = iter_eval_batches(self.data.images, few, self.image_size, batch_size=many)
-        init_attention_norms(self.network, self.frozen_features.normalise(self.fabric.to_device(photos)))
+        """Start the norms of added attention from their input's statistics over some training images."""
+        count = max(8, min(64, 64 * 224**2 // self.image_size**2))  # all in one batch, so fewer large ones
+        indices = self.data.train[:: max(1, len(self.data.train) // count)][:count]  # they are ordered by class
+        (images,) = iter_eval_batches(self.data.images, indices, self.image_size, batch_size=count)
+        init_attention_norms(self.network, self.frozen_features.normalise(self.fabric.to_device(images)))
 
-    # ---- phase 1
+    def features_fingerprint(self, dataset: str, split: bytes) -> str:
+        """Hash of everything that decides the features of the linear probe; `dataset` and `split` identify the data."""
+        recipe, network_spec, head = self.recipe, self.network.spec, self.network.head
+        _, tail = self.frozen_features.split_at_last_stage()
+        changes = (
+            [] if network_spec.inserted else [text for text in (network_spec.attention, network_spec.after) if text]
+        )
+        if network_spec.attention and network_spec.attention.startswith(("replace(", "none")):
+            changes.append(network_spec.attention)
+        is_pooled = not len(tail) and type(head).pre_pool is not Head.pre_pool
+        parts = [
+            network_spec.backbone,
+            network_spec.channels,
+            recipe.weights,
+            changes,
+            f"{type(head).__name__} {getattr(head, 'pool', '')}" if is_pooled else "",
+            self.image_size,
+            recipe.precision,
+            network_spec.pad,
+            dataset,
+            hashlib.sha256(split).hexdigest(),
+            self.mirrors_train,
+            recipe.crop_boxes,
+        ]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
+
+    # ---- linear probe
 
     @property
     def has_exact_probe(self) -> bool:
-        """Whether phase 1 is solved: it trains one linear layer on pooled features, and nothing else."""
+        """Whether the linear probe is solved exactly: it is one linear layer on pooled features, and nothing else."""
         head, (_, tail) = self.network.head, self.frozen_features.split_at_last_stage()
         return self.recipe.exact and type(head) is LinearHead and not head.hidden and not list(tail.parameters())
 
+    @property
+    def mirrors_train(self) -> bool:
+        """Whether the linear probe may use the features of mirrored training images too."""
+        return self.has_exact_probe and self.recipe.augment != "none"
+
     def solve_linear_probe(self, features: FeaturePair) -> Phase:
-        """Solves phase 1. -> it as a phase of one step that changes nothing, so that it is judged like the others."""
-        rows, val_rows = (some.reshape(len(some), math.prod(some.shape[1:])) for some in features)  # perhaps none
+        """Fit the linear head exactly.
+
+        Returns:
+            a phase of one epoch with learning rate 0, so that the head is evaluated like the others.
+        """
+        rows, val_rows = (part.reshape(len(part), math.prod(part.shape[1:])) for part in features)  # perhaps none
         labels = self.train_labels.repeat(len(rows) // len(self.train_labels))
         fc, smoothing = self.network.head.classifier, self.recipe.label_smoothing
         linear_probe.fit_logistic_regression(rows, labels, val_rows, self.val_labels, fc, smoothing, self.class_weights)
-        train, steps = features[0][: len(self.data.train)], -(-len(self.data.train) // linear_probe.ROWS_PER_BLOCK)
+        train, size = features.train[: len(self.data.train)], linear_probe.ROWS_PER_BLOCK
         optimizer = torch.optim.SGD(self.network.head.parameters(), lr=0.0)
 
         def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-            for k in range(
-                first * linear_probe.ROWS_PER_BLOCK, last * linear_probe.ROWS_PER_BLOCK, linear_probe.ROWS_PER_BLOCK
-            ):
-                block = slice(k, k + linear_probe.ROWS_PER_BLOCK)
-                yield torch.from_numpy(train[block].copy()), self.train_labels[block]
+            block = slice(first * size, last * size)
+            yield from zip(iter_batches(train[block], size), self.train_labels[block].split(size), strict=True)
 
-        return Phase(1, self.network.head, optimizer, batches, lambda: _iter_batches(features[1]), 1, steps, "cosine")
+        steps = -(-len(train) // size)
+        return Phase(
+            LINEAR_PROBE,
+            self.network.head,
+            optimizer,
+            batches,
+            lambda: iter_batches(features.val, 256),
+            epochs=1,
+            steps_per_epoch=steps,
+            schedule="cosine",
+        )
 
     def build_head_phase(self, features: FeaturePair) -> Phase:
-        """The head, and attention behind the last stage, on cached features of the training photos."""
+        """Train the head, and attention added after the last stage, on cached features by gradient descent."""
         recipe, (_, tail) = self.recipe, self.frozen_features.split_at_last_stage()
         module = nn.Sequential(tail, self.network.head)
         self.trainable.requires_grad_(False)
         for part in [*filter(is_added, tail.modules()), self.network.head]:
             part.requires_grad_(True)
-        train, steps = len(self.data.train), max(1, len(self.data.train) // recipe.batch)
+        n_train, steps = len(self.data.train), max(1, len(self.data.train) // recipe.batch)
 
         def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
             for step in range(first, last):
-                turn, place = divmod(step, steps)
-                order = np.random.default_rng((recipe.seed, 4, turn)).permutation(train)
-                which = np.sort(order[place * recipe.batch : (place + 1) * recipe.batch])
-                yield torch.from_numpy(features[0][which]), self.train_labels[torch.from_numpy(which)]
+                epoch, position = divmod(step, steps)
+                order = np.random.default_rng((recipe.seed, 4, epoch)).permutation(n_train)
+                indices = np.sort(order[position * recipe.batch : (position + 1) * recipe.batch])
+                yield torch.from_numpy(features.train[indices]), self.train_labels[torch.from_numpy(indices)]
 
         parameters = [p for p in module.parameters() if p.requires_grad]
         if recipe.optimizer == "adam":
@@ -132,30 +175,49 @@ class PhaseBuilder:
         else:
             optimizer = torch.optim.AdamW(parameters, lr=recipe.frozen_lr, weight_decay=1e-2)
         return Phase(
-            1, module, optimizer, batches, lambda: _iter_batches(features[1]), recipe.frozen_epochs, steps, "cosine"
+            LINEAR_PROBE,
+            module,
+            optimizer,
+            batches,
+            lambda: iter_batches(features.val, 256),
+            recipe.frozen_epochs,
+            steps,
+            schedule="cosine",
         )
 
-    # ---- the phases behind it
+    # ---- fine-tuning
 
     def build_finetune_phase(self, number: int, recipe: Recipe) -> Phase:
-        """Everything behind the frozen prefix, on photos that vary; `recipe` may have been planned meanwhile."""
-        data, fabric = self.data, self.fabric
+        """Train everything after the frozen prefix on augmented images; `recipe` may be a planned one."""
         self.trainable.requires_grad_(True)
         epochs = split_epochs(recipe.epochs, len(self.last_frozen_layers), number - 2)
-        steps = recipe.steps_per_epoch or max(1, len(data.train) // recipe.batch)
-        labels = self.train_labels.numpy()
-        weights = class_weights(labels, self.num_classes).numpy()[labels] if recipe.imbalance == "sampling" else None
-        seed = recipe.seed + 2**32 * (number - 2)  # each phase sees the photos anew
-        mixer = (
-            BatchMixer(self.num_classes, seed, recipe.mixup, recipe.cutmix) if recipe.mixup or recipe.cutmix else None
+        steps = recipe.steps_per_epoch or max(1, len(self.data.train) // recipe.batch)
+        frozen = self.frozen_features
+        groups = parameter_groups(self.network, frozen.trainable_backbone, recipe)
+        return Phase(
+            number,
+            self.trainable,
+            make_optimizer(groups, recipe),
+            self._finetune_batches(number, recipe, epochs, steps),
+            lambda: frozen.val_maps(self.val_shard),
+            epochs,
+            steps,
+            recipe.schedule,
+            make_ema_model(self.trainable, recipe.ema) if recipe.ema else None,
         )
 
+    def _finetune_batches(self, number: int, recipe: Recipe, epochs: int, steps: int) -> BatchSource:
+        """Batches of maps at the cut and their targets, different in each phase."""
+        data, labels, fabric = self.data, self.train_labels.numpy(), self.fabric
+        weights = class_weights(labels, self.num_classes).numpy()[labels] if recipe.imbalance == "sampling" else None
+        seed = recipe.seed + 2**32 * (number - 2)
+        has_mixing = recipe.mixup or recipe.cutmix
+        mixer = BatchMixer(self.num_classes, seed, recipe.mixup, recipe.cutmix) if has_mixing else None
         ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
 
         def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
-            size = progressive_crop_size(
-                recipe.start_size, train_crop_size(recipe, self.image_size), first // steps, epochs
-            )
+            end_size = train_crop_size(recipe, self.image_size)
+            size = progressive_crop_size(recipe.start_size, end_size, first // steps, epochs)
             if recipe.augment == "none" and mixer is None and self._can_cache_maps(size):
                 yield from self._cached_batches(
                     size, ShuffledBatchSampler(len(labels), recipe.batch, first, last, seed, weights=weights, **ranks)
@@ -170,31 +232,18 @@ class PhaseBuilder:
                     maps = self.frozen_features.compute_maps(images)
                 yield maps, targets
 
-        optimizer = make_optimizer(
-            parameter_groups(self.network, self.frozen_features.trainable_backbone, recipe), recipe
-        )
-        average = make_ema_model(self.trainable, recipe.ema) if recipe.ema else None
-        frozen = self.frozen_features
-        return Phase(
-            number, self.trainable, optimizer, batches, lambda: frozen.val_maps(self.val_shard), epochs, steps,
-            recipe.schedule, average,
-        )  # fmt: skip
+        return batches
 
     def _can_cache_maps(self, size: int) -> bool:
-        """Whether there is a frozen part whose maps of all training photos may be kept."""
+        """Whether there are frozen layers, and the maps of all training images are small enough to keep."""
         if not len(self.frozen_features.prefix):
             return False
         feature_map = self.frozen_features.compute_maps(torch.zeros(1, 3, size, size, dtype=torch.uint8))
         return feature_map.numel() * 4 * len(self.data.train) <= MAX_CACHED_BYTES
 
     def _cached_batches(self, size: int, sampler: ShuffledBatchSampler) -> Iterator[tuple[Tensor, Tensor]]:
-        """The batches of photos that do not vary: the frozen part sees each of them once and for all."""
+        """Batches of cached feature maps, for training without augmentation."""
         maps = self.frozen_features.train_maps(size)
         for items in sampler:
-            which = [k for _, k in items]
-            yield torch.from_numpy(maps[which]).to(memory_format=torch.channels_last), self.train_labels[which]
-
-
-def _iter_batches(features: np.ndarray) -> Iterator[Tensor]:
-    for first in range(0, len(features), 256):
-        yield torch.from_numpy(features[first : first + 256].copy())
+            indices = [k for _, k in items]
+            yield torch.from_numpy(maps[indices]).to(memory_format=torch.channels_last), self.train_labels[indices]

@@ -1,4 +1,4 @@
-"""Network + recipe -> what stays frozen, what trains, by which optimiser and how fast; all of it pure functions."""
+"""One phase of a training, and the functions that decide it: frozen layers, optimiser groups, loss, crop sizes."""
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -13,46 +13,52 @@ from fieldmark.models import AuxiliaryHead, Network, is_added
 from fieldmark.recipes.recipe import Recipe
 
 BatchSource = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+"""(first step, last step) -> batches of (input of the module, labels)."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """What one phase trains, on which batches, and how fast."""
+    """Module, optimiser, batches and length of one phase."""
 
     number: int
     module: nn.Module
     optimizer: torch.optim.Optimizer
-    batches: BatchSource  # (first step, last step) -> (input of the module, labels)
-    val_batches: Callable[[], Iterator[Tensor]]  # the validation photos as inputs of the module
+    batches: BatchSource
+    val_batches: Callable[[], Iterator[Tensor]]  # the validation images as inputs of the module
     epochs: int
-    steps_per_epoch: int  # in an epoch
+    steps_per_epoch: int
     schedule: str
-    ema_model: AveragedModel | None = None  # the running mean of the module's weights, judged in its place
+    ema_model: AveragedModel | None = None  # EMA of the weights; evaluated instead of `module`
 
     @property
     def eval_module(self) -> nn.Module:
-        """The module whose weights count."""
+        """The module that is evaluated and kept."""
         return self.module if self.ema_model is None else self.ema_model.module
 
 
 def choose_last_frozen_layers(network: Network, recipe: Recipe) -> list[str | None]:
-    """For phase 2, and 3 where there is one: the last layer that stays frozen, or None where everything trains."""
+    """For each phase of fine-tuning: the last layer that stays frozen, or None where everything trains."""
     if recipe.weights == "none" or recipe.unfreeze == "all" or network.freeze_boundary is None:
         return [None]
     return [network.freeze_boundary] if recipe.unfreeze == "late" else [network.freeze_boundary, None]
 
 
 def split_epochs(epochs: int, phases: int, index: int) -> int:
-    """How many of phase 2's epochs its part number `index` gets; the first parts get what cannot be shared evenly."""
+    """How many of the epochs of fine-tuning its phase `index` gets; the first ones get the remainder."""
     return epochs // phases + (index < epochs % phases)
 
 
-def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """The optimiser's groups: backbone and new parts, each with decay and without.
+def new_modules(module: nn.Module) -> Iterator[nn.Module]:
+    """Modules that pretrained weights do not cover: added attention and auxiliary heads."""
+    return (part for part in module.modules() if is_added(part) or isinstance(part, AuxiliaryHead))
 
-    Biases and norms have none, unless the recipe says `decay_all`.
+
+def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """The optimiser's groups: backbone and new modules, each with weight decay and without.
+
+    Biases and norms have no weight decay, unless the recipe says `decay_all`.
     """
-    fresh = {id(p) for m in rest.modules() if is_added(m) or isinstance(m, AuxiliaryHead) for p in m.parameters()}
+    fresh = {id(p) for part in new_modules(rest) for p in part.parameters()}
     old = [p for p in rest.parameters() if id(p) not in fresh]
     new = [p for p in rest.parameters() if id(p) in fresh] + list(network.head.parameters())
     head_lr, backbone_lr = recipe.learning_rates
@@ -67,17 +73,23 @@ def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[
 
 
 def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """Phase 2's optimiser over these groups; fused steps take a fifth to a half of the time (docs/performance.md)."""
+    """The optimiser of fine-tuning; fused steps take a fifth to a half of the time (docs/performance.md)."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rates[0], momentum=0.9, nesterov=True, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
     return kind(groups, lr=recipe.learning_rates[0], fused=True)
 
 
-def make_ema_model(module: nn.Module, decay: float) -> AveragedModel:
-    """A copy of the module that follows its weights: `decay` times its own plus the rest of the module's, each step.
+def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's learning rate to `factor` times its initial one."""
+    for group in optimizer.param_groups:
+        group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
 
-    The first steps follow faster, as in TensorFlow's ExponentialMovingAverage: min(decay, (1 + n) / (10 + n)).
+
+def make_ema_model(module: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of the module's weights.
+
+    The first steps follow faster, as in TensorFlow's ExponentialMovingAverage: by min(decay, (1 + n) / (10 + n)).
     """
 
     def update_ema(means: Any, weights: Any, n: Any) -> None:
@@ -89,14 +101,13 @@ def make_ema_model(module: nn.Module, decay: float) -> AveragedModel:
 
 
 def set_train_mode(module: nn.Module, keep_norms: bool) -> None:
-    """Train mode for what trains; what is frozen stays in eval, batch norms with their running statistics included.
+    """Train mode for what trains; what is frozen stays in eval mode, batch norms with their running statistics too.
 
-    With `keep_norms` the published batch norms keep their statistics too, although their scale and shift train: those
-    of a few crops are worse (docs/performance.md). Norms in added attention and auxiliary heads always learn theirs.
+    With `keep_norms` the pretrained batch norms keep their statistics as well, although their scale and shift train:
+    those of a few crops are worse (docs/performance.md). Norms in new modules always update their running statistics.
     """
     module.train()
-    added_parts = [part for part in module.modules() if is_added(part) or isinstance(part, AuxiliaryHead)]
-    added = {id(norm) for part in added_parts for norm in part.modules()}
+    added = {id(norm) for part in new_modules(module) for norm in part.modules()}
     for part in module.modules():
         parameters = list(part.parameters(recurse=False))
         frozen = parameters and not any(p.requires_grad for p in parameters)
@@ -107,10 +118,10 @@ def set_train_mode(module: nn.Module, keep_norms: bool) -> None:
 def training_loss(
     module: nn.Module, inputs: Tensor, targets: Tensor, smoothing: float, class_weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """A batch through a module in training mode -> its loss, auxiliary heads by their weight included, and logits.
+    """Cross-entropy of a batch, auxiliary heads by their weight included, and the logits (n, classes).
 
-    `targets` are class numbers (n,) or shares of the classes (n, classes). The mean is over the photos, so that the
-    losses of the parts of a batch add up, whatever weights their classes have.
+    `targets` are class numbers (n,) or probabilities (n, classes). The mean is over the images, so that the losses of
+    the chunks of a batch add up, whatever weights their classes have.
     """
 
     def mean(logits: Tensor) -> Tensor:
@@ -127,9 +138,9 @@ def training_loss(
 
 
 def train_crop_size(recipe: Recipe, size: int) -> int:
-    """Pixels of a training crop for photos that are judged at `size`: 6/7 of it in steps of 32, unless it is small.
+    """Pixels of a training crop for images evaluated at `size` pixels: 6/7 of it in steps of 32, unless it is small.
 
-    A crop shows things larger than the whole photo does; so much smaller, it shows them at the same size (Touvron et
+    A crop shows things larger than the whole image does; so much smaller, it shows them at the same size (Touvron et
     al. 2019, "Fixing the train-test resolution discrepancy").
     """
     whole = size < 96 or recipe.augment in ("none", "flip-crop")
@@ -139,7 +150,7 @@ def train_crop_size(recipe: Recipe, size: int) -> int:
 def progressive_crop_size(start: int | None, end: int, epoch: int, epochs: int) -> int:
     """Pixels of the crops in `epoch` of `epochs`: from `start` to `end` in three steps of a multiple of 32.
 
-    Howard's progressive resizing: early epochs learn what small crops can teach, at their price.
+    Howard's progressive resizing: early epochs use small, cheap crops.
     """
     if start is None or start >= end or end < 96:
         return end
@@ -147,8 +158,8 @@ def progressive_crop_size(start: int | None, end: int, epoch: int, epochs: int) 
     return round((start + (end - start) * third / 2) / 32) * 32 if third < 2 else end
 
 
-def init_attention_norms(network: Network, photos: Tensor) -> None:
-    """Norms in added attention start from the statistics of what they will see: of these photos, normalised."""
+def init_attention_norms(network: Network, images: Tensor) -> None:
+    """Start the norms in added attention from their input's statistics over these normalised images (n, 3, h, w)."""
 
     def measure(slot: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         assert is_added(slot)
@@ -161,6 +172,6 @@ def init_attention_norms(network: Network, photos: Tensor) -> None:
     if hooks:
         network.eval()
         with torch.no_grad():
-            network(photos)
+            network(images)
     for hook in hooks:
         hook.remove()

@@ -1,24 +1,21 @@
-"""History of epochs -> how fast the next one learns, which one was best, and when to stop; all pure functions."""
+"""Pure functions of the history: learning-rate factor, best epoch, early stopping, log line."""
 
 import math
-from typing import Any
 
 from fieldmark.recipes.recipe import Recipe
-
-EpochRow = dict[str, Any]
-"""An epoch in the history."""
+from fieldmark.training.history import LINEAR_PROBE, EpochRecord
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.2, 4
-"""The write-ups' plateau rule: the rate times DROP after WAIT epochs without gain."""
+"""Factor and patience (epochs) of ReduceLROnPlateau in the write-ups."""
 STEP_MILESTONES = (0.3, 0.6, 0.9)
-"""Shares of the epochs behind which `steps` divides the rate by ten: 30, 60 and 90 of a hundred."""
+"""Shares of the epochs after which `steps` divides the learning rate by ten: 30, 60 and 90 of a hundred."""
 
 
-def lr_factor(schedule: str, step: int, total: int, history: list[EpochRow], monitor: str) -> float:
-    """What the learning rate is multiplied with at `step` of `total`: a pure function of the step and the history.
+def lr_factor(schedule: str, step: int, total: int, history: list[EpochRecord], monitor: str) -> float:
+    """Factor of the learning rate at `step` of `total`: a pure function of the step and the phase's history.
 
     `cosine` rises over a tenth of the steps and falls along half a cosine (Loshchilov & Hutter 2017); `plateau` drops
-    whenever the watched figure has not been better for some epochs, as Keras' ReduceLROnPlateau; `steps` divides by ten
+    whenever the monitored metric has not improved for some epochs, as Keras' ReduceLROnPlateau; `steps` divides by ten
     at each milestone (He et al. 2016, section 3.4, by hand there).
     """
     if schedule == "constant":
@@ -26,59 +23,62 @@ def lr_factor(schedule: str, step: int, total: int, history: list[EpochRow], mon
     if schedule == "steps":
         return 0.1 ** sum(step >= round(share * total) for share in STEP_MILESTONES)
     if schedule == "plateau":
-        drops = wait = 0
-        best: tuple[float, ...] | None = None
-        for row in history:
-            if math.isnan(row["val_loss"]):
-                continue
-            score = _score(row, monitor)[:1]  # ties are no gain
-            if best is None or score > best:
-                best, wait = score, 0
-            else:
-                wait += 1
-            if wait == PLATEAU_PATIENCE:
-                drops, wait = drops + 1, 0
-        return PLATEAU_FACTOR**drops
+        return PLATEAU_FACTOR ** _count_plateaus(history, monitor)
     warm = max(1, total // 10)
     return min((step + 1) / warm, 0.5 * (1 + math.cos(math.pi * max(0, step - warm) / max(1, total - warm))))
 
 
-def best_epoch(history: list[EpochRow], recipe: Recipe, n_val: int) -> int:
-    """Number of the best epoch by the figure that is watched on so many validation photos; without them the last.
+def _count_plateaus(history: list[EpochRecord], monitor: str) -> int:
+    """How often `PLATEAU_PATIENCE` epochs in a row brought no improvement."""
+    count = wait = 0
+    best: tuple[float, ...] | None = None
+    for record in filter(lambda record: record.has_validation, history):
+        score = _score(record, monitor)[:1]  # ties are no improvement
+        if best is None or score > best:
+            best, wait = score, 0
+        else:
+            wait += 1
+        if wait == PLATEAU_PATIENCE:
+            count, wait = count + 1, 0
+    return count
 
-    Where the rate falls along a cosine and accuracy is watched, it is the latest epoch within one standard error of the
-    highest: among equals the one that has settled most, and not the luckiest (the one-standard-error rule of Breiman et
-    al. 1984, "Classification and Regression Trees", section 3.4.3). Else it is the highest (ties: lower loss) or the
-    lowest loss. Phase 1 stands with its last epoch: it settles smoothly.
+
+def best_epoch(history: list[EpochRecord], recipe: Recipe, n_val: int) -> int:
+    """Number of the best epoch by the monitored metric on `n_val` validation images; without them the last.
+
+    Where the learning rate falls along a cosine and accuracy is monitored, it is the latest epoch within one standard
+    error of the highest: among equals the one that has settled most, and not the luckiest (the one-standard-error rule
+    of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3). Otherwise it is the highest accuracy
+    (ties: lower loss) or the lowest loss. The linear probe counts with its last epoch: it settles smoothly.
     """
-    frozen = [row for row in history if row["phase"] == 1]
-    rows = [*frozen[-1:], *history[len(frozen) :]]
-    best = max(rows, key=lambda row: _score(row, recipe.monitor))
-    highest = best["val_accuracy"]
-    if recipe.schedule != "cosine" or recipe.monitor != "accuracy" or math.isnan(best["val_loss"]):
-        return best["epoch"]
-    error = math.sqrt(highest * (1 - highest) / n_val)
-    return max(row["epoch"] for row in rows if row["val_accuracy"] >= highest - error)
+    probe = [record for record in history if record.phase == LINEAR_PROBE]
+    records = [*probe[-1:], *history[len(probe) :]]
+    best = max(records, key=lambda record: _score(record, recipe.monitor))
+    highest = best.val_accuracy
+    if recipe.schedule != "cosine" or recipe.monitor != "accuracy" or not best.has_validation:
+        return best.epoch
+    standard_error = math.sqrt(highest * (1 - highest) / n_val)
+    return max(record.epoch for record in records if record.val_accuracy >= highest - standard_error)
 
 
-def should_stop_early(history: list[EpochRow], phase: int, recipe: Recipe, n_val: int) -> bool:
-    """Early stopping: whether a phase has waited `patience` epochs for a better one. Phase 1 costs next to nothing."""
-    phase_history = [row for row in history if row["phase"] == phase]
-    if phase == 1 or not phase_history:
+def should_stop_early(history: list[EpochRecord], phase: int, recipe: Recipe, n_val: int) -> bool:
+    """Whether a phase had `recipe.patience` epochs without a better one. The linear probe never stops early."""
+    records = [record for record in history if record.phase == phase]
+    if phase == LINEAR_PROBE or not records:
         return False
-    return phase_history[-1]["epoch"] - best_epoch(phase_history, recipe, n_val) >= recipe.patience
+    return records[-1].epoch - best_epoch(records, recipe, n_val) >= recipe.patience
 
 
-def format_epoch(row: EpochRow, epochs: int) -> str:
+def format_epoch(record: EpochRecord, epochs: int) -> str:
     """An epoch as a line of the text log."""
     return (
-        f"epoch: {row['epoch']}/{epochs}, train_loss: {row['train_loss']:.4f}, train_acc: {row['train_accuracy']:.4f}, "
-        f"val_loss: {row['val_loss']:.4f}, val_acc: {row['val_accuracy']:.4f} "
-        f"({row['seconds']:.1f} s, phase {row['phase']})"
+        f"epoch: {record.epoch}/{epochs}, train_loss: {record.train_loss:.4f}, train_acc: {record.train_accuracy:.4f}, "
+        f"val_loss: {record.val_loss:.4f}, val_acc: {record.val_accuracy:.4f} "
+        f"({record.seconds:.1f} s, phase {record.phase})"
     )
 
 
-def _score(row: EpochRow, monitor: str) -> tuple[float, ...]:
-    if math.isnan(row["val_loss"]):
-        return (row["epoch"],)
-    return (row["val_accuracy"], -row["val_loss"]) if monitor == "accuracy" else (-row["val_loss"],)
+def _score(record: EpochRecord, monitor: str) -> tuple[float, ...]:
+    if not record.has_validation:
+        return (record.epoch,)
+    return (record.val_accuracy, -record.val_loss) if monitor == "accuracy" else (-record.val_loss,)

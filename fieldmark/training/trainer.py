@@ -1,17 +1,16 @@
-"""Phases of a routine -> trained network: the loop, what it keeps on disk, and how it goes on.
+"""The training loop: trains the phases of a recipe, evaluates each epoch, keeps the best weights, and resumes.
 
-A checkpoint is weights, optimiser, step and history; everything else is a function of them, the recipe and the seed,
-so a resumed run repeats the uninterrupted one to the bit (same machine, same number of threads). Where several
-processes train together (Fabric's DDP), each takes its share of every batch; the first one writes.
+A checkpoint is weights, optimiser state, step and history; everything else is a function of them, the recipe and the
+seed, so a resumed run repeats the uninterrupted one to the bit (same machine, same number of threads). Where several
+processes train (Fabric's DDP), each takes its share of every batch; the main process writes.
 """
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning_fabric import Fabric
@@ -20,27 +19,35 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from fieldmark.core.errors import FieldmarkError, UntrainableRecipeError
-from fieldmark.core.progress import Reporter
+from fieldmark.core.progress import ProgressCallback, Reporter
 from fieldmark.data.dataset import DatasetSplits, seed_torch
 from fieldmark.models import Network
+from fieldmark.models.state import save_state, snapshot
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import checkpoint
-from fieldmark.training.checkpoint import TrainingState
-from fieldmark.training.loggers import LoggerGroup
+from fieldmark.training.checkpoint import Checkpoint, TrainingState
+from fieldmark.training.history import LINEAR_PROBE, EpochListener, EpochRecord
 from fieldmark.training.phase_builder import PhaseBuilder
-from fieldmark.training.phases import Phase, set_train_mode, training_loss
-from fieldmark.training.schedule import EpochRow, best_epoch, format_epoch, lr_factor, should_stop_early
+from fieldmark.training.phases import Phase, set_learning_rates, set_train_mode, training_loss
+from fieldmark.training.schedule import best_epoch, format_epoch, lr_factor, should_stop_early
 
 CHECKPOINT_INTERVAL_S = 20.0
 """Seconds between checkpoints inside an epoch."""
 SYNC_EVERY_STEPS = 50
-"""Where several processes train, they can save inside an epoch after each so many steps, no sooner than that."""
+"""Several processes can save inside an epoch only after a multiple of so many steps."""
 
 
 class Trainer:
-    """Fine-tunes `network` on `data`; `folder` keeps the checkpoint and the cached features.
+    """Trains `network` on `data`: a linear probe on cached features, then fine-tuning.
 
-    `trackers` hear of every epoch. Without `fabric`, it trains in this process on the CPU.
+    Args:
+        network: trained in place; it holds the best epoch's weights in the end.
+        data: images, labels and splits.
+        recipe: the settings; `train` may replace it by a planned one.
+        folder: keeps the checkpoint and the cached features.
+        reporter: gets a line for each epoch and the stages' durations.
+        fabric: devices and precision; by default this process on the CPU.
+        listener: receives every epoch.
     """
 
     def __init__(
@@ -51,11 +58,11 @@ class Trainer:
         folder: Path,
         reporter: Reporter,
         fabric: Fabric | None = None,
-        loggers: LoggerGroup | None = None,
+        listener: EpochListener | None = None,
     ) -> None:
         self.network, self.data, self.recipe, self.folder, self.reporter = network, data, recipe, folder, reporter
         self.fabric = fabric or Fabric(accelerator="cpu", devices=1)
-        self.loggers = loggers
+        self.listener = listener
         self.phase_builder = PhaseBuilder(network, data, recipe, folder, self.fabric)
         self.best_weights: dict[str, Tensor] = {}
         self.state = TrainingState()
@@ -64,126 +71,137 @@ class Trainer:
 
     @property
     def trainable(self) -> nn.Module:
-        """What trains after phase 1, as it is cut in the phase of now."""
+        """The trainable backbone layers and the head, as the current phase cuts them."""
         return self.phase_builder.trainable
 
-    # ---- the way through the phases
+    # ---- phases
 
     def train(
         self,
         plan_recipe: Callable[["Trainer"], Recipe] | None = None,
         allow_mirrored_pass: Callable[[float], bool] = lambda _: True,
-    ) -> list[EpochRow]:
-        """All phases; leaves the best epoch's weights in the network. -> history, a row an epoch.
+    ) -> list[EpochRecord]:
+        """Train all phases and leave the best epoch's weights in the network.
 
-        `plan(trainer)` is asked for the recipe once, before phase 2; `again(seconds)` whether there is time for another
-        look at the training photos, in phase 1.
+        Args:
+            plan_recipe: called once before fine-tuning; returns the recipe with what was left open, as the epochs.
+            allow_mirrored_pass: gets the seconds of a pass over the training images; returns whether a second,
+                mirrored one may follow in the linear probe.
+
+        Returns:
+            the history, a record for each epoch.
         """
-        loaded = self._resume()
-        self.fabric.barrier()  # the first process writes no other checkpoint before all have read this one
-        if self.loggers is not None:
-            self.loggers.start(self.state.history)
-        if not loaded and self.network.has_untrained_slots:
+        resumed = self._resume()
+        self.fabric.barrier()  # the main process writes no other checkpoint before all have read this one
+        if self.listener is not None:
+            self.listener.start(self.state.history)
+        if resumed is None and self.network.has_untrained_slots:
             self.phase_builder.init_attention_norms()
-        if self.state.phase == 1:
+        if self.state.phase == LINEAR_PROBE:
             if self.recipe.frozen_epochs and self.recipe.weights != "none":
-                self._run_linear_probe(loaded, allow_mirrored_pass)
-            if self.fabric.is_global_zero:
-                self._next_phase()
-            self.fabric.barrier()
-            if not self.fabric.is_global_zero:
-                checkpoint.wait_for_file(self.folder / checkpoint.CHECKPOINT_FILE)
-                self._resume()
-            loaded = {}
+                self._run_linear_probe(resumed, allow_mirrored_pass)
+            self._start_finetuning()
+            resumed = None
         with self.reporter.timer("phase2"):
             self.recipe = self.fabric.broadcast(plan_recipe(self) if plan_recipe is not None else self.recipe)
             while self.recipe.epochs:
-                self._run_phase(self.phase_builder.build_finetune_phase(self.state.phase, self.recipe), loaded)
+                self._run_phase(self.phase_builder.build_finetune_phase(self.state.phase, self.recipe), resumed)
                 if self.state.phase > len(self.phase_builder.last_frozen_layers):
                     break
                 self._next_phase()
-                loaded = {}
+                resumed = None
         if self.best_weights:
             self.trainable.load_state_dict(self.best_weights)
         self.network.eval()
         return self.state.history
 
-    def _run_linear_probe(self, loaded: dict[str, Tensor], allow_mirrored_pass: Callable[[float], bool]) -> None:
-        """Phase 1: all processes compute the features, the first one trains on them."""
-        routine = self.phase_builder
+    def _run_linear_probe(self, resumed: Checkpoint | None, allow_mirrored_pass: Callable[[float], bool]) -> None:
+        """All processes compute the features; the main process trains the head on them."""
+        builder = self.phase_builder
         with self.reporter.timer("features"):
-            flips = routine.has_exact_probe and self.recipe.augment != "none"
-            features = routine.frozen_features.compute_features(
-                self.reporter, lambda seconds: flips and allow_mirrored_pass(seconds)
+            features = builder.frozen_features.compute_features(
+                self.reporter, lambda seconds: builder.mirrors_train and allow_mirrored_pass(seconds)
             )
         if self.fabric.is_global_zero:
             with self.reporter.timer("phase1"):
-                phase = (
-                    routine.solve_linear_probe(features)
-                    if routine.has_exact_probe
-                    else routine.build_head_phase(features)
-                )
-                self._run_phase(phase, loaded)
+                solve = builder.solve_linear_probe if builder.has_exact_probe else builder.build_head_phase
+                self._run_phase(solve(features), resumed)
+
+    def _start_finetuning(self) -> None:
+        """Enter the first phase of fine-tuning; the other processes get the head from the main process's checkpoint."""
+        if self.fabric.is_global_zero:
+            self._next_phase()
+        self.fabric.barrier()
+        if not self.fabric.is_global_zero:
+            checkpoint.wait_for_file(self.folder / checkpoint.CHECKPOINT_FILE)
+            self._resume()
 
     def _next_phase(self) -> None:
         if self.best_weights:
             self.trainable.load_state_dict(self.best_weights)
         phase = self.state.phase + 1
         self.phase_builder.enter_phase(phase)
-        self.best_weights = checkpoint.snapshot(self.trainable) if self.best_weights else {}
-        if phase == 2 and self.best_weights:
+        self.best_weights = snapshot(self.trainable) if self.best_weights else {}
+        if self.state.phase == LINEAR_PROBE and self.best_weights:
             self._save_best_weights()
         self.state = TrainingState(phase=phase, history=self.state.history)
         self._save_checkpoint()
 
-    # ---- the loop
+    # ---- epochs and steps
 
-    def _run_phase(self, phase: Phase, loaded: dict[str, Tensor]) -> None:
-        """The epochs of a phase, from where its state stands; phase 1 is of the first process alone."""
-        checkpoint.restore_optimizer(phase.optimizer, checkpoint.select_prefix(loaded, "optimizer"))
-        if phase.ema_model is not None and (average := checkpoint.select_prefix(loaded, "average")):
-            phase.ema_model.load_state_dict(average)
-        plain: Any = torch.compile(phase.module) if self.recipe.compile and phase.number > 1 else phase.module
-        module, optimizer = plain, phase.optimizer
-        is_single_process = phase.number == 1 or self.fabric.world_size == 1
-        before = sum(row["phase"] < phase.number for row in self.state.history)
-        with self.reporter.progress_bar(f"phase {phase.number}", "steps") as advance:
+    def _run_phase(self, phase: Phase, resumed: Checkpoint | None) -> None:
+        """Train the epochs of a phase, from where the state stands."""
+        if resumed is not None:
+            checkpoint.restore_optimizer(phase.optimizer, resumed.optimizer)
+            if phase.ema_model is not None and resumed.ema:
+                phase.ema_model.load_state_dict(resumed.ema)
+        compiled = self.compile_module(phase)
+        epochs_before = sum(record.phase < phase.number for record in self.state.history)
+        label = "linear probe" if phase.number == LINEAR_PROBE else "fine-tuning"
+        with self.reporter.progress_bar(label, "steps") as advance:
             for epoch in range(self.state.step // phase.steps_per_epoch, phase.epochs):
                 if should_stop_early(self.state.history, phase.number, self.recipe, len(self.data.val)):
                     break
-                began, first, last = (
-                    time.monotonic(),
-                    epoch * phase.steps_per_epoch,
-                    (epoch + 1) * phase.steps_per_epoch,
-                )
-                if phase.number > 1:  # anew: DDP adds in another order from its second step on, as if resumed here
-                    module, optimizer = self.fabric.setup(plain, phase.optimizer)
-                set_train_mode(phase.module, keep_norms=self.recipe.weights != "none")
-                for inputs, targets in phase.batches(self.state.step, last):
-                    self._train_step(phase, module, optimizer, inputs, targets)
-                    advance(self.state.step, phase.epochs * phase.steps_per_epoch)
-                    if self.state.step < last and (
-                        is_single_process or (self.state.step - first) % SYNC_EVERY_STEPS == 0
-                    ):
-                        if not is_single_process:  # the first process takes over what all have counted
-                            self.fabric.all_reduce(self.epoch_sums, reduce_op="sum")
-                            if not self.fabric.is_global_zero:
-                                self.epoch_sums.zero_()
-                            module, optimizer = self.fabric.setup(plain, phase.optimizer)
-                        if time.monotonic() - self.last_saved_at > CHECKPOINT_INTERVAL_S:
-                            self._save_checkpoint(phase)
-                self._finish_epoch(phase, before + epoch + 1, began)
-                self.reporter.info(format_epoch(self.state.history[-1], before + phase.epochs))
+                start = time.monotonic()
+                self._train_epoch(phase, compiled, epoch, advance)
+                self._finish_epoch(phase, epochs_before + epoch + 1, start)
+                self.reporter.info(format_epoch(self.state.history[-1], epochs_before + phase.epochs))
+
+    def compile_module(self, phase: Phase) -> Any:
+        """The phase's module, compiled where the recipe asks for it; the linear probe is not worth compiling."""
+        return torch.compile(phase.module) if self.recipe.compile and phase.number != LINEAR_PROBE else phase.module
+
+    def _train_epoch(self, phase: Phase, compiled: Any, epoch: int, advance: ProgressCallback) -> None:
+        """The steps of an epoch that are left, with checkpoints on the way."""
+        module, optimizer = compiled, phase.optimizer
+        has_peers = phase.number != LINEAR_PROBE and self.fabric.world_size > 1
+        first, last = epoch * phase.steps_per_epoch, (epoch + 1) * phase.steps_per_epoch
+        if phase.number != LINEAR_PROBE:  # anew: DDP adds in another order from its second step on, as if resumed here
+            module, optimizer = self.fabric.setup(compiled, phase.optimizer)
+        set_train_mode(phase.module, keep_norms=self.recipe.weights != "none")
+        for inputs, targets in phase.batches(self.state.step, last):
+            self._train_step(phase, module, optimizer, inputs, targets)
+            advance(self.state.step, phase.epochs * phase.steps_per_epoch)
+            if self.state.step == last or (has_peers and (self.state.step - first) % SYNC_EVERY_STEPS):
+                continue
+            if has_peers:
+                self._gather_sums()
+                module, optimizer = self.fabric.setup(compiled, phase.optimizer)
+            if time.monotonic() - self.last_saved_at > CHECKPOINT_INTERVAL_S:
+                self._save_checkpoint(phase)
+
+    def _gather_sums(self) -> None:
+        """Give the sums of all processes to the main process."""
+        self.fabric.all_reduce(self.epoch_sums, reduce_op="sum")  # in place
+        if not self.fabric.is_global_zero:
+            self.epoch_sums.zero_()
 
     def _train_step(self, phase: Phase, module: nn.Module, optimizer: Any, inputs: Tensor, targets: Tensor) -> None:
-        """One batch: rate, forward, backward, update; the sums count it."""
+        """One batch: learning rate, forward, backward, update, sums."""
         state, recipe = self.state, self.recipe
-        phase_history = [row for row in state.history if row["phase"] == phase.number]
-        factor = lr_factor(
-            phase.schedule, state.step, phase.epochs * phase.steps_per_epoch, phase_history, recipe.monitor
-        )
-        for group in phase.optimizer.param_groups:
-            group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+        records = [record for record in state.history if record.phase == phase.number]
+        total_steps = phase.epochs * phase.steps_per_epoch
+        set_learning_rates(phase.optimizer, lr_factor(phase.schedule, state.step, total_steps, records, recipe.monitor))
         optimizer.zero_grad()
         self.epoch_sums += self.accumulate_gradients(module, inputs, targets, phase.number, state.step)
         if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
@@ -194,15 +212,19 @@ class Trainer:
         state.step += 1
 
     def accumulate_gradients(self, module: nn.Module, inputs: Tensor, targets: Tensor, *step: int) -> Tensor:
-        """Add those of a batch, a part after the other. -> sum of the losses, right answers, photos (3,)."""
+        """Forward and backward passes of one batch in `recipe.accumulate` chunks.
+
+        Returns:
+            (3,): sum of the losses, correctly classified images, images.
+        """
         recipe, sums = self.recipe, torch.zeros_like(self.epoch_sums)
         inputs, targets = self.fabric.to_device(inputs), self.fabric.to_device(targets)
-        others = [self.fabric.global_rank] if self.fabric.global_rank else []
-        seed_torch(recipe.seed, 3, *step, *others)  # dropout and its like: others drop other things
-        parts = list(zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
-        for k, (chunk, chunk_targets) in enumerate(parts):
-            early = k < len(parts) - 1
-            with self.fabric.no_backward_sync(module) if early and isinstance(module, _FabricModule) else nullcontext():
+        rank = [self.fabric.global_rank] if self.fabric.global_rank else []
+        seed_torch(recipe.seed, 3, *step, *rank)  # dropout and its like: each process drops something else
+        chunks = list(zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
+        for k, (chunk, chunk_targets) in enumerate(chunks):
+            waits = k < len(chunks) - 1 and isinstance(module, _FabricModule)
+            with self.fabric.no_backward_sync(cast(_FabricModule, module)) if waits else nullcontext():
                 loss, logits = training_loss(
                     module, chunk, chunk_targets, recipe.label_smoothing, self.phase_builder.class_weights
                 )
@@ -212,110 +234,119 @@ class Trainer:
         return sums
 
     def _update_state(self) -> None:
-        """The sums, into the state."""
+        """Copy the epoch's sums into the state.
+
+        Raises:
+            UntrainableRecipeError: the loss is not finite.
+        """
         self.state.loss, right, seen = self.epoch_sums.tolist()
         self.state.right, self.state.seen = int(right), int(seen)
         if not math.isfinite(self.state.loss) and self.fabric.is_global_zero:  # a step later it sees what others see
             raise UntrainableRecipeError(
-                f"the loss is not a number any more (phase {self.state.phase}, step {self.state.step}): "
-                "train into another --out with a lower --lr and --backbone-lr"
+                f"the loss is NaN or infinite (phase {self.state.phase}, step {self.state.step}): "
+                "use a lower --lr and --backbone-lr with another --out"
             )
 
-    def _finish_epoch(self, phase: Phase, epoch: int, began: float) -> None:
-        """Judge the validation photos, write the row, keep the weights if they are the best, save."""
-        state = self.state
-        if phase.number > 1:
+    # ---- evaluation of an epoch
+
+    def _finish_epoch(self, phase: Phase, epoch: int, start: float) -> None:
+        """Evaluate on the validation set, append the epoch to the history, keep the best weights, save."""
+        if phase.number != LINEAR_PROBE:
             self.fabric.all_reduce(self.epoch_sums, reduce_op="sum")  # in place
         self._update_state()
-        loss, right, seen = self.epoch_sums.tolist()
-        val_loss, val_accuracy = self._validate(phase)
-        row = {
-            "epoch": epoch, "phase": phase.number, "lr": phase.optimizer.param_groups[-1]["lr"],
-            "train_loss": loss / seen, "train_accuracy": right / seen,
-            "val_loss": val_loss, "val_accuracy": val_accuracy, "seconds": time.monotonic() - began,
-        }  # fmt: skip
-        state.history.append(row if phase.number == 1 else self.fabric.broadcast(row))
+        record = self._evaluate_epoch(phase, epoch, start)
+        if phase.number != LINEAR_PROBE:
+            record = self.fabric.broadcast(record)
+        self.state.history.append(record)
         self.epoch_sums.zero_()
         self._update_state()
         if self.best_epoch() == epoch:
-            self.best_weights = checkpoint.snapshot(self.trainable if phase.ema_model is None else phase.eval_module)
-            if phase.number > 1:
+            self.best_weights = snapshot(self.trainable if phase.ema_model is None else phase.eval_module)
+            if phase.number != LINEAR_PROBE:
                 self._save_best_weights()
-        if phase.number > 1 or time.monotonic() - self.last_saved_at > CHECKPOINT_INTERVAL_S:
+        if phase.number != LINEAR_PROBE or time.monotonic() - self.last_saved_at > CHECKPOINT_INTERVAL_S:
             self._save_checkpoint(phase)
-        if self.loggers is not None:
-            self.loggers.log_epoch(row)
+        if self.listener is not None:
+            self.listener.log_epoch(record)
+
+    def _evaluate_epoch(self, phase: Phase, epoch: int, start: float) -> EpochRecord:
+        loss, right, seen = self.epoch_sums.tolist()
+        val_loss, val_accuracy = self._validate(phase)
+        return EpochRecord(
+            epoch=epoch,
+            phase=phase.number,
+            lr=phase.optimizer.param_groups[-1]["lr"],
+            train_loss=loss / seen,
+            train_accuracy=right / seen,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
+            seconds=time.monotonic() - start,
+        )
 
     def _validate(self, phase: Phase) -> tuple[float, float]:
-        """Mean loss and accuracy on the validation photos, each counted once; not a number where there are none."""
+        """Mean loss and accuracy on the validation set, each image counted once; NaN if it is empty."""
         if not len(self.data.val):
             return math.nan, math.nan
-        labels = (
-            self.phase_builder.val_labels
-            if phase.number == 1
-            else self.phase_builder.val_labels[self.phase_builder.val_shard]
-        )
-        if phase.number > 1 and self.fabric.world_size > 1:  # norms that train have seen other photos in each process
+        labels, is_shared = self.phase_builder.val_labels, phase.number != LINEAR_PROBE
+        if is_shared:
+            labels = labels[self.phase_builder.val_shard]
+        if is_shared and self.fabric.world_size > 1:  # norms that train have seen other images in each process
             for statistic in phase.eval_module.buffers():
                 torch.distributed.broadcast(statistic, 0)
         logits = self.compute_logits(phase.eval_module, phase.val_batches())
         loss, right = F.cross_entropy(logits, labels, reduction="sum"), (logits.argmax(1) == labels).sum()
         sums = self.fabric.to_device(torch.stack([loss, right]))
-        if phase.number > 1:
+        if is_shared:
             self.fabric.all_reduce(sums, reduce_op="sum")
         loss, right = (sums / len(self.data.val)).tolist()
         return loss, right
 
     def compute_logits(self, module: nn.Module, maps: Iterable[Tensor]) -> Tensor:
-        """(n, classes) on the CPU, of a module in eval mode and in 32 bits."""
+        """Logits (n, classes) on the CPU of a module in eval mode and float32."""
         module.eval()
         with torch.inference_mode():
             parts = [module(self.fabric.to_device(x)).float().cpu() for x in maps]
         return torch.cat([torch.empty(0, self.phase_builder.num_classes), *parts])
 
-    # ---- survival
-
-    def _save_checkpoint(self, phase: Phase | None = None) -> None:
-        """The first process writes all that it takes to go on."""
-        if not self.fabric.is_global_zero:
-            return
-        self._update_state()
-        tensors = {f"now.{name}": value for name, value in self.trainable.state_dict().items()}
-        tensors |= {f"best.{name}": value for name, value in self.best_weights.items()}
-        if phase is not None:
-            optimizer = checkpoint.optimizer_tensors(phase.optimizer)
-            tensors |= {f"optimizer.{name}": value for name, value in optimizer.items()}
-            if phase.ema_model is not None:
-                tensors |= {f"average.{name}": value for name, value in phase.ema_model.state_dict().items()}
-        checkpoint.save(self.folder / checkpoint.CHECKPOINT_FILE, tensors, dataclasses.asdict(self.state))
-        self.last_saved_at = time.monotonic()
-
-    def _save_best_weights(self) -> None:
-        """The best network so far as a file that `--weights` of another run takes, whatever becomes of this one."""
-        if self.fabric.is_global_zero:
-            checkpoint.save(self.folder / "best.safetensors", self.phase_builder.full_state_dict(self.best_weights), {})
-
-    def _resume(self) -> dict[str, Tensor]:
-        """Takes up a checkpoint where there is one. -> its tensors."""
-        file = self.folder / checkpoint.CHECKPOINT_FILE
-        if not file.exists():
-            return {}
-        tensors, counters = checkpoint.load(file)
-        try:
-            self.state, self.best_weights = TrainingState(**counters), checkpoint.select_prefix(tensors, "best")
-            self.phase_builder.enter_phase(self.state.phase)
-            self.trainable.load_state_dict(checkpoint.select_prefix(tensors, "now"))
-        except (TypeError, RuntimeError, IndexError):
-            raise FieldmarkError(
-                f"{file} does not fit the recipe beside it, or a later version wrote it: train into another --out"
-            ) from None
-        if self.fabric.is_global_zero:
-            self.epoch_sums += torch.tensor(
-                [self.state.loss, self.state.right, self.state.seen], device=self.epoch_sums.device
-            )
-        self.reporter.info(f"resumed in phase {self.state.phase} at step {self.state.step}")
-        return tensors
-
     def best_epoch(self) -> int:
         """Number of the epoch whose weights the network holds; 0 where none was trained."""
         return best_epoch(self.state.history, self.recipe, len(self.data.val)) if self.state.history else 0
+
+    # ---- checkpoints
+
+    def _save_checkpoint(self, phase: Phase | None = None) -> None:
+        """Write everything that resuming takes; `phase` is None between two phases."""
+        if not self.fabric.is_global_zero:
+            return
+        self._update_state()
+        saved = Checkpoint(self.state, self.trainable.state_dict(), self.best_weights)
+        if phase is not None:
+            saved.optimizer = checkpoint.optimizer_tensors(phase.optimizer)
+            saved.ema = {} if phase.ema_model is None else phase.ema_model.state_dict()
+        saved.save(self.folder)
+        self.last_saved_at = time.monotonic()
+
+    def _save_best_weights(self) -> None:
+        """Write the best network so far as a file that `--weights` of another run takes."""
+        if self.fabric.is_global_zero:
+            save_state(self.folder / "best.safetensors", self.phase_builder.full_state_dict(self.best_weights))
+
+    def _resume(self) -> Checkpoint | None:
+        """Continue from the checkpoint, if there is one."""
+        resumed = Checkpoint.load(self.folder)
+        if resumed is None:
+            return None
+        self.state, self.best_weights = resumed.state, resumed.best_weights
+        try:
+            self.phase_builder.enter_phase(self.state.phase)
+            self.trainable.load_state_dict(resumed.weights)
+        except (RuntimeError, IndexError):
+            raise FieldmarkError(
+                f"{self.folder / checkpoint.CHECKPOINT_FILE} does not match recipe.yaml, or a later version wrote it:"
+                " train again with another --out"
+            ) from None
+        if self.fabric.is_global_zero:
+            sums = [self.state.loss, self.state.right, self.state.seen]
+            self.epoch_sums += torch.tensor(sums, device=self.epoch_sums.device)
+        self.reporter.info(f"resumed in phase {self.state.phase} at step {self.state.step}")
+        return resumed

@@ -15,7 +15,7 @@ from fieldmark.explanation import attribution
 from fieldmark.inference import bundle
 from fieldmark.models import Mask, Network, build, rebuild
 from fieldmark.models.spec import HEADS, parse_gate
-from fieldmark.training import checkpoint
+from fieldmark.models.state import save_state
 
 
 def with_batch_statistics(words: str, seed: int = 0, size: int = 64) -> tuple[Network, torch.Tensor]:
@@ -43,7 +43,7 @@ def test_evidence_and_bias_are_the_logit_of_the_bundle(head: str, tmp_path: Path
         f"resnet18+head={head}(hidden=(9,),pool=2)" if head == "classic" else f"resnet18+head={head}"
     )
     look: dict[str, Any] = {"size": 64, "crop": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic"}
-    checkpoint.save(tmp_path / "model.safetensors", network.state_dict(), {})
+    save_state(tmp_path / "model.safetensors", network.state_dict())
     io.write_json(tmp_path / "bundle.json", bundle.make_info(network, list("abcde"), look, 1.0, 0.0, "none"))
     (tmp_path / "model.onnx").touch()
     carried = attribution.hookable_copy(bundle.load_network(tmp_path))

@@ -21,6 +21,7 @@ from fieldmark.pipeline.run import Run
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.report.search_page import summarize_search, write_search_page
+from fieldmark.training.history import EpochRecord
 
 SETTINGS: dict[str, Any] = {"image_size": 64, "train_size": 64, "epochs": 1, "batch": 8}
 WORDS = ["--image-size", "64", "--train-size", "64", "--epochs", "1", "--batch", "8"]
@@ -142,7 +143,8 @@ def test_a_trial_that_stands_below_the_others_is_cut_short(monkeypatch: pytest.M
     def value(trial: optuna.Trial) -> float:
         watch = module.PruningLogger(trial, Recipe(), may_end=trial.number > 0)
         for epoch in range(1, 9):
-            watch.log_epoch({"epoch": epoch, "val_accuracy": 0.1 if trial.number == 7 else 0.5 + trial.number / 100})
+            accuracy = 0.1 if trial.number == 7 else 0.5 + trial.number / 100
+            watch.log_epoch(EpochRecord(epoch, 1, 0.1, 1.0, 0.5, 1.0, accuracy, seconds=1.0))
         return 0.5
 
     study.optimize(value, n_trials=8)
@@ -193,7 +195,7 @@ def test_a_trial_that_fails_does_not_end_the_others(small_photos: Path, tmp_path
 
     def diverged(bench, settings, trial):
         if trial.number in (0, 2) and trial.number == failing:
-            raise UntrainableRecipeError("the loss is not a number any more")
+            raise UntrainableRecipeError("the loss is NaN or infinite")
         return judged(bench, settings, trial)
 
     monkeypatch.setattr(module.TrialRunner, "run_trial", diverged)

@@ -119,9 +119,9 @@ def batches(training: Trainer, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
 def test_every_optimiser_and_every_schedule(trainer, optimizer: str, schedule: str):
     training = trainer(optimizer=optimizer, schedule=schedule, epochs=3, patience=9)
     history = training.train()
-    assert [row["phase"] for row in history] == [1, 2, 2, 2]
-    assert all(math.isfinite(row["train_loss"]) and 0 <= row["val_accuracy"] <= 1 for row in history)
-    rates, highest = [row["lr"] for row in history[1:]], training.recipe.rates[0]  # of an epoch's last step
+    assert [row.phase for row in history] == [1, 2, 2, 2]
+    assert all(math.isfinite(row.train_loss) and 0 <= row.val_accuracy <= 1 for row in history)
+    rates, highest = [row.lr for row in history[1:]], training.recipe.rates[0]  # of an epoch's last step
     expected = [highest, highest / 100, highest / 1000] if schedule == "steps" else [highest] * 3
     assert highest > rates[0] > rates[1] > rates[2] if schedule == "cosine" else rates == pytest.approx(expected)
 
@@ -151,7 +151,7 @@ def test_mixed_photos_have_mixed_targets_and_train(trainer, settings: dict):
     assert targets.shape == (24, 3) and torch.allclose(targets.sum(1), torch.ones(24))
     assert ((targets > 0.01) & (targets < 0.99)).any()
     history = trainer(**settings, optimizer="adamw", accumulate=2, imbalance="weights").train()
-    assert all(0 < row["train_loss"] < math.inf for row in history) and len(history) == 3
+    assert all(0 < row.train_loss < math.inf for row in history) and len(history) == 3
 
 
 def test_rare_classes_count_more_or_come_more_often(trainer, few):
@@ -195,7 +195,7 @@ def test_small_photos_first(trainer, packed, tmp_path):
 def test_how_deep_it_trains(trainer, few, unfreeze: str, phases: list[int], moves: bool):
     training = trainer(data=blind(few), unfreeze=unfreeze, epochs=3)
     before = weights(training)
-    assert [row["phase"] for row in training.train()] == phases
+    assert [row.phase for row in training.train()] == phases
     moved = {name for name, tensor in weights(training).items() if not torch.equal(before[name], tensor)}
     assert any("conv_stem" in name for name in moved) == moves
     assert any("blocks.5" in name for name in moved) and any("head" in name for name in moved)
@@ -219,7 +219,7 @@ def test_precision_is_of_the_training_alone(trainer, few):
     assert first == [torch.float32, torch.bfloat16]
     again = trainer(precision="32", frozen_epochs=0)
     assert np.array_equal(before, extract_features_and_logits(again, again.phase_builder.frozen_features.val_maps())[1])
-    losses = [[row["train_loss"] for row in history] for history in histories]
+    losses = [[row.train_loss for row in history] for history in histories]
     assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.1)
 
 
@@ -229,7 +229,7 @@ def test_a_compiled_part_learns_what_the_plain_one_does(trainer, monkeypatch: py
     monkeypatch.setattr(torch, "compile", lambda module, **words: compile(module, **words | {"backend": "eager"}))
     settings: dict[str, Any] = {"precision": "32", "ema": 0.9, "epochs": 2}
     plain, compiled = trainer(**settings), trainer(compile=True, **settings)
-    losses = [[row["train_loss"] for row in training.train()] for training in (plain, compiled)]
+    losses = [[row.train_loss for row in training.train()] for training in (plain, compiled)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     assert weights(plain).keys() == weights(compiled).keys()
 
@@ -237,5 +237,5 @@ def test_a_compiled_part_learns_what_the_plain_one_does(trainer, monkeypatch: py
 def test_the_write_ups_routine_runs(trainer):
     classic = recipes.read_recipe("classic").to_dict() | {"image_size": 64, "train_size": 64, "epochs": 2}
     history = trainer(**classic | {"backbone": "efficientnet_lite0", "batch": 6}).train()
-    assert [row["phase"] for row in history] == [1, 1, 1, 2, 2]
-    assert [row["lr"] for row in history[3:]] == [1e-4, 1e-4]
+    assert [row.phase for row in history] == [1, 1, 1, 2, 2]
+    assert [row.lr for row in history[3:]] == [1e-4, 1e-4]

@@ -17,10 +17,11 @@ from fieldmark.training import budget as plan
 
 
 class Stage:
-    """What `epochs_for` asks of a Trainer, at the speed given."""
+    """What `plan_epochs` asks of a Trainer, at the speed given."""
 
-    def __init__(self, photos: int) -> None:
-        self.network, self.data, self.phase_builder, self.fabric = self, self, self, self
+    def __init__(self, photos: int, elapsed: float) -> None:
+        self.network, self.data, self.phase_builder, self.fabric, self.reporter = self, self, self, self, self
+        self.elapsed = lambda: elapsed
         self.train, self.image_size, self.is_global_zero = range(photos), 224, True
 
     def broadcast(self, value: Any) -> Any:
@@ -30,7 +31,7 @@ class Stage:
 @pytest.fixture
 def speed(monkeypatch: pytest.MonkeyPatch):
     def set_to(step: float, look: float, judging: float) -> None:
-        monkeypatch.setattr(plan, "measure_costs", lambda trainer, recipe: (step, look))
+        monkeypatch.setattr(plan, "measure_costs", lambda trainer, recipe: plan.TrainingCosts(step, look))
         monkeypatch.setattr(plan, "measure_inference_seconds", lambda network, size: judging)
 
     return set_to
@@ -48,8 +49,9 @@ def speed(monkeypatch: pytest.MonkeyPatch):
 def test_a_plan_fits_into_the_budget(speed, budget, elapsed, step, look, photos, start, weights):
     speed(step, look, 0.01)
     recipe = Recipe(budget=f"{budget}s", start_size=start, weights=weights)
-    planned, told = plan.plan_epochs(Stage(photos), recipe, elapsed, 100)  # type: ignore[arg-type]
-    assert planned.replace(epochs=recipe.epochs, steps_per_epoch=None) == recipe and told
+    made = plan.plan_epochs(Stage(photos, elapsed), recipe, 100)  # type: ignore[arg-type]
+    planned = made.recipe
+    assert planned.replace(epochs=recipe.epochs, steps_per_epoch=None) == recipe and made.message
     assert planned.steps_per_epoch is not None  # by that a resumed run knows that it is planned
     most = plan.MAX_EPOCHS if weights == "imagenet" else plan.MAX_EPOCHS_FROM_SCRATCH
     left = (budget - elapsed - plan.EXPORT_RESERVE_S - 1 - look) / plan.TIME_SAFETY_FACTOR
@@ -91,8 +93,12 @@ def test_measuring_takes_all_phases_and_leaves_no_trace(trainer):
         return whole(module, inputs, targets, phase, step)
 
     training.accumulate_gradients = gradients
-    step, look = plan.measure_costs(training, training.recipe)
-    assert step > 0 and look > 0 and taken == [(phase, step) for phase in (2, 3) for step in range(8)]
+    costs = plan.measure_costs(training, training.recipe)
+    assert (
+        costs.step_s > 0
+        and costs.validation_s > 0
+        and taken == [(phase, step) for phase in (2, 3) for step in range(8)]
+    )
     assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
     frozen = list(training.phase_builder.frozen_features.prefix.parameters())
     assert frozen and not any(parameter.requires_grad for parameter in frozen)
@@ -106,7 +112,7 @@ def test_rates_are_found_again_and_leave_no_trace(trainer, optimizer: str):
         training.phase_builder.enter_phase(2)
         before = {name: tensor.clone() for name, tensor in training.network.state_dict().items()}
         torch.manual_seed(len(found))  # nothing hangs on what was drawn before
-        found.append(plan.find_learning_rates(training, training.recipe, steps=20)[0])
+        found.append(plan.find_learning_rates(training, training.recipe, steps=20).recipe)
         assert all(torch.equal(before[name], tensor) for name, tensor in training.network.state_dict().items())
     assert found[0] == found[1] and not found[0].find_lr
     head, backbone = found[0].learning_rates
@@ -125,6 +131,32 @@ def test_a_batch_fits_into_half_of_the_memory():
     assert plan.find_batch_size(network, 64, 20, free=1e15) == 16
     assert plan.find_batch_size(network, 64, 100, chunks_per_step=3, free=1e15) == 96
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
+
+
+def test_the_memory_is_that_of_the_gpu_where_one_trains(monkeypatch: pytest.MonkeyPatch):
+    """Although the network is still on the CPU when the batch is chosen."""
+    network = build("resnet18", classes=3)
+    monkeypatch.setattr(plan.os, "sysconf", lambda name: {"SC_AVPHYS_PAGES": 1e6, "SC_PAGE_SIZE": 4096}[name])
+    assert plan.free_memory_bytes() == 4.096e9
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (4e8, 8e9))
+    assert plan.find_batch_size(network, 64, 10**6) == plan.find_batch_size(network, 64, 10**6, free=4e8)
+    assert plan.find_batch_size(network, 64, 10**6) < plan.find_batch_size(network, 64, 10**6, free=4.096e9)
+
+
+@pytest.mark.parametrize("is_compiled", [True, False])
+def test_a_trial_runs_what_will_train(trainer, monkeypatch: pytest.MonkeyPatch, is_compiled: bool):
+    """Compiled where the training is, or its steps would be planned at another speed."""
+    calls: list[str] = []
+
+    def compiled(module: torch.nn.Module) -> torch.nn.Module:
+        module.register_forward_pre_hook(lambda *_: calls.append("compiled"))
+        return module
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    training = trainer(compile=is_compiled, frozen_epochs=0)
+    plan.measure_costs(training, training.recipe)
+    assert bool(calls) == is_compiled and len(calls) >= 8 * is_compiled
 
 
 # ---- in a run
@@ -159,6 +191,6 @@ def test_the_plan_of_a_budget_is_made_once(start, tmp_path: Path):
 def test_a_budget_that_is_spent_leaves_phase_2_out(start, tmp_path: Path):
     began = time.monotonic()
     ended = start(tmp_path / "run", [*OPTIONS, "--budget", "5s"], first=NOW.format(closing=8))
-    assert ended.code == 0 and "too few for phase 2" in ended.said
+    assert ended.code == 0 and "too little for fine-tuning" in ended.said
     assert "phase 1" in ended.said and "phase 2)" not in ended.said and time.monotonic() - began < 60
     assert Recipe(**yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())).epochs == 0

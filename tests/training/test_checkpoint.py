@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.models.state import load_state, save_state, snapshot
 from fieldmark.training import checkpoint
 
 DTYPES = (torch.float32, torch.float64, torch.float16, torch.bfloat16, torch.int64, torch.uint8, torch.bool)
@@ -42,36 +43,36 @@ def bits(tensor: torch.Tensor) -> tuple[torch.dtype, list[int], bytes]:
 
 @given(tensors=st.dictionaries(st.text(min_size=1).filter(lambda n: n != "__metadata__"), tensors(), max_size=4))
 def test_round_trip_to_the_bit(tensors: dict[str, torch.Tensor], tmp_path: Path):
-    checkpoint.save(tmp_path / "c.safetensors", tensors, {})
-    loaded, _ = checkpoint.load(tmp_path / "c.safetensors")
+    save_state(tmp_path / "c.safetensors", tensors, {})
+    loaded, _ = load_state(tmp_path / "c.safetensors")
     assert {name: bits(t) for name, t in loaded.items()} == {name: bits(t) for name, t in tensors.items()}
     assert [file.name for file in tmp_path.iterdir()] == ["c.safetensors"]
 
 
 @given(counters=st.dictionaries(st.text(), JSON, max_size=4))
 def test_round_trip_of_counters(counters: dict[str, Any], tmp_path: Path):
-    checkpoint.save(tmp_path / "c.safetensors", {"x": torch.zeros(1)}, counters)
-    assert checkpoint.load(tmp_path / "c.safetensors")[1] == counters
+    save_state(tmp_path / "c.safetensors", {"x": torch.zeros(1)}, counters)
+    assert load_state(tmp_path / "c.safetensors")[1] == counters
 
 
 def test_counters_keep_what_is_not_a_number(tmp_path: Path):
-    checkpoint.save(tmp_path / "c.safetensors", {}, {"loss": math.nan})
-    assert math.isnan(checkpoint.load(tmp_path / "c.safetensors")[1]["loss"])
+    save_state(tmp_path / "c.safetensors", {}, {"loss": math.nan})
+    assert math.isnan(load_state(tmp_path / "c.safetensors")[1]["loss"])
 
 
 @given(cut=st.integers(0, 600), flip=st.integers(0, 600), value=st.integers(0, 255))
 def test_a_damaged_file_is_refused_or_read(cut: int, flip: int, value: int, tmp_path: Path):
     file = tmp_path / "c.safetensors"
-    checkpoint.save(file, {f"layer.{k}": torch.ones(k, 3) for k in range(4)}, {"step": 3})
+    save_state(file, {f"layer.{k}": torch.ones(k, 3) for k in range(4)}, {"step": 3})
     whole = bytearray(file.read_bytes())
     whole[flip % len(whole)] = value
     cut %= len(whole)
     file.write_bytes(whole[:cut])
     with pytest.raises(FieldmarkError, match="another --out"):
-        checkpoint.load(file)
+        load_state(file)
     file.write_bytes(whole)
     try:
-        checkpoint.load(file)
+        load_state(file)
     except FieldmarkError as error:
         assert "\n" not in str(error)
 
@@ -81,31 +82,31 @@ def test_another_safetensors_file_is_no_checkpoint(tmp_path: Path):
 
     save_file({"x": torch.zeros(1)}, tmp_path / "c.safetensors")
     with pytest.raises(FieldmarkError):
-        checkpoint.load(tmp_path / "c.safetensors")
+        load_state(tmp_path / "c.safetensors")
     save_file({"x": torch.zeros(1)}, tmp_path / "c.safetensors", metadata={"counters": "{"})
     with pytest.raises(FieldmarkError):
-        checkpoint.load(tmp_path / "c.safetensors")
+        load_state(tmp_path / "c.safetensors")
 
 
 def test_a_kill_while_writing_leaves_the_old_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     file = tmp_path / "c.safetensors"
-    checkpoint.save(file, {"x": torch.zeros(2)}, {"step": 1})
+    save_state(file, {"x": torch.zeros(2)}, {"step": 1})
 
     def killed(fd: int) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr("fieldmark.training.checkpoint.os.fsync", killed)
+        patched.setattr("fieldmark.core.io.os.fsync", killed)
         with pytest.raises(KeyboardInterrupt):
-            checkpoint.save(file, {"x": torch.ones(2)}, {"step": 2})
-    assert checkpoint.load(file)[1] == {"step": 1}
-    checkpoint.save(file, {"x": torch.ones(2)}, {"step": 3})
-    assert checkpoint.load(file)[1] == {"step": 3}
+            save_state(file, {"x": torch.ones(2)}, {"step": 2})
+    assert load_state(file)[1] == {"step": 1}
+    save_state(file, {"x": torch.ones(2)}, {"step": 3})
+    assert load_state(file)[1] == {"step": 3}
 
 
 def test_nothing_of_it_is_a_pickle(tmp_path: Path):
     file = tmp_path / "c.safetensors"
-    checkpoint.save(file, {"x": torch.zeros(2)}, {"step": 1})
+    save_state(file, {"x": torch.zeros(2)}, {"step": 1})
     length = int.from_bytes(file.read_bytes()[:8], "little")
     header = json.loads(file.read_bytes()[8 : 8 + length])
     assert set(header) == {"x", "__metadata__"}
@@ -132,12 +133,12 @@ def test_an_optimizer_goes_on_to_the_same_bits(make, tmp_path: Path):
     net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 2)).to(memory_format=torch.channels_last)
     optimizer = make(net.parameters())
     steps(net, optimizer, 0, 3)
-    saved = {f"net.{n}": t for n, t in checkpoint.snapshot(net).items()}
+    saved = {f"net.{n}": t for n, t in snapshot(net).items()}
     saved |= {f"optimizer.{n}": t for n, t in checkpoint.optimizer_tensors(optimizer).items()}
-    checkpoint.save(tmp_path / "c.safetensors", saved, {})
+    save_state(tmp_path / "c.safetensors", saved, {})
     steps(net, optimizer, 3, 6)
 
-    loaded, _ = checkpoint.load(tmp_path / "c.safetensors")
+    loaded, _ = load_state(tmp_path / "c.safetensors")
     again = copy.deepcopy(net)
     again.load_state_dict(checkpoint.select_prefix(loaded, "net"))
     resumed = make(again.parameters())
@@ -149,7 +150,7 @@ def test_an_optimizer_goes_on_to_the_same_bits(make, tmp_path: Path):
 
 def test_a_snapshot_is_a_copy():
     net = nn.Linear(2, 2)
-    before = checkpoint.snapshot(net)
+    before = snapshot(net)
     with torch.no_grad():
         net.weight.add_(1)
     assert not torch.equal(before["weight"], net.weight)
@@ -167,5 +168,5 @@ def test_it_waits_until_a_network_disk_shows_what_was_written(tmp_path, monkeypa
     checkpoint.wait_for_file(tmp_path / "run" / "x")
     assert (tmp_path / "run" / "x").exists()
     monkeypatch.setattr(checkpoint, "FILE_TIMEOUT_S", 0)
-    with pytest.raises(FieldmarkError, match="all machines have to see the same --out"):
+    with pytest.raises(FieldmarkError, match="all machines need the same shared --out"):
         checkpoint.wait_for_file(tmp_path / "elsewhere" / "x")

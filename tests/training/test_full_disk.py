@@ -56,7 +56,7 @@ def equal(run: Path, other: Path) -> bool:
 # but for some KiB, when it comes to one of the files. `save_file` writes behind Python's back.
 FILLING = """
 import os, re, sys
-from fieldmark.training import checkpoint
+from fieldmark.models import state
 
 disk, target, left, notes = {disk!r}, {target!r}, {left!r}, {notes!r}
 os.environ["FIELDMARK_CACHE_GB"] = "0"
@@ -80,7 +80,7 @@ def save_file(tensors, path, metadata):
     opened(str(path), ", saved")
     whole(tensors, path, metadata)
 
-whole, checkpoint.save_file = checkpoint.save_file, save_file
+whole, state.save_file = state.save_file, save_file
 sys.addaudithook(hear)
 """
 EXPORTED = """

@@ -27,8 +27,8 @@ def test_phase_1_is_exact_where_it_is_one_linear_layer(trainer, words: str, sett
     training = trainer(words, frozen_epochs=2, epochs=1, **settings)
     assert training.phase_builder.has_exact_probe == exact
     history = training.train()
-    assert [row["phase"] for row in history] == ([1, 2] if exact else [1, 1, 2])
-    assert all(math.isfinite(row["train_loss"]) for row in history)
+    assert [row.phase for row in history] == ([1, 2] if exact else [1, 1, 2])
+    assert all(math.isfinite(row.train_loss) for row in history)
 
 
 def test_the_row_of_the_exact_head_says_what_it_is_worth(trainer):
@@ -38,10 +38,10 @@ def test_the_row_of_the_exact_head_says_what_it_is_worth(trainer):
     logits = torch.from_numpy(
         extract_features_and_logits(training, training.phase_builder.frozen_features.val_maps())[1]
     )
-    assert row["val_loss"] == pytest.approx(F.cross_entropy(logits, training.phase_builder.val_labels).item(), rel=1e-4)
-    assert row["val_accuracy"] == (logits.argmax(1) == training.phase_builder.val_labels).float().mean().item()
+    assert row.val_loss == pytest.approx(F.cross_entropy(logits, training.phase_builder.val_labels).item(), rel=1e-4)
+    assert row.val_accuracy == (logits.argmax(1) == training.phase_builder.val_labels).float().mean().item()
     stepped = trainer(epochs=0, exact=False, frozen_epochs=30, label_smoothing=0.1).train()
-    assert row["train_accuracy"] >= stepped[-1]["train_accuracy"] - 0.06
+    assert row.train_accuracy >= stepped[-1].train_accuracy - 0.06
 
 
 def test_the_whole_network_holds_what_trained(trainer):
@@ -64,13 +64,13 @@ def test_the_whole_network_holds_what_trained(trainer):
 @pytest.mark.parametrize("settings", [{"batch": 1}, {"batch": 3, "accumulate": 3}, {"batch": 64}])
 def test_batches_of_one_photo_and_of_more_than_there_are(trainer, settings: dict):
     training = trainer("+after=-1:mask(norm=True)", frozen_epochs=2, epochs=1, steps_per_epoch=2, **settings)
-    assert [row["phase"] for row in training.train()] == [1, 1, 2]
+    assert [row.phase for row in training.train()] == [1, 1, 2]
 
 
 def test_a_class_of_one_photo(trainer, few):
     alone = dataclasses.replace(few, train=few.train[:4], val=few.val[:0])
     for settings in ({}, {"imbalance": "sampling"}, {"imbalance": "weights", "exact": False}):
-        assert trainer(data=alone, batch=2, epochs=1, frozen_epochs=2, **settings).train()[-1]["phase"] == 2
+        assert trainer(data=alone, batch=2, epochs=1, frozen_epochs=2, **settings).train()[-1].phase == 2
 
 
 def test_each_phase_sees_the_photos_anew(trainer):

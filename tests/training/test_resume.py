@@ -17,7 +17,9 @@ from torch.nn import functional as F
 
 from fieldmark.data.dataset import iter_eval_batches
 from fieldmark.models import build
+from fieldmark.models.state import load_state
 from fieldmark.training import checkpoint
+from fieldmark.training.history import EpochRecord
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +52,9 @@ def in_step(phase: int, step: int) -> Job:
 
 
 BETWEEN = behind("trainer.Trainer", "_next_phase")
-WRITING = behind("checkpoint", "save_file", "args[1].name == 'checkpoint.half' and not os.truncate(args[1], 3000)")
+WRITING = behind(
+    "state", "save_file", "args[1].name == 'checkpoint.safetensors.half' and not os.truncate(args[1], 3000)"
+)
 AS_IT_COMES = shlex.split("--image-size 64 --train-size 64 --batch 8 --epochs 2")
 MUCH_AT_ONCE = shlex.split(
     "--image-size 64 --train-size 96 --start-size 64 --batch 8 --epochs 5 --no-exact --frozen-epochs 4"
@@ -111,7 +115,7 @@ def standing(out: Path) -> tuple[int, int] | None:
     file = out / "resume" / "checkpoint.safetensors"
     if not file.exists():
         return None
-    tensors, counters = checkpoint.load(file)
+    tensors, counters = load_state(file)
     assert bool(checkpoint.select_prefix(tensors, "best")) == bool(counters["history"])
     assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     return counters["phase"], counters["step"]
@@ -216,8 +220,8 @@ def test_the_best_network_so_far_is_always_at_hand(trainer, few, ema: float):
         def start(self, history: list) -> None:
             pass
 
-        def log_epoch(self, row: dict[str, Any]) -> None:
-            if row["phase"] == 1:
+        def log_epoch(self, record: EpochRecord) -> None:
+            if record.phase == 1:
                 return
             network = build("efficientnet_lite0", classes=3, weights=training.folder / "best.safetensors").eval()
             with torch.inference_mode():
@@ -231,8 +235,8 @@ def test_the_best_network_so_far_is_always_at_hand(trainer, few, ema: float):
                 )
             loss = F.cross_entropy(logits, training.phase_builder.val_labels).item()
             best = training.state.history[training.best_epoch() - 1]
-            assert loss == pytest.approx(best["val_loss"], rel=1e-4)
-            kept.append(best["epoch"])
+            assert loss == pytest.approx(best.val_loss, rel=1e-4)
+            kept.append(best.epoch)
 
     kept: list[int] = []
     settings = {"exact": False, "frozen_epochs": 1, "unfreeze": "gradual", "epochs": 6, "patience": 9, "ema": ema}

@@ -7,14 +7,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fieldmark.recipes.recipe import Recipe
+from fieldmark.training.history import EpochRecord
 from fieldmark.training.schedule import best_epoch, format_epoch, lr_factor, should_stop_early
 
 
-def rows(*figures: tuple[int, float, float]) -> list[dict]:
+def rows(*metrics: tuple[int, float, float]) -> list[EpochRecord]:
     """(phase, accuracy, loss) of each epoch."""
     return [
-        {"epoch": k + 1, "phase": number, "val_accuracy": accuracy, "val_loss": loss}
-        for k, (number, accuracy, loss) in enumerate(figures)
+        EpochRecord(k, number, 0.1, 1.0, 0.5, val_loss=loss, val_accuracy=accuracy, seconds=1.0)
+        for k, (number, accuracy, loss) in enumerate(metrics, 1)
     ]
 
 
@@ -76,7 +77,6 @@ def test_the_latest_epoch_within_one_standard_error_is_the_best(photos: int, bes
 
 
 def test_the_line_of_an_epoch_is_the_write_ups():
-    row = {"epoch": 3, "train_loss": 1.0, "train_accuracy": 0.5, "val_loss": 2.0, "val_accuracy": 0.25, "seconds": 1.5}
-    row["phase"] = 2
+    row = EpochRecord(3, 2, 0.1, train_loss=1.0, train_accuracy=0.5, val_loss=2.0, val_accuracy=0.25, seconds=1.5)
     expected = "epoch: 3/9, train_loss: 1.0000, train_acc: 0.5000, val_loss: 2.0000, val_acc: 0.2500"
     assert format_epoch(row, 9).startswith(expected)

@@ -114,20 +114,20 @@ def test_the_best_weights_come_back(data: DatasetSplits, tmp_path: Path):
         extract_features_and_logits(training, training.phase_builder.frozen_features.val_maps())[1]
     )
     labels = torch.from_numpy(data.labels[data.val])
-    assert (logits.argmax(1) == labels).float().mean().item() == best["val_accuracy"]
-    assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(best["val_loss"], abs=1e-6)
+    assert (logits.argmax(1) == labels).float().mean().item() == best.val_accuracy
+    assert torch.nn.functional.cross_entropy(logits, labels).item() == pytest.approx(best.val_loss, abs=1e-6)
 
 
 def test_it_stops_when_nothing_gets_better(data: DatasetSplits, tmp_path: Path):
     history = trainer(
         data, tmp_path, frozen_epochs=0, epochs=9, patience=2, lr=0.0, backbone_lr=0.0, monitor="loss"
     ).train()
-    assert [row["phase"] for row in history] == [2, 2, 2]  # the first is the best, two more bring nothing
+    assert [row.phase for row in history] == [2, 2, 2]  # the first is the best, two more bring nothing
 
 
 def test_it_learns(data: DatasetSplits, tmp_path: Path):
     history = trainer(data, tmp_path, frozen_epochs=20, epochs=0).train()
-    assert history[-1]["train_loss"] < 0.7 * history[0]["train_loss"] and history[-1]["val_accuracy"] >= 0.5
+    assert history[-1].train_loss < 0.7 * history[0].train_loss and history[-1].val_accuracy >= 0.5
 
 
 def test_a_loss_that_is_no_number_ends_in_one_line(data: DatasetSplits, tmp_path: Path):
@@ -139,9 +139,9 @@ def test_measuring_leaves_no_trace(data: DatasetSplits, tmp_path: Path):
     training = trainer(data, tmp_path, weights="none", backbone="resnet18", frozen_epochs=0)
     training.state.phase = 2
     before = state(training.network)
-    step, look = measure_costs(training, training.recipe)
-    assert step > 0 and look > 0
-    planned, _ = find_learning_rates(training, training.recipe, steps=8)
+    costs = measure_costs(training, training.recipe)
+    assert costs.step_s > 0 and costs.validation_s > 0
+    planned = find_learning_rates(training, training.recipe, steps=8).recipe
     assert planned.lr and planned.backbone_lr and not planned.find_lr
     assert all(torch.equal(before[name], value) for name, value in training.network.state_dict().items())
 
@@ -154,14 +154,14 @@ def test_the_plan_is_asked_once_between_the_phases(data: DatasetSplits, tmp_path
         return training.recipe.replace(epochs=2, steps_per_epoch=1)
 
     history = trainer(data, tmp_path, frozen_epochs=3).train(plan)
-    assert asked == [3] and [row["phase"] for row in history] == [1, 1, 1, 2, 2]
+    assert asked == [3] and [row.phase for row in history] == [1, 1, 1, 2, 2]
 
 
 def test_without_validation_photos_the_last_epoch_counts(data: DatasetSplits, tmp_path: Path):
     bare = DatasetSplits(data.images, data.labels, data.train, data.val[:0], data.test)
     training = trainer(bare, tmp_path, frozen_epochs=1, epochs=2)
     history = training.train()
-    assert training.best_epoch() == 3 and all(math.isnan(row["val_loss"]) for row in history)
+    assert training.best_epoch() == 3 and all(math.isnan(row.val_loss) for row in history)
 
 
 def test_an_array_file_is_a_npy_file(tmp_path: Path):

@@ -1,6 +1,5 @@
-"""Epochs -> a run at Weights & Biases or MLflow, through their own clients; RUN/resume/loggers.json keeps its id."""
+"""Weights & Biases and MLflow, through their own clients; RUN/resume/loggers.json keeps the id of the run there."""
 
-import json
 import os
 import secrets
 import time
@@ -18,8 +17,8 @@ CLIENT_TIMEOUTS = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
 }
-"""Seconds and tries before a service counts as gone: left alone, the clients wait for minutes, and a budget with them.
-What the user has set wins."""
+"""Seconds and tries before a service counts as unreachable: by default the clients wait for minutes, and a budget with
+them. Values that the user has set win."""
 
 
 class WandbLogger:
@@ -34,7 +33,7 @@ class WandbLogger:
                 dir=str(out),
                 id=_load_or_create_run_id(out, "wandb", lambda: secrets.token_hex(8)),
                 resume="allow",
-                reinit="create_new",  # whatever run of its own the program around us has open
+                reinit="create_new",  # beside a run that the calling program may have open
                 config=hyperparameters,
                 settings=wandb.Settings(console="off"),
             )
@@ -42,7 +41,7 @@ class WandbLogger:
             self.log_epoch(number, values)
 
     def log_epoch(self, number: int, values: dict[str, float]) -> None:
-        if number >= self.run.starting_step:  # earlier ones it has, from before the run was killed
+        if number >= self.run.starting_step:  # it has earlier ones from before a kill
             self.run.log(values, step=number, commit=True)
 
     def close(self, epochs: int, metrics: dict[str, float], hyperparameters: dict[str, Any]) -> None:
@@ -55,7 +54,7 @@ class MLFlowLogger:
     """A run of the experiment `fieldmark`, unless MLFLOW_EXPERIMENT_NAME names another."""
 
     def __init__(self, out: Path, hyperparameters: dict[str, Any], curves: dict[int, dict[str, float]]) -> None:
-        # Not the module's own functions, which hold one active run for the whole program.
+        # Not the module's functions, which keep one active run for the whole process.
         self.client = client = _import_client("mlflow").MlflowClient()
         self.entities: Any = import_module("mlflow.entities")
 
@@ -71,11 +70,11 @@ class MLFlowLogger:
             self.log_epoch(number, values)
 
     def log_epoch(self, number: int, values: dict[str, float]) -> None:
-        if number > self.last_epoch:  # earlier ones it has, from before the run was killed, and would take twice
+        if number > self.last_epoch:  # it has earlier ones from before a kill, and would take them twice
             self._log(number, {**values, "epoch": number})
 
     def close(self, epochs: int, metrics: dict[str, float], hyperparameters: dict[str, Any]) -> None:
-        # The settings not before: MLflow lets nobody change them, and a plan does.
+        # The hyperparameters not earlier: MLflow does not let them change, and a plan changes them.
         self._log(epochs, metrics, [self.entities.Param(name, str(value)) for name, value in hyperparameters.items()])
         self.client.set_terminated(self.run_id)
 
@@ -93,7 +92,7 @@ def _import_client(name: str) -> Any:
 
 @contextmanager
 def _stdout_to_stderr() -> Iterator[None]:
-    """For a process that is started inside: the one of wandb prints onto the stdout it inherits, where JSON belongs."""
+    """Give child processes stderr as stdout: wandb's prints to the stdout it inherits, where JSON belongs."""
     saved_fd = os.dup(1)
     try:
         os.dup2(2, 1)
@@ -104,9 +103,9 @@ def _stdout_to_stderr() -> Iterator[None]:
 
 
 def _load_or_create_run_id(out: Path, logger: str, create: Callable[[], str]) -> str:
-    """The id of the run with this logger: a resumed training goes on with it."""
+    """The id of the run with this logger; a resumed training continues it."""
     file = out / "resume" / "loggers.json"
-    run_ids = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+    run_ids = io.read_json(file) if file.exists() else {}
     if logger not in run_ids:
         run_ids[logger] = create()
         io.write_json(file, run_ids)

@@ -1,4 +1,4 @@
-"""Epochs -> RUN/tensorboard: scalars, hyper-parameters and the network's graph, in one event file.
+"""TensorBoard: scalars, hyperparameters and the network's graph, in one event file in RUN/tensorboard.
 
 Written record by record with TensorBoard's own parts. torch's SummaryWriter would import TensorFlow wherever that is
 installed (seconds, and chatter on stderr), and traces the network for its graph (2 s, and warnings that tracing is
@@ -14,23 +14,23 @@ from typing import Any
 
 
 class TensorBoardLogger:
-    """The event file of a run. A resumed run begins a new one with all of its history, which makes the old one void."""
+    """Writes the event file of a run; a resumed run starts a new one with all of its history."""
 
     def __init__(self, out: Path, hyperparameters: dict[str, Any], curves: dict[int, dict[str, float]]) -> None:
         self.out, self.event_pb2 = out, _import_proto("event_pb2")
         folder = out / "tensorboard"
         folder.mkdir(exist_ok=True)
         before = sorted(folder.glob("events.out.tfevents.*"))
-        number = int(before[-1].suffix[1:]) + 1 if before else 1  # readers go by the names, and a clock may be set back
+        number = int(before[-1].suffix[1:]) + 1 if before else 1  # readers sort by name, and a clock may be set back
         self.file = folder / f"events.out.tfevents.{number:06}"
         wall = time.time() - sum(values["seconds"] for values in curves.values())
         self._write_event(wall, file_version="brain.Event:2")
-        # From here on a reader drops what it has read from the file before.
+        # Here a reader drops what it has read from the previous file.
         self._write_event(wall, step=0, session_log=self.event_pb2.SessionLog(status=self.event_pb2.SessionLog.START))
         for number, values in curves.items():
             wall += values["seconds"]  # as if the run had never stopped
             self._write_event(wall, step=number, summary=_scalar_summary(values))
-        for file in before[:-1]:  # a TensorBoard that looks on may be reading the last
+        for file in before[:-1]:  # a running TensorBoard may be reading the last
             file.unlink()
 
     def log_epoch(self, number: int, values: dict[str, float]) -> None:
@@ -46,12 +46,12 @@ class TensorBoardLogger:
     def _write_event(self, wall: float, **fields: Any) -> None:
         from tensorboard.summary.writer.record_writer import RecordWriter
 
-        with self.file.open("ab") as opened:  # each time, so that a training that fails leaves nothing open
+        with self.file.open("ab") as opened:  # each time, so that a failed training leaves nothing open
             RecordWriter(opened).write(self.event_pb2.Event(wall_time=wall, **fields).SerializeToString())
 
 
 def _import_proto(name: str) -> Any:
-    """A module of protobuf messages, which come to be when it is imported: no type checker sees them."""
+    """A module of protobuf messages, which are generated at import: no type checker sees them."""
     return import_module(f"tensorboard.compat.proto.{name}")
 
 
@@ -61,7 +61,7 @@ def _scalar_summary(values: Mapping[str, float]) -> Any:
 
 
 def _hparams_summary(hyperparameters: dict[str, Any]) -> Any:
-    """What the page HPARAMS reads; it takes its metrics from the scalars."""
+    """For TensorBoard's HParams tab, which takes its metrics from the scalars."""
     hparams = import_module("tensorboard.plugins.hparams.plugin_data_pb2").HParamsPluginData(version=0)
     for name, value in hyperparameters.items():
         kind = "bool_value" if isinstance(value, bool) else "string_value" if isinstance(value, str) else "number_value"
@@ -73,11 +73,11 @@ def _hparams_summary(hyperparameters: dict[str, Any]) -> Any:
 
 
 def _to_graph_def(model: Path) -> Any:
-    """The exported network as the page GRAPHS shows it: operations under the names of their modules, no weights."""
+    """The exported network for TensorBoard's Graphs tab: operations under the names of their modules, no weights."""
     import onnx
 
     graph, graph_def = onnx.load(str(model)).graph, _import_proto("graph_pb2").GraphDef()
-    producers = {photos.name: photos.name for photos in graph.input}  # tensor -> the node that makes it
+    producers = {value.name: value.name for value in graph.input}  # tensor -> the node that makes it
     for name in producers:
         graph_def.node.add(name=name, op="Placeholder")
     for node in graph.node:

@@ -13,17 +13,18 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fieldmark.recipes.recipe import Recipe
+from fieldmark.training.history import EpochRecord
 from fieldmark.training.loggers import LoggerGroup, services
 
 
 @pytest.fixture(scope="session")
-def row() -> Callable[[int], dict[str, Any]]:
+def row() -> Callable[[int], EpochRecord]:
     """Number of an epoch -> how it ends; the later ones without figures on validation photos."""
 
-    def made(epoch: int) -> dict[str, Any]:
+    def made(epoch: int) -> EpochRecord:
         val = math.nan if epoch > 7 else 1.1 / epoch
-        known = {"epoch": epoch, "phase": 1 + (epoch > 2), "lr": 0.1 / epoch, "train_loss": 1 / epoch, "val_loss": val}
-        return known | {"train_accuracy": 1 - 1 / epoch, "val_accuracy": val / 2, "seconds": 1.5}
+        phase = 1 + (epoch > 2)
+        return EpochRecord(epoch, phase, 0.1 / epoch, 1 / epoch, 1 - 1 / epoch, val, val / 2, seconds=1.5)
 
     return made
 

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import loggers
-from fieldmark.training.loggers import HISTORY_COLUMNS, SCALAR_TAGS, parse_loggers
+from fieldmark.training.history import HISTORY_COLUMNS
+from fieldmark.training.loggers import SCALAR_TAGS, parse_loggers
 
 BOTH = Recipe(logger="wandb,mlflow")
 FIGURES = {"test": {"accuracy": 0.9}, "validation": {}}
@@ -53,13 +54,13 @@ def test_a_run_killed_anywhere_has_every_epoch_once(remote, begin, row, shown, t
             assert [line["epoch"] for line in table(out)] == [str(k) for k in range(1, epoch + 1)]
         assert len(warnings) <= len(lost)
     plain = {
-        k: {SCALAR_TAGS[n]: value for n, value in row(k).items() if n in SCALAR_TAGS and math.isfinite(value)}
+        k: {SCALAR_TAGS[n]: value for n, value in row(k).to_dict().items() if n in SCALAR_TAGS and math.isfinite(value)}
         for k in EPOCHS
     }
     (wandb,), (mlflow,) = remote.wandb.values(), remote.mlflow.values()
     assert wandb["rows"] == list(plain.items())
     assert mlflow["rows"] == [(k, {**values, "epoch": k}) for k, values in plain.items()]
-    assert table(out) == [{name: str(value) for name, value in row(k).items()} for k in EPOCHS]
+    assert table(out) == [{name: str(value) for name, value in row(k).to_dict().items()} for k in EPOCHS]
     seen = shown(out)
     for tag in SCALAR_TAGS.values():
         curve = {event.step: event.value for event in seen.Scalars(tag)}
@@ -71,7 +72,7 @@ def test_a_table_is_there_from_the_start_and_keeps_every_bit(begin, row, tmp_pat
     tracking, _ = begin(tmp_path, 0, Recipe())
     assert (tmp_path / "history.csv").read_text().split() == [",".join(HISTORY_COLUMNS)]
     tracking.log_epoch(row(7))
-    assert [{name: float(value) for name, value in line.items()} for line in table(tmp_path)] == [row(7)]
+    assert [{name: float(value) for name, value in line.items()} for line in table(tmp_path)] == [row(7).to_dict()]
 
 
 @pytest.mark.parametrize("name", ["wandb", "mlflow"])
@@ -85,7 +86,7 @@ def test_a_service_that_is_gone_costs_one_line(remote, begin, row, shown, tmp_pa
     remote.down = {name} if moment == "close" else set()
     tracking.close(FIGURES, BOTH)
     (line,) = warnings
-    assert line.startswith(f"{name} fails, and the run goes on without it") and "\n" not in line
+    assert line.startswith(f"{name} failed; training continues without it") and "\n" not in line
     assert len(table(tmp_path)) == 2 and "test/accuracy" in shown(tmp_path).Tags()["scalars"]
     out, err = capfd.readouterr()
     assert out == "" and "chatters" in err
@@ -95,9 +96,9 @@ def test_the_table_alone_may_stop_a_training(begin, row, tmp_path: Path):
     (tmp_path / "tensorboard").touch()
     tracking, warnings = begin(tmp_path, 0, Recipe())
     tracking.log_epoch(row(1))
-    assert len(warnings) == 1 and warnings[0].startswith("tensorboard fails")
+    assert len(warnings) == 1 and warnings[0].startswith("tensorboard failed")
     assert len(table(tmp_path)) == 1
-    (tmp_path / "history.half").mkdir()
+    (tmp_path / "history.csv.half").mkdir()
     with pytest.raises(OSError, match="history"):
         tracking.log_epoch(row(2))
 

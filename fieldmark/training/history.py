@@ -1,0 +1,51 @@
+"""The history of a training: a record for each epoch, and what listens to it."""
+
+import dataclasses
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+LINEAR_PROBE = 1
+"""Number of the phase that trains the head on the features of frozen layers; later phases are fine-tuning."""
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """Metrics of one epoch; the fields are the columns of history.csv."""
+
+    epoch: int
+    """From 1, over all phases."""
+    phase: int
+    """1 for the linear probe, 2 and perhaps 3 for fine-tuning."""
+    lr: float
+    """Learning rate of the head in the last step."""
+    train_loss: float
+    """Mean loss of an image, in nats."""
+    train_accuracy: float
+    """From 0 to 1, on the images as they were trained on."""
+    val_loss: float
+    """Mean cross-entropy of an image in nats; NaN without validation images."""
+    val_accuracy: float
+    """From 0 to 1; NaN without validation images."""
+    seconds: float
+
+    @property
+    def has_validation(self) -> bool:
+        return not math.isnan(self.val_loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+
+HISTORY_COLUMNS = [field.name for field in dataclasses.fields(EpochRecord)]
+
+
+class EpochListener(Protocol):
+    """Receives the epochs of a training while it runs."""
+
+    def start(self, history: Sequence[EpochRecord]) -> None:
+        """The training starts, or continues after the epochs of `history`."""
+
+    def log_epoch(self, record: EpochRecord) -> None:
+        """An epoch is done."""
