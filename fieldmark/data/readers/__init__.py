@@ -1,4 +1,7 @@
-"""Whatever holds labelled photos -> table of photos: folders, archives, manifests and the formats of published sets."""
+"""Readers of labelled images: folders, archives, manifests and the formats of published datasets.
+
+A new format is a module with `list_images(files)` and a row in `_FORMAT_READERS`.
+"""
 
 import re
 from collections.abc import Callable
@@ -10,9 +13,9 @@ from fieldmark.core.text import pluralize, printable
 from fieldmark.data.catalog import Catalog, Photo, lost_class_warnings, similar_class_warnings, trainable_classes
 from fieldmark.data.readers import arrays, cub, folders, huggingface, tables, webdataset
 from fieldmark.data.readers.archives import open_container
-from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder
-from fieldmark.data.readers.folders import ReaderResult
+from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, ReaderResult
 
+# Each returns None if the files are in another format. Manifests and class folders are tried last.
 _FORMAT_READERS: tuple[Callable[[FileTree], ReaderResult | None], ...] = (
     arrays.list_images,
     cub.list_images,
@@ -22,13 +25,18 @@ _FORMAT_READERS: tuple[Callable[[FileTree], ReaderResult | None], ...] = (
 
 
 def read_catalog(source: str | Path, min_classes: int = 2, group_by: str | None = None) -> Catalog:
-    """The photos of a folder, a zip or a tar, or of a manifest.
+    """The images of a folder, a zip, a tar or a manifest. Decodes no image and changes no file.
 
-    In a folder or an archive may lie class folders; train/, val/ (valid/) and test/ of such; a manifest (tables.py);
-    MNIST's or CIFAR's binary files; CUB-200-2011; a Hugging Face `datasets` folder; WebDataset shards. `group_by` is a
-    column of the manifest, or a regular expression on the path: its first group, or all that it matches, names the
-    photo's group. Decodes nothing and changes nothing. Raises `FieldmarkError` where fewer than `least` classes with
-    photos can be found (two to learn, one to be evaluated), and for what is damaged or could do harm.
+    A folder or an archive holds class folders; train/, val/ (valid/) and test/ with class folders; a manifest
+    (tables.py); MNIST's or CIFAR's binary files; CUB-200-2011; a Hugging Face `datasets` folder; or WebDataset shards.
+
+    Args:
+        min_classes: two to train, one to evaluate.
+        group_by: a column of the manifest, or a regular expression on the path, of which the first group (or else the
+            whole match) names the image's group.
+
+    Raises:
+        FieldmarkError: there are fewer classes with images, or the files are damaged or unsafe.
     """
     path = Path(source)
     if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
@@ -51,7 +59,9 @@ def _build_catalog(result: ReaderResult, min_classes: int, group_by: str | None)
         photos = _group_by_pattern(photos, group_by)
         n_ungrouped = sum(photo.group is None for photo in photos)
         ungrouped_warnings = (
-            [f"{pluralize(n_ungrouped, 'photo')} in which --group-by finds no group"] if n_ungrouped else []
+            [f"{pluralize(n_ungrouped, 'photo')} not matched by --group-by: each is its own group"]
+            if n_ungrouped
+            else []
         )
     kept = sorted((photo for photo in photos if photo.label in trainable), key=lambda photo: photo.path)
     warnings = (
@@ -64,7 +74,7 @@ def _build_catalog(result: ReaderResult, min_classes: int, group_by: str | None)
 
 
 def _group_by_pattern(photos: list[Photo], pattern: str) -> list[Photo]:
-    """Photos with the groups that a regular expression finds in their paths; where it finds nothing is none."""
+    """The images with the groups that a regular expression finds in their paths; None where it does not match."""
     try:
         matches = [re.search(pattern, photo.path) for photo in photos]
     except re.error as error:

@@ -1,4 +1,4 @@
-"""zip or tar -> names and bytes. Nothing is unpacked; an archive that could do harm is refused in one line."""
+"""Zip and tar archives as file trees, read in place; unsafe ones (path traversal, links, bombs) are refused."""
 
 import bz2
 import gzip
@@ -25,19 +25,21 @@ from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, FolderListing, is_ignored, join_path
 
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".tbz2", ".txz", ".7z", ".rar", ".zst"))
-MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO = 2**30, 100
-"""An archive that unpacks to more bytes than the first and to more than so many times its size is a bomb: photos hardly
-shrink."""
+MAX_UNPACKED_BYTES = 2**30
+MAX_COMPRESSION_RATIO = 100
+"""An archive that exceeds both is refused as a bomb: images hardly compress."""
 _DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
 _GB2312 = re.compile(rb"([\x00-\x7f]|[\xa1-\xf7][\xa1-\xfe])*")
 _READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError)
 _READ_ERRORS += (zlib.error, lzma.LZMAError)
-MAX_MEMBERS, MAX_NAME_LENGTH, MAX_DEPTH = 10_000_000, 4096, 64
-"""Files in an archive, characters of a name and folders within one another: more are no photos."""
+MAX_MEMBERS = 10_000_000
+MAX_NAME_LENGTH = 4096
+MAX_DEPTH = 64
+"""Nested folders of a member."""
 
 
 def open_container(path: Path) -> FileTree:
-    """A folder or an archive by what it is, whatever its name. Raises `FieldmarkError`."""
+    """Open a folder, zip or tar, recognised by its content. Raises `FieldmarkError` if it is none or unsafe."""
     name = printable(str(path))
     try:
         if not path.is_file():
@@ -56,13 +58,13 @@ def open_container(path: Path) -> FileTree:
 
 
 class Archive:
-    """What zip and tar have in common; where everything lies in one folder, that is where the paths begin."""
+    """Base of zip and tar. If all files are in one folder, paths are relative to that folder."""
 
     root: Path
-    members: Mapping[str, Any]  # by whole name
+    members: Mapping[str, Any]  # by full name
 
     def build_tree(self) -> None:
-        """Folders and files from the members' names."""
+        """Build the folders from the names of the members."""
         self.base_folder = ""
         self.tree: dict[str, tuple[set[str], set[str]]] = defaultdict(lambda: (set(), set()))
         for name in self.members:
@@ -96,7 +98,7 @@ class Archive:
         return FieldmarkError(f"{printable(str(self.root))} is refused: {why}")
 
     def validate_name(self, name: str, size: int, is_link: bool) -> str:
-        """The name of a file in the archive with "/" alone; raises where the file could do harm."""
+        """The normalised name of a member; raises FieldmarkError if extracting it would be unsafe."""
         name = name.replace("\\", "/")
         short_name = printable(name[:100])
         if len(name) > MAX_NAME_LENGTH or name.count("/") > MAX_DEPTH or len(self.members) >= MAX_MEMBERS:
@@ -143,18 +145,16 @@ class ZipArchive(Archive):
             raise UnreadableImageError("no such file")
         try:
             with self.lock:
-                if self.owner_pid != os.getpid():  # a forked loader would move its parent's place in the file
+                if self.owner_pid != os.getpid():  # a forked process shares its parent's file position
                     self.archive, self.owner_pid = zipfile.ZipFile(self.root), os.getpid()
-            with self.archive.open(
-                info
-            ) as file:  # not `read`, which unpacks whatever there is before it looks at the size
+            with self.archive.open(info) as file:  # `read` would unpack everything before it compares the size
                 return file.read(info.file_size)
         except Exception as error:  # damaged archives make zipfile raise nearly everything there is
             raise UnreadableImageError(f"damaged in the archive: {error}") from error
 
 
 class _BoundedTarInfo(tarfile.TarInfo):
-    """A member whose header is not larger than any name."""
+    """A member; one whose extended header is larger than any name is refused."""
 
     def _proc_member(self, tarfile_: tarfile.TarFile) -> tarfile.TarInfo:
         if self.size < 0 or (self.type in _EXTENDED_HEADER_TYPES and self.size > 16 * MAX_NAME_LENGTH):
@@ -172,16 +172,16 @@ _EXTENDED_HEADER_TYPES = (
 
 
 class TarArchive(Archive):
-    """A tar file, read in place; a compressed one is unpacked into a temporary file without a name, as one tar."""
+    """A tar file, read in place; a compressed one is decompressed into a temporary file."""
 
     def __init__(self, root: Path) -> None:
         self.root, self.lock = root, threading.Lock()
-        self.members: dict[str, tuple[int, int]] = {}  # where it begins, how long it is
+        self.members: dict[str, tuple[int, int]] = {}  # offset, size
         try:
             self.decompressed = self._decompress()
             with self.decompressed or root.open("rb") as file:
                 self._index_members(file)
-                if self.decompressed:  # stays open for `read`
+                if self.decompressed:  # stays open for `read_member`
                     self.decompressed = os.fdopen(os.dup(file.fileno()), "rb")
                     weakref.finalize(self, self.decompressed.close)
         except _READ_ERRORS as error:
@@ -189,7 +189,7 @@ class TarArchive(Archive):
         self.build_tree()
 
     def _decompress(self) -> IO[bytes] | None:
-        """A compressed tar without its compression."""
+        """The decompressed tar as an open temporary file; None if it is not compressed."""
         with self.root.open("rb") as file:
             magic = file.read(2)
         if magic not in _DECOMPRESSORS:
@@ -205,12 +205,12 @@ class TarArchive(Archive):
                     )
                 target.write(part)
             target.seek(0)
-            stack.pop_all()  # whole, it stays open
+            stack.pop_all()  # keep it open
             source.close()
         return target
 
     def _index_members(self, file: IO[bytes]) -> None:
-        """The members, from their headers."""
+        """Read the headers of all members."""
         with tarfile.open(fileobj=file, mode="r:", tarinfo=_BoundedTarInfo) as tar:
             while (member := tar.next()) is not None:
                 tar.members.clear()  # type: ignore[attr-defined]  # typeshed lacks it; else every header is kept
@@ -221,7 +221,7 @@ class TarArchive(Archive):
                     raise self.refusal(f"{printable(member.name)} is no ordinary file")
                 name = self.validate_name(member.name, member.size, link)
                 self.members[name] = (member.offset_data, member.size)
-            file.seek(tar.offset)  # where tarfile took the end to be: a damaged header is one to it
+            file.seek(tar.offset)  # tarfile takes a damaged header for the end: what follows must be zeros
         while part := file.read(1 << 20):
             if part.strip(b"\0"):
                 raise tarfile.ReadError("damaged in the middle, or several archives in one")
@@ -230,18 +230,18 @@ class TarArchive(Archive):
         return self.read_member(join_path(self.base_folder, path))
 
     def read_member(self, name: str) -> bytes:
-        """A file by its whole name in the archive."""
+        """The bytes of a member by its full name."""
         if (location := self.members.get(name)) is None:
             raise UnreadableImageError("no such file")
         offset, size = location
         try:
-            if self.decompressed and hasattr(os, "pread"):  # forked loaders share the place in the file
+            if self.decompressed and hasattr(os, "pread"):  # forked processes share the file position
                 content = os.pread(self.decompressed.fileno(), size, offset)
             elif self.decompressed:
                 with self.lock:
                     self.decompressed.seek(offset)
                     content = self.decompressed.read(size)
-            else:  # opened anew: a thousand shards would be too many open files
+            else:  # opened for each read: a thousand shards would be too many open files
                 with self.root.open("rb") as file:
                     file.seek(offset)
                     content = file.read(size)
@@ -253,7 +253,7 @@ class TarArchive(Archive):
 
 
 def _decode_member_name(info: zipfile.ZipInfo) -> str:
-    """The name of a file in a zip: UTF-8 where it says so or is; of Chinese Windows GBK; else what zip began with."""
+    """The name of a file in a zip: UTF-8, GBK of Chinese Windows, or code page 437, the original default."""
     if info.flag_bits & 0x800:
         return info.orig_filename
     raw = info.orig_filename.encode("cp437", "replace")

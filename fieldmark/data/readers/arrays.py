@@ -1,8 +1,8 @@
-"""MNIST's IDX files and CIFAR's binary files -> table of photos, each handed on as a PGM or PPM file.
+"""Reader of MNIST's IDX files and CIFAR's binary files; each image becomes a PGM or PPM file.
 
 LeCun, Cortes and Burges, "The MNIST database of handwritten digits"; Krizhevsky 2009, "Learning multiple layers of
-features from tiny images", whose site describes the binary version. CIFAR's Python version is pickled and refused: a
-pickle may run any program.
+features from tiny images", whose site describes the binary version. CIFAR's Python version is refused: a pickle may
+run any program.
 """
 
 import re
@@ -18,29 +18,24 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
 from fieldmark.data.catalog import Photo
 from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
-from fieldmark.data.readers.files import FileTree, FolderListing
-from fieldmark.data.readers.folders import ReaderResult
+from fieldmark.data.readers.files import FileTree, ReaderResult, VirtualTree, read_required
 
 _IDX_NAME = re.compile(r"(train|t10k|test|val\w*|emnist-\w+-train|emnist-\w+-test)-images[-.]idx3-ubyte(\.gz)?")
 _CIFAR_NAME = re.compile(r"(data_batch_\d|test_batch|train|test)\.bin")
 _PICKLED_NAME = re.compile(r"data_batch_\d|test_batch|batches\.meta")
-_CIFAR_SIZE, _CIFAR_BYTES = 32, 3072  # of CIFAR's photos
+_CIFAR_SIZE, _CIFAR_BYTES = 32, 3072  # width and height, bytes of an image
 
 
-class ArrayFiles:
-    """Photos in memory: `pixels[name]` is uint8 (n, h, w) or (n, h, w, 3)."""
+class ArrayFiles(VirtualTree):
+    """Images in memory: `pixels[name]` is uint8 (n, h, w) or (n, h, w, 3)."""
 
     def __init__(self, root: Path, pixels: dict[str, np.ndarray]) -> None:
-        self.root, self.pixels = root, pixels
+        super().__init__(root, pixels)
+        self.pixels = pixels
 
-    def list_folder(self, folder: str = "") -> FolderListing:
-        inside = [path.rpartition("/")[2] for path in self.walk(folder)] if folder else []
-        return ([] if folder else sorted(self.pixels)), inside
-
-    def walk(self, folder: str = "") -> Iterator[str]:
-        for name, photos in self.pixels.items():
-            if folder in ("", name):
-                yield from (_image_path(name, k, photos) for k in range(len(photos)))
+    def file_names(self, folder: str) -> Iterator[str]:
+        images = self.pixels[folder]
+        return (_image_name(k, images) for k in range(len(images)))
 
     def read_bytes(self, path: str) -> bytes:
         name, _, file = path.partition("/")
@@ -48,12 +43,12 @@ class ArrayFiles:
             photo = self.pixels[name][int(file.partition(".")[0])]
         except (KeyError, ValueError, IndexError):
             raise UnreadableImageError("no such photo") from None
-        kind = b"P6" if photo.ndim == 3 else b"P5"
+        kind = b"P6" if photo.ndim == 3 else b"P5"  # PPM, PGM
         return b"%s %d %d 255\n" % (kind, photo.shape[1], photo.shape[0]) + photo.tobytes()
 
 
 def list_images(files: FileTree) -> ReaderResult | None:
-    """The photos of such files at the top of `files`; None where there are none. Raises `FieldmarkError`."""
+    """The images of such files at the top of `files`; None if there are none. Raises `FieldmarkError` if damaged."""
     _, names = files.list_folder()
     parts = [*_read_idx_parts(files, names), *_read_cifar_parts(files, names)]
     if not parts:
@@ -64,7 +59,7 @@ def list_images(files: FileTree) -> ReaderResult | None:
             )
         return None
     photos = [
-        Photo(_image_path(part.name, k, part.pixels), label, part.split)
+        Photo(f"{part.name}/{_image_name(k, part.pixels)}", label, part.split)
         for part in parts
         for k, label in enumerate(part.labels)
     ]
@@ -78,8 +73,8 @@ class _Part(NamedTuple):
     labels: list[str]
 
 
-def _image_path(name: str, k: int, photos: np.ndarray) -> str:
-    return f"{name}/{k:06}.{'ppm' if photos.ndim == 4 else 'pgm'}"
+def _image_name(k: int, images: np.ndarray) -> str:
+    return f"{k:06}.{'ppm' if images.ndim == 4 else 'pgm'}"
 
 
 def _read_idx_parts(files: FileTree, names: list[str]) -> Iterator[_Part]:
@@ -97,7 +92,7 @@ def _read_idx_parts(files: FileTree, names: list[str]) -> Iterator[_Part]:
 
 
 def _parse_idx_array(files: FileTree, name: str) -> np.ndarray:
-    """The array of an IDX file: two zeros, 8 for bytes, the number of dimensions, each as big-endian int32, data."""
+    """The array of an IDX file: two zeros, 8 for uint8, number of dimensions, each as big-endian uint32, data."""
     content = _read_whole(files, name)
     try:
         zeros, kind, dimensions = struct.unpack_from(">HBB", content)
@@ -131,13 +126,13 @@ def _read_cifar_parts(files: FileTree, names: list[str]) -> Iterator[_Part]:
 
 
 def _read_whole(files: FileTree, name: str) -> bytes:
+    content = read_required(files, name)
+    if not name.endswith(".gz"):
+        return content
+    unpacker = zlib.decompressobj(wbits=31)
     try:
-        content = files.read_bytes(name)
-        if not name.endswith(".gz"):
-            return content
-        unpacker = zlib.decompressobj(wbits=31)
         plain = unpacker.decompress(content, MAX_FILE_BYTES)
-    except (UnreadableImageError, zlib.error) as error:
+    except zlib.error as error:
         raise FieldmarkError(f"{name} in {printable(str(files.root))} cannot be read ({error})") from None
     if not unpacker.eof:
         raise FieldmarkError(f"{name} is truncated, or unpacks to more than {MAX_FILE_BYTES >> 20} MiB")

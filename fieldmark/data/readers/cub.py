@@ -1,22 +1,20 @@
-"""CUB-200-2011 as it is shipped -> table of photos, with its split and its boxes.
+"""Reader of CUB-200-2011 as it is published, with its split and boxes.
 
 Wah et al. 2011, "The Caltech-UCSD Birds-200-2011 dataset": images.txt, image_class_labels.txt, classes.txt,
-train_test_split.txt and bounding_boxes.txt, each line a number and what belongs to it; the photos lie in images/.
+train_test_split.txt and bounding_boxes.txt, each line a number and its value; the images are in images/.
 """
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
 from fieldmark.data.catalog import Photo
-from fieldmark.data.image import UnreadableImageError
-from fieldmark.data.readers.files import FileTree
-from fieldmark.data.readers.folders import ReaderResult
+from fieldmark.data.readers.files import FileTree, ReaderResult, read_required
 
 _REQUIRED_FILES = ("images.txt", "image_class_labels.txt", "classes.txt")
 _SPLIT_FILE, _BOXES_FILE = "train_test_split.txt", "bounding_boxes.txt"
 
 
 def list_images(files: FileTree) -> ReaderResult | None:
-    """The photos that images.txt names; None where this is another set. Raises `FieldmarkError` for a damaged one."""
+    """The images listed in images.txt; None if this is another dataset. Raises `FieldmarkError` if it is damaged."""
     folders, names = files.list_folder()
     if "images" not in folders or not set(_REQUIRED_FILES) <= set(names):
         return None
@@ -39,9 +37,6 @@ def list_images(files: FileTree) -> ReaderResult | None:
 
 
 def _read_numbered_lines(files: FileTree, name: str) -> dict[str, str]:
-    """Number -> the rest of its line."""
-    try:
-        lines = files.read_bytes(name).decode("utf-8", "surrogateescape").splitlines()
-    except UnreadableImageError as error:
-        raise FieldmarkError(f"{name} in {printable(str(files.root))} cannot be read ({error})") from None
+    """The rest of each line by the number that it begins with."""
+    lines = read_required(files, name).decode("utf-8", "surrogateescape").splitlines()
     return {number: rest.strip() for number, _, rest in (line.strip().partition(" ") for line in lines) if rest}

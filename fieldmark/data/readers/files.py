@@ -1,40 +1,76 @@
-"""where photos lie -> their names and bytes; here a folder of the disk, in archives.py zip and tar."""
+"""File trees: names and bytes of the files in a folder, an archive or a table; and what a reader returns."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
 from fieldmark.data import image
+from fieldmark.data.catalog import Photo
+from fieldmark.data.image import UnreadableImageError
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 FolderListing = tuple[list[str], list[str]]
-"""The names of a folder's subfolders and of its files, sorted, without hidden ones and litter."""
+"""The names of a folder's subfolders and of its files, sorted, without those that `is_ignored`."""
 
 
 class FileTree(Protocol):
-    """Where photos lie; paths are below `root`, with "/"."""
+    """Files below `root`; paths are written with "/"."""
 
     root: Path
 
     def list_folder(self, folder: str = "") -> FolderListing:
-        """What is in a folder."""
+        """The content of a folder."""
         ...
 
     def walk(self, folder: str = "") -> Iterator[str]:
-        """The paths of all files in a folder, however deep."""
+        """The paths of all files in a folder and in its subfolders."""
         ...
 
     def read_bytes(self, path: str) -> bytes:
-        """A file's bytes; raises `Unreadable`. Safe in threads."""
+        """A file's bytes; raises `UnreadableImageError`. Safe in threads."""
         ...
 
 
+class ReaderResult(NamedTuple):
+    """What a reader returns.
+
+    Attributes:
+        files: gives the bytes of the images.
+        warnings: one line for each kind of file that was left out.
+    """
+
+    files: FileTree
+    photos: list[Photo]
+    warnings: list[str]
+
+
+class VirtualTree:
+    """A file tree of one level of folders, which are shards or tables; a subclass says what is in each."""
+
+    def __init__(self, root: Path, folders: Iterable[str]) -> None:
+        self.root, self.folders = root, list(folders)
+
+    def file_names(self, folder: str) -> Iterable[str]:
+        """The names of the files in a folder."""
+        raise NotImplementedError
+
+    def list_folder(self, folder: str = "") -> FolderListing:
+        if not folder:
+            return sorted(self.folders), []
+        return [], sorted(self.file_names(folder)) if folder in self.folders else []
+
+    def walk(self, folder: str = "") -> Iterator[str]:
+        for name in self.folders:
+            if folder in ("", name):
+                yield from (f"{name}/{file}" for file in self.file_names(name))
+
+
 class Folder:
-    """A folder of the disk; links are followed, except in circles."""
+    """A folder on the disk; links are followed, except in circles."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -74,10 +110,22 @@ def _is_folder(entry: os.DirEntry[str]) -> bool:
         return False
 
 
+def read_required(files: FileTree, name: str) -> bytes:
+    """The bytes of a file that a dataset cannot be read without.
+
+    Raises:
+        FieldmarkError: the file cannot be read.
+    """
+    try:
+        return files.read_bytes(name)
+    except UnreadableImageError as error:
+        raise FieldmarkError(f"{name} in {printable(str(files.root))} cannot be read ({error})") from None
+
+
 def join_path(folder: str, name: str) -> str:
     return f"{folder}/{name}" if folder and name else folder or name
 
 
 def is_ignored(name: str) -> bool:
-    """Hidden files and what operating systems leave behind."""
+    """Whether it is a hidden file, or one that operating systems leave behind."""
     return name.startswith(".") or name.lower() in _IGNORED_NAMES

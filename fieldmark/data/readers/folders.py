@@ -1,30 +1,24 @@
-"""class folders, or train/, val/ and test/ of them -> table of photos."""
+"""Reader of class folders, and of train/, val/ and test/ with class folders in them."""
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable, summarize_names
 from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension, trainable_classes
-from fieldmark.data.readers.files import FileTree, join_path
+from fieldmark.data.readers.files import FileTree, ReaderResult, join_path
 
 _LAYOUT_HINT = (
     "put the photos of each class into a folder named after it, as in {folder}/cat/1.jpg and {folder}/dog/2.jpg"
 )
 
 
-class ReaderResult(NamedTuple):
-    """What a reader found: the photos, where their bytes are, and what somebody should know."""
-
-    files: FileTree
-    photos: list[Photo]
-    warnings: list[str]
-
-
 def list_images(files: FileTree) -> ReaderResult:
-    """The photos of class folders; a class is a folder with photos in it, however deep they lie.
+    """The images of class folders: a class is a folder with images in it or in its subfolders.
 
-    Hidden files and the litter of operating systems are passed over in silence; all else that is left out is said.
+    Whatever else is left out is named in the warnings, except hidden files and those of operating systems.
+
+    Raises:
+        FieldmarkError: there are no class folders.
     """
     folders, top = files.list_folder()
     if not folders:
@@ -47,7 +41,7 @@ def list_images(files: FileTree) -> ReaderResult:
 
 
 def too_few_classes_error(files: FileTree, photos: list[Photo]) -> FieldmarkError:
-    """Why these are not enough classes, and what to do about it."""
+    """The error for a dataset with fewer classes than needed: the reason, and what to do."""
     name, trainable = printable(str(files.root)), trainable_classes(photos)
     if not trainable:
         return FieldmarkError(f"{name} holds folders without photos: " + _LAYOUT_HINT.format(folder=name))
@@ -75,7 +69,7 @@ def _skipped_warnings(loose: list[str], other_folders: list[str], empty: list[st
 
 
 def _split_folders(files: FileTree, folders: list[str]) -> dict[str, str]:
-    """Folder name -> split; empty where the folders are classes (one of vehicles may well be called "train")."""
+    """The split of each folder; empty if the folders are classes (a class of vehicles may be called "train")."""
     named = {name: SPLIT_ALIASES[name.lower()] for name in folders if name.lower() in SPLIT_ALIASES}
     is_split_layout = len(set(named.values())) > 1 or len(named) == len(folders)
     return named if is_split_layout and any(files.list_folder(name)[0] for name in named) else {}

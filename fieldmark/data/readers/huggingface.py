@@ -1,7 +1,7 @@
-"""A Hugging Face `datasets` folder -> table of photos, whose bytes lie in its Parquet or Arrow files.
+"""Reader of Hugging Face `datasets` folders, whose images are in Parquet or Arrow files.
 
-Both layouts are known: what a hub shows (data/train-00000-of-00001.parquet) and what `save_to_disk` writes
-(train/data-00000-of-00001.arrow); one with photos as files and metadata.csv is a manifest (tables.py).
+Reads the layout of a hub (data/train-00000-of-00001.parquet) and that of `save_to_disk`
+(train/data-00000-of-00001.arrow). A folder of image files with metadata.csv is read as a manifest (tables.py).
 """
 
 import json
@@ -9,6 +9,7 @@ import re
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,54 +17,50 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
 from fieldmark.data.catalog import SPLIT_ALIASES, Photo
 from fieldmark.data.image import UnreadableImageError
-from fieldmark.data.readers.files import FileTree, Folder, FolderListing
-from fieldmark.data.readers.folders import ReaderResult
+from fieldmark.data.readers.files import FileTree, Folder, ReaderResult, VirtualTree
 from fieldmark.data.readers.tables import import_pyarrow
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 _IMAGE_COLUMNS = ("image", "img", "photo")
-MAX_CACHED_ROW_GROUPS = 4  # that are held in memory
+MAX_CACHED_ROW_GROUPS = 4
+"""Row groups that are kept in memory."""
 
 
 class DataFile(NamedTuple):
-    """One file: a Parquet row group or an Arrow batch is what is read at once."""
+    """One file of a dataset, of which a Parquet row group or an Arrow batch is read at a time.
+
+    Attributes:
+        column: name of the column that holds the images.
+        row_starts: the first row of each row group, and the number of all rows.
+    """
 
     file: Path
-    column: str  # of the photos
-    row_starts: list[int]  # the first row of each group, and the number of rows
+    column: str
+    row_starts: list[int]
 
     def read_row_group(self, number: int) -> Any:
-        """A group's photos, as an Arrow array."""
-        arrow = import_pyarrow()
-        if self.file.suffix == ".parquet":
-            return arrow.parquet.ParquetFile(self.file).read_row_group(number, [self.column])[0].combine_chunks()
-        return _batches(self.file)[number].column(self.column)
+        """The images of a row group, as an Arrow array."""
+        return _open_table(self.file).read_row_group(number, self.column)
 
 
-class DatasetFiles:
-    """Photos by FILE/ROW."""
+class DatasetFiles(VirtualTree):
+    """The images of several data files, as FILE/ROW."""
 
-    def __init__(self, root: Path, parts: dict[str, DataFile]) -> None:
-        self.root, self.data_files, self.lock = root, parts, threading.Lock()
+    def __init__(self, root: Path, data_files: dict[str, DataFile]) -> None:
+        super().__init__(root, data_files)
+        self.data_files, self.lock = data_files, threading.Lock()
         self.cached_row_group = lru_cache(MAX_CACHED_ROW_GROUPS)(
-            lambda name, number: parts[name].read_row_group(number)
-        )  # photos are read in order
+            lambda name, number: data_files[name].read_row_group(number)
+        )
 
     @property
     def is_sequential(self) -> bool:
-        """Whether photos have to be read in order, since for one of them a whole row group of Parquet is read."""
-        return (
-            sum(len(part.row_starts) - 1 for part in self.data_files.values() if part.file.suffix == ".parquet")
-            > MAX_CACHED_ROW_GROUPS
-        )
+        """Whether images have to be read in order, as each one of Parquet costs reading its whole row group."""
+        parquet = [part for part in self.data_files.values() if part.file.suffix == ".parquet"]
+        return sum(len(part.row_starts) - 1 for part in parquet) > MAX_CACHED_ROW_GROUPS
 
-    def list_folder(self, folder: str = "") -> FolderListing:
-        return (sorted(self.data_files), []) if not folder else ([], [])
-
-    def walk(self, folder: str = "") -> Iterator[str]:
-        for name, part in self.data_files.items():
-            if folder in ("", name):
-                yield from (_row_path(name, row) for row in range(part.row_starts[-1]))
+    def file_names(self, folder: str) -> Iterator[str]:
+        return (f"{row:06}" for row in range(self.data_files[folder].row_starts[-1]))
 
     def read_bytes(self, path: str) -> bytes:
         name, _, row_name = path.rpartition("/")
@@ -84,7 +81,7 @@ class DatasetFiles:
 
 
 def list_images(files: FileTree) -> ReaderResult | None:
-    """The photos of such a folder; None where this is another thing. Raises `FieldmarkError` for a damaged one."""
+    """The images of such a folder; None if this is another dataset. Raises `FieldmarkError` if it is damaged."""
     if not isinstance(files, Folder):
         return None
     data_folders = [name for name in files.list_folder()[0] if name == "data" or name.lower() in SPLIT_ALIASES]
@@ -101,18 +98,15 @@ def list_images(files: FileTree) -> ReaderResult | None:
         if part is None:
             return None
         parts[path] = part
-        photos += [
-            Photo(_row_path(path, row), label, _split_of_path(path))
-            for row, label in enumerate(labels)
-            if label is not None
-        ]
+        split, rows = _split_of_path(path), enumerate(labels)
+        photos += [Photo(f"{path}/{row:06}", label, split) for row, label in rows if label is not None]
     return ReaderResult(DatasetFiles(files.root, parts), photos, [])
 
 
 def open_parquet(file: Path) -> DatasetFiles:
-    """The photos of one Parquet file, whatever else is in it. Raises `FieldmarkError`."""
+    """The images of one Parquet file, with or without labels. Raises `FieldmarkError` if there are none."""
     try:
-        part = _open_data_file(file)[0]
+        part = _find_images(file, _open_table(file))
     except (OSError, ValueError, IndexError, import_pyarrow().ArrowException) as error:
         raise FieldmarkError(f"{printable(str(file))} cannot be read ({str(error).splitlines()[0]})") from None
     if part is None:
@@ -121,66 +115,82 @@ def open_parquet(file: Path) -> DatasetFiles:
 
 
 def _data_file_names(files: FileTree, folder: str) -> list[str]:
-    """Parquet at the top, in data/ or in a folder per split; Arrow beside its dataset_info.json."""
+    """Parquet files, and Arrow files if dataset_info.json is beside them."""
     _, names = files.list_folder(folder)
     suffixes = (".parquet", ".arrow") if "dataset_info.json" in names else (".parquet",)
     return [f"{folder}/{name}" if folder else name for name in names if name.endswith(suffixes)]
 
 
-def _open_data_file(file: Path) -> tuple[DataFile | None, Any]:
-    """A file's part, where it holds photos, and its schema."""
-    arrow = import_pyarrow()
-    if file.suffix == ".parquet":
-        parquet_file = arrow.parquet.ParquetFile(file)
-        schema, sizes = (
-            parquet_file.schema_arrow,
-            [parquet_file.metadata.row_group(k).num_rows for k in range(parquet_file.num_row_groups)],
-        )
-    else:
-        batches = _batches(file)
-        schema, sizes = batches[0].schema, [batch.num_rows for batch in batches]
-    column = next((name for name in _IMAGE_COLUMNS if name in schema.names), None)
-    starts = [sum(sizes[:k]) for k in range(len(sizes) + 1)]
-    return DataFile(file, column, starts) if column else None, schema
+class _ParquetTable:
+    """A Parquet file."""
+
+    def __init__(self, file: Path) -> None:
+        self.reader = import_pyarrow().parquet.ParquetFile(file)
+        self.schema = self.reader.schema_arrow
+
+    def row_counts(self) -> list[int]:
+        return [self.reader.metadata.row_group(k).num_rows for k in range(self.reader.num_row_groups)]
+
+    def read_column(self, name: str) -> list[Any]:
+        return self.reader.read([name])[0].to_pylist()
+
+    def read_row_group(self, number: int, column: str) -> Any:
+        return self.reader.read_row_group(number, [column])[0].combine_chunks()
+
+
+class _ArrowTable:
+    """An Arrow stream, in a memory map; its record batches are the row groups."""
+
+    def __init__(self, file: Path) -> None:
+        arrow = import_pyarrow()
+        with arrow.memory_map(str(file)) as source:
+            self.batches = list(arrow.ipc.open_stream(source))
+        self.schema = self.batches[0].schema
+
+    def row_counts(self) -> list[int]:
+        return [batch.num_rows for batch in self.batches]
+
+    def read_column(self, name: str) -> list[Any]:
+        return [value for batch in self.batches for value in batch.column(name).to_pylist()]
+
+    def read_row_group(self, number: int, column: str) -> Any:
+        return self.batches[number].column(column)
+
+
+def _open_table(file: Path) -> _ParquetTable | _ArrowTable:
+    return _ParquetTable(file) if file.suffix == ".parquet" else _ArrowTable(file)
+
+
+def _find_images(file: Path, table: _ParquetTable | _ArrowTable) -> DataFile | None:
+    """The images of a file; None if it has no column of images."""
+    column = next((name for name in _IMAGE_COLUMNS if name in table.schema.names), None)
+    row_starts = [0, *accumulate(table.row_counts())]
+    return DataFile(file, column, row_starts) if column else None
 
 
 def _read_labels(file: Path) -> tuple[DataFile | None, list[str | None]]:
-    """A file's part and its labels; no part where it holds no photos with labels."""
-    part, schema = _open_data_file(file)
-    label = next((name for name in _LABEL_COLUMNS if name in schema.names), None)
-    if part is None or label is None:
+    """The images of a file and their labels; no images if it has no column of images or none of labels."""
+    table = _open_table(file)
+    images = _find_images(file, table)
+    column = next((name for name in _LABEL_COLUMNS if name in table.schema.names), None)
+    if images is None or column is None:
         return None, []
-    if file.suffix == ".parquet":
-        numbers = import_pyarrow().parquet.ParquetFile(file).read([label])[0].to_pylist()
-    else:
-        numbers = [number for batch in _batches(file) for number in batch.column(label).to_pylist()]
-    names = _class_names(schema, label)
-    if names and any(isinstance(k, int) and not -1 <= k < len(names) for k in numbers):
+    values, names = table.read_column(column), _class_names(table.schema, column)
+    if names and any(isinstance(k, int) and not -1 <= k < len(names) for k in values):
         raise ValueError(f"a class number is not among its {len(names)} classes")
-    labels = [None if k in (None, -1) else names[k] if names and isinstance(k, int) else str(k) for k in numbers]
-    return part, labels
-
-
-def _batches(file: Path) -> list[Any]:
-    """The record batches of an Arrow stream, in a memory map."""
-    arrow = import_pyarrow()
-    with arrow.memory_map(str(file)) as source:
-        return list(arrow.ipc.open_stream(source))
+    labels = [None if k in (None, -1) else names[k] if names and isinstance(k, int) else str(k) for k in values]
+    return images, labels
 
 
 def _class_names(schema: Any, label: str) -> list[str]:
-    """Of a ClassLabel, as `datasets` writes it into the schema."""
+    """The names of a ClassLabel feature, as `datasets` writes them into the schema."""
     try:
         return json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         return []
 
 
-def _row_path(table: str, row: int) -> str:
-    return f"{table}/{row:06}"
-
-
 def _split_of_path(path: str) -> str | None:
-    """By the file's name (train-00000-of-00001.parquet), else by its folder's."""
+    """The split named by the file (train-00000-of-00001.parquet), or else by its folder."""
     folder, _, name = path.rpartition("/")
     return SPLIT_ALIASES.get(re.split(r"[-_.]", name)[0].lower()) or SPLIT_ALIASES.get(folder.lower())

@@ -1,6 +1,6 @@
-"""A manifest (CSV, JSONL or Parquet: path,label[,split][,group][,box]) -> table of photos.
+"""Reader of manifests: CSV, JSON lines or Parquet with the columns path, label and optionally split, group and box.
 
-It may also be one that a run has left (split.csv), or Hugging Face's metadata.csv, whose path is called file_name.
+The split.csv of a run is one, and Hugging Face's metadata.csv, whose path is called file_name.
 """
 
 import csv
@@ -15,19 +15,18 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
 from fieldmark.data.catalog import SPLIT_ALIASES, Photo
 from fieldmark.data.image import Box, UnreadableImageError
-from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, join_path
-from fieldmark.data.readers.folders import ReaderResult
+from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, ReaderResult, join_path
 
 MANIFEST_NAMES = ("manifest", "metadata", "labels", "split")
-"""What a manifest is called that is found in a folder or an archive by its name."""
+"""Names, without extension, by which a manifest is found in a folder or an archive."""
 _PATH_COLUMNS = ("path", "file_name", "filename", "file")
 Row = dict[str, Any]
 
 
 def find_manifests(files: FileTree, group_by: str | None = None) -> ReaderResult | None:
-    """The photos of the manifests that lie at the top of `files`, or in its folders train/, val/ and test/.
+    """The images of the manifest at the top of `files`, or of those in its folders train/, val/ and test/.
 
-    None where there is none: beside class folders a table of another kind is passed over.
+    None if there is none; a table beside class folders is no manifest unless it has the columns of one.
     """
     folders, _ = files.list_folder()
     splits = {name: SPLIT_ALIASES[name.lower()] for name in folders if name.lower() in SPLIT_ALIASES}
@@ -51,9 +50,12 @@ def _manifest_name(files: FileTree, folder: str) -> str | None:
 
 
 def read_manifest(files: FileTree, name: str, group_by: str | None = None) -> ReaderResult:
-    """The photos that the manifest `name` in `files` lists, by paths beside it. Raises `FieldmarkError`.
+    """The images that a manifest lists, with paths relative to `files`.
 
-    The column of their groups is `group`, or `group_by` where there is such a column.
+    Groups are read from the column `group_by` if there is such a column, and from `group` if it is not given.
+
+    Raises:
+        FieldmarkError: the manifest is damaged, lacks a column, or has an invalid row.
     """
     photos: dict[str, Photo] = {}
     table_rows = [
@@ -67,7 +69,7 @@ def read_manifest(files: FileTree, name: str, group_by: str | None = None) -> Re
                 f"{printable(name)} has the columns {column_list}; "
                 "it needs path and label, and may have split, group and box"
             )
-        if group_by:  # no column: a regular expression on the path
+        if group_by:  # without such a column it is a regular expression
             group = group_by.lower() if group_by.lower() in table_rows[0] else ""
     for number, row in enumerate(table_rows, 1):
         try:
@@ -81,13 +83,13 @@ def read_manifest(files: FileTree, name: str, group_by: str | None = None) -> Re
 
 
 def column_names(table_rows: Iterable[Row]) -> set[str]:
-    """Of a table, by its first row; whatever the path is called, it is `path`."""
+    """The columns in the first row, in lower case, with `path` if there is one of its other names."""
     first = {str(column).strip().lower() for column in next(iter(table_rows), {})}
     return first | {"path"} if first & set(_PATH_COLUMNS) else first
 
 
 def read_rows(files: FileTree, name: str) -> Iterator[Row]:
-    """The rows of a table as they are written."""
+    """The rows of a CSV, JSON lines or Parquet file. Raises `FieldmarkError` if it cannot be read."""
     try:
         content = files.read_bytes(name)
         match name.rpartition(".")[2].lower():
@@ -107,7 +109,7 @@ def read_rows(files: FileTree, name: str) -> Iterator[Row]:
 
 
 def import_pyarrow() -> Any:
-    """pyarrow, which reads Parquet and Arrow; `ModuleNotFoundError` says what to install."""
+    """The package pyarrow; raises ModuleNotFoundError, which the command line explains, if it is not installed."""
     import pyarrow
     import pyarrow.parquet
 

@@ -1,44 +1,40 @@
-"""WebDataset shards (tar files of KEY.jpg beside KEY.cls or KEY.json) -> table of photos, read in place; and back.
+"""Reader and writer of WebDataset shards: tar files of KEY.jpg beside KEY.cls or KEY.json, read in place.
 
-The layout: https://github.com/webdataset/webdataset. A class is what KEY.cls says, or "label" in KEY.json; a number is
-its own name unless classes.txt beside the shards has a line for it. KEY.json may name a "group" and a "box" too.
+The layout: https://github.com/webdataset/webdataset. The class is in KEY.cls, or in KEY.json as "label". A number is a
+line of classes.txt beside the shards, if there is such a line, and else its own name. KEY.json may have a "group" and a
+"box".
 """
 
 import io
 import json
 import re
 import tarfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from PIL import Image
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable
 from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension
-from fieldmark.data.image import UnreadableImageError, read_file
+from fieldmark.data.image import Box, UnreadableImageError, read_file
 from fieldmark.data.readers.archives import TarArchive
-from fieldmark.data.readers.files import FileTree, Folder, FolderListing
-from fieldmark.data.readers.folders import ReaderResult
+from fieldmark.data.readers.files import FileTree, Folder, ReaderResult, VirtualTree
 
 _LABEL_FIELDS = ("cls", "label", "class", "label_name")
-"""Of KEY.json: the first that is there names the class."""
+"""Fields of KEY.json: the first that is there is the class."""
 
 
-class ShardFiles:
-    """The photos of several tar files: SHARD/KEY.jpg."""
+class ShardFiles(VirtualTree):
+    """The images of several tar files, as SHARD/KEY.jpg."""
 
     def __init__(self, root: Path, tars: dict[str, TarArchive]) -> None:
-        self.root, self.tars = root, tars
+        super().__init__(root, tars)
+        self.tars = tars
 
-    def list_folder(self, folder: str = "") -> FolderListing:
-        return (sorted(self.tars), []) if not folder else ([], sorted(self.walk(folder)))
-
-    def walk(self, folder: str = "") -> Iterator[str]:
-        for name, tar in self.tars.items():
-            if folder in ("", name):
-                yield from (f"{name}/{member}" for member in tar.members)
+    def file_names(self, folder: str) -> Iterable[str]:
+        return self.tars[folder].members
 
     def read_bytes(self, path: str) -> bytes:
         shard, _, member = path.partition("/")
@@ -48,70 +44,88 @@ class ShardFiles:
 
 
 def list_images(files: FileTree) -> ReaderResult | None:
-    """The photos of a folder of shards, or of a tar that is one; None where this is no such thing."""
-    folder = files.root.parent if isinstance(files, TarArchive) else files.root
-    if isinstance(files, TarArchive):
-        tars = {files.root.name: files}
-    elif isinstance(files, Folder):
-        folders, names = files.list_folder()
-        if folders:  # a tar beside class folders is somebody's backup
-            return None
-        tars = {name: TarArchive(files.root / name) for name in names if name.endswith(".tar")}
-    else:
-        return None
+    """The images of a folder of shards, or of a tar that is one; None if this is another dataset."""
+    tars = _open_shards(files)
     if not any(
         has_image_extension(name) and _annotation_names(tar, name) for tar in tars.values() for name in tar.members
     ):
         return None
-    classes_file = folder / "classes.txt"
-    classes = read_file(classes_file).decode("utf-8", "surrogateescape").splitlines() if classes_file.is_file() else []
-    photos, n_unlabelled = [], 0
+    classes, photos, n_unlabelled = _read_class_names(files), list[Photo](), 0
     for shard, tar in tars.items():
         split = SPLIT_ALIASES.get(re.split(r"[-_.\d]", shard)[0].lower())
         for name in filter(has_image_extension, tar.members):
-            annotation = _read_annotation(tar, name)
-            if (label := annotation["label"]) is None:
+            label, group, box = _read_annotation(tar, name)
+            if label is None:
                 n_unlabelled += 1
                 continue
             if label.isdecimal() and len(label) < 10 and int(label) < len(classes):
                 label = classes[int(label)]
-            photos.append(Photo(f"{shard}/{name}", label, split, annotation["group"], annotation["box"]))
+            photos.append(Photo(f"{shard}/{name}", label, split, group, box))
     warnings = [f"{pluralize(n_unlabelled, 'photo')} without a class left out"] if n_unlabelled else []
     return ReaderResult(ShardFiles(files.root, tars), photos, warnings)
 
 
+def _open_shards(files: FileTree) -> dict[str, TarArchive]:
+    """The tar files by name; none if this is no folder of shards."""
+    if isinstance(files, TarArchive):
+        return {files.root.name: files}
+    if not isinstance(files, Folder):
+        return {}
+    folders, names = files.list_folder()
+    if folders:  # a tar beside class folders is a backup
+        return {}
+    return {name: TarArchive(files.root / name) for name in names if name.endswith(".tar")}
+
+
+def _read_class_names(files: FileTree) -> list[str]:
+    """The lines of classes.txt beside the shards."""
+    file = (files.root.parent if isinstance(files, TarArchive) else files.root) / "classes.txt"
+    return read_file(file).decode("utf-8", "surrogateescape").splitlines() if file.is_file() else []
+
+
 def _annotation_names(tar: TarArchive, photo: str) -> list[str]:
-    """The names of the files that say something about the photo."""
+    """The names of the files that annotate an image."""
     key = photo.rpartition(".")[0]
     return [name for name in (f"{key}.cls", f"{key}.json") if name in tar.members]
 
 
-def _read_annotation(tar: TarArchive, photo: str) -> dict[str, Any]:
-    """label, group and box of a photo; each None where nothing says it."""
-    annotation, label = dict[str, Any](), None
+class _Annotation(NamedTuple):
+    label: str | None
+    group: str | None
+    box: Box | None
+
+
+def _read_annotation(tar: TarArchive, photo: str) -> _Annotation:
+    fields, label, box = dict[str, Any](), None, None
     for name in _annotation_names(tar, photo):
         try:
             content = tar.read_member(name)
             if name.endswith(".cls"):
                 label = content.decode("utf-8", "surrogateescape").strip() or None
             elif isinstance(parsed := json.loads(content), dict):
-                annotation = parsed
-            box = tuple(map(float, annotation["box"])) if annotation.get("box") else None
-            if box and len(box) != 4:
-                raise ValueError(f"a box of {len(box)} numbers")
+                fields, box = parsed, _parse_box(parsed.get("box"))
         except (UnreadableImageError, ValueError, TypeError) as error:
             raise FieldmarkError(f"{printable(f'{tar.root}: {name}')} cannot be read ({error}): pack it anew") from None
     if label is None:
-        label = next((str(annotation[field]) for field in _LABEL_FIELDS if annotation.get(field) is not None), None)
-    group = annotation.get("group")
-    return {"label": label, "group": None if group is None else str(group), "box": box}
+        label = next((str(fields[field]) for field in _LABEL_FIELDS if fields.get(field) is not None), None)
+    group = fields.get("group")
+    return _Annotation(label, None if group is None else str(group), box)
+
+
+def _parse_box(value: Any) -> Box | None:
+    if not value:
+        return None
+    numbers = tuple(map(float, value))
+    if len(numbers) != 4:
+        raise ValueError(f"a box of {len(numbers)} numbers")
+    return numbers
 
 
 class ShardWriter:
-    """Shards of about `size` bytes in a folder: PREFIX-000000.tar and so on.
+    """Writes shards of about `size` bytes into a folder: PREFIX-000000.tar, PREFIX-000001.tar, ...
 
-    Names are those of the photos, so that each can be found again; two of one name but for its ending, which would be
-    one to WebDataset, get a number.
+    A key is the path of the image. Paths that differ only in the extension would be one sample to WebDataset: the
+    second gets a number.
     """
 
     def __init__(self, folder: Path, prefix: str, size: int) -> None:
@@ -120,7 +134,7 @@ class ShardWriter:
         self.tar: tarfile.TarFile | None = None
 
     def add(self, photo: Photo, class_index: int, content: bytes) -> None:
-        """A photo with the number of its class."""
+        """An image, the number of its class, and the bytes of its file."""
         if self.tar is None:
             self.files.append(self.folder / f"{self.prefix}-{len(self.files):06}.tar")
             self.tar = tarfile.open(self.files[-1], "w", format=tarfile.GNU_FORMAT)  # noqa: SIM115  # `close` does
@@ -140,7 +154,7 @@ class ShardWriter:
             self.close()
 
     def close(self) -> None:
-        """The last shard is whole."""
+        """Complete the last shard."""
         if self.tar is not None:
             self.tar.close()
             self.tar = None
@@ -152,7 +166,7 @@ class ShardWriter:
         self.tar.addfile(member, io.BytesIO(content))
 
     def _unique_key(self, path: str) -> str:
-        """The photo's path without what ends or splits a key: WebDataset's end at the first dot of the last name."""
+        """The path without extension and other dots in the name, since a key of WebDataset ends at the first dot."""
         *folders, name = (part for part in path.split("/") if part not in ("", ".", ".."))
         stem = name.rpartition(".")[0] if has_image_extension(name) else name
         base_key = "/".join([*folders, stem.replace(".", "_").lstrip("_") or "photo"])
@@ -170,9 +184,9 @@ def _candidate_names(name: str) -> Iterable[str]:
 
 
 def _guess_extension(content: bytes) -> str:
-    """The extension of a photo that came without one, as from a table."""
+    """The extension for an image without one, as from a table."""
     try:
         with Image.open(io.BytesIO(content)) as image:
             return {"JPEG2000": "jp2"}.get(str(image.format), str(image.format).lower())
-    except Exception:  # a damaged photo, which the audit will name
+    except Exception:  # a damaged image, which the audit reports
         return "jpg"

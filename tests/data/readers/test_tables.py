@@ -68,4 +68,4 @@ def test_an_imagefolder_with_metadata_in_each_split(tmp_path):
 
 def test_photos_without_a_group_are_said(tmp_path):
     (warning,) = read_catalog(folder(tmp_path), group_by="鳥").warnings
-    assert warning == "3 photos in which --group-by finds no group"
+    assert warning == "3 photos not matched by --group-by: each is its own group"
