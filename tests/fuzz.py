@@ -24,7 +24,7 @@ SECONDS, MEMORY = 1.0, 1536 << 20  # of a decode; of the child's address space b
 CHILD = """
 import resource, struct, sys, time
 from pathlib import Path
-from fieldmark.data.image import Unreadable, decode
+from fieldmark.data.image import UnreadableImageError, decode
 start = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (start + %d,) * 2)
 stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
@@ -33,7 +33,7 @@ while head := stdin.read(4):
     began, reason = time.perf_counter(), ""
     try:
         decode(content, 256)
-    except Unreadable as error:
+    except UnreadableImageError as error:
         reason = str(error)
     answer = f"{time.perf_counter() - began} {reason}".encode("utf-8", "replace")
     stdout.write(struct.pack("<I", len(answer)) + answer)
