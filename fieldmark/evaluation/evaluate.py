@@ -152,13 +152,13 @@ def _warnings(selection: Selection, n_trained: int, unreadable: list[str]) -> It
         yield f"{pluralize(len(unreadable), 'image')} could not be read: {summarize_names(unreadable)}"
 
 
-def tta_views(photo: np.ndarray) -> Iterator[np.ndarray]:
+def tta_views(image: np.ndarray) -> Iterator[np.ndarray]:
     """Four views of an image, uint8 (s, s, 3): itself, its central 7/8 resized to (s, s), and both mirrored."""
-    side = photo.shape[0]
+    side = image.shape[0]
     edge = side * (1 - TTA_CROP_FRACTION) / 2
     box = (edge, edge, side - edge, side - edge)
-    zoomed = Image.fromarray(photo).resize((side, side), Image.Resampling.BICUBIC, box)
-    for view in (photo, np.asarray(zoomed)):
+    zoomed = Image.fromarray(image).resize((side, side), Image.Resampling.BICUBIC, box)
+    for view in (image, np.asarray(zoomed)):
         yield view
         yield np.ascontiguousarray(view[:, ::-1])
 

@@ -39,15 +39,13 @@ class PairedDifference:
     """Images, over all seeds, that only the second network predicts correctly."""
     lost: int
     """Images that only the first one does."""
-    p_holm: float
-    """The p-value, adjusted for all comparisons by `adjust_holm`; before, `p`."""
-
-    @property
-    def is_significant(self) -> bool:
-        return self.p_holm < ALPHA
+    p_holm: float | None = None
+    """The p-value, adjusted for several comparisons (`correct_holm`)."""
+    real: bool | None = None
+    """Whether the difference is significant, by `p_holm`."""
 
     def to_dict(self) -> dict[str, Any]:
-        return to_jsonable(self) | {"real": self.is_significant}
+        return to_jsonable(self)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def paired_difference(pairs: Sequence[tuple[Outcomes, Outcomes]]) -> PairedDiffe
     else:
         test, p = "bootstrap over photos and seeds", _two_sided_p(resampled)
     low, high = np.quantile(resampled, CI_QUANTILES).tolist()
-    return PairedDifference(difference, (low, high), p, test, won, lost, p_holm=p)
+    return PairedDifference(difference, (low, high), p, test, won, lost)
 
 
 def mcnemar_exact(won: int, lost: int) -> float:
@@ -100,14 +98,16 @@ def mcnemar_exact(won: int, lost: int) -> float:
     return float(binomtest(won, won + lost).pvalue) if won + lost else 1.0
 
 
-def adjust_holm(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
-    """The differences with `p_holm`, in the same order (Holm 1979, "A simple sequentially rejective multiple test
-    procedure")."""
+def correct_holm(differences: Sequence[PairedDifference]) -> list[PairedDifference]:
+    """The differences with `p_holm` and `real`, in the same order.
+
+    Holm 1979, "A Simple Sequentially Rejective Multiple Test Procedure".
+    """
     adjusted, largest = list(differences), 0.0
     order = sorted(range(len(adjusted)), key=lambda k: adjusted[k].p)
     for rank, k in enumerate(order):
         largest = max(largest, min(1.0, (len(adjusted) - rank) * adjusted[k].p))
-        adjusted[k] = replace(adjusted[k], p_holm=largest)
+        adjusted[k] = replace(adjusted[k], p_holm=largest, real=largest < ALPHA)
     return adjusted
 
 
@@ -116,7 +116,7 @@ def accuracy_change(correct_before: np.ndarray, correct_after: np.ndarray) -> Ac
 
     Agresti & Min 2005, "Simple improved confidence intervals for comparing matched proportions": Wald's interval after
     half an image is added to each of the four cells. So its width is positive even if all images agree; with fewer than
-    96 images its lower end is below -2 points whatever they say.
+    96 images its lower end is below -2 points in any case.
 
     Args:
         correct_before: bool (n,), whether each image is predicted correctly.

@@ -103,7 +103,7 @@ class Explanation:
 
     @property
     def is_target_negligible(self) -> bool:
-        """Whether the requested class is improbable whatever is blurred, so that deletion and insertion say nothing."""
+        """Whether the requested class is improbable whatever is blurred: deletion and insertion are meaningless."""
         return self.label != self.target and self.chance < NEGLIGIBLE_PROBABILITY
 
 

@@ -21,7 +21,7 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.splits import read_split_file
 from fieldmark.evaluation.intervals import GroupBootstrap
-from fieldmark.evaluation.paired import Outcomes, adjust_holm, paired_difference
+from fieldmark.evaluation.paired import Outcomes, correct_holm, paired_difference
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import NetworkSpec, build, profile, rebuild
@@ -129,7 +129,7 @@ def compare_runs(runs: Sequence[ComparedRun]) -> list[ComparisonRow]:
     first, *others = by.values()
     pairs = [_outcome_pairs(first, other) for other in others]
     tested = [(row, paired_difference(pairs_of)) for row, pairs_of in zip(result[1:], pairs, strict=True) if pairs_of]
-    for (row, _), difference in zip(tested, adjust_holm([difference for _, difference in tested]), strict=True):
+    for (row, _), difference in zip(tested, correct_holm([difference for _, difference in tested]), strict=True):
         row["difference"] = difference.to_dict()
     return result
 

@@ -1,4 +1,4 @@
-"""RUN + its photos -> the test photos that tell most, as tiles of a page: mistakes, confusions, an evidence sheet."""
+"""Test images for the report, as tiles of a page: errors, confused pairs, and a class sheet."""
 
 from collections import defaultdict
 from collections.abc import Iterable
@@ -21,7 +21,7 @@ Tile = dict[str, Any]
 """A prediction for a template: the fields of `LabelledPrediction` and its `picture`."""
 
 MAX_CONFUSED_PAIRS, IMAGES_PER_PAIR = 3, 3
-"""Confused pairs whose photos are shown, and so many of each."""
+"""Confused pairs whose images are shown, and images of each."""
 MAX_SHEET_CLASSES = 12
 """Classes on the evidence sheet, the hardest ones where there are more."""
 TILE_PIXELS = 200

@@ -164,17 +164,17 @@ def _page_entry(explained: ExplainedImage, reference_set: ReferenceSet | None, l
     for gate in entry["attention"]:
         values = explained.attention[gate["module"]]
         gate |= _overlay_entry(image, values - values.mean())
-        gate |= {"least": float(values.min()), "most": float(values.max())}
-    entry["rival"] = None
+        gate |= {"minimum": float(values.min()), "maximum": float(values.max())}
+    entry["runner_up"] = None
     if runner_up:
         scale = overlay.robust_maximum(explained.target.values)
-        entry["rival"] = vars(runner_up) | _overlay_entry(image, runner_up.values, scale)
-    entry["alike"] = reference_set and [
+        entry["runner_up"] = vars(runner_up) | _overlay_entry(image, runner_up.values, scale)
+    entry["neighbours"] = reference_set and [
         vars(neighbour) | {"picture": thumbnail_uri(reference_set.files, neighbour.path)}
         for neighbour in explanation.nearest
     ]
     entry["picture"] = _overlay_entry(image, np.zeros((1, 1)))["picture"]
-    return entry | {"believe": describe_faithfulness(explanation, language)}
+    return entry | {"faithfulness": describe_faithfulness(explanation, language)}
 
 
 def _overlay_entry(image: np.ndarray, values: np.ndarray, scale: float | None = None) -> TemplateContext:
