@@ -1,5 +1,7 @@
 """Layers that torch does not have, (n, c, h, w) -> (n, c', h', w'), and those that several families share."""
 
+from collections import OrderedDict
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -15,6 +17,10 @@ ACTIVATIONS: dict[str, type[nn.Module]] = {
 }
 
 
+TF_BATCH_NORM = partial(nn.BatchNorm2d, eps=1e-3, momentum=0.01)
+"""The batch norm of the networks that come from TensorFlow's tpu repository."""
+
+
 def make_activation(name: str, inplace: bool = False) -> nn.Module:
     """The activation with that name; ValueError for an unknown one."""
     if name not in ACTIVATIONS:
@@ -26,6 +32,65 @@ def round_channels(width: float, divisor: int = 8) -> int:
     """Round to the nearest multiple of `divisor` that is at least 90 % of `width`, as the MobileNet papers do."""
     rounded = max(divisor, int(width + divisor / 2) // divisor * divisor)
     return rounded if rounded >= 0.9 * width else rounded + divisor
+
+
+def kaiming_conv2d(
+    inputs: int,
+    outputs: int,
+    kernel: int | tuple[int, int],
+    stride: int = 1,
+    *,
+    padding: int | tuple[int, int] | None = None,
+    groups: int = 1,
+    bias: bool = False,
+    mode: str = "fan_in",
+) -> nn.Conv2d:
+    """A convolution initialized as in He et al. 2015, "Delving Deep into Rectifiers", with a zero bias.
+
+    `mode` is "fan_in" (equation 10, keeps the variance in the forward pass) or "fan_out" (equation 14, in the backward
+    pass). The default padding preserves the size for square kernels.
+    """
+    padding = kernel // 2 if padding is None and isinstance(kernel, int) else padding or 0
+    conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, groups=groups, bias=bias)
+    nn.init.kaiming_normal_(conv.weight, mode=mode, nonlinearity="relu")  # type: ignore[arg-type]
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
+def init_convolutions(layers: nn.Module, init: Callable[[Tensor], object]) -> None:
+    """Initialize the weights of all convolutions but those of attention inside blocks."""
+    for name, module in layers.named_modules():
+        if isinstance(module, nn.Conv2d) and ".attention." not in name:
+            init(module.weight)
+
+
+def conv_norm_relu(
+    inputs: int,
+    outputs: int,
+    kernel: int | tuple[int, int],
+    stride: int = 1,
+    padding: int | tuple[int, int] = 0,
+    *,
+    pool: nn.Module | None = None,
+) -> nn.Sequential:
+    """Convolution without bias, [pooling], batch norm, ReLU: the unit of the Inception networks."""
+    layers: list[tuple[str, nn.Module]] = [
+        ("conv", nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)),
+        *([("pool", pool)] if pool else []),
+        ("bn", nn.BatchNorm2d(outputs, eps=1e-3)),
+        ("relu", nn.ReLU(inplace=True)),
+    ]
+    return nn.Sequential(OrderedDict(layers))
+
+
+def conv_pool_norm_relu(inputs: int, outputs: int, *, count_include_pad: bool = True) -> nn.Sequential:
+    """1x1 convolution, 3x3 average pooling, batch norm, ReLU.
+
+    The published order is pooling first. It commutes with a 1x1 convolution without bias, after which there are fewer
+    channels to pool, and none to keep for the gradient.
+    """
+    return conv_norm_relu(inputs, outputs, 1, pool=nn.AvgPool2d(3, 1, 1, count_include_pad=count_include_pad))
 
 
 class SameConv2d(nn.Conv2d):

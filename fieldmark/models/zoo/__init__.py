@@ -1,13 +1,14 @@
-"""Network name -> Variant: the one table of networks, a row each with its paper (weights: weights.py)."""
+"""Network name -> Variant: the table of networks with their papers; published.py is that of their weights."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import partial
+from typing import NamedTuple
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import AuxiliaryHead, Backbone
+from fieldmark.models.backbone import Backbone
 from fieldmark.models.gates import SE
-from fieldmark.models.heads import ClassicHead, Head, LinearHead
+from fieldmark.models.heads import AuxiliaryHead, ClassicHead, Head, LinearHead
 from fieldmark.models.zoo.alexnet import alexnet
 from fieldmark.models.zoo.bn_inception import bn_inception
 from fieldmark.models.zoo.densenet import densenet
@@ -26,18 +27,26 @@ from fieldmark.models.zoo.xception import xception
 __all__ = ["VARIANTS", "Variant"]
 
 
+class Auxiliary(NamedTuple):
+    """An auxiliary head: its published name and its constructor `(classes)`."""
+
+    name: str
+    make: Callable[[int], AuxiliaryHead]
+
+
 @dataclass(frozen=True)
 class Variant:
     """A network of the zoo.
 
-    make: `make(*, channels, attention)` is the backbone; where the row has a `gate`, `gate=` takes its constructor too.
-    head: `(channels, classes)` is the published head.
-    paper: where the network is described.
-    frozen: the layer up to which fine-tuning keeps the backbone frozen.
-    names: the head's layers -> their published names.
-    gate: the attention that the paper itself puts into the blocks.
-    auxiliary: layer -> published name and constructor `(classes)` of the auxiliary head on its map.
-    size: pixels of the paper's input, where no published weights say it.
+    Attributes:
+        make_backbone: constructor `(*, channels, attention)` of the backbone; it takes `gate` too if that is set.
+        head: constructor `(channels, classes)` of the published head.
+        paper: where the network is described.
+        frozen_until: the layer up to which fine-tuning keeps the backbone frozen; None trains all.
+        head_names: the head's layers -> their published names.
+        gate: constructor of the attention that the paper has inside its blocks.
+        auxiliary: layer -> the auxiliary head on its output.
+        size: input size in pixels if there are no published weights.
     """
 
     make_backbone: Callable[..., Backbone]
@@ -46,7 +55,7 @@ class Variant:
     frozen_until: str | None
     head_names: Mapping[str, str]
     gate: Callable[..., Attention] | None = None
-    auxiliary: Mapping[str, tuple[str, Callable[[int], AuxiliaryHead]]] = field(default_factory=dict)
+    auxiliary: Mapping[str, Auxiliary] = field(default_factory=dict)
     size: int = 224
 
 
@@ -124,13 +133,13 @@ VARIANTS: dict[str, Variant] = {
     "densenet201": _densenet(partial(densenet, (6, 12, 48, 32))),
     "googlenet": _googlenet(
         auxiliary={
-            "inception4a": ("aux1", partial(GoogLeNetAuxiliaryHead, 512)),
-            "inception4d": ("aux2", partial(GoogLeNetAuxiliaryHead, 528)),
+            "inception4a": Auxiliary("aux1", partial(GoogLeNetAuxiliaryHead, 512)),
+            "inception4d": Auxiliary("aux2", partial(GoogLeNetAuxiliaryHead, 528)),
         }
     ),
     "inception_resnet_v2": _inception_v4(inception_resnet_v2, frozen_until="mixed_6a", head_names={"fc": "classif"}),
     "inception_resnet_v2_paper": _inception_paper(),
-    "inception_v3": _inception_v3(auxiliary={"Mixed_6e": ("AuxLogits", InceptionAuxiliaryHead)}),
+    "inception_v3": _inception_v3(auxiliary={"Mixed_6e": Auxiliary("AuxLogits", InceptionAuxiliaryHead)}),
     "inception_v4": _inception_v4(inception_v4, frozen_until="features.10", head_names={"fc": "last_linear"}),
     "se_inception_resnet_v2": _inception_paper(gate=partial(SE, ratio=4), paper=f"{_INCEPTION_V4}, with SE"),
     "mobilenet_v2": Variant(

@@ -1,10 +1,10 @@
-"""AlexNet: photos (n, channels, h, w) -> (n, 256, h / 32 - 1, w / 32 - 1), under torchvision's layer names.
+"""AlexNet: images (n, channels, h, w) -> (n, 256, h / 32 - 1, w / 32 - 1), under torchvision's layer names.
 
 Krizhevsky et al. 2012, "ImageNet Classification with Deep Convolutional Neural Networks", without its local response
-normalisation and without the groups that spread it over two GPUs; torchvision's form has the widths of Krizhevsky
+normalization and without the groups that distribute it over two GPUs; torchvision's form has the widths of Krizhevsky
 2014, "One weird trick for parallelizing convolutional neural networks". Stages end with the three pools `features.2`,
-`.5` and `.12`. The attention of a group of convolutions stands before its pool, with the group's width as reference.
-The smallest photo that leaves a pixel is 63 x 63, or 67 x 67 where the first convolution is not padded.
+`.5` and `.12`. The attention of a group of convolutions is before its pool, with the group's width as reference. The
+smallest image size is 63 x 63, or 67 x 67 if the first convolution is not padded.
 """
 
 from collections import OrderedDict
@@ -23,13 +23,19 @@ def alexnet(
     channels: int = 3,
     attention: Callable[..., Attention] = Attention,
 ) -> Backbone:
-    """The backbone with five convolutions of these widths, the first padded so much.
+    """The backbone.
 
-    From scratch as the paper: weights normal with sd 0.01, biases 1 in the second, fourth and fifth convolution.
+    Initialized as in the paper: weights normal with sd 0.01, biases 1 in the second, fourth and fifth convolution.
+
+    Args:
+        widths: channels of the five convolutions.
+        padding: padding of the first convolution.
+        channels: input channels.
+        attention: constructor of the attention before each pool.
     """
     a, b, c, d, e = widths
     layers = [
-        ("0", _convolution(channels, a, 11, 4, padding, bias=0)),  # (n, 64 or 96, 55, 55) of 224 or 227 pixels
+        ("0", _convolution(channels, a, 11, 4, padding, bias=0)),  # (n, 64 or 96, 55, 55) for 224 or 227 pixels
         ("1", nn.ReLU(inplace=True)),
         ("attention_0", attention(a, a)),
         ("2", mark_stage_end(nn.MaxPool2d(3, 2), a)),  # 27 x 27

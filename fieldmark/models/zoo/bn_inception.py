@@ -1,10 +1,10 @@
-"""BN-Inception: photos (n, channels, h, w) -> (n, 1024, h / 32, w / 32), under the layer names of the Caffe weights.
+"""BN-Inception: images (n, channels, h, w) -> (n, 1024, h / 32, w / 32), under the layer names of the Caffe weights.
 
 Ioffe & Szegedy 2015, "Batch Normalization: Accelerating Deep Network Training by Reducing Internal Covariate Shift",
-figure 5: GoogLeNet with BN, two 3x3 convolutions for a 5x5 one, and blocks of stride 2 in the place of two pools. That
-table prints 576 channels behind 4c and 4d, and 1024 behind 4e, where its own columns sum to 608, 608 and 1056; the
-sums are what the published weights have. Stages end with the two pools and with `inception_3c`, `_4e` and `_5b`. A
-block's attention stands on its concatenated branches, with their width as reference.
+figure 5: GoogLeNet with batch norms, two 3x3 convolutions for a 5x5 one, and blocks of stride 2 instead of two pools.
+That table prints 576 channels after 4c and 4d, and 1024 after 4e, but its columns sum to 608, 608 and 1056, as in the
+published weights. Stages end with the two pools and with `inception_3c`, `_4e` and `_5b`. The attention of a block is
+on its concatenated branches, with their width as reference.
 """
 
 import math
@@ -19,8 +19,8 @@ from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone, mark_stage_end
 from fieldmark.models.zoo.googlenet import Inception
 
-# Figure 5: 1x1; 1x1 before 3x3, 3x3; 1x1 before double 3x3, double 3x3; pool, 1x1 behind it. Where the first and the
-# last are nothing, 3x3 convolutions and pool have stride 2.
+# Figure 5: 1x1; 1x1 before 3x3, 3x3; 1x1 before double 3x3, double 3x3; pool, 1x1 after it. If the first and the last
+# are 0, the 3x3 convolutions and the pool have stride 2.
 BLOCKS = {
     "3a": (64, 64, 64, 64, 96, "average", 32),
     "3b": (64, 64, 96, 64, 96, "average", 64),
@@ -33,12 +33,12 @@ BLOCKS = {
     "5a": (352, 192, 320, 160, 224, "average", 128),
     "5b": (352, 192, 320, 192, 224, "max", 128),
 }
-# From the published names, flat as `inception_3a_double_3x3_1_bn`, to ours: a block's layers lie in its branches.
+# From the flat published names, such as `inception_3a_double_3x3_1_bn`, to ours, where branches contain layers.
 RENAMES = ((r"^(inception_\d\w)_(double_3x3|3x3|1x1|pool)", r"\1.\2.\2"),)
 
 
 def bn_inception(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
-    """The backbone; its convolutions have biases, as the Caffe weights, though a BN follows each."""
+    """The backbone. Its convolutions have biases, as in the Caffe weights, though a batch norm follows each."""
     layers = [
         *_conv_bn_relu("conv1_7x7_s2", channels, 64, 7, 2),  # (n, 64, h/2, w/2)
         ("pool1_3x3_s2", mark_stage_end(nn.MaxPool2d(3, 2, ceil_mode=True), 64)),  # (n, 64, h/4, w/4)
@@ -74,8 +74,8 @@ def bn_inception(*, channels: int = 3, attention: Callable[..., Attention] = Att
 
 
 def convert_caffe_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of the Caffe weights for photos in RGB, where Caffe has BGR, and BN's without their axis of 1."""
-    if "inception_3a_1x1.weight" not in state:  # under our names they are turned already
+    """Convert the first layer from BGR to RGB, and drop the leading axis of the batch norms' tensors."""
+    if "inception_3a_1x1.weight" not in state:  # tensors under our names are converted already
         return state
     state = {key: t.squeeze(0) if t.ndim == 2 and len(t) == 1 else t for key, t in state.items()}
     first = "conv1_7x7_s2.weight"
@@ -83,7 +83,7 @@ def convert_caffe_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _conv_bn_relu(name: str, inputs: int, outputs: int, kernel: int, stride: int = 1) -> list[tuple[str, nn.Module]]:
-    """Convolution, BN and ReLU under the layer's name; nothing where no outputs are wanted."""
+    """Convolution, batch norm and ReLU under the layer's name; an empty list for 0 outputs."""
     if outputs == 0:
         return []
     return [
@@ -94,9 +94,9 @@ def _conv_bn_relu(name: str, inputs: int, outputs: int, kernel: int, stride: int
 
 
 class CeilMaxPool2d(nn.Module):
-    """The maximum of 3x3 pixels, of stride 2: (n, c, h, w) -> (n, c, ceil(h / 2), ceil(w / 2)).
+    """3x3 max pooling with stride 2: (n, c, h, w) -> (n, c, ceil(h / 2), ceil(w / 2)).
 
-    On even maps it is the published pool; on odd ones that would be a pixel smaller than the convolutions beside it.
+    The published pool on even maps; on odd ones, that would be a pixel smaller than the parallel convolutions.
     """
 
     def forward(self, x: Tensor) -> Tensor:

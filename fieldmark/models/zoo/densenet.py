@@ -1,9 +1,9 @@
-"""DenseNet: photos (n, channels, h, w) -> (n, 1024 to 2208, h / 32, w / 32), under torchvision's layer names.
+"""DenseNet: images (n, channels, h, w) -> (n, 1024 to 2208, h / 32, w / 32), under torchvision's layer names.
 
 Huang et al. 2017, "Densely Connected Convolutional Networks", the BC form. Stages end with `features.transition1` ..
-`transition3`, whose maps are the smallest of their size, and, the last one, with `features.denseblock4`, before the
-final norm and ReLU. The paper has no attention; a layer's stands on its new features, before they are concatenated,
-with the growth as reference: every feature passes one gate, where it arises, and the gates of deep layers cost no more.
+`transition3`, whose maps have the fewest channels of their size, and, the last one, with `features.denseblock4`, before
+the final norm and ReLU. The paper has no attention; that of a layer is on its new features, before they are
+concatenated, with the growth rate as reference: each feature passes one gate, and gates of deep layers cost no more.
 """
 
 from collections import OrderedDict
@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.layers import kaiming_conv2d
 
-BOTTLENECK = 4  # a layer's 1x1 convolution is so many times as wide as its growth
+BOTTLENECK = 4  # width of a layer's 1x1 convolution, in growth rates
 
 
 def densenet(
@@ -25,10 +26,10 @@ def densenet(
     channels: int = 3,
     attention: Callable[..., Attention] = Attention,
 ) -> Backbone:
-    """The backbone with so many layers a dense block, each of which adds `growth` channels."""
+    """The backbone with `depths` layers in its dense blocks, each of which adds `growth` channels."""
     width = 2 * growth
     layers: list[tuple[str, nn.Module]] = [
-        ("conv0", _conv(channels, width, 7, 2)),  # (n, width, h/2, w/2)
+        ("conv0", kaiming_conv2d(channels, width, 7, 2)),  # (n, width, h/2, w/2)
         ("norm0", nn.BatchNorm2d(width)),
         ("relu0", nn.ReLU(inplace=True)),
         ("pool0", nn.MaxPool2d(3, 2, 1)),  # (n, width, h/4, w/4)
@@ -51,21 +52,21 @@ def densenet(
 
 
 class DenseLayer(nn.Module):
-    """(n, inputs, h, w) -> (n, inputs + growth, h, w): the input, and new features made from all of it."""
+    """(n, inputs, h, w) -> (n, inputs + growth, h, w): the input and new features computed from it."""
 
     def __init__(self, inputs: int, growth: int, attention: Callable[..., Attention]) -> None:
         super().__init__()
         self.norm1 = nn.BatchNorm2d(inputs)
-        self.conv1 = _conv(inputs, BOTTLENECK * growth, 1)
+        self.conv1 = kaiming_conv2d(inputs, BOTTLENECK * growth, 1)
         self.norm2 = nn.BatchNorm2d(BOTTLENECK * growth)
-        self.conv2 = _conv(BOTTLENECK * growth, growth, 3)
+        self.conv2 = kaiming_conv2d(BOTTLENECK * growth, growth, 3)
         self.relu = nn.ReLU(inplace=True)
         self.attention = attention(growth, growth)
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.conv1(self.relu(self.norm1(x)))
         y = self.conv2(self.relu(self.norm2(y)))
-        # Concatenated here and not from a list in the next layer: no features live on beside the map they are part of.
+        # Concatenated here and not from a list in the next layer, so that no features are in memory twice.
         return torch.cat([x, self.attention(y)], 1)
 
 
@@ -74,13 +75,7 @@ def _transition(inputs: int) -> nn.Sequential:
     layers = [
         ("norm", nn.BatchNorm2d(inputs)),
         ("relu", nn.ReLU(inplace=True)),
-        ("conv", _conv(inputs, inputs // 2, 1)),
+        ("conv", kaiming_conv2d(inputs, inputs // 2, 1)),
         ("pool", nn.AvgPool2d(2)),
     ]
     return nn.Sequential(OrderedDict(layers))
-
-
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, nonlinearity="relu")
-    return conv

@@ -1,22 +1,24 @@
-"""GoogLeNet: photos (n, channels, h, w) -> (n, 1024, h / 32, w / 32), under torchvision's layer names.
+"""GoogLeNet: images (n, channels, h, w) -> (n, 1024, h / 32, w / 32), under torchvision's layer names.
 
-Szegedy et al. 2015, "Going Deeper with Convolutions", table 1, in the form of torchvision's weights: BN behind every
-convolution, and 3x3 convolutions in the branch that the paper gives 5x5 ones. Stages end with the four pools and with
-`inception5b`. A block's attention stands on its concatenated branches, as the SENet paper puts it into Inception
-modules (figure 2), with their width as reference.
+Szegedy et al. 2015, "Going Deeper with Convolutions", table 1, in the form of torchvision's weights: a batch norm after
+every convolution, and 3x3 convolutions where the paper has 5x5. Stages end with the four pools and with `inception5b`.
+The attention of a block is on its concatenated branches, as in the Inception modules of the SENet paper (figure 2),
+with their width as reference.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 from fieldmark.models.attention import Attention
-from fieldmark.models.backbone import AuxiliaryHead, Backbone, mark_stage_end
-from fieldmark.models.layers import ParallelBranches
+from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.heads import AuxiliaryHead
+from fieldmark.models.layers import ParallelBranches, conv_norm_relu, init_convolutions
 
-# Table 1, a stage's blocks a to e: 1x1; 1x1 before 3x3, 3x3; 1x1 before "5x5", "5x5"; 1x1 behind the pool.
+# Table 1, the blocks a to e of each stage: 1x1; 1x1 before 3x3, 3x3; 1x1 before "5x5", "5x5"; 1x1 after the pool.
 STAGES = {
     3: ((64, 96, 128, 16, 32, 32), (128, 128, 192, 32, 96, 64)),
     4: (
@@ -31,12 +33,12 @@ STAGES = {
 
 
 def googlenet(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
-    """The backbone without auxiliary heads; from scratch with normal weights of sd 0.01, as torchvision."""
+    """The backbone without auxiliary heads; initialized as in torchvision, normal with sd 0.01."""
     layers: list[tuple[str, nn.Module]] = [
-        ("conv1", conv_norm(channels, 64, 7, 2, 3)),  # (n, 64, h/2, w/2)
+        ("conv1", conv_norm_relu(channels, 64, 7, 2, 3)),  # (n, 64, h/2, w/2)
         ("maxpool1", mark_stage_end(nn.MaxPool2d(3, 2, ceil_mode=True), 64)),  # (n, 64, h/4, w/4)
-        ("conv2", conv_norm(64, 64, 1)),
-        ("conv3", conv_norm(64, 192, 3, padding=1)),
+        ("conv2", conv_norm_relu(64, 64, 1)),
+        ("conv3", conv_norm_relu(64, 192, 3, padding=1)),
         ("maxpool2", mark_stage_end(nn.MaxPool2d(3, 2, ceil_mode=True), 192)),  # (n, 192, h/8, w/8)
     ]
     inputs = 192
@@ -51,26 +53,12 @@ def googlenet(*, channels: int = 3, attention: Callable[..., Attention] = Attent
             layers.append((f"maxpool{stage}", nn.MaxPool2d(3 if stage == 3 else 2, 2, ceil_mode=True)))
         mark_stage_end(layers[-1][1], inputs)
     backbone = Backbone(OrderedDict(layers))
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Conv2d) and ".attention." not in name:
-            nn.init.normal_(module.weight, 0, 0.01)
+    init_convolutions(backbone, partial(nn.init.normal_, std=0.01))
     return backbone
 
 
-def conv_norm(
-    inputs: int, outputs: int, kernel: int | tuple[int, int], stride: int = 1, padding: int | tuple[int, int] = 0
-) -> nn.Sequential:
-    """Convolution without bias, BN, ReLU."""
-    layers: list[tuple[str, nn.Module]] = [
-        ("conv", nn.Conv2d(inputs, outputs, kernel, stride, padding, bias=False)),
-        ("bn", nn.BatchNorm2d(outputs, eps=1e-3)),
-        ("relu", nn.ReLU(inplace=True)),
-    ]
-    return nn.Sequential(OrderedDict(layers))
-
-
 class Inception(ParallelBranches):
-    """Branches side by side, then attention on all `outputs` channels of them."""
+    """Concatenated branches, then attention on all their `outputs` channels."""
 
     def __init__(self, outputs: int, attention: Callable[..., Attention], **branches: nn.Module) -> None:
         super().__init__(**branches)
@@ -84,24 +72,27 @@ def _branches(
     inputs: int, one: int, three_reduced: int, three: int, five_reduced: int, five: int, pooled: int
 ) -> dict[str, nn.Module]:
     return {
-        "branch1": conv_norm(inputs, one, 1),
-        "branch2": nn.Sequential(conv_norm(inputs, three_reduced, 1), conv_norm(three_reduced, three, 3, padding=1)),
-        "branch3": nn.Sequential(conv_norm(inputs, five_reduced, 1), conv_norm(five_reduced, five, 3, padding=1)),
-        "branch4": nn.Sequential(nn.MaxPool2d(3, 1, 1), conv_norm(inputs, pooled, 1)),
+        "branch1": conv_norm_relu(inputs, one, 1),
+        "branch2": nn.Sequential(
+            conv_norm_relu(inputs, three_reduced, 1), conv_norm_relu(three_reduced, three, 3, padding=1)
+        ),
+        "branch3": nn.Sequential(
+            conv_norm_relu(inputs, five_reduced, 1), conv_norm_relu(five_reduced, five, 3, padding=1)
+        ),
+        "branch4": nn.Sequential(nn.MaxPool2d(3, 1, 1), conv_norm_relu(inputs, pooled, 1)),
     }
 
 
 class GoogLeNetAuxiliaryHead(AuxiliaryHead):
     """4x4 average pooling -> 1x1 convolution -> FC 1024, ReLU -> dropout 0.7 -> FC, on a map of `channels`.
 
-    Section 5 of the paper; its 5x5 pool of stride 3 makes 4x4 of a 14x14 map, torchvision's pools any map to 4x4.
+    Section 5 of the paper. Its 5x5 pool of stride 3 turns a 14x14 map into 4x4; as in torchvision, any map is pooled to
+    4x4.
     """
-
-    weight = 0.3
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
-        self.conv = conv_norm(channels, 128, 1)
+        self.conv = conv_norm_relu(channels, 128, 1)
         self.fc1 = nn.Linear(128 * 4 * 4, 1024)
         self.relu = nn.ReLU(inplace=True)
         self.dropout = nn.Dropout(0.7)

@@ -1,12 +1,12 @@
-"""Inception-ResNet-v2: photos (n, channels, h, w) -> (n, 1536, h / 32, w / 32), under timm's layer names.
+"""Inception-ResNet-v2: images (n, channels, h, w) -> (n, 1536, h / 32, w / 32), under timm's layer names.
 
 Szegedy et al. 2017, "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", in the form of
 TensorFlow's slim library, whose stem and depths (10, 20, 10 blocks) are not the paper's; the paper's form is in
-inception_resnet_paper.py. No convolution or pool that strides is padded, so 299 pixels become maps of 35, 17 and 8, and
-75 is the smallest size. Stages end with `mixed_5b`, `repeat`, `mixed_6a`, `repeat_1`, `mixed_7a` and `conv2d_7b`. A
-residual block's attention stands at the end of its branch, before scaling and addition, as in the SENet paper's
-residual modules; that of `mixed_5b` and of the reductions `mixed_6a` and `mixed_7a` on their concatenated branches, as
-in its Inception modules.
+inception_resnet_paper.py. Layers with a stride are not padded: 299 pixels become maps of 35, 17 and 8, and the smallest
+size is 75. Stages end with `mixed_5b`, `repeat`, `mixed_6a`, `repeat_1`, `mixed_7a` and `conv2d_7b`. The attention of a
+residual block is at the end of its branch, before scaling and addition, as in the residual modules of the SENet paper;
+that of `mixed_5b` and of the reductions `mixed_6a` and `mixed_7a` is on their concatenated branches, as in its
+Inception modules.
 """
 
 from collections import OrderedDict
@@ -25,7 +25,7 @@ from fieldmark.models.zoo.inception_v4 import conv_bn, conv_sequence, pool_conv_
 def inception_resnet_v2(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
     """The backbone of the published weights."""
     layers: list[tuple[str, nn.Module]] = [
-        ("conv2d_1a", conv_bn(channels, 32, 3, 2)),  # (n, 32, 149, 149) of 299 x 299 pixels
+        ("conv2d_1a", conv_bn(channels, 32, 3, 2)),  # (n, 32, 149, 149) for 299 x 299 pixels
         ("conv2d_2a", conv_bn(32, 32, 3, 1)),  # (n, 32, 147, 147)
         ("conv2d_2b", conv_bn(32, 64, 3)),
         ("maxpool_3a", nn.MaxPool2d(3, 2)),  # (n, 64, 73, 73)
@@ -45,10 +45,7 @@ def inception_resnet_v2(*, channels: int = 3, attention: Callable[..., Attention
 
 
 class Residual(ParallelBranches):
-    """Branches side by side, `inner` channels in all, a 1x1 convolution to the block's `width`, attention.
-
-    `scale` times that is added to the input.
-    """
+    """The input plus `scale` times the branches: `inner` channels, 1x1 convolution to `width`, attention."""
 
     def __init__(
         self,

@@ -1,14 +1,14 @@
-"""Inception-ResNet-v2 in the paper's form: photos (n, channels, h, w) -> (n, 2144, h / 32, w / 32).
+"""Inception-ResNet-v2 in the paper's form: images (n, channels, h, w) -> (n, 2144, h / 32, w / 32).
 
 Szegedy et al. 2017, "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", figures 3, 7
-and 16 to 19 and table 1, with what the waste sorters' SE network adds: convolutions have a bias and no BN, and a ReLU
-behind each but a block's last; BN and ReLU stand behind the stem, every block and every reduction. The paper's linear
-widths of 1154 and 2048 cannot be added to maps of 1152 and 2144 channels, and are these here. No weights are published,
-so the layer names are ours.
+and 16 to 19 and table 1, with the additions of the waste sorters' SE network: convolutions have a bias and no batch
+norm, and a ReLU after each but the last of a block; batch norm and ReLU follow the stem, every block and every
+reduction. The linear layers are 1152 and 2144 wide, since the paper's 1154 and 2048 do not match the maps they are
+added to. No weights are published, so the layer names are ours.
 
-Strided convolutions and pools are not padded: 299 pixels become maps of 35, 17 and 8, and 75 is the smallest size.
-The stages are the boxes of figure 15, with a name each. The gate of a block or reduction (the write-up's SE) stands on
-its output, behind BN and ReLU, and the attention behind the gate.
+Layers with a stride are not padded: 299 pixels become maps of 35, 17 and 8, and the smallest size is 75. The stages are
+the boxes of figure 15, each with a name. The gate of a block or reduction (the write-up's SE) is on its output, after
+batch norm and ReLU, and the attention after the gate.
 """
 
 from collections import OrderedDict
@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone, mark_stage_end
-from fieldmark.models.layers import ParallelBranches
-from fieldmark.models.zoo.inception_v4 import Kernel, conv, conv_sequence, stem
+from fieldmark.models.layers import ParallelBranches, kaiming_conv2d
+from fieldmark.models.zoo.inception_v4 import Kernel, conv_sequence, same_padding, stem
 
-SCALE = 0.1  # of what a block adds; unscaled, wide residual networks died in training (section 3.3)
+SCALE = 0.1  # of the residual branch; without it, training of wide residual networks fails (section 3.3)
 
 
 def inception_resnet_paper(
@@ -34,14 +34,14 @@ def inception_resnet_paper(
     """The backbone: stem, 5 A, reduction, 10 B, reduction, 5 C."""
 
     def output(width: int) -> nn.Sequential:
-        """What every block and reduction ends with."""
+        """The end of every block and reduction."""
         ends = [("gate", gate(width, width)), ("attention", attention(width, width))]
         return nn.Sequential(OrderedDict([*_bn_relu(width), *ends]))
 
     names = ("conv1", "conv2", "conv3", "mixed1", "mixed2", "mixed3")
     start = zip(names, stem(channels, conv_relu), strict=True)
     layers: list[tuple[str, nn.Module]] = [
-        ("stem", nn.Sequential(OrderedDict([*start, *_bn_relu(384)]))),  # (n, 384, 35, 35) of 299 x 299 pixels
+        ("stem", nn.Sequential(OrderedDict([*start, *_bn_relu(384)]))),  # (n, 384, 35, 35) for 299 x 299 pixels
         ("a", nn.Sequential(*(_block_a(output(384)) for _ in range(5)))),
         ("reduction_a", nn.Sequential(OrderedDict(mixed=_reduction_a(), output=output(1152)))),  # (n, 1152, 17, 17)
         ("b", nn.Sequential(*(_block_b(output(1152)) for _ in range(10)))),
@@ -55,7 +55,7 @@ def inception_resnet_paper(
 
 
 class Residual(ParallelBranches):
-    """`output` of the input plus `SCALE` times the branches: side by side, `inner` channels, then 1x1 to `width`."""
+    """`output` of the input plus `SCALE` times the branches: `inner` concatenated channels, then 1x1 to `width`."""
 
     def __init__(self, inner: int, width: int, output: nn.Module, **branches: nn.Module) -> None:
         super().__init__(**branches)
@@ -68,17 +68,13 @@ class Residual(ParallelBranches):
 
 
 def conv_relu(inputs: int, outputs: int, kernel: Kernel, stride: int | None = None) -> nn.Module:
-    """A convolution with bias and ReLU."""
+    """A convolution with bias, padded if it has no stride, and ReLU."""
     return nn.Sequential(OrderedDict(conv=_conv(inputs, outputs, kernel, stride), relu=nn.ReLU(inplace=True)))
 
 
 def _conv(inputs: int, outputs: int, kernel: Kernel, stride: int | None = None) -> nn.Conv2d:
-    """Started as He et al. 2015: with no BN between, torch's own start lets the stem's map fade away."""
-    made = conv(inputs, outputs, kernel, stride, bias=True)
-    nn.init.kaiming_normal_(made.weight, nonlinearity="relu")
-    assert made.bias is not None
-    nn.init.zeros_(made.bias)
-    return made
+    # By He et al. 2015: without batch norms, the signal of the stem would vanish with torch's default initialization.
+    return kaiming_conv2d(inputs, outputs, kernel, stride or 1, padding=same_padding(kernel, stride), bias=True)
 
 
 def _bn_relu(width: int) -> list[tuple[str, nn.Module]]:

@@ -1,10 +1,10 @@
-"""Inception-v4: photos (n, channels, h, w) -> (n, 1536, h / 32, w / 32), under timm's layer names.
+"""Inception-v4: images (n, channels, h, w) -> (n, 1536, h / 32, w / 32), under timm's layer names.
 
 Szegedy et al. 2017, "Inception-v4, Inception-ResNet and the Impact of Residual Connections on Learning", figures 3 to
-9. No convolution or pool that strides is padded, so 299 pixels become maps of 35, 17 and 8, and 75 is the smallest
-size. Stages are the boxes of figure 9: they end with the stem `features.5`, the A blocks `features.9`, their reduction
-`features.10`, the B blocks `features.17`, theirs `features.18`, and the C blocks `features.21`. The attention of a
-block or reduction stands on its concatenated branches, as the SENet paper puts it into Inception modules.
+9. Layers with a stride are not padded: 299 pixels become maps of 35, 17 and 8, and the smallest size is 75. Stages are
+the boxes of figure 9: they end with the stem `features.5`, the A blocks `features.9`, their reduction `features.10`,
+the B blocks `features.17`, theirs `features.18`, and the C blocks `features.21`. The attention of a block or reduction
+is on its concatenated branches, as in the Inception modules of the SENet paper.
 """
 
 from collections import OrderedDict
@@ -15,18 +15,18 @@ from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone, mark_stage_end
-from fieldmark.models.layers import ParallelBranches
+from fieldmark.models.layers import ParallelBranches, conv_norm_relu, conv_pool_norm_relu
 from fieldmark.models.zoo.googlenet import Inception
 
 Kernel = int | tuple[int, int]
-# Outputs and kernel: stride 1, padded to keep the size. With a stride as well: not padded, "V" in the paper's figures.
+# Outputs and kernel: stride 1, padded to preserve the size. With a stride: not padded, "V" in the paper's figures.
 Convolution = tuple[int, Kernel] | tuple[int, Kernel, int]
 
 
 def inception_v4(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
     """The backbone: stem, 4 A, reduction, 7 B, reduction, 3 C."""
     layers = [
-        *stem(channels, conv_bn),  # (n, 384, 35, 35) of 299 x 299 pixels
+        *stem(channels, conv_bn),  # (n, 384, 35, 35) for 299 x 299 pixels
         *(_inception_a(attention) for _ in range(4)),
         _reduction_a(attention),  # (n, 1024, 17, 17)
         *(_inception_b(attention) for _ in range(7)),
@@ -39,7 +39,7 @@ def inception_v4(*, channels: int = 3, attention: Callable[..., Attention] = Att
 
 
 def stem(channels: int, unit: Callable[..., nn.Module]) -> list[nn.Module]:
-    """Figure 3: photos (n, channels, h, w) -> (n, 384, h / 8, w / 8), of the convolutions that `unit` makes."""
+    """Figure 3: images (n, channels, h, w) -> (n, 384, h / 8, w / 8), of convolutions made by `unit`."""
     return [
         conv_sequence(unit, channels, (32, 3, 2)),
         conv_sequence(unit, 32, (32, 3, 1)),
@@ -54,7 +54,7 @@ def stem(channels: int, unit: Callable[..., nn.Module]) -> list[nn.Module]:
 
 
 def conv_sequence(unit: Callable[..., nn.Module], inputs: int, *convolutions: Convolution) -> nn.Module:
-    """The convolutions one after another; one alone is not wrapped, since its published name has no number."""
+    """Convolutions in sequence; a single one is not wrapped, since its published name has no number."""
     layers = []
     for outputs, kernel, *stride in convolutions:
         layers.append(unit(inputs, outputs, kernel, *stride))
@@ -62,37 +62,21 @@ def conv_sequence(unit: Callable[..., nn.Module], inputs: int, *convolutions: Co
     return layers[0] if len(layers) == 1 else nn.Sequential(*layers)
 
 
-def conv(inputs: int, outputs: int, kernel: Kernel, stride: int | None = None, *, bias: bool) -> nn.Conv2d:
-    """A convolution whose map is as large as its input, or, with a stride, one that is not padded."""
+def same_padding(kernel: Kernel, stride: int | None) -> tuple[int, int]:
+    """The padding that preserves the size; none with a stride."""
     height, width = kernel if isinstance(kernel, tuple) else (kernel, kernel)
-    padding = (height // 2, width // 2) if stride is None else 0
-    return nn.Conv2d(inputs, outputs, kernel, stride or 1, padding, bias=bias)
+    return (height // 2, width // 2) if stride is None else (0, 0)
 
 
 def conv_bn(inputs: int, outputs: int, kernel: Kernel, stride: int | None = None) -> nn.Module:
-    """A convolution without bias, BN and ReLU."""
-    layers: list[tuple[str, nn.Module]] = [
-        ("conv", conv(inputs, outputs, kernel, stride, bias=False)),
-        ("bn", nn.BatchNorm2d(outputs, eps=1e-3)),
-        ("relu", nn.ReLU(inplace=True)),
-    ]
-    return nn.Sequential(OrderedDict(layers))
+    """A convolution without bias, padded if it has no stride, batch norm and ReLU."""
+    return conv_norm_relu(inputs, outputs, kernel, stride or 1, same_padding(kernel, stride))
 
 
 def pool_conv_bn(inputs: int, outputs: int) -> nn.Module:
-    """Average of 3x3 pixels, without the padding, and 1x1 convolution, BN, ReLU.
-
-    Published in this order, but average and 1x1 convolution commute, and behind it fewer channels are averaged and none
-    are kept for the gradient.
-    """
-    layers: list[tuple[str, nn.Module]] = [
-        ("conv", conv(inputs, outputs, 1, bias=False)),
-        ("pool", nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
-        ("bn", nn.BatchNorm2d(outputs, eps=1e-3)),
-        ("relu", nn.ReLU(inplace=True)),
-    ]
-    # Number 0 is the published branch's pool.
-    return nn.Sequential(OrderedDict({"1": nn.Sequential(OrderedDict(layers))}))
+    """3x3 average pooling that does not count the padding, 1x1 convolution, batch norm and ReLU."""
+    # In the published branch, 0 is the pool.
+    return nn.Sequential(OrderedDict({"1": conv_pool_norm_relu(inputs, outputs, count_include_pad=False)}))
 
 
 def _inception_a(attention: Callable[..., Attention]) -> Inception:
@@ -119,7 +103,7 @@ def _reduction_a(attention: Callable[..., Attention]) -> Inception:
 
 
 def _inception_b(attention: Callable[..., Attention]) -> Inception:
-    """Figure 5, its 7 x 1 pairs in the published weights' order."""
+    """Figure 5 with the 7 x 1 pairs in the order of the published weights."""
     wide, high = (1, 7), (7, 1)
     return Inception(
         1024,
@@ -143,7 +127,7 @@ def _reduction_b(attention: Callable[..., Attention]) -> Inception:
 
 
 class InceptionC(nn.Module):
-    """Figure 6: two branches fork at their ends; their published names are flat."""
+    """Figure 6: two branches fork at the end; the published names are flat."""
 
     def __init__(self, attention: Callable[..., Attention]) -> None:
         super().__init__()

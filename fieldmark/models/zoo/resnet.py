@@ -1,19 +1,21 @@
-"""ResNet and ResNeXt: photos (n, channels, h, w) -> (n, 512 or 2048, h / 32, w / 32), under torchvision's layer names.
+"""ResNet and ResNeXt: images (n, channels, h, w) -> (n, 512 or 2048, h / 32, w / 32), under torchvision's layer names.
 
-He et al. 2016, "Deep Residual Learning for Image Recognition", in the v1.5 form (a bottleneck's stride stands at its
-3x3 convolution), and Xie et al. 2017, "Aggregated Residual Transformations for Deep Neural Networks". Stages end with
-`layer1` .. `layer4`. A block's attention stands at the end of its residual branch, before the addition, as in the SENet
-paper, with the block's output width as reference.
+He et al. 2016, "Deep Residual Learning for Image Recognition", in the v1.5 form (a bottleneck has the stride at its 3x3
+convolution), and Xie et al. 2017, "Aggregated Residual Transformations for Deep Neural Networks". Stages end with
+`layer1` .. `layer4`. The attention of a block is at the end of its residual branch, before the addition, as in the
+SENet paper, with the block's output width as reference.
 """
 
 import operator
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention, Gate
 from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.layers import init_convolutions
 
 
 def imagenet_stem(channels: int) -> list[tuple[str, nn.Module]]:
@@ -27,12 +29,12 @@ def imagenet_stem(channels: int) -> list[tuple[str, nn.Module]]:
 
 
 def small_stem(channels: int) -> list[tuple[str, nn.Module]]:
-    """First layers for photos of about 32 pixels, which keep the map's size but for its edge."""
+    """First layers for images of about 32 pixels, which preserve the map's size except for its edge."""
     return [
         ("conv1", nn.Conv2d(channels, 64, 3)),  # (n, 64, h-2, w-2)
         ("bn1", nn.BatchNorm2d(64)),
         ("relu", nn.ReLU(inplace=True)),
-        ("pad", nn.ZeroPad2d((0, 1, 0, 1))),  # behind a ReLU a zero is never more than what is there
+        ("pad", nn.ZeroPad2d((0, 1, 0, 1))),  # after a ReLU, zero padding does not change a maximum
         ("maxpool", nn.MaxPool2d(2, 1)),  # (n, 64, h-2, w-2)
     ]
 
@@ -47,7 +49,7 @@ def resnet(
     channels: int = 3,
     attention: Callable[..., Attention] = Attention,
 ) -> Backbone:
-    """The backbone with so many blocks a stage behind the `stem`; ResNeXt's `32x4d` is 32 `groups` of width 4."""
+    """The backbone with `depths` blocks in its stages; ResNeXt's `32x4d` is 32 `groups` of `group_width` 4."""
     layers = stem(channels)
     inputs = 64
     for stage, depth in enumerate(depths):
@@ -60,14 +62,12 @@ def resnet(
             inputs = outputs
         layers.append((f"layer{stage + 1}", mark_stage_end(nn.Sequential(*blocks), outputs)))
     backbone = Backbone(OrderedDict(layers))
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Conv2d) and ".attention." not in name:
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    init_convolutions(backbone, partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
     return backbone
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions beside the shortcut; `inner` is the first one's width, here the outputs'."""
+    """Two 3x3 convolutions and the shortcut; `inner`, the width of the first, equals `outputs` here."""
 
     expansion = 1
     has_bias = False
@@ -92,13 +92,13 @@ class BasicBlock(nn.Module):
 
 
 class SmallBlock(BasicBlock):
-    """The block of `resnet18_small`: its convolutions have a bias, its projection has that and no norm."""
+    """The block of `resnet18_small`: convolutions and projection have a bias, the projection has no norm."""
 
     has_bias = True
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (grouped in ResNeXt) and 1x1 convolutions beside the shortcut; the first two are `inner` wide."""
+    """1x1, 3x3 (grouped in ResNeXt) and 1x1 convolutions and the shortcut; the first two are `inner` wide."""
 
     expansion = 4
 
@@ -125,15 +125,15 @@ class Bottleneck(nn.Module):
 
 
 def shortcut_addition(attention: Attention) -> Callable[[Tensor, Tensor], Tensor]:
-    """How a block adds its shortcut: into what the attention returns, which saves a map, where nothing needs that.
+    """How a block adds its shortcut: in place, which saves a map, if no gradient needs the attention's output.
 
-    Gates multiply, whose gradient needs their factors alone. Of a module that is not ours one cannot know.
+    The gradient of a gate, a product, needs only the factors. Modules that are not ours may need their output.
     """
     return operator.iadd if isinstance(attention, Gate) or type(attention) is Attention else operator.add
 
 
 def _shortcut(inputs: int, outputs: int, stride: int, biased: bool = False) -> nn.Sequential:
-    """The identity, or a 1x1 projection where the shape changes."""
+    """The identity, or a 1x1 projection if the shape changes."""
     if stride == 1 and inputs == outputs:
         return nn.Sequential()
     projection = nn.Conv2d(inputs, outputs, 1, stride, bias=biased)

@@ -1,19 +1,23 @@
-"""SE-ResNet, SE-ResNeXt, SENet-154: photos (n, channels, h, w) -> (n, 2048, h / 32, w / 32), under the authors' names.
+"""SE-ResNet, SE-ResNeXt, SENet-154: images (n, channels, h, w) -> (n, 2048, h / 32, w / 32), under the authors' names.
 
 Hu et al. 2018, "Squeeze-and-Excitation Networks", in the form of the published weights, which timm calls legacy:
-SE-ResNet strides at a block's first 1x1 convolution, as in Caffe, the others at its 3x3 one; the pool behind the stem
-is not padded. Stages end with `layer1` .. `layer4`. A block's own gate, `se_module`, stands at the end of its residual
-branch, before the addition (figure 3 of the paper), and an added `attention` right behind it; the reference of both is
+SE-ResNet has the stride at a block's first 1x1 convolution, as in Caffe, the others at the 3x3 one; the pool after the
+stem is not padded. Stages end with `layer1` .. `layer4`. A block's own gate, `se_module`, is at the end of its residual
+branch, before the addition (figure 3 of the paper), and an added `attention` right after it; the reference of both is
 the block's output width.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.layers import kaiming_conv2d
+
+_conv = partial(kaiming_conv2d, mode="fan_out")
 
 
 def senet(
@@ -28,23 +32,22 @@ def senet(
     gate: Callable[..., Attention] = Attention,
     attention: Callable[..., Attention] = Attention,
 ) -> Backbone:
-    """The backbone with so many blocks a stage.
+    """The backbone.
 
-    `inner` are the widths of a block's first two convolutions in the first stage, the second one of so many `groups`;
-    they double with every stage. `strided` says which of the two (1 or 2) halves the map. The `stem` is one 7x7
-    convolution, or several 3x3 of these widths. `shortcut` is the kernel of the projections that halve the map.
+    Args:
+        depths: number of blocks in each stage.
+        inner: widths of a block's first two convolutions in the first stage; they double with every stage.
+        groups: groups of the second convolution.
+        strided: which of the two (1 or 2) halves the map.
+        stem: width of a single 7x7 convolution, or widths of several 3x3 convolutions.
+        shortcut: kernel of the projections that halve the map.
+        channels: input channels.
+        gate: constructor of each block's own gate.
+        attention: constructor of the attention added after it.
     """
-    layers: list[tuple[str, nn.Module]] = []
-    inputs = channels
-    for i, width in enumerate(stem, 1):
-        layers += [
-            (f"conv{i}", _conv(inputs, width, 7 if len(stem) == 1 else 3, 2 if i == 1 else 1)),
-            (f"bn{i}", nn.BatchNorm2d(width)),
-            (f"relu{i}", nn.ReLU(inplace=True)),
-        ]
-        inputs = width
-    layers = [
-        ("layer0", nn.Sequential(OrderedDict(layers))),  # (n, inputs, h/2, w/2)
+    inputs = stem[-1]
+    layers: list[tuple[str, nn.Module]] = [
+        ("layer0", _stem(channels, stem)),  # (n, inputs, h/2, w/2)
         ("pool0", nn.MaxPool2d(3, 2, ceil_mode=True)),  # (n, inputs, h/4, w/4)
     ]
     for stage, depth in enumerate(depths):
@@ -63,8 +66,20 @@ def senet(
     return Backbone(OrderedDict(layers))
 
 
+def _stem(inputs: int, widths: tuple[int, ...]) -> nn.Sequential:
+    layers: list[tuple[str, nn.Module]] = []
+    for i, width in enumerate(widths, 1):
+        layers += [
+            (f"conv{i}", _conv(inputs, width, 7 if len(widths) == 1 else 3, 2 if i == 1 else 1)),
+            (f"bn{i}", nn.BatchNorm2d(width)),
+            (f"relu{i}", nn.ReLU(inplace=True)),
+        ]
+        inputs = width
+    return nn.Sequential(OrderedDict(layers))
+
+
 class Bottleneck(nn.Module):
-    """1x1, 3x3 (grouped) and 1x1 convolutions and the gate, beside the shortcut."""
+    """1x1, 3x3 (grouped) and 1x1 convolutions, the gate, and the shortcut."""
 
     def __init__(
         self,
@@ -80,7 +95,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = _conv(inputs, inner[0], 1, strides[0])
         self.bn1 = nn.BatchNorm2d(inner[0])
-        self.conv2 = _conv(inner[0], inner[1], 3, strides[1], groups)
+        self.conv2 = _conv(inner[0], inner[1], 3, strides[1], groups=groups)
         self.bn2 = nn.BatchNorm2d(inner[1])
         self.conv3 = _conv(inner[1], outputs, 1)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -94,9 +109,3 @@ class Bottleneck(nn.Module):
         y = self.relu(self.bn2(self.conv2(y)))
         y = self.attention(self.se_module(self.bn3(self.conv3(y))))
         return self.relu(y + self.downsample(x))
-
-
-def _conv(inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> nn.Conv2d:
-    conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    return conv

@@ -1,25 +1,27 @@
-"""Xception: photos (n, channels, h, w) -> (n, 2048, h / 32, w / 32), under timm's names of `legacy_xception`.
+"""Xception: images (n, channels, h, w) -> (n, 2048, h / 32, w / 32), under timm's names of `legacy_xception`.
 
 Chollet 2017, "Xception: Deep Learning with Depthwise Separable Convolutions", figure 5. Stages end with `act2`
-of the stem, the entry flow's `block1` .. `block3`, the middle flow's `block11`, and the last ReLU `act4`. A block's
-attention stands at the end of its residual branch, before the addition, with the block's output width as reference.
+of the stem, the entry flow's `block1` .. `block3`, the middle flow's `block11`, and the last ReLU `act4`. The
+attention of a block is at the end of its residual branch, before the addition, with its output width as reference.
 """
 
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 from torch import Tensor, nn
 
 from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone, mark_stage_end
+from fieldmark.models.layers import init_convolutions
 
 # Widths of each block's separable convolutions, and its stride: entry flow, middle flow, exit flow.
 BLOCKS = (((128, 128), 2), ((256, 256), 2), ((728, 728), 2), *[((728, 728, 728), 1)] * 8, ((728, 1024), 2))
 
 
 def xception(*, channels: int = 3, attention: Callable[..., Attention] = Attention) -> Backbone:
-    """The backbone; photos of 299 pixels give a map of 10 x 10."""
+    """The backbone; images of 299 pixels give a map of 10 x 10."""
     layers: list[tuple[str, nn.Module]] = [
         ("conv1", nn.Conv2d(channels, 32, 3, 2, bias=False)),  # (n, 32, h/2, w/2)
         ("bn1", nn.BatchNorm2d(32)),
@@ -40,16 +42,14 @@ def xception(*, channels: int = 3, attention: Callable[..., Attention] = Attenti
         inputs = outputs
     mark_stage_end(layers[-1][1], inputs)
     backbone = Backbone(OrderedDict(layers))
-    for name, module in backbone.named_modules():
-        if isinstance(module, nn.Conv2d) and ".attention." not in name:
-            nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    init_convolutions(backbone, partial(nn.init.kaiming_normal_, mode="fan_out", nonlinearity="relu"))
     return backbone
 
 
 class Block(nn.Module):
-    """Separable convolutions, each behind a ReLU, and a max pool if the stride is 2, beside the shortcut.
+    """ReLUs and separable convolutions, max pooling if the stride is 2, and the shortcut.
 
-    `relu` says whether a ReLU stands at the beginning too: the first block's input has been through one.
+    `relu` is whether the block starts with a ReLU; the input of the first block comes from one.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Block(nn.Module):
         outputs = widths[-1]
         layers: list[nn.Module] = []
         for before, after in pairwise((inputs, *widths)):
-            # The first ReLU leaves its input as it is, for the shortcut.
+            # The first ReLU does not work in place, since the shortcut needs its input.
             layers += [nn.ReLU(inplace=bool(layers)), _separable(before, after), nn.BatchNorm2d(after)]
         if stride > 1:
             layers.append(nn.MaxPool2d(3, stride, 1))
@@ -74,7 +74,7 @@ class Block(nn.Module):
 
 
 def _separable(inputs: int, outputs: int) -> nn.Sequential:
-    """A 3x3 convolution of each channel on its own, then a 1x1 convolution."""
+    """Depthwise 3x3 convolution, then 1x1 convolution."""
     return nn.Sequential(
         OrderedDict(
             conv1=nn.Conv2d(inputs, inputs, 3, padding=1, groups=inputs, bias=False),

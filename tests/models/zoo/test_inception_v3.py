@@ -7,7 +7,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from fieldmark.models import build
-from fieldmark.models.zoo.inception_v3 import InceptionAuxiliaryHead, MixedA, conv_pool_norm
+from fieldmark.models.layers import conv_pool_norm_relu
+from fieldmark.models.zoo.inception_v3 import InceptionAuxiliaryHead, MixedA
 
 STAGES = {
     "maxpool1": (64, 73, 73),
@@ -84,7 +85,7 @@ def test_the_auxiliary_head_takes_maps_of_any_size(size: int):
 @pytest.mark.parametrize("training", [True, False])
 def test_averaging_behind_the_convolution_is_averaging_before_it(training: bool):
     torch.manual_seed(0)
-    branch = conv_pool_norm(6, 4).train(training)
+    branch = conv_pool_norm_relu(6, 4).train(training)
     x = torch.randn(2, 6, 5, 7)
     conv, _, norm, relu = branch
     published = relu(norm(conv(F.avg_pool2d(x, 3, 1, 1))))
