@@ -1,7 +1,7 @@
 """A web server on this machine that serves what a test gives it, also as a small hub."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
@@ -10,12 +10,13 @@ import pytest
 
 
 class Server(ThreadingHTTPServer):
-    """`files` by path, each with further headers; `asked` are the requests so far."""
+    """`files` by path, each with further headers; `asked` are the requests so far, `on_request` is called with each."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), _Handler)
         self.files: dict[str, tuple[bytes, dict[str, str]]] = {}
         self.asked: list[str] = []
+        self.on_request: Callable[[], object] = lambda: None
         self.url = f"http://127.0.0.1:{self.server_port}"
 
     def add(self, path: str, content: bytes, **headers: str) -> None:
@@ -34,6 +35,7 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.asked.append(f"{self.command} {self.path}")
+        self.server.on_request()
         content, headers = self.server.files.get(self.path, (b"no such file", {}))
         self.send_response(200 if self.path in self.server.files else 404)
         for name, value in {"Content-Length": str(len(content)), **headers}.items():

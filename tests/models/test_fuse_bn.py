@@ -79,6 +79,19 @@ def test_what_cannot_be_folded_stays(make: type[nn.Module]):
         assert torch.equal(fuse_batch_norms(layers, x)(x), layers(x))
 
 
+class Failing(nn.Sequential):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        super().forward(x)
+        raise ValueError("after the last layer")
+
+
+def test_hooks_are_removed_when_forward_raises():
+    layers = Failing(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4)).eval()
+    with pytest.raises(ValueError, match="after the last layer"):
+        fuse_batch_norms(layers, torch.randn(1, 3, 8, 8))
+    assert not any(module._forward_hooks or module._forward_pre_hooks for module in layers.modules())
+
+
 def test_without_norms_there_is_nothing_to_copy():
     layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU())
     assert fuse_batch_norms(layers.eval(), torch.randn(1, 3, 8, 8)) is layers

@@ -1,16 +1,20 @@
 """The table of published weights equals its sources'; fetching: checked, cached, silent, one line where it fails."""
 
+import logging
 import os
 import re
 import socket
 import subprocess
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from hashlib import sha256
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
+import huggingface_hub.utils
 import pytest
 import timm
 import torch
@@ -198,6 +202,24 @@ def test_a_server_that_says_nothing(name: str, hub, silent: str, tmp_path: Path,
     start = time.monotonic()
     refused(name)
     assert time.monotonic() - start < 5
+
+
+def test_a_download_leaves_the_process_as_it_is(hub, b0, published, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """While it runs too: other threads have sockets, loggers, warnings and progress bars of their own."""
+
+    def state() -> tuple[Any, ...]:
+        bars = huggingface_hub.utils.are_progress_bars_disabled()
+        return socket.getdefaulttimeout(), logging.root.manager.disable, list(warnings.filters), bars
+
+    during: list[tuple[Any, ...]] = []
+    hub.publish(HUB_SET, b0[1])
+    torch.save({"fc.weight": torch.zeros(1)}, tmp_path / "file")
+    published((tmp_path / "file").read_bytes())
+    monkeypatch.setattr(hub, "on_request", lambda: during.append(state()))
+    before = state()
+    PUBLISHED_WEIGHTS[HUB_NAME].fetch()
+    PUBLISHED_WEIGHTS["resnet18"].fetch()
+    assert len(during) >= 3 and all(seen == before for seen in [*during, state()])
 
 
 def test_without_a_network_one_line_within_seconds(tmp_path: Path):
