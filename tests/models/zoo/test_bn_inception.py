@@ -1,14 +1,15 @@
 """BN-Inception, which no package has: held against the paper's table, written down a second time, by hand."""
 
+import dataclasses
 import re
-from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from fieldmark.models import build, download
+from fieldmark.models import build
+from fieldmark.models.published import PUBLISHED_WEIGHTS
 from fieldmark.models.zoo.bn_inception import RENAMES, CeilMaxPool2d
 
 # Figure 5, at 224 pixels; its channels of 4c, 4d and 4e corrected to the sums of its own columns.
@@ -133,12 +134,13 @@ def test_what_lies_behind_a_stage_leaves_its_map_as_it_is():
 
 
 @torch.no_grad()
-def test_caffes_weights_are_turned_to_rgb(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_caffes_weights_are_converted_to_rgb(monkeypatch: pytest.MonkeyPatch):
     network = build("bn_inception", classes=1000).eval()
     state = published(network.state_dict())
     state["conv1_7x7_s2.weight"] = state["conv1_7x7_s2.weight"].flip(1)
-    torch.save({key: t[None] if "_bn." in key and t.ndim == 1 else t for key, t in state.items()}, tmp_path / "w.pth")
-    monkeypatch.setattr(download, "download_url", lambda url: tmp_path / "w.pth")
+    state = {key: t[None] if "_bn." in key and t.ndim == 1 else t for key, t in state.items()}
+    row = dataclasses.replace(PUBLISHED_WEIGHTS["bn_inception"], fetch=lambda: state)
+    monkeypatch.setitem(PUBLISHED_WEIGHTS, "bn_inception", row)
     loaded, x = build("bn_inception", weights="imagenet").eval(), torch.randn(1, 3, 64, 64)
     assert torch.equal(loaded(x), network(x))
     assert loaded.preprocessing.mean == (128, 117, 104)
