@@ -102,7 +102,7 @@ class LoggerGroup:
         scalars = {
             f"{split}/{name}": float(value)
             for split in ("test", "validation")
-            for name, value in (metrics[split] or {}).items()  # None without photos of it
+            for name, value in (metrics[split] or {}).items()  # None for an empty split
             if isinstance(value, int | float) and math.isfinite(value)
         }
         for name, logger in list(self.active.items()):
