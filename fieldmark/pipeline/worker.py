@@ -17,6 +17,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.io import atomic_path
 from fieldmark.core.progress import LOGGER, log_to_stderr
 from fieldmark.training import distributed
 
@@ -54,9 +55,8 @@ def main(folder: Path) -> None:
             train(**arguments)
     except Exception as error:
         error.add_note(traceback.format_exc())
-        file = folder / f"error-{os.environ['RANK']}.half"
-        file.write_bytes(pickle.dumps(error))
-        file.replace(file.with_suffix(".pickle"))
+        with atomic_path(folder / f"error-{os.environ['RANK']}.pickle") as partial:
+            partial.write_bytes(pickle.dumps(error))
         sys.exit(2)
 
 

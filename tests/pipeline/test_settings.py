@@ -121,7 +121,7 @@ def test_every_optimiser_and_every_schedule(trainer, optimizer: str, schedule: s
     history = training.train()
     assert [row.phase for row in history] == [1, 2, 2, 2]
     assert all(math.isfinite(row.train_loss) and 0 <= row.val_accuracy <= 1 for row in history)
-    rates, highest = [row.lr for row in history[1:]], training.recipe.rates[0]  # of an epoch's last step
+    rates, highest = [row.lr for row in history[1:]], training.recipe.learning_rates[0]  # of an epoch's last step
     expected = [highest, highest / 100, highest / 1000] if schedule == "steps" else [highest] * 3
     assert highest > rates[0] > rates[1] > rates[2] if schedule == "cosine" else rates == pytest.approx(expected)
 
@@ -207,7 +207,7 @@ def test_precision_is_of_the_training_alone(trainer, few):
     histories, first = [], []
     for precision in ("32", "bf16"):
         training = trainer(precision=precision, frozen_epochs=0, epochs=2)
-        (photos,) = iter_eval_batches(few.pack, few.val, 64)
+        (photos,) = iter_eval_batches(few.images, few.val, 64)
         with training.fabric.autocast():
             first.append(training.phase_builder.frozen_features.compute_maps(photos).dtype)
         assert (

@@ -102,7 +102,7 @@ def test_one_process_stays_alone_and_says_nothing(precision: str, capfd: pytest.
 
 
 class OneOf:
-    """A process of `world` as `Frozen._by_all` sees it; `others` hold what the others computed in the same turns."""
+    """A process of `world` as `FrozenFeatures._map_distributed` sees it; `others` hold what the others computed in the same turns."""
 
     def __init__(self, rank: int, world: int, others: list[list[torch.Tensor]]) -> None:
         self.global_rank, self.world_size, self.others, self.turn = rank, world, others, 0
@@ -122,7 +122,7 @@ def test_processes_take_turns_and_nothing_is_missing(world: int, photos: int):
     for rank in reversed(range(world)):  # the last one has heard all the others
         frozen = object.__new__(FrozenFeatures)
         frozen.fabric, frozen.image_size = OneOf(rank, world, computed), 4  # type: ignore[assignment]
-        frozen.data = type("Data", (), {"pack": pack})()  # type: ignore[assignment]
+        frozen.data = type("Data", (), {"images": pack})()  # type: ignore[assignment]
         which = np.arange(photos)
         parts = frozen._map_distributed(which, lambda batch: [batch[:, 0, 0, 0].float()])
         seen = torch.cat([torch.empty(0), *(part for (part,) in parts)])
@@ -137,15 +137,20 @@ def test_the_validation_photos_are_shared_out(world: int, few, trainer, monkeypa
         monkeypatch.setattr(Fabric, "global_rank", rank)
         monkeypatch.setattr(Fabric, "world_size", world)
         parts += frozen.val_maps(trainer().phase_builder.val_shard)
-    whole = torch.cat(list(frozen.validation()))  # in batches of another size, so up to rounding
+    whole = torch.cat(list(frozen.val_maps()))  # in batches of another size, so up to rounding
     torch.testing.assert_close(torch.cat(parts), whole, rtol=1e-4, atol=1e-4)
     assert sum(map(len, parts)) == len(few.val)
 
 
 def test_numbers_below_the_smallest_normal_one_are_zeros_in_every_thread_that_trains():
-    program = (
-        "import torch, fieldmark.pipeline.train; torch.set_num_threads(4); t = torch.full((1_000_000,), 1e-39) * 0.5"
-    )
-    program += "; print(int(t.count_nonzero()), torch.ones(3).mul(1e-37).count_nonzero().item())"
+    program = """
+import torch
+from fieldmark.core.runtime import torch_settings
+
+with torch_settings():
+    torch.set_num_threads(4)
+    halved = torch.full((1_000_000,), 1e-39) * 0.5
+    print(halved.count_nonzero().item(), torch.ones(3).mul(1e-37).count_nonzero().item())
+"""
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["0", "3"]

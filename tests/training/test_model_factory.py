@@ -41,8 +41,8 @@ def test_the_network_expects_the_colours_of_the_training_photos(few):
         network = build_network(recipe, 3)
         standardise_inputs(network, recipe, few)
         look = make_preprocessing(network, recipe)
-        whole = min(few.pack[int(few.train[0])].shape[:2])
-        seen = Normalize(look["mean"], look["std"])(torch.cat(list(iter_eval_batches(few.pack, few.train, whole))))
+        whole = min(few.images[int(few.train[0])].shape[:2])
+        seen = Normalize(look["mean"], look["std"])(torch.cat(list(iter_eval_batches(few.images, few.train, whole))))
         assert seen.shape[1] == channels
         assert seen.mean((0, 2, 3)).abs().max() < 0.1 and (seen.std((0, 2, 3)) - 1).abs().max() < 0.1
 

@@ -229,7 +229,7 @@ def test_the_best_network_so_far_is_always_at_hand(trainer, few, ema: float):
                     torch.cat(
                         [
                             training.phase_builder.frozen_features.normalise(p)
-                            for p in iter_eval_batches(few.pack, few.val, 64)
+                            for p in iter_eval_batches(few.images, few.val, 64)
                         ]
                     )
                 )
