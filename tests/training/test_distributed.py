@@ -102,7 +102,7 @@ def test_one_process_stays_alone_and_says_nothing(precision: str, capfd: pytest.
 
 
 class OneOf:
-    """A process of `world` as `FrozenFeatures._map_distributed` sees it; `others` hold what the others computed in the same turns."""
+    """A process of `world`; `others` hold what the others computed in the same turns."""
 
     def __init__(self, rank: int, world: int, others: list[list[torch.Tensor]]) -> None:
         self.global_rank, self.world_size, self.others, self.turn = rank, world, others, 0
