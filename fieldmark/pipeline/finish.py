@@ -19,6 +19,7 @@ from fieldmark.data.dataset import DatasetSplits, EvalDataset, iter_eval_batches
 from fieldmark.evaluation import calibration
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
 from fieldmark.evaluation.results import LearningCurve, Metrics
+from fieldmark.explanation.neighbours import save_reference_set
 from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, TOLERANCE, export_onnx, verify
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
@@ -92,7 +93,9 @@ def finish_run(
     fitted = calibrate(trainer, prepared, size)
     network = trainer.network.cpu()
     info = _write_bundle(out / "bundle", network, prepared, preprocessing, fitted)
-    _write_reference_set(out / "gallery.npz", prepared, fitted.reference_features)
+    paths, reference = list(prepared.groups), prepared.reference_indices.tolist()
+    labels = [prepared.classes[data.labels[k]] for k in reference]
+    save_reference_set(out, [paths[k] for k in reference], labels, fitted.reference_features)
     classifier = Classifier(out)
     verification_set = EvalDataset(data.images, data.val if len(data.val) else data.train, size)
     images = [verification_set.read_image(k) for k in range(min(NUM_VERIFICATION_IMAGES, len(verification_set)))]
@@ -172,18 +175,6 @@ def _write_bundle(
     bundle.save(folder, info, network, fitted.ood_scorer)
     export_onnx(network, fitted.ood_scorer, info, folder / "model.onnx")
     return info
-
-
-def _write_reference_set(file: Path, prepared: PreparedData, features: np.ndarray) -> None:
-    """Paths, labels and float16 features (n, c) of the reference set, in which neighbours of an image are searched."""
-    paths, reference = list(prepared.groups), prepared.reference_indices.tolist()
-    with io.atomic_path(file) as partial, partial.open("wb") as stream:
-        np.savez_compressed(
-            stream,
-            paths=np.array([paths[k] for k in reference], str),
-            labels=np.array([prepared.classes[prepared.data.labels[k]] for k in reference], str),
-            features=features.astype(np.float16),
-        )
 
 
 def _predict_test_set(classifier: Classifier, prepared: PreparedData, size: int, reporter: Reporter) -> Predictions:
