@@ -1,21 +1,22 @@
-"""PHOTOS + recipe -> a better recipe: trials of its settings, chosen by Optuna, judged by the validation photos alone.
+"""Hyperparameter search with Optuna, on the validation set.
 
-What the frozen layers make of the photos is computed once for all trials that share it, so that a trial of the head
-costs seconds. The best recipe is then trained as a whole, and that run alone sees the test photos.
+Features of the frozen layers are computed once for all trials that share them, so that a trial of the head takes
+seconds. The best recipe is then trained in full, and that run alone uses the test set.
 """
 
+import dataclasses
 import logging
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from filelock import FileLock
 
-from fieldmark.core import runtime
+from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError, UntrainableRecipeError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.catalog import Catalog
@@ -26,17 +27,17 @@ from fieldmark.pipeline.search_space import FULL_SPACE, HEAD_SPACE, Choices, Ran
 from fieldmark.pipeline.train import train
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import TUNING_FIELDS, UNFREEZE_FIELDS, Recipe, option_name
+from fieldmark.report.results import SearchResult, Trial
 from fieldmark.training import distributed, feature_cache
 from fieldmark.training.history import EpochRecord
 from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe, standardise_inputs
 from fieldmark.training.trainer import Trainer
 
-TrialRow = dict[str, Any]
 JOURNAL, SHARED = "trials.journal", ".shared"
 FINE_TUNING_SETTINGS = {"epochs", *UNFREEZE_FIELDS, *TUNING_FIELDS} - {"augment"}
-"""Settings of phase 2 alone; `augment` says whether the head sees photos mirrored too."""
+"""Settings of fine-tuning alone; `augment` also decides whether the head is trained on mirrored images."""
 PRUNER_STARTUP_TRIALS, PRUNER_WARMUP_STEPS = 5, 3
-"""So many trials are not cut short, and none before so many epochs: there is nothing yet to compare it with."""
+"""Trials before the first can be pruned, and epochs before any is: there is nothing to compare it with."""
 
 
 @runtime.torch_settings()
@@ -49,73 +50,101 @@ def search(
     vary: Sequence[str] = (),
     *,
     full_training: bool = False,
-) -> tuple[list[TrialRow], Run]:
-    """Try settings until `out` holds so many trials, then train the best recipe in `out`/best-TRIAL.
+) -> SearchResult:
+    """Run trials until `out` holds that many, then train the best recipe in `out`/best-TRIAL.
 
-    The first trial is the recipe as it stands, so that the best is never worse by the photos that choose. A trial
-    trains the head alone (phase 1), with `whole` both phases. The settings and their values are those of `vary` (see
-    `space`), else `HEAD` or `WHOLE`. Whoever starts the same search in the same folder meanwhile, on this machine or
-    another that sees it, shares the work; what is interrupted goes on.
+    The first trial is the original recipe, so that the best is never worse on the validation set. The same search
+    started in the same folder meanwhile, on this machine or on another that sees it, shares the work; an interrupted
+    one continues.
+
+    Args:
+        trials: number of trials in all.
+        vary: hyperparameters and their values (`search_space.parse_search_space`); by default `HEAD_SPACE`, or
+            `FULL_SPACE` with `full_training`.
+        full_training: train both phases in each trial, not the head alone.
 
     Returns:
-        the trials, a row each (`trial, score, val_accuracy, val_loss, photos, seconds, settings, best`; one that was
-        cut short has no figures), and the run of the best one.
+        The trials and the run of the best one.
 
     Raises:
         FieldmarkError: settings that cannot be searched.
         ModuleNotFoundError: optuna is not installed.
     """
     import optuna
-    from optuna.trial import TrialState
 
+    space = parse_search_space(vary or (FULL_SPACE if full_training else HEAD_SPACE))
+    recipe = _check_searchable(recipe, space, full_training, reporter)
+    catalog = load_recipe_catalog(photos, recipe)
+    (out / SHARED).mkdir(parents=True, exist_ok=True)
+    study = _open_study(out, recipe.seed, [recipe.to_dict(), *map(str, space.items()), full_training])
+    runner = TrialRunner(catalog, recipe, out, reporter, full_training)
+    while (claim := _claim_trial(study, space, trials, out)) is not None:
+        outcome = _make_trial(runner, study, claim)
+        reporter.info(f"trial {claim.trial.number}: {outcome}, {_format_hyperparameters(claim.hyperparameters)}")
+    states = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
+    trials_made = [_read_trial(trial) for trial in study.get_trials(states=states)]
+    best = min((trial for trial in trials_made if trial.score is not None), key=_rank)
+    settings = _format_hyperparameters(best.settings)
+    reporter.info(f"best trial: {best.trial} ({settings}); training it in full and testing it once")
+    run = _train_best(recipe.replace(**best.settings), best.trial, photos, out)
+    marked = [dataclasses.replace(trial, best=trial is best) for trial in trials_made]
+    return SearchResult(marked, run.folder, run.results.test)
+
+
+def _rank(trial: Trial) -> tuple[float, float]:
+    return -(trial.score or 0.0), trial.val_loss or 0.0
+
+
+def _check_searchable(
+    recipe: Recipe, space: Mapping[str, Choices | Range], full_training: bool, reporter: Reporter
+) -> Recipe:
+    """The recipe with its devices resolved; FieldmarkError if it, or a value of the space, cannot be searched."""
     if recipe.folds or recipe.devices * recipe.nodes > 1 or recipe.budget:
         raise FieldmarkError("search trains one trial after the other: leave --folds, --devices, --nodes, --budget out")
     recipe = distributed.resolve_devices(recipe)
-    search_space = parse_search_space(vary or (FULL_SPACE if full_training else HEAD_SPACE))
-    if unusable := [] if full_training else [name for name in search_space if name in FINE_TUNING_SETTINGS]:
-        raise FieldmarkError(f"--vary {unusable[0]}: trials of the head alone know nothing of it; add --whole")
-    resolve_recipe(recipe, reporter.info)  # refuses what cannot be
-    for boundary in (recipe, *boundary_recipes(recipe, search_space)):
+    if unusable := [] if full_training else [name for name in space if name in FINE_TUNING_SETTINGS]:
+        raise FieldmarkError(f"--vary {unusable[0]} affects fine-tuning alone, which trials leave out: add --whole")
+    resolve_recipe(recipe, reporter.info)
+    for boundary in (recipe, *boundary_recipes(recipe, space)):
         resolve_recipe(boundary, lambda _: None)
         if not full_training and (boundary.weights == "none" or not boundary.frozen_epochs):
             raise FieldmarkError("trials of the head alone need published weights and --frozen-epochs; or add --whole")
-    catalog = load_recipe_catalog(photos, recipe)
-    (out / SHARED).mkdir(parents=True, exist_ok=True)
-    study = _open_study(out, recipe.seed, [recipe.to_dict(), *map(str, search_space.items()), full_training])
-    runner = TrialRunner(catalog, recipe, out, reporter, full_training)
-    while (claim := _claim_trial(study, search_space, trials, out)) is not None:
-        trial, hyperparameters, lock = claim
-        began, state, score = time.monotonic(), TrialState.FAIL, None
-        try:
-            found = runner.run_trial(hyperparameters, trial)
-            for name, figure in (found | {"seconds": time.monotonic() - began}).items():
-                trial.set_user_attr(name, figure)
-            state, score, outcome = TrialState.COMPLETE, _objective_value(found, recipe), _format_metrics(found)
-        except optuna.TrialPruned:
-            state, outcome = TrialState.PRUNED, "cut short"
-        except UntrainableRecipeError as error:
-            if not hyperparameters:  # the recipe as it stands: no other would do better
-                raise
-            state, outcome = TrialState.PRUNED, f"ended early, {error}"
-        finally:  # another may wait for the lock, and then asks what came of it
-            study.tell(trial, score, state)
-            lock.release()
-        reporter.info(f"trial {trial.number}: {outcome}, {_format_hyperparameters(hyperparameters)}")
-    rows = [_trial_row(trial) for trial in study.get_trials(states=(TrialState.COMPLETE, TrialState.PRUNED))]
-    best = min((row for row in rows if row["score"] is not None), key=lambda row: (-row["score"], row["val_loss"]))
-    found = recipe.replace(**best["settings"])
-    reporter.info(
-        f"the best, trial {best['trial']}: {_format_hyperparameters(best['settings'])}; it is trained and tested now"
-    )
-    with exclusive_access(out):  # who waited for it finds it done
-        recipes.write_recipe(found, out / "recipe.yaml")
-        run = train(photos, _with_shared_split(found, out), out=out / f"best-{best['trial']}", resume=True)
+    return recipe
+
+
+def _make_trial(runner: "TrialRunner", study: Any, claim: "Claim") -> str:
+    """Train one trial and record its result in the study. Returns the outcome as text."""
+    import optuna
+    from optuna.trial import TrialState
+
+    start, state, score = time.monotonic(), TrialState.FAIL, None
+    try:
+        metrics = runner.run_trial(claim.hyperparameters, claim.trial)
+        for name, value in (metrics | {"seconds": time.monotonic() - start}).items():
+            claim.trial.set_user_attr(name, value)
+        state, score, outcome = TrialState.COMPLETE, _objective_value(metrics, runner.recipe), _format_metrics(metrics)
+    except optuna.TrialPruned:
+        state, outcome = TrialState.PRUNED, "pruned"
+    except UntrainableRecipeError as error:
+        if not claim.hyperparameters:  # the original recipe: others would hardly do better
+            raise
+        state, outcome = TrialState.PRUNED, f"ended early, {error}"
+    finally:  # another process may wait for the lock, and then reads the state
+        study.tell(claim.trial, score, state)
+        claim.lock.release()
+    return outcome
+
+
+def _train_best(recipe: Recipe, trial: int, photos: str | Path, out: Path) -> Run:
+    with exclusive_access(out):  # another process that waits for it finds it done
+        recipes.write_recipe(recipe, out / "recipe.yaml")
+        run = train(photos, _with_shared_split(recipe, out), out=out / f"best-{trial}", resume=True)
         _remove_leftovers(out)
-    return [row | {"best": row is best} for row in rows], run
+    return run
 
 
 def _remove_leftovers(out: Path) -> None:
-    """Deletes what trials have shared, and what those left that were killed; who still makes one keeps its folder."""
+    """Delete shared features and the folders of killed trials; those of running trials stay."""
     shutil.rmtree(out / SHARED, ignore_errors=True)
     for lock in out.glob("trial-*.lock"):
         with suppress(TimeoutError), FileLock(lock).acquire(blocking=False):
@@ -124,23 +153,23 @@ def _remove_leftovers(out: Path) -> None:
 
 
 def _with_shared_split(recipe: Recipe, out: Path) -> Recipe:
-    """The recipe on the sides that the trials had."""
+    """The recipe with the split of the trials."""
     return recipe.replace(split_file=recipe.split_file or str((out / "split.csv").resolve()))
 
 
 class TrialRunner:
-    """Where trials are trained: photos are prepared once for each way to decode them, features once for all of them."""
+    """Trains trials; images are prepared once for each way to decode them, features are computed once."""
 
     def __init__(self, catalog: Catalog, recipe: Recipe, out: Path, reporter: Reporter, whole: bool) -> None:
         self.catalog, self.recipe, self.out, self.reporter, self.full_training = catalog, recipe, out, reporter, whole
         self.prepared_by_key = dict[str, PreparedData]()
 
-    def run_trial(self, hyperparameters: TrialRow, trial: Any) -> TrialRow:
-        """Train with these settings. -> accuracy and loss on the validation photos, of the best epoch."""
+    def run_trial(self, hyperparameters: dict[str, Any], trial: Any) -> dict[str, Any]:
+        """Train with these hyperparameters; return accuracy and loss on the validation set in the best epoch."""
         try:
             recipe = self.recipe.replace(**hyperparameters | ({} if self.full_training else {"epochs": 0}))
             recipe = resolve_recipe(recipe, lambda _: None)
-        except FieldmarkError as error:  # each may be well alone, but not all of them together
+        except FieldmarkError as error:  # each value is valid alone, but not in this combination
             raise UntrainableRecipeError(str(error)) from None
         folder = self.out / f"trial-{trial.number}"
         (folder / "resume").mkdir(parents=True, exist_ok=True)
@@ -151,7 +180,7 @@ class TrialRunner:
                 network = build_network(recipe, len(prepared.classes))
                 standardise_inputs(network, recipe, prepared.data)
                 if not len(prepared.data.val):
-                    raise FieldmarkError("no photos to choose by (val/): a search needs some")
+                    raise FieldmarkError("a search needs a validation set (val/)")
                 fabric, quiet_reporter = distributed.make_fabric(recipe), Reporter(quiet=True)
                 logger = PruningLogger(trial, recipe, may_end=bool(hyperparameters))
                 trainer = Trainer(network, prepared.data, recipe, folder / "resume", quiet_reporter, fabric, logger)
@@ -164,7 +193,7 @@ class TrialRunner:
             shutil.rmtree(folder, ignore_errors=True)
 
     def _prepare_for(self, recipe: Recipe, folder: Path) -> PreparedData:
-        """The photos as this recipe sees them, all on the sides that the first trial gave them."""
+        """The images as this recipe decodes them, in the split of the first trial."""
         with torch.device("meta"):
             input_spec = make_preprocessing(build_network(recipe, 2, weights=False), recipe)
         key = f"photos-{input_spec['size']}-{input_spec['interpolation']}"
@@ -177,14 +206,14 @@ class TrialRunner:
             data_reporter = self.reporter if not split.exists() else Reporter(quiet=True)
             self.prepared_by_key[key] = prepare_data(catalog, input_spec, recipe, data_dir, data_reporter)
             if not split.exists():
-                shutil.copyfile(data_dir / "split.csv", self.out / "split.half")
-                (self.out / "split.half").replace(split)
+                with io.atomic_path(split) as partial:
+                    shutil.copyfile(data_dir / "split.csv", partial)
         for name in ("audit.json", "split.csv"):
             shutil.copyfile(data_dir / name, folder / name)
         return self.prepared_by_key[key]
 
     def _share_features(self, trainer: Trainer, folder: Path) -> None:
-        """Take the features of phase 1 that another trial has computed, or compute them for others."""
+        """Reuse the features that another trial has computed, or compute them for others."""
         recipe, builder = trainer.recipe, trainer.phase_builder
         cache = feature_cache.for_run(self.out / SHARED, builder, folder)
         if recipe.frozen_epochs and recipe.weights != "none" and not cache.restore():
@@ -194,7 +223,7 @@ class TrialRunner:
 
 
 class PruningLogger:
-    """A trial's epochs -> Optuna, which ends those that others have left behind."""
+    """Reports the epochs of a trial to Optuna, which prunes those below the median of the others."""
 
     def __init__(self, trial: Any, recipe: Recipe, may_end: bool) -> None:
         self.trial, self.recipe, self.may_prune = trial, recipe, may_end
@@ -211,7 +240,7 @@ class PruningLogger:
 
 
 def _open_study(out: Path, seed: int, requested: list[Any]) -> Any:
-    """The search that lies in `out`, or a new one. Raises FieldmarkError where that one asks for other things."""
+    """The study in `out`, or a new one; FieldmarkError if it was started with other settings."""
     import optuna
     from optuna.storages import JournalStorage
     from optuna.storages.journal import JournalFileBackend
@@ -226,48 +255,64 @@ def _open_study(out: Path, seed: int, requested: list[Any]) -> Any:
         pruner=optuna.pruners.MedianPruner(n_startup_trials=PRUNER_STARTUP_TRIALS, n_warmup_steps=PRUNER_WARMUP_STEPS),
     )
     if study.user_attrs.get("asked", requested) != requested:
-        raise FieldmarkError(f"{out} was begun with other settings or other --vary: repeat them, or give another --out")
+        raise FieldmarkError(f"{out} was started with other settings or --vary: repeat them, or give another --out")
     study.set_user_attr("asked", requested)
-    # Whoever joins or goes on draws other numbers.
+    # A process that joins or continues draws other numbers.
     study.sampler = optuna.samplers.TPESampler(seed=seed + 1000 * len(study.trials))
     return study
 
 
-def _claim_trial(
-    study: Any, search_space: Mapping[str, Choices | Range], trials: int, out: Path
-) -> tuple[Any, TrialRow, Any] | None:
-    """A trial to make, its settings and the lock that says that it is being made; None once there are enough.
+class Claim(NamedTuple):
+    """A trial that this process is to make."""
 
-    Where others make the last ones, it waits: whoever dies lets go of his lock, and there is one to make again.
+    trial: Any
+    hyperparameters: dict[str, Any]
+    lock: Any
+    """Held while the trial is made: a process that dies releases it."""
+
+
+def _claim_trial(study: Any, space: Mapping[str, Choices | Range], trials: int, out: Path) -> Claim | None:
+    """The next trial to make; None once there are enough.
+
+    Waits while other processes make the last ones, since a trial whose process dies has to be made again.
     """
-
-    def lock(number: int) -> Any:
-        return FileLock(out / f"trial-{number}.lock")
-
     while True:
         with exclusive_access(out):
-            all_trials, others = study.get_trials(deepcopy=False), list[Any]()
-            for other in all_trials:
-                if not other.state.is_finished():
-                    try:
-                        with lock(other.number).acquire(blocking=False):  # nobody's: whoever began it is gone
-                            pass
-                    except TimeoutError:
-                        others.append(other)
-            done = [one for one in all_trials if one.state.name in ("COMPLETE", "PRUNED")]
-            if len(done) + len(others) < trials:
-                trial = study.ask()
-                (own_lock := lock(trial.number)).acquire()
-                has_default = not any(one.user_attrs.get("settings") == {} for one in (*done, *others))
-                hyperparameters = (
-                    {} if has_default else {name: _suggest_value(trial, name, of) for name, of in search_space.items()}
-                )
-                trial.set_user_attr("settings", hyperparameters)
-                return trial, hyperparameters, own_lock
+            done, running = _count_trials(study, out)
+            if len(done) + len(running) < trials:
+                return _start_trial(study, space, [*done, *running], out)
         if len(done) >= trials:
             return None
-        with lock(others[0].number):
+        with _trial_lock(out, running[0].number):
             pass
+
+
+def _start_trial(study: Any, space: Mapping[str, Choices | Range], others: Sequence[Any], out: Path) -> Claim:
+    """A new trial: of the original recipe, if no other is."""
+    trial = study.ask()
+    lock = _trial_lock(out, trial.number)
+    lock.acquire()
+    has_default = any(other.user_attrs.get("settings") == {} for other in others)
+    hyperparameters = {name: _suggest_value(trial, name, domain) for name, domain in space.items() if has_default}
+    trial.set_user_attr("settings", hyperparameters)
+    return Claim(trial, hyperparameters, lock)
+
+
+def _count_trials(study: Any, out: Path) -> tuple[list[Any], list[Any]]:
+    """The trials that are done, and those that a process is making now."""
+    trials, running = study.get_trials(deepcopy=False), list[Any]()
+    for trial in trials:
+        if not trial.state.is_finished():
+            try:
+                with _trial_lock(out, trial.number).acquire(blocking=False):  # free: its process has died
+                    pass
+            except TimeoutError:
+                running.append(trial)
+    return [trial for trial in trials if trial.state.name in ("COMPLETE", "PRUNED")], running
+
+
+def _trial_lock(out: Path, number: int) -> FileLock:
+    return FileLock(out / f"trial-{number}.lock")
 
 
 def _suggest_value(trial: Any, name: str, domain: Choices | Range) -> Any:
@@ -279,32 +324,29 @@ def _suggest_value(trial: Any, name: str, domain: Choices | Range) -> Any:
     return min(max(rounded, domain.low), domain.high)  # rounded, it may lie outside
 
 
-def _objective_value(row: TrialRow, recipe: Recipe) -> float:
-    """What is to be high."""
+def _objective_value(row: dict[str, Any], recipe: Recipe) -> float:
+    """The value that is maximised."""
     return row["val_accuracy"] if recipe.monitor == "accuracy" else -row["val_loss"]
 
 
-def _trial_row(trial: Any) -> TrialRow:
-    """A trial for people and for --json."""
-    attributes = {
-        name: trial.user_attrs.get(name) for name in ("val_accuracy", "val_loss", "photos", "seconds", "settings")
-    }
-    return {"trial": trial.number, "score": trial.value if attributes["photos"] else None, **attributes}
+def _read_trial(trial: Any) -> Trial:
+    """A finished trial of Optuna; a pruned one has no metrics."""
+    names = ("val_accuracy", "val_loss", "photos", "seconds", "settings")
+    attributes = {name: trial.user_attrs.get(name) for name in names}
+    return Trial(trial.number, trial.value if attributes["photos"] else None, **attributes)
 
 
-def _format_metrics(metrics: TrialRow) -> str:
+def _format_metrics(metrics: dict[str, Any]) -> str:
     return f"{metrics['val_accuracy']:.1%}, loss {metrics['val_loss']:.3f} on {metrics['photos']} validation photos"
 
 
-def _format_hyperparameters(hyperparameters: TrialRow) -> str:
+def _format_hyperparameters(hyperparameters: Mapping[str, Any]) -> str:
     """As on the command line."""
-    return (
-        " ".join(f"{option_name(name)} {value}" for name, value in hyperparameters.items()) or "the recipe as it stands"
-    )
+    return " ".join(f"{option_name(name)} {value}" for name, value in hyperparameters.items()) or "the original recipe"
 
 
 @contextmanager
 def exclusive_access(out: Path) -> Iterator[None]:
-    """One process of the search at a time."""
+    """Lets one process of the search at a time into the block."""
     with FileLock(out / f"{SHARED}.lock"):
         yield

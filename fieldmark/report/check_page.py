@@ -57,12 +57,11 @@ def write_check(result: CheckResult, out: Path, lang: str = "en") -> list[Path]:
     if result.label_ranking:
         ranked = (quality.to_dict() | {"flagged": quality.is_issue} for quality in result.label_ranking)
         io.write_csv(ranking, ranked, list(RANKING_COLUMNS))
-    text = _render_page(result, labels, get_language(lang))
-    page.write_text(text, encoding="utf-8", errors="replace")
+    _write_page(page, result, labels, get_language(lang))
     return [page, decisions, ranking] if result.label_ranking else [page, decisions]
 
 
-def _render_page(result: CheckResult, labels: dict[str, str], language: Language) -> str:
+def _write_page(file: Path, result: CheckResult, labels: dict[str, str], language: Language) -> None:
     from fieldmark.report import html  # needs the extra `train`, the rest does not
 
     report = result.report
@@ -82,7 +81,7 @@ def _render_page(result: CheckResult, labels: dict[str, str], language: Language
     ]
     context = {"name": result.catalog.source.resolve().name, "sections": sections, "max_items": MAX_ITEMS}
     context |= {"classes": report.classes, "photos": report.n_images, "warnings": report.warnings}
-    return html.render("check.html.j2", context, language)
+    html.write_page(file, "check.html.j2", context, language)
 
 
 def _image_sets(issues: Sequence[Any], kind: str, language: Language) -> Iterator[list[tuple[str, str]]]:

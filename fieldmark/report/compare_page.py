@@ -1,70 +1,84 @@
-"""Rows of a comparison -> sentences, a page, a table: what people read."""
+"""Page, table and sentences of a comparison of networks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from fieldmark.core import io
 from fieldmark.core.i18n import ENGLISH, Language
+from fieldmark.evaluation.paired import PairedDifference
 from fieldmark.report import html
-from fieldmark.report.charts.scatter import accuracy_cost_chart
+from fieldmark.report.charts.cost import accuracy_cost_chart
+from fieldmark.report.results import Comparison, ComparisonRow
 
-ComparisonRow = dict[str, Any]
-
-
-def describe_differences(rows: Sequence[ComparisonRow], language: Language = ENGLISH) -> Iterator[str]:
-    """The answer to what was asked, a sentence a network: does it help here?"""
-    first = rows[0]
-    for row in rows[1:]:
-        difference, names = row["difference"], {"network": row["network"], "first": first["network"]}
-        if not difference:
-            yield language("{network} and {first} have no test set in common: the difference is unknown.", **names)
-            continue
-        low, high = (100 * bound for bound in difference["ci95"])
-        better = language("significantly better") if difference["difference"] > 0 else language("significantly worse")
-        yield language(
-            "{network} vs. {first}: {points:+.1f} percentage points ({low:+.1f} to {high:+.1f}), {more:+.1%} "
-            "parameters, {times:.2f} x training time: {conclusion} (p = {p:.2g}).",
-            **names,
-            points=100 * difference["difference"],
-            low=low,
-            high=high,
-            more=row["parameters"] / first["parameters"] - 1,
-            times=row["seconds"] / first["seconds"],
-            conclusion=better if difference["real"] else language("not significant"),
-            p=difference["p_holm"],
-        )
+COLUMNS = ["network", "accuracy", "sd", "n", "macro_f1", "ece", "seconds", "megabytes", "images_per_s"]
+COLUMNS += ["parameters", "macs"]
+DIFFERENCE_COLUMNS = ["difference", "p", "p_holm", "real", "won", "lost"]
+"""Columns of compare.csv: fields of `ComparisonRow` and of `PairedDifference`."""
 
 
-def write_compare_page(rows: Sequence[ComparisonRow], out: Path, language: Language = ENGLISH) -> list[Path]:
-    """compare.html (in that language), compare.json, compare.csv in the folder `out`. -> the files."""
+def describe_differences(comparison: Comparison, language: Language = ENGLISH) -> Iterator[str]:
+    """A sentence on the difference of each network from the baseline."""
+    baseline, *others = comparison.rows
+    for row in others:
+        if row.difference is None:
+            yield language(
+                "{network} and {first} have no test set in common: the difference is unknown.",
+                network=row.network,
+                first=baseline.network,
+            )
+        else:
+            yield _describe_difference(row, row.difference, baseline, language)
+
+
+def _describe_difference(
+    row: ComparisonRow, difference: PairedDifference, baseline: ComparisonRow, language: Language
+) -> str:
+    low, high = (100 * bound for bound in difference.ci95)
+    if not difference.real:
+        conclusion = language("not significant")
+    elif difference.difference > 0:
+        conclusion = language("significantly better")
+    else:
+        conclusion = language("significantly worse")
+    return language(
+        "{network} vs. {first}: {points:+.1f} percentage points ({low:+.1f} to {high:+.1f}), {more:+.1%} "
+        "parameters, {times:.2f} x training time: {conclusion} (p = {p:.2g}).",
+        network=row.network,
+        first=baseline.network,
+        points=100 * difference.difference,
+        low=low,
+        high=high,
+        more=row.parameters / baseline.parameters - 1,
+        times=row.seconds / baseline.seconds,
+        conclusion=conclusion,
+        p=difference.p_holm,
+    )
+
+
+def write_compare_page(comparison: Comparison, out: Path, language: Language = ENGLISH) -> list[Path]:
+    """Write compare.html (in that language), compare.json and compare.csv into the folder `out`; return the files."""
     out.mkdir(parents=True, exist_ok=True)
-    sentences_en = list(describe_differences(rows))
-    io.write_json(out / "compare.json", {"rows": list(rows), "answers": sentences_en})
-    columns = ["network", "accuracy", "sd", "n", "macro_f1", "ece", "seconds", "megabytes", "images_per_s"]
-    columns += ["parameters", "macs"]
-    difference_columns = ["difference", "p", "p_holm", "real", "won", "lost"]
+    files = [out / name for name in ("compare.html", "compare.json", "compare.csv")]
+    io.write_json(files[1], comparison.to_dict() | {"answers": list(describe_differences(comparison))})
     table = [
-        {name: row[name] for name in columns}
-        | {name: (row["difference"] or {}).get(name) for name in difference_columns}
-        for row in rows
+        {name: getattr(row, name) for name in COLUMNS}
+        | {name: getattr(row.difference, name, None) for name in DIFFERENCE_COLUMNS}
+        for row in comparison.rows
     ]
-    io.write_csv(out / "compare.csv", table, [*columns, *difference_columns])
-    costs = {"seconds": (language("Accuracy by training time"), language("seconds"))}
-    costs |= {
+    io.write_csv(files[2], table, [*COLUMNS, *DIFFERENCE_COLUMNS])
+    costs = {
+        "seconds": (language("Accuracy by training time"), language("seconds")),
         "megabytes": (language("Accuracy by model size"), "MB"),
         "images_per_s": (language("Accuracy by throughput"), language("images/s")),
     }
-    charts = [Markup(accuracy_cost_chart(rows, cost, *named, language)) for cost, named in costs.items()]
+    charts = [accuracy_cost_chart(comparison.rows, cost, *texts, language) for cost, texts in costs.items()]
     context = {
         "name": out.resolve().name,
-        "rows": rows,
-        "answers": list(describe_differences(rows, language)),
-        "charts": charts,
+        "rows": comparison.rows,
+        "answers": list(describe_differences(comparison, language)),
+        "charts": list(map(Markup, charts)),
     }
-    (out / "compare.html").write_text(
-        html.render("compare.html.j2", context, language), encoding="utf-8", errors="replace"
-    )
-    return [out / name for name in ("compare.html", "compare.json", "compare.csv")]
+    html.write_page(files[0], "compare.html.j2", context, language)
+    return files

@@ -1,4 +1,4 @@
-"""Template + facts -> a page of one file, without scripts or requests."""
+"""Templates -> pages: single files without scripts or requests."""
 
 from collections.abc import Iterable
 from functools import partial
@@ -8,15 +8,16 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader
 from markupsafe import Markup
 
+from fieldmark.core import io
 from fieldmark.core.i18n import ENGLISH, Language, format_number
 from fieldmark.report import text as wording
-from fieldmark.report.charts import svg
+from fieldmark.report.charts.frame import palette
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
 def make_environment(language: Language = ENGLISH) -> Environment:
-    """In a template `_("{n} photos", n=3)` says a text; what is put into it is escaped, the text itself is ours."""
+    """Jinja environment in which `_("{n} images", n=3)` translates; values are escaped, the texts are not."""
     made = Environment(loader=FileSystemLoader(TEMPLATES), autoescape=True, trim_blocks=True, lstrip_blocks=True)
     numbers = {name: getattr(language, name) for name in ("percent", "interval", "duration")}
     made.filters.update(
@@ -33,8 +34,19 @@ def make_environment(language: Language = ENGLISH) -> Environment:
 
 
 def render(template: str, context: dict[str, Any], language: Language = ENGLISH) -> str:
-    """The template of that name in templates/; `palette` are the colours of all pages."""
-    return make_environment(language).get_template(template).render(palette=Markup(svg.palette(":root")), **context)
+    """The page of a template in templates/; `palette` are the colours of all pages."""
+    return make_environment(language).get_template(template).render(palette=Markup(palette(":root")), **context)
+
+
+def write_page(file: Path, template: str, context: dict[str, Any], language: Language = ENGLISH) -> None:
+    """Render the template into a file, atomically; undecodable bytes of file names become question marks."""
+    write_text(file, render(template, context, language))
+
+
+def write_text(file: Path, text: str) -> None:
+    """Write a page, a card or a chart, atomically."""
+    with io.atomic_path(file) as partial:
+        partial.write_text(text, encoding="utf-8", errors="replace")
 
 
 def _join_sentences(language: Language, sentences: Iterable[str]) -> Markup:

@@ -19,8 +19,8 @@ from fieldmark.inference.run_folder import load_catalog, resolve_language
 from fieldmark.recipes import recipe as recipes
 from fieldmark.report import examples, html
 from fieldmark.report import text as wording
-from fieldmark.report.charts import svg
 from fieldmark.report.charts import trust as trust_charts
+from fieldmark.report.charts.training import TITLES, training_curve, training_curves
 
 TemplateContext = dict[str, Any]
 
@@ -63,10 +63,9 @@ def write_report(run: Path, files: FileTree | None, language: Language = ENGLISH
         "card.md": html.render("card.md.j2", context, language),
     }
     if history:
-        texts["curves.svg"] = svg.training_curves(history, metrics.get("best_epoch"), language)
+        texts["curves.svg"] = training_curves(history, metrics.get("best_epoch"), language)
     for name, text in texts.items():
-        # A file name that is no valid Unicode must not cost the report.
-        (run / name).write_text(text, encoding="utf-8", errors="replace")
+        html.write_text(run / name, text)
     return [run / name for name in texts]
 
 
@@ -159,7 +158,7 @@ def _charts(
         else []
     )
     return {
-        "curves": [Markup(svg.training_curve(history, kind, best, language)) for kind in svg.TITLES if history],
+        "curves": [Markup(training_curve(history, kind, best, language)) for kind in TITLES if history],
         "confusion": Markup(trust_charts.confusion_matrix(matrix, classes, language)) if matrix else "",
         "roc": Markup(trust_charts.roc_chart(split_metrics, language)) if split_metrics.get("roc") else "",
         "trust": [Markup(chart) for chart in trust],

@@ -1,45 +1,39 @@
-"""Trials of a search and the run of the best one -> a page, a table, what --json prints."""
+"""Page, table and sentences of a hyperparameter search."""
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from markupsafe import Markup
 
 from fieldmark.core import io
 from fieldmark.core.i18n import ENGLISH, Language
 from fieldmark.report import html
-from fieldmark.report.charts import svg
-from fieldmark.report.charts.svg import HEIGHT, LEFT, WIDTH, Axes
+from fieldmark.report.charts import frame as svg
+from fieldmark.report.charts.frame import HEIGHT, LEFT, WIDTH, Axes
+from fieldmark.report.results import SearchResult, Trial
 
-TrialRow = dict[str, Any]
-
-
-def summarize_search(rows: Sequence[TrialRow], run: Path, test: TrialRow | None) -> TrialRow:
-    """`rows`, and `best`: the best trial, the metrics of the original recipe, and the test metrics of the final run."""
-    best = next(row for row in rows if row["best"])
-    first = next(row for row in rows if not row["settings"])
-    best_summary = {name: best[name] for name in ("trial", "settings", "val_accuracy", "val_loss", "photos")}
-    best_summary |= {"as_it_stands": {name: first[name] for name in ("val_accuracy", "val_loss")}}
-    return {"rows": list(rows), "best": best_summary | {"run": str(run), "test": test}}
+COLUMNS = ["trial", "val_accuracy", "val_loss", "seconds", "best"]
+"""Columns of search.csv, before the hyperparameters."""
 
 
-def describe_search(summary: TrialRow, language: Language = ENGLISH) -> list[str]:
-    """What came of it."""
-    best, n = summary["best"], len(summary["rows"])
-    pruned = sum(row["val_accuracy"] is None for row in summary["rows"])
-    share, photos = best["val_accuracy"], best["photos"]
-    standard_error = math.sqrt(max(share * (1 - share), 1 / photos) / photos)
-    default_accuracy = language.percent(best["as_it_stands"]["val_accuracy"])
-    values = {"trial": best["trial"], "share": language.percent(share), "plain": default_accuracy}
+def describe_search(result: SearchResult, language: Language = ENGLISH) -> list[str]:
+    """Sentences on the best trial, its uncertainty and its test accuracy."""
+    best = result.best
+    accuracy, photos = best.val_accuracy or 0.0, best.photos or 1
+    standard_error = math.sqrt(max(accuracy * (1 - accuracy), 1 / photos) / photos)
+    values = {
+        "trial": best.trial,
+        "share": language.percent(accuracy),
+        "plain": language.percent(result.original.val_accuracy),
+    }
     lines = [
         language(
             "{n} trials, {pruned} of them pruned. The best, trial {trial}, has an accuracy of {share} on {photos:,} "
             "validation images, the original recipe {plain}.",
             **values,
-            n=n,
-            pruned=pruned,
+            n=len(result.trials),
+            pruned=sum(trial.val_accuracy is None for trial in result.trials),
             photos=photos,
         ),
         language(
@@ -48,46 +42,45 @@ def describe_search(summary: TrialRow, language: Language = ENGLISH) -> list[str
             error=language.percent(standard_error),
         ),
     ]
-    if (test := best["test"]) and test.get("accuracy") is not None:
-        test_values = {
-            "share": language.percent(test["accuracy"]),
-            "n": test["n"],
-            "range": language.interval(test["ci95"]),
-        }
+    if test := result.test:
         lines.append(
             language(
                 "After the full training, the test accuracy is {share} on {n:,} images (95 % CI {range}).",
-                **test_values,
+                share=language.percent(test.accuracy),
+                n=test.n,
+                range=language.interval(test.ci95),
             )
         )
     return lines
 
 
-def write_search_page(summary: TrialRow, out: Path, language: Language = ENGLISH) -> list[Path]:
-    """search.html (in that language), search.json, search.csv in the folder `out`. -> the files."""
-    rows = summary["rows"]
-    io.write_json(out / "search.json", summary | {"answers": describe_search(summary)})
-    names = list(dict.fromkeys(name for row in rows for name in row["settings"]))
-    columns = ["trial", "val_accuracy", "val_loss", "seconds", "best"]
-    table = [{name: row[name] for name in columns} | row["settings"] for row in rows]
-    io.write_csv(out / "search.csv", table, [*columns, *names])
-    ranked = sorted(rows, key=lambda row: (row["score"] is None, -(row["score"] or 0), row["val_loss"]))
+def write_search_page(result: SearchResult, out: Path, language: Language = ENGLISH) -> list[Path]:
+    """Write search.html (in that language), search.json and search.csv into the folder `out`; return the files."""
+    files = [out / name for name in ("search.html", "search.json", "search.csv")]
+    io.write_json(files[1], result.to_dict() | {"answers": describe_search(result)})
+    names = list(dict.fromkeys(name for trial in result.trials for name in trial.settings))
+    table = [{name: getattr(trial, name) for name in COLUMNS} | dict(trial.settings) for trial in result.trials]
+    io.write_csv(files[2], table, [*COLUMNS, *names])
     context = {
         "name": out.resolve().name,
-        "rows": ranked,
+        "rows": sorted(result.trials, key=_rank),
         "names": names,
-        "answers": describe_search(summary, language),
+        "answers": describe_search(result, language),
+        "chart": Markup(_trials_chart(result.trials, language)),
+        "run": str(result.run),
     }
-    context |= {"chart": Markup(_trials_chart(rows, language)), "run": summary["best"]["run"]}
-    (out / "search.html").write_text(
-        html.render("search.html.j2", context, language), encoding="utf-8", errors="replace"
-    )
-    return [out / name for name in ("search.html", "search.json", "search.csv")]
+    html.write_page(files[0], "search.html.j2", context, language)
+    return files
 
 
-def _trials_chart(rows: Sequence[TrialRow], language: Language) -> str:
+def _rank(trial: Trial) -> tuple[bool, float, float]:
+    """Best first, pruned trials last."""
+    return trial.score is None, -(trial.score or 0.0), trial.val_loss or 0.0
+
+
+def _trials_chart(trials: Sequence[Trial], language: Language) -> str:
     """Validation accuracy of each trial, and the best so far."""
-    points = [(row["trial"], row["val_accuracy"]) for row in rows if row["val_accuracy"] is not None]
+    points = [(trial.trial, trial.val_accuracy) for trial in trials if trial.val_accuracy is not None]
     values = [value for at, value in points]
     heights = svg.nice_ticks(max(0, min(values) - 0.03), min(1, max(values) + 0.03))  # their labels in whole percents
     marks = svg.nice_ticks(0, max(1, max(trial for trial, _ in points)))

@@ -1,4 +1,4 @@
-"""A difference is called real where it is one, networks share what they can, and the page says what the rows say."""
+"""Compared networks share features and splits, and the page shows the rows."""
 
 import dataclasses
 import json
@@ -76,10 +76,10 @@ def test_what_cannot_be_compared(compared: Path, small_run: Path, tmp_path: Path
     runs = [compare.load_run(folder) for folder in sorted(compared.glob("eff*"))]
     with pytest.raises(FieldmarkError, match="two runs with seed 0"):
         compare.compare_runs([runs[0], runs[0]])
-    other = dataclasses.replace(runs[1], photos=frozenset({"another.jpg"}))
-    with pytest.raises(FieldmarkError, match="different photos"):
+    other = dataclasses.replace(runs[1], image_paths=frozenset({"another.jpg"}))
+    with pytest.raises(FieldmarkError, match="different images"):
         compare.compare_runs([runs[0], other])
-    with pytest.raises(FieldmarkError, match="no finished run"):
+    with pytest.raises(FieldmarkError, match="not a finished run"):
         compare.load_run(tmp_path)
     assert "two networks or two runs" in here("compare", small_run, "--out", tmp_path / "new").refusal
     twice = ("--network", "efficientnet_lite0", "--network", "efficientnet_lite0+after=-1:se", "--network")

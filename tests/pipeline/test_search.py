@@ -11,16 +11,18 @@ from typing import Any
 
 import optuna
 import pytest
-from told import Words, english
+from told import Words, english, made
 
 from fieldmark.core.errors import FieldmarkError, UntrainableRecipeError
 from fieldmark.core.i18n import get_language
 from fieldmark.core.progress import Reporter
+from fieldmark.evaluation.metrics import compute_metrics
 from fieldmark.pipeline import search as module
 from fieldmark.pipeline.run import Run
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.report.search_page import summarize_search, write_search_page
+from fieldmark.report.results import SearchResult, Trial
+from fieldmark.report.search_page import write_search_page
 from fieldmark.training.history import EpochRecord
 
 SETTINGS: dict[str, Any] = {"image_size": 64, "train_size": 64, "epochs": 1, "batch": 8}
@@ -67,7 +69,7 @@ def test_more_trials_go_on_from_the_others(searched, small_photos: Path, here):
     refused = here("search", small_photos, "--trials", 6, "--out", out, *WORDS)
     assert "--resume" in refused.refusal
     other = here("search", small_photos, "--trials", 6, "--out", out, "--resume", *WORDS, "--vary", "exact=true,false")
-    assert "was begun with other settings or other --vary" in other.refusal
+    assert "was started with other settings or --vary" in other.refusal
     more = here("search", small_photos, "--trials", 6, "--out", out, "--resume", "--json", *WORDS, *VARIED)
     assert more.code == 0, more.err
     rows = more.json["rows"]
@@ -169,7 +171,7 @@ def test_what_trials_of_the_head_do_not_know_is_refused(field: str, small_photos
 def test_both_phases_where_that_is_asked_for(small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     trained = list[Recipe]()
     monkeypatch.setattr(module, "train", lambda photos, recipe, out, resume: trained.append(recipe) or Run(out, {}))
-    rows, _ = module.search(
+    result = module.search(
         small_photos,
         2,
         Recipe(image_size=64, train_size=64, epochs=1, batch=8),
@@ -178,7 +180,7 @@ def test_both_phases_where_that_is_asked_for(small_photos: Path, tmp_path: Path,
         ["lr=1e-3..1e-1"],
         full_training=True,
     )
-    assert len(rows) == 2 and rows[1]["settings"]["lr"] and trained[0].epochs == 1
+    assert len(result.trials) == 2 and result.trials[1].settings["lr"] and trained[0].epochs == 1
     assert trained[0].split_file == str((tmp_path / "out" / "split.csv").resolve())
 
 
@@ -201,8 +203,8 @@ def test_a_trial_that_fails_does_not_end_the_others(small_photos: Path, tmp_path
     monkeypatch.setattr(module.TrialRunner, "run_trial", diverged)
     recipe, varied = Recipe(**SETTINGS), ["label_smoothing=0..0.3"]
     failing = 2
-    rows, _ = module.search(small_photos, 4, recipe, tmp_path / "out", Reporter(quiet=True), varied)
-    assert [row["score"] is None for row in rows] == [False, False, True, False]
+    result = module.search(small_photos, 4, recipe, tmp_path / "out", Reporter(quiet=True), varied)
+    assert [trial.score is None for trial in result.trials] == [False, False, True, False]
     assert not list((tmp_path / "out").glob("trial-*"))
     failing = 0
     with pytest.raises(FieldmarkError, match="not a number"):
@@ -227,16 +229,17 @@ def test_what_no_trial_could_train_is_refused_at_once(settings, vary, says, smal
 
 
 def test_its_page_is_chinese_where_that_is_asked_for(tmp_path: Path):
-    plain = {"trial": 0, "score": 0.8, "val_accuracy": 0.8, "val_loss": 0.5, "photos": 40, "seconds": 2.0}
-    rows = [
-        plain | {"settings": {}, "best": False},
-        plain | {"trial": 1, "score": 0.9, "val_accuracy": 0.9, "settings": {"exact": False}, "best": True},
-        plain | {"trial": 2, "score": None, "val_accuracy": None, "val_loss": None, "settings": {"exact": True}},
+    trials = [
+        Trial(0, 0.8, 0.8, 0.5, 40, 2.0, {}),
+        Trial(1, 0.9, 0.9, 0.5, 40, 2.0, {"exact": False}, best=True),
+        Trial(2, None, None, None, None, None, {"exact": True}),
     ]
-    test = {"accuracy": 0.85, "n": 40, "ci95": [0.7, 0.93]}
-    files = write_search_page(
-        summarize_search([{"best": False} | row for row in rows], tmp_path / "运行", test), tmp_path, get_language("zh")
-    )
+    test = compute_metrics(made(2, 20, 3), ["a", "b"], 0.5)
+    result = SearchResult(trials, tmp_path / "运行", test)
+    files = write_search_page(result, tmp_path, get_language("zh"))
+    written = json.loads(files[1].read_text(encoding="utf-8"))
+    assert written["best"]["trial"] == 1 and written["best"]["test"] == test.to_dict()
+    assert [row["val_accuracy"] for row in written["rows"]] == [0.8, 0.9, None]
     page = files[0].read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in page and "（原配方）" in page and "共 3 次试验，其中 1 次被剪枝" in page
     assert not english(

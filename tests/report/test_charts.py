@@ -12,7 +12,7 @@ from told import CURVE, made
 
 from fieldmark.core.i18n import ENGLISH, get_language
 from fieldmark.evaluation.metrics import compute_metrics
-from fieldmark.report.charts import svg, trust
+from fieldmark.report.charts import frame, training, trust
 
 SVG = "{http://www.w3.org/2000/svg}"
 CELLS = st.one_of(st.floats(-1e6, 1e6), st.sampled_from(["", "nan", "inf", None, math.nan]))
@@ -43,23 +43,27 @@ def test_curves_draw_any_history_as_xml_inside_the_frame(rows, unfrozen_from, be
         {"epoch": str(epoch), "phase": "1" if epoch < unfrozen_from else "2", **dict(zip(names, row, strict=True))}
         for epoch, row in enumerate(rows, 1)
     ]
-    drawing = ElementTree.fromstring(svg.training_curves(table, best))
+    drawing = ElementTree.fromstring(training.training_curves(table, best))
     for path in drawing.iter(f"{SVG}path"):
         for number in re.findall(r"-?\d+(?:\.\d+)?", path.attrib["d"]):
-            assert -8 <= float(number) <= svg.WIDTH
+            assert -8 <= float(number) <= frame.WIDTH
 
 
 def test_curves_mark_the_unfreezing_and_the_best_epoch():
-    drawing = svg.training_curves(history(5))
+    drawing = training.training_curves(history(5))
     assert drawing.count("fine-tuning") == 2  # once a panel
     assert drawing.count("best: 5") == 2
-    assert svg.training_curves(history(5), best=2).count("best: 2") == 2
-    assert "fine-tuning" not in svg.training_curves(history(5, unfrozen_from=1)), "without a linear probe"
-    assert "fine-tuning" not in svg.training_curves(history(5, unfrozen_from=9))
+    assert training.training_curves(history(5), best=2).count("best: 2") == 2
+    assert "fine-tuning" not in training.training_curves(history(5, unfrozen_from=1)), "without a linear probe"
+    assert "fine-tuning" not in training.training_curves(history(5, unfrozen_from=9))
     gradual = [row | {"phase": phase} for row, phase in zip(history(6), (1, 2, 2, 3, 3, 3), strict=True)]
-    assert svg.training_curves(gradual).count("fine-tuning") == svg.training_curves(gradual).count("all layers") == 2
-    assert "fine-tuning" not in svg.training_curves(gradual[1:])
-    assert svg.training_curves(gradual[1:]).count("all layers") == 2
+    assert (
+        training.training_curves(gradual).count("fine-tuning")
+        == training.training_curves(gradual).count("all layers")
+        == 2
+    )
+    assert "fine-tuning" not in training.training_curves(gradual[1:])
+    assert training.training_curves(gradual[1:]).count("all layers") == 2
 
 
 def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
@@ -67,7 +71,7 @@ def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
     rows[1]["train_loss"] = ""
     lines = [
         path.attrib["d"]
-        for path in ElementTree.fromstring(svg.training_curve(rows, "loss")).iter(f"{SVG}path")
+        for path in ElementTree.fromstring(training.training_curve(rows, "loss")).iter(f"{SVG}path")
         if path.attrib["class"] == "other"
     ]
     assert [line.count("L") for line in lines[:2]] == [0, 2]
@@ -75,7 +79,7 @@ def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
 
 
 def test_curves_go_where_the_figures_go():
-    drawing = ElementTree.fromstring(svg.training_curve(history(4), "accuracy"))
+    drawing = ElementTree.fromstring(training.training_curve(history(4), "accuracy"))
     line = next(path.attrib["d"] for path in drawing.iter(f"{SVG}path") if path.attrib["class"] == "main")
     points = [tuple(map(float, point.split())) for point in line[1:].split("L")]
     assert points == sorted(points, key=lambda point: (point[0], -point[1])), "rising accuracy climbs to the right"
@@ -85,7 +89,7 @@ def test_curves_go_where_the_figures_go():
 @given(st.floats(-1e5, 1e5), st.floats(-1e5, 1e5))
 def test_ticks_span_the_values_in_few_even_steps(one, other):
     low, high = min(one, other), max(one, other)
-    ticks = svg.nice_ticks(low, high)
+    ticks = frame.nice_ticks(low, high)
     slack = 1e-6 * max(1e-3, high - low)
     assert 2 <= len(ticks) <= 7
     assert ticks[0] <= low + slack and ticks[-1] >= high - slack
@@ -151,9 +155,9 @@ def inside(drawing: str, height: float) -> ElementTree.Element:
     for shape in [*tree.iter(f"{SVG}circle"), *tree.iter(f"{SVG}rect")]:
         if shape.get("style") is None:
             x, y = (float(shape.get(a) or shape.get(b) or 0) for a, b in (("cx", "x"), ("cy", "y")))
-            assert -5 <= x <= svg.WIDTH and -5 <= y <= height
+            assert -5 <= x <= frame.WIDTH and -5 <= y <= height
     for text in tree.iter(f"{SVG}text"):
-        assert 0 <= float(text.attrib["x"]) <= svg.WIDTH and float(text.attrib["y"]) <= height
+        assert 0 <= float(text.attrib["x"]) <= frame.WIDTH and float(text.attrib["y"]) <= height
     return tree
 
 
@@ -178,16 +182,16 @@ def test_reliability_shows_both_sides_and_the_photos_of_each_bin(two, _):
 
 
 def test_coverage_marks_the_chosen_threshold(two):
-    tree = inside(trust.coverage_chart(two), svg.HEIGHT)
+    tree = inside(trust.coverage_chart(two), frame.HEIGHT)
     (line,) = lines(tree, "main")
     (mark,) = tree.iter(f"{SVG}circle")
     assert len(line) == len(two["coverage_curve"])
-    x = svg.LEFT + two["coverage"] * (svg.WIDTH - svg.LEFT - svg.RIGHT)
+    x = frame.LEFT + two["coverage"] * (frame.WIDTH - frame.LEFT - frame.RIGHT)
     assert float(mark.attrib["cx"]) == pytest.approx(x, abs=0.1)
     assert "threshold 0.60" in "".join(tree.itertext())
     perfect = {**two, "coverage_curve": [row | {"accuracy": 1.0} for row in two["coverage_curve"]], "threshold": None}
-    inside(trust.coverage_chart(perfect | {"accuracy_known": 1.0}), svg.HEIGHT)
-    inside(trust.coverage_chart(perfect | {"accuracy_known": None}), svg.HEIGHT)
+    inside(trust.coverage_chart(perfect | {"accuracy_known": 1.0}), frame.HEIGHT)
+    inside(trust.coverage_chart(perfect | {"accuracy_known": None}), frame.HEIGHT)
 
 
 def test_roc_climbs_and_marks_both_ways_to_decide(two):
@@ -201,7 +205,7 @@ def test_roc_climbs_and_marks_both_ways_to_decide(two):
 
 
 def test_growth_has_an_interval_at_each_point_and_what_twice_as_many_may_bring():
-    tree = inside(trust.data_scaling_chart(CURVE), svg.HEIGHT)
+    tree = inside(trust.data_scaling_chart(CURVE), frame.HEIGHT)
     texts = ["".join(text.itertext()) for text in tree.iter(f"{SVG}text")]
     assert {"160", "320", "640", "1,280", "2,560"} <= set(texts)
     assert sum(path.get("class") == "whisker" for path in tree.iter(f"{SVG}path")) == len(CURVE["points"])
@@ -210,7 +214,7 @@ def test_growth_has_an_interval_at_each_point_and_what_twice_as_many_may_bring()
 
 
 def test_charts_of_one_page_share_no_name(two):
-    drawings = [svg.training_curve(history(3), kind) for kind in svg.TITLES]
+    drawings = [training.training_curve(history(3), kind) for kind in training.TITLES]
     drawings += [draw(two) for draw in (trust.reliability_diagram, trust.coverage_chart, trust.roc_chart)]
     drawings += [trust.data_scaling_chart(CURVE), trust.confusion_matrix([[1] * 13] * 13, list("abcdefghijklm"))]
     names = re.findall(r'id="([^"]+)"', "".join(drawings))
@@ -218,6 +222,6 @@ def test_charts_of_one_page_share_no_name(two):
 
 
 def test_a_chinese_legend_is_given_room():
-    assert svg.text_width("验证集") == 39 and svg.text_width("abc") == 21
-    drawing = svg.training_curve(history(12), "accuracy", 12, get_language("zh"))
+    assert frame.text_width("验证集") == 39 and frame.text_width("abc") == 21
+    drawing = training.training_curve(history(12), "accuracy", 12, get_language("zh"))
     assert all(word in drawing for word in ("准确率", "训练集", "验证集", "最佳：第 12 轮", "微调"))

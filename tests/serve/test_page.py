@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import fieldmark
-from fieldmark.report.charts.svg import DARK, LIGHT
+from fieldmark.report.charts.frame import DARK, LIGHT
 
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 expect = sync_api.expect

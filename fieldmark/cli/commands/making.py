@@ -161,10 +161,10 @@ def compare(
         folders = comparing.train_networks(inputs[0], network, seeds, base_recipe, Path(out), reporter)
     else:
         folders = [Path(run) for run in inputs]
-    rows = comparing.compare_runs([comparing.load_run(folder) for folder in folders])
-    for file in compare_page.write_compare_page(rows, Path(out), get_language(base_recipe.lang)):
+    comparison = comparing.compare_runs([comparing.load_run(folder) for folder in folders])
+    for file in compare_page.write_compare_page(comparison, Path(out), get_language(base_recipe.lang)):
         reporter.info(f"written: {file}")
-    print(io.to_json({"rows": rows}) if as_json else "\n".join(compare_page.describe_differences(rows)))
+    print(io.to_json(comparison.to_dict()) if as_json else "\n".join(compare_page.describe_differences(comparison)))
 
 
 def search(
@@ -194,15 +194,14 @@ def search(
     if Path(out).exists() and not resume:
         raise FieldmarkError(f"{out} exists: give another --out, or --resume to go on with it")
     base_recipe = _make_recipe(recipe, settings)
-    rows, run = searching(
+    result = searching(
         photos, trials, base_recipe, Path(out), reporter, search_space or (), full_training=full_training
     )
-    result = search_page.summarize_search(rows, run.folder, run.metrics["test"])
     with exclusive_access(Path(out)):
         files = search_page.write_search_page(result, Path(out), get_language(base_recipe.lang))
     for file in files:
         reporter.info(f"written: {file}")
-    print(io.to_json(result) if as_json else "\n".join(search_page.describe_search(result)))
+    print(io.to_json(result.to_dict()) if as_json else "\n".join(search_page.describe_search(result)))
 
 
 def demo(

@@ -9,7 +9,7 @@ from html import escape
 from typing import Any
 
 from fieldmark.core.i18n import ENGLISH, Language, format_number
-from fieldmark.report.charts.svg import (
+from fieldmark.report.charts.frame import (
     HEIGHT,
     LEFT,
     RIGHT,

@@ -1,32 +1,32 @@
-"""Rows of a comparison -> accuracy against what it costs, as inline SVG; a point wears the number of its row."""
+"""Accuracy against cost, for the page of a comparison; points are numbered as the rows of its table."""
 
 import math
 from collections.abc import Sequence
-from typing import Any
 
 from fieldmark.core.i18n import Language
-from fieldmark.report.charts import svg
-from fieldmark.report.charts.svg import HEIGHT, LEFT, WIDTH, Axes
+from fieldmark.report.charts import frame as svg
+from fieldmark.report.charts.frame import HEIGHT, LEFT, WIDTH, Axes
+from fieldmark.report.results import ComparisonRow
 
 
-def accuracy_cost_chart(rows: Sequence[dict[str, Any]], cost: str, title: str, unit: str, language: Language) -> str:
-    """Accuracy with its 95 % interval over `rows[...][cost]`, on a logarithmic axis where that spans over 1:8."""
-    values = [float(row[cost]) for row in rows]
+def accuracy_cost_chart(rows: Sequence[ComparisonRow], cost: str, title: str, unit: str, language: Language) -> str:
+    """Accuracy with its 95 % CI over the field `cost` of the rows, on a log scale if the values span more than 1:8."""
+    values = [float(getattr(row, cost)) for row in rows]
     wide = min(values) > 0 and max(values) / min(values) > 8
     scale = math.log10 if wide else float
     marks = _log_ticks(values) if wide else svg.nice_ticks(min(values), max(values))
-    heights = svg.nice_ticks(min(row["ci95"][0] for row in rows), max(row["ci95"][1] for row in rows))
+    heights = svg.nice_ticks(min(row.ci95[0] for row in rows), max(row.ci95[1] for row in rows))
     axes = Axes((scale(marks[0]), scale(marks[-1])), (heights[0], heights[-1]))
     parts = [f'<text class="name" x="{LEFT}" y="18">{title}</text>', axes.grid(svg.percent_labels(heights, language))]
     parts.append(axes.x_tick_labels(((scale(mark), f"{mark:.6g}") for mark in marks), unit))
     for number, (row, value) in enumerate(zip(rows, values, strict=True), 1):
-        x, (low, high) = axes.x(scale(value)), row["ci95"]
+        x, (low, high) = axes.x(scale(value)), row.ci95
         parts.append(f'<path class="whisker" d="M{x} {axes.y(low)}V{axes.y(high)}"/>')
-        parts.append(svg.circle(x, axes.y(row["accuracy"])))
+        parts.append(svg.circle(x, axes.y(row.accuracy)))
         beside, anchor = (x - 8, "end") if x > 0.9 * WIDTH else (x + 8, "start")
-        y = axes.y(row["accuracy"]) + 4
+        y = axes.y(row.accuracy) + 4
         parts.append(f'<text class="name" x="{beside}" y="{y}" text-anchor="{anchor}">{number}</text>')
-    places = [(k, language.percent(row["accuracy"]), float(row[cost])) for k, row in enumerate(rows, 1)]
+    places = [(k, language.percent(row.accuracy), float(getattr(row, cost))) for k, row in enumerate(rows, 1)]
     description = language.join_names(
         language("{k}: {share} at {value:.4g} {unit}", k=k, share=a, value=v, unit=unit) for k, a, v in places
     )
