@@ -1,4 +1,4 @@
-"""bytes and pixels of photos -> which of them stand out, and what beside the picture gives a class away."""
+"""Outliers (dark, blurred, small, ...) and shortcuts: metadata that predicts the class."""
 
 import contextlib
 import io
@@ -13,37 +13,55 @@ from PIL import Image
 from fieldmark.audit.report import Outlier, Shortcut
 from fieldmark.data.image import PILLOW_FORMATS
 
-DARK_MEAN, BRIGHT_MEAN, BLANK_STD = 18.0, 245.0, 3.0
-"""Mean grey level, the same, and standard deviation of the grey levels (0..255) of a thumbnail."""
+DARK_MEAN = 18.0
+"""Mean grey level of a thumbnail, 0..255, below which an image is dark."""
+BRIGHT_MEAN = 245.0
+"""Mean grey level above which an image is bright."""
+BLANK_STD = 3.0
+"""Standard deviation of the grey levels below which an image is blank."""
 MIN_SHARPNESS = 0.6
-"""Sharpness below which a photo is called blurred: of 300 photos each of TrashNet and birds100 none or nearly none, and
-nearly all once a Gaussian of two pixels has passed over them (docs/performance.md)."""
+"""Sharpness below which an image is blurred: hardly any of 300 images each of TrashNet and birds100, and nearly all
+after a Gaussian blur of two pixels (docs/performance.md)."""
 MAX_UPSCALE = 1.3
-"""A photo that is decoded so much larger than it is has no sharpness to judge."""
-SMALL_FACTOR, MAX_ASPECT_RATIO = 4, 2
-"""So many times less than the median shorter side; longer than so many times its shorter side (the ends are cut)."""
-SHORTCUT_SHARE, SHORTCUT_MAX_ELSEWHERE, SHORTCUT_MIN_IMAGES = 0.95, 0.05, 10
-"""A property gives a class away where this share of its photos have it, at most that share of all others, and so many
-photos are concerned."""
+"""Enlargement at decoding beyond which sharpness is not measured."""
+SMALL_FACTOR = 4
+"""An image is small if its shorter side is this many times less than the median."""
+MAX_ASPECT_RATIO = 2
+"""An image is long beyond this ratio of its sides; the ends are cut off at decoding."""
+SHORTCUT_SHARE = 0.95
+"""Least part of a class's images that have the property of a shortcut."""
+SHORTCUT_MAX_ELSEWHERE = 0.05
+"""Largest part of all other images that have it."""
+SHORTCUT_MIN_IMAGES = 10
+"""Least number of images that have it, and of images of other classes."""
 _NOISE_FLOOR = 2.0  # grey levels: edges below this are noise
 _EXIF_MODEL = 0x0110  # the EXIF tag "Model"
 _EXIF_FORMATS = frozenset(("JPEG", "MPO", "TIFF", "WEBP"))
 
 
 class ImageStats(NamedTuple):
-    """What is known of a photo beside its picture, and three measures of that."""
+    """Metadata of an image file, and measurements of its pixels.
 
-    size: tuple[int, int]  # width, height in its file
-    mode: str  # Pillow's: RGB, L, ...
+    Attributes:
+        size: width and height in the file, in pixels.
+        mode: Pillow's mode: RGB, L, ...
+        camera: the EXIF tag "Model", or empty.
+        brightness: mean grey level, 0..255.
+        contrast: standard deviation of the grey levels.
+        sharpness: `_sharpness`; infinite if the image was enlarged at decoding.
+    """
+
+    size: tuple[int, int]
+    mode: str
     format: str
-    camera: str  # empty where it is not said
-    brightness: float  # mean grey level, 0..255
-    contrast: float  # standard deviation of the grey levels
-    sharpness: float  # how steep its steepest edges are, per pixel; infinite where it was enlarged
+    camera: str
+    brightness: float
+    contrast: float
+    sharpness: float
 
 
 def image_stats(content: bytes, pixels: np.ndarray, thumbnail: np.ndarray) -> ImageStats:
-    """Of a file that can be decoded: its bytes, pixels uint8 (h, w, 3) and thumbnail uint8 (16, 16, 3)."""
+    """The statistics of a file's bytes, its pixels uint8 (h, w, 3) and its thumbnail uint8 (16, 16, 3)."""
     size, mode, kind, camera = (pixels.shape[1], pixels.shape[0]), "RGB", "", ""
     with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=PILLOW_FORMATS) as image:
         size, mode, kind = image.size, image.mode, image.format or ""
@@ -55,32 +73,32 @@ def image_stats(content: bytes, pixels: np.ndarray, thumbnail: np.ndarray) -> Im
 
 
 def find_outliers(paths: Sequence[str], stats: Sequence[ImageStats]) -> Iterator[Outlier]:
-    """The photos that stand out, in order; one may do so in several ways."""
+    """The outliers, in the order of `paths`; an image may be one in several ways."""
     if not paths:
         return
-    small = float(np.median([min(fact.size) for fact in stats])) / SMALL_FACTOR
-    for path, fact in zip(paths, stats, strict=True):
-        shorter, longer = sorted(fact.size)
-        dimensions = f"{fact.size[0]} x {fact.size[1]} pixels"
-        if fact.contrast < BLANK_STD:
-            yield Outlier(path, "blank", f"grey levels vary by {fact.contrast:.1f} of 255")
-        elif fact.brightness < DARK_MEAN:
-            yield Outlier(path, "dark", f"mean grey level {fact.brightness:.0f} of 255")
-        elif fact.brightness > BRIGHT_MEAN:
-            yield Outlier(path, "bright", f"mean grey level {fact.brightness:.0f} of 255")
-        elif fact.sharpness < MIN_SHARPNESS:
-            yield Outlier(path, "blurred", "no sharp edge in it")
+    small = float(np.median([min(image.size) for image in stats])) / SMALL_FACTOR
+    for path, image in zip(paths, stats, strict=True):
+        shorter, longer = sorted(image.size)
+        dimensions = f"{image.size[0]} x {image.size[1]} pixels"
+        if image.contrast < BLANK_STD:
+            yield Outlier(path, "blank", f"grey levels vary by {image.contrast:.1f} of 255")
+        elif image.brightness < DARK_MEAN:
+            yield Outlier(path, "dark", f"mean grey level {image.brightness:.0f} of 255")
+        elif image.brightness > BRIGHT_MEAN:
+            yield Outlier(path, "bright", f"mean grey level {image.brightness:.0f} of 255")
+        elif image.sharpness < MIN_SHARPNESS:
+            yield Outlier(path, "blurred", "no sharp edges")
         if shorter < small:
             yield Outlier(path, "small", dimensions)
         if longer > MAX_ASPECT_RATIO * shorter:
-            yield Outlier(path, "long", f"{dimensions}: only its middle is looked at")
+            yield Outlier(path, "long", f"{dimensions}: only the middle is used")
 
 
 def find_shortcuts(labels: Sequence[str], stats: Sequence[ImageStats]) -> Iterator[Shortcut]:
-    """What nearly all photos of a class have and hardly any other: a network may learn that in place of the picture."""
+    """Properties that nearly all images of a class have and hardly any others, which a network may learn instead."""
     of_class = Counter(labels)
     for attribute in ("size", "format", "mode", "camera"):
-        values = [_format_value(getattr(fact, attribute)) for fact in stats]
+        values = [_format_value(getattr(image, attribute)) for image in stats]
         in_all, in_class = Counter(values), defaultdict[str, Counter[str]](Counter)
         for label, value in zip(labels, values, strict=True):
             in_class[label][value] += 1
@@ -103,12 +121,12 @@ def _format_value(value: object) -> str:
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3) -> float32 (h, w): the luma of ITU-R BT.601."""
+    """The luma of ITU-R BT.601, float32 (h, w), which Pillow's convert("L") would round."""
     return pixels @ np.array([0.299, 0.587, 0.114], np.float32)
 
 
 def _sharpness(pixels: np.ndarray) -> float:
-    """How steep the steepest edges are: the 99.8 % quantile of the Laplacian over that of the gradient.
+    """Steepness of the steepest edges: the 99.8 % quantile of the Laplacian over that of the gradient.
 
     Both grow with the contrast of an edge; their ratio falls as the edge spreads over more pixels.
     """
@@ -123,6 +141,6 @@ def _sharpness(pixels: np.ndarray) -> float:
 
 
 def _upper_quantile(values: np.ndarray) -> float:
-    """The 99.8 % quantile, of every second row."""
+    """The 99.8 % quantile of every second row."""
     some = values[::2].ravel()
     return float(np.partition(some, int(0.998 * some.size))[int(0.998 * some.size)])

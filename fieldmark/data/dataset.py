@@ -1,7 +1,7 @@
-"""Table of photos -> batches: packed uint8 photos, transforms, an endless reproducible shuffle.
+"""Decoded images -> batches: datasets, a reproducible endless sampler, data loaders.
 
-Every random draw is a function of (seed, pass), (seed, place in the stream, photo) or (seed, step), never of what ran
-before: that is what lets an interrupted training go on to the same bits.
+Every random draw is a function of (seed, epoch), (seed, position in the stream, image) or (seed, step), and never of
+what ran before: so an interrupted training continues to the same bits.
 """
 
 import multiprocessing
@@ -10,7 +10,7 @@ import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,15 +20,21 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.augment import build_transform, derive_seed
-from fieldmark.data.cache.pack import MemmapImages
-from fieldmark.data.cache.stream import StreamedImages
 from fieldmark.data.image import center_crop_array
 
 
-class Normalize(nn.Module):
-    """uint8 or float (n, 3, h, w) in 0..255 -> (x - mean) / std, with as many channels as there are means.
+class DecodedImages(Protocol):
+    """Decoded images by index, uint8 (h, w, 3): `MemmapImages` or `StreamedImages`."""
 
-    One channel is the luma of the three: 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, i: int, /) -> np.ndarray: ...
+
+
+class Normalize(nn.Module):
+    """Normalises uint8 or float (n, 3, h, w) in 0..255 to (x - mean) / std, with one channel for each mean.
+
+    A single channel is the luma 0.299 R + 0.587 G + 0.114 B (ITU-R BT.601).
     """
 
     mean: Tensor
@@ -39,23 +45,23 @@ class Normalize(nn.Module):
         self.register_buffer("mean", torch.tensor(mean).view(1, -1, 1, 1))
         self.register_buffer("std", torch.tensor(std).view(1, -1, 1, 1))
 
-    def forward(self, photos: Tensor) -> Tensor:
-        photos = photos.float()
+    def forward(self, images: Tensor) -> Tensor:
+        images = images.float()
         if self.mean.shape[1] == 1:
-            red, green, blue = photos.split(1, dim=1)
-            photos = 0.299 * red + 0.587 * green + 0.114 * blue
-        return (photos - self.mean) / self.std
+            red, green, blue = images.split(1, dim=1)
+            images = 0.299 * red + 0.587 * green + 0.114 * blue
+        return (images - self.mean) / self.std
 
 
 def seed_torch(*numbers: int) -> None:
-    """Set torch's random state, on every device, to a function of these numbers alone."""
+    """Seed PyTorch's generators on every device with a function of these numbers alone."""
     torch.manual_seed(derive_seed(*numbers))
 
 
 class EvalDataset(Dataset):
-    """Photos as they are evaluated: the central crop, uint8 (3, size, size)."""
+    """Evaluation images: center crop, uint8 (3, size, size)."""
 
-    def __init__(self, images: MemmapImages | StreamedImages, indices: np.ndarray, size: int) -> None:
+    def __init__(self, images: DecodedImages, indices: np.ndarray, size: int) -> None:
         self.images, self.indices, self.size = images, indices, size
 
     def __len__(self) -> int:
@@ -65,19 +71,19 @@ class EvalDataset(Dataset):
         return torch.from_numpy(self.read_image(k)).permute(2, 0, 1)
 
     def read_image(self, k: int) -> np.ndarray:
-        """uint8 (size, size, 3), to the bit what `photos.decode.prepare` gives for the file."""
+        """uint8 (size, size, 3), bit-equal to `image.preprocess` of the file."""
         return center_crop_array(self.images[int(self.indices[k])], self.size)
 
 
 class AugmentedDataset(Dataset):
-    """Photos as they are trained on: item (look, k) is photo k as that look varies it, uint8 (3, size, size).
+    """Training images: item (position, k) is image k, augmented as drawn for that position of the stream.
 
-    `augment` and `crop` are those of `augment.transform`.
+    Items are uint8 (3, size, size) and a class number. `augment` and `crop` are those of `augment.build_transform`.
     """
 
     def __init__(
         self,
-        images: MemmapImages | StreamedImages,
+        images: DecodedImages,
         indices: np.ndarray,
         labels: np.ndarray,
         size: int,
@@ -93,18 +99,23 @@ class AugmentedDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> tuple[Tensor, int]:
         position, k = item
-        # Not `draw`: telling every device would take as long as the photo.
+        # Not `seed_torch`: seeding every device would take as long as the image.
         torch.default_generator.manual_seed(derive_seed(self.seed, 1, position, k))
         photo = torch.from_numpy(np.array(self.images[int(self.indices[k])])).permute(2, 0, 1)
         return self.transform(photo), int(self.labels[k])
 
 
 class ShuffledBatchSampler(Sampler):
-    """Batches of an endless stream of shuffled passes over n photos, from `first` to `last` step.
+    """Batches of an endless stream of shuffled epochs, as lists of (position in the stream, image k).
 
-    Yields lists of (place in the stream, photo k). A batch may span two passes, so none is ever short. With `weights`
-    (n,) a pass draws n photos with replacement, each as often as its weight says: `class_weights(...)[labels]` shows
-    every class equally often. Of each batch the process `rank` of `world` gets every world-th photo.
+    A batch may span two epochs, so that none is short.
+
+    Args:
+        n_samples: number of images.
+        batch_size: images of a step, of all processes together.
+        weights: draw each epoch with replacement and these relative probabilities, (n_samples,);
+            `class_weights(...)[labels]` draws every class equally often.
+        rank: of each batch, this process gets every `world_size`-th image, from `rank` on.
     """
 
     def __init__(
@@ -121,13 +132,8 @@ class ShuffledBatchSampler(Sampler):
     ) -> None:
         if batch_size % world_size:
             raise FieldmarkError(f"--batch is {batch_size}, but must be a multiple of the {world_size} processes")
-        self.n_samples, self.batch_size, self.first_step, self.last_step, self.seed = (
-            n_samples,
-            batch_size,
-            first_step,
-            last_step,
-            seed,
-        )
+        self.n_samples, self.batch_size, self.seed = n_samples, batch_size, seed
+        self.first_step, self.last_step = first_step, last_step
         self.probabilities = None if weights is None else weights / weights.sum()
         self.rank, self.world_size = rank, world_size
 
@@ -153,12 +159,10 @@ class ShuffledBatchSampler(Sampler):
         )
 
 
-def iter_eval_batches(
-    pack: MemmapImages | StreamedImages, indices: np.ndarray, size: int, batch_size: int = 32
-) -> Iterator[Tensor]:
-    """Batches of uint8 (n, 3, size, size), in order."""
+def iter_eval_batches(images: DecodedImages, indices: np.ndarray, size: int, batch_size: int = 32) -> Iterator[Tensor]:
+    """Batches of evaluation images in order, uint8 (n, 3, size, size)."""
     return _iter_batches(
-        DataLoader(EvalDataset(pack, indices, size), batch_size=batch_size, num_workers=_num_workers())
+        DataLoader(EvalDataset(images, indices, size), batch_size=batch_size, num_workers=_num_workers())
     )
 
 
@@ -172,7 +176,7 @@ def iter_train_batches(
     rank: int = 0,
     world_size: int = 1,
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """(uint8 (n, 3, size, size), labels (n,)) of each step from `first` to `last`; `batch` is that of all processes."""
+    """Images uint8 (n, 3, size, size) and labels (n,) of each step; see `ShuffledBatchSampler` for the arguments."""
     sampler = ShuffledBatchSampler(
         len(dataset), batch_size, first_step, last_step, dataset.seed, weights=weights, rank=rank, world_size=world_size
     )
@@ -180,30 +184,27 @@ def iter_train_batches(
 
 
 def _iter_batches(loader: DataLoader) -> Iterator[Any]:
-    """The loader's batches; the death of a worker is a FieldmarkError where the next batch is asked for."""
+    """The batches of a loader; if a worker dies, the next batch raises FieldmarkError."""
     previous_handler = signal.getsignal(signal.SIGCHLD) if loader.num_workers else None
     try:
         batches = iter(loader)
-        # torch's handler would raise in whatever the main thread does when a worker dies, here or far away.
+        # PyTorch's handler would raise in whatever the main thread does at the time a worker dies.
         if previous_handler is not None and signal.getsignal(signal.SIGCHLD) is not previous_handler:
             signal.signal(signal.SIGCHLD, previous_handler)
         yield from batches
-    except FieldmarkError as error:  # a loader's own comes with its traceback
+    except FieldmarkError as error:  # PyTorch has added the worker's traceback
         raise FieldmarkError(str(error).strip().splitlines()[-1].rpartition("FieldmarkError: ")[2]) from None
     except RuntimeError as error:
         if not str(error).startswith("DataLoader worker"):
             raise
-        raise FieldmarkError(
-            "a process that loads photos died (out of memory, or killed?): go on with --resume"
-        ) from None
+        raise FieldmarkError("a data-loading worker died (out of memory?): continue with --resume") from None
 
 
 def _num_workers(world_size: int = 1) -> int:
-    """Two cores are two threads in all: there a loader of its own would only take from the network.
+    """Number of data-loading workers of this process, 0 to 8: the cores beyond two, shared by `world_size` processes.
 
-    Workers share the pack's pages only where processes are forked; elsewhere each would get a copy of all photos.
-    Batches come through shared memory, of which a container may have 64 MiB: too little, and it kills them.
-    `world` processes share the machine, or as many as torchrun says.
+    With two cores workers would compete with training. Without fork each would get a copy of all images. Batches pass
+    through shared memory, and workers are killed where a container has too little (64 MiB by default).
     """
     if multiprocessing.get_start_method() != "fork":
         return 0
@@ -215,23 +216,28 @@ def _num_workers(world_size: int = 1) -> int:
 
 
 def _free_shared_memory() -> int:
-    """Bytes that are free for what processes hand to each other."""
+    """Free shared memory in bytes."""
     return shutil.disk_usage("/dev/shm").free if os.path.isdir("/dev/shm") else 0
 
 
 @dataclass(frozen=True)
 class DatasetSplits:
-    """The photos of one run: where the pixels are, and who is on which side."""
+    """The images of a run, their labels and the indices of each split.
 
-    images: MemmapImages | StreamedImages
-    labels: np.ndarray  # (photos,) class numbers
-    train: np.ndarray  # photo numbers of each side
+    Attributes:
+        labels: class numbers (images,).
+        train: indices of the training images; likewise `val` and `test`.
+    """
+
+    images: DecodedImages
+    labels: np.ndarray
+    train: np.ndarray
     val: np.ndarray
     test: np.ndarray
 
 
 def compute_channel_statistics(data: DatasetSplits, channels: int) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    """Mean and standard deviation of each channel over the pixels of the training photos, in 0..255."""
+    """Mean and standard deviation of each channel over all pixels of the training images, in 0..255."""
     identity = Normalize((0.0,) * channels, (1.0,) * channels)
     sums, squares, pixels = torch.zeros(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64), 0
     for k in data.train:
@@ -240,5 +246,5 @@ def compute_channel_statistics(data: DatasetSplits, channels: int) -> tuple[tupl
         squares += photo.square().sum((0, 2, 3))
         pixels += photo[0, 0].numel()
     mean = sums / pixels
-    std = (squares / pixels - mean.square()).clamp_min(1).sqrt()  # photos of one colour have none
+    std = (squares / pixels - mean.square()).clamp_min(1).sqrt()  # images of one colour have a variance of 0
     return tuple(mean.tolist()), tuple(std.tolist())

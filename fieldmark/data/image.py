@@ -1,7 +1,7 @@
-"""file or bytes -> upright RGB photo: the one way in for training's evaluation, predict and serve.
+"""Decoding: the one function for training, evaluation, predict and serve. Does not import torch.
 
-Whatever Pillow can read becomes the same kind of image: 8-bit RGB, turned as the camera was held, on white where it is
-transparent, the first frame where it moves. Whatever it cannot read ends as `Unreadable`, with a reason for people.
+Every image becomes 8-bit RGB, upright (EXIF orientation), on white if it is transparent, the first frame if it is
+animated. What cannot be decoded raises `UnreadableImageError`, with a reason for people.
 """
 
 import contextlib
@@ -19,12 +19,13 @@ from PIL import Image, ImageOps, UnidentifiedImageError, features
 
 MAX_FILE_BYTES = 256 * 2**20
 Box = tuple[float, float, float, float]
-"""x, y, width, height of a thing in pixels of the upright photo."""
-# Tried in this order. EPS is left out on purpose (Pillow runs Ghostscript for it); formats without a signature
-# (TGA, ...) too, since they take any file for a photo.
+"""x, y, width and height of an object, in pixels of the upright image."""
+# Tried in this order. Left out are EPS, for which Pillow runs Ghostscript, and formats without a signature (TGA, ...),
+# which would accept any file.
 PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
-_SOS_MARKER, _MAX_SCANS = b"\xff\xda", 20  # the marker; so often the largest photo may be gone over, photos do with 10
-# First bytes of what cannot be read (pattern) -> the reason.
+_SOS_MARKER = b"\xff\xda"
+_MAX_SCANS = 20  # of a JPEG with the largest number of pixels; common ones have up to 10
+# Pattern of the first bytes of a file that cannot be decoded -> the reason.
 _UNREADABLE_SIGNATURES = (
     (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM", "truncated or damaged in its first bytes"),
     (rb"....ftyp(hei|hev|mif|msf)", "a HEIC photo, which cannot be read here: save it as JPEG"),
@@ -38,13 +39,13 @@ _UNREADABLE_SIGNATURES = (
 
 
 class ByteSource(Protocol):
-    """What gives a photo's bytes when it is asked, and raises `Unreadable` where it cannot."""
+    """Gives the bytes of an image; `read` raises `UnreadableImageError`."""
 
     def read(self) -> bytes: ...
 
 
 class UnreadableImageError(Exception):
-    """A photo that cannot be used; its text is the reason, as a person would put it ("truncated", "empty file")."""
+    """An image that cannot be read or decoded; the text is the reason ("truncated", "empty file")."""
 
 
 def decode(
@@ -53,13 +54,18 @@ def decode(
     interpolation: str = "bicubic",
     box: Box | None = None,
 ) -> Image.Image:
-    """An RGB image from a path, a file's bytes or what reads them; raises nothing but `Unreadable`.
+    """Decode an image to upright RGB. For one version of Pillow, equal bytes give bit-equal pixels.
 
-    With `shorter` the shorter side has exactly that many pixels (`interpolation`: bicubic or bilinear), and a photo
-    longer than 2:1 keeps only its middle, so that memory is bounded. A JPEG is then decoded at the smallest of 1/8,
-    1/4, 1/2, 1 that loses nothing. With `box` (x, y, width, height in pixels of the upright photo) it is what lies in
-    there alone.
-    The same bytes give the same pixels, to the bit, for one version of Pillow.
+    Args:
+        source: a path, the bytes of a file, or what reads them.
+        shorter: resize the shorter side to this number of pixels; of an image longer than 2:1 only the middle is kept,
+            so that memory is bounded. A JPEG is decoded at the smallest of the scales 1/8, 1/4, 1/2 and 1 that is
+            large enough.
+        interpolation: `bicubic` or `bilinear`.
+        box: crop to this box before resizing.
+
+    Raises:
+        UnreadableImageError: the image cannot be read or decoded, and no other exception.
     """
     if isinstance(source, str | Path):
         source = read_file(Path(source))
@@ -77,21 +83,21 @@ def decode(
                 target_size = shorter * min(full_size) / max(1, min(box[2:])) if box else shorter
                 image.draft(None, (math.ceil(target_size), math.ceil(target_size)))
             image.load()
-            with contextlib.suppress(Exception):  # a damaged EXIF block is no reason to refuse good pixels
+            with contextlib.suppress(Exception):  # a damaged EXIF block does not make pixels unreadable
                 ImageOps.exif_transpose(image, in_place=True)
             rgb = _to_rgb(image)
             if box:
                 rgb = _crop_to_box(rgb, box, max(full_size) / max(rgb.size))
         return rgb if shorter is None else _resize(rgb, shorter, interpolation)
-    except Exception as error:  # damaged files make Pillow raise nearly everything there is
+    except Exception as error:  # Pillow raises exceptions of many types on damaged files
         raise _to_unreadable_error(error, content) from error
 
 
 def read_file(path: Path) -> bytes:
-    """A file's bytes, or `Unreadable` with what the system says about it."""
+    """The bytes of a file; raises `UnreadableImageError` with the system's reason."""
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # a named pipe would block for ever
+        if not stat.S_ISREG(status.st_mode):  # a named pipe would block forever
             raise UnreadableImageError("not a file")
         if status.st_size > MAX_FILE_BYTES:
             raise UnreadableImageError(
@@ -112,7 +118,7 @@ def center_crop(image: Image.Image, size: int) -> np.ndarray:
 
 
 def center_crop_array(pixels: np.ndarray, size: int) -> np.ndarray:
-    """The same of pixels uint8 (h, w, 3); a copy."""
+    """`center_crop` of pixels, uint8 (h, w, 3); a copy."""
     height, width = pixels.shape[:2]
     if min(height, width) < size:
         raise ValueError(f"an image of {width} x {height} pixels has no centre of {size} x {size}")
@@ -123,19 +129,21 @@ def center_crop_array(pixels: np.ndarray, size: int) -> np.ndarray:
 def preprocess(
     source: str | Path | bytes | ByteSource, preprocessing: Mapping[str, Any], box: Box | None = None
 ) -> np.ndarray:
-    """What a network sees of a photo, before it is normalised: uint8 (size, size, 3).
+    """Decode and center-crop an image: uint8 (size, size, 3), not normalised. Raises `UnreadableImageError`.
 
-    `preprocessing` holds `size` (pixels), `crop` (the share of the shorter side that is kept, 0.875 for most published
-    weights) and `interpolation`; `box` is that of `decode`. Raises `Unreadable`.
+    Args:
+        preprocessing: `size` in pixels, `crop` (part of the shorter side that is kept, 0.875 for most published
+            weights) and `interpolation`.
+        box: crop to this box first.
     """
     size, interpolation = preprocessing["size"], preprocessing.get("interpolation", "bicubic")
     return center_crop(decode(source, round(size / preprocessing["crop"]), interpolation, box), size)
 
 
 def _ignore_pillow_warnings() -> None:
-    """Pillow warns about odd metadata; under -W error that would decide what is readable, so it must not be heard.
+    """Ignore Pillow's warnings about metadata: under `-W error` they would make images unreadable.
 
-    `warnings.catch_warnings` is not safe in threads, hence one lasting filter, for Pillow's own remarks only.
+    One lasting filter for Pillow's modules, since `warnings.catch_warnings` is not thread-safe.
     """
     warning_filter = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
     if warning_filter not in warnings.filters:
@@ -149,7 +157,7 @@ def _check_size(width: int, height: int) -> None:
 
 
 def _check_scans(content: bytes, pixels: int) -> None:
-    """A progressive JPEG goes over all pixels with every scan: a few kilobytes of them can take minutes."""
+    """Refuse JPEGs with too many scans: each one goes over all pixels, so that a few kilobytes can take minutes."""
     scans, limit = content.count(_SOS_MARKER), Image.MAX_IMAGE_PIXELS
     if limit is not None and scans * pixels > _MAX_SCANS * limit:
         raise UnreadableImageError(f"a JPEG that goes {scans:,} times over its {pixels:,} pixels")
@@ -165,10 +173,10 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _gray_to_uint8(gray: np.ndarray, mode: str) -> np.ndarray:
-    """Deep grey (h, w) -> uint8 (h, w). Pillow's own convert would clip: 16-bit photos turn white."""
+    """Scale grey values of 16 or 32 bits, (h, w), to uint8; Pillow's `convert` would clip them to white."""
     low, high = gray.min(), gray.max()
     if mode == "F":
-        if not (low >= 0 and high <= 255):  # so written, NaN is refused too
+        if not (low >= 0 and high <= 255):  # also true of NaN
             raise UnreadableImageError(
                 f"floating-point values from {low:g} to {high:g}: only 0..1 and 0..255 have a known scale"
             )
@@ -179,12 +187,12 @@ def _gray_to_uint8(gray: np.ndarray, mode: str) -> np.ndarray:
 
 
 def _crop_to_box(image: Image.Image, box: Box, scale: float) -> Image.Image:
-    """What of it lies in the box, which counts pixels that are smaller by `scale`."""
+    """The part in the box, which is given in pixels of the image before it was scaled down by `scale`."""
     x, y, w, h = (side / scale for side in box)
     left, top = max(0, round(x)), max(0, round(y))
     right, bottom = min(image.width, round(x + w)), min(image.height, round(y + h))
     if left >= right or top >= bottom:
-        raise UnreadableImageError("its box lies outside the photo")
+        raise UnreadableImageError("its box lies outside the image")
     return image.crop((left, top, right, bottom))
 
 
@@ -197,7 +205,7 @@ def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image
 
 
 def _to_unreadable_error(error: Exception, content: bytes) -> UnreadableImageError:
-    """Pillow's error in words that a person understands."""
+    """Pillow's error with a reason for people."""
     if isinstance(error, UnreadableImageError):
         return error
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):

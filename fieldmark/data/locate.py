@@ -1,6 +1,6 @@
-"""What people name -> single photos: files, folders, globs, a list on stdin; shards, archives, tables; addresses.
+"""Paths, folders, globs, a list on stdin, archives, tables and URLs -> single images.
 
-`each` only lists; a photo's bytes are read where it is looked at, which may be another process or another machine.
+`find_images` only lists; the bytes of an image are read where it is decoded, which may be in another process.
 """
 
 import glob
@@ -21,19 +21,19 @@ from fieldmark.data.readers.archives import open_container
 from fieldmark.data.readers.files import FileTree, Folder
 
 CONTAINER_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".zip", ".parquet")
-"""What a file is called that holds photos."""
+"""File names of archives and tables that hold images."""
 SHARD_SUFFIXES = (".tar", ".parquet")
-"""Those that are looked for in a folder without photos; an archive beside photos is somebody's backup."""
+"""Those that are searched in a folder without images; an archive beside images is a backup."""
 
 
 class ContainedImage(NamedTuple):
-    """A photo in a holder: a tar, a zip or a Parquet file."""
+    """An image in a tar, a zip or a Parquet file."""
 
     container: str
     name: str
 
     def read(self) -> bytes:
-        """Raises `Unreadable`."""
+        """Raises `UnreadableImageError`."""
         try:
             return _open_container(self.container).read_bytes(self.name)
         except FieldmarkError as error:
@@ -41,12 +41,12 @@ class ContainedImage(NamedTuple):
 
 
 class RemoteImage(NamedTuple):
-    """A photo at an address, as s3://bucket/photo.jpg: whatever fsspec knows."""
+    """An image at a URL of any file system of fsspec, as s3://bucket/image.jpg."""
 
     url: str
 
     def read(self) -> bytes:
-        """Raises `Unreadable`."""
+        """Raises `UnreadableImageError`."""
         system, path = _resolve_filesystem(self.url)
         try:
             with system.open(path, "rb") as file:
@@ -59,7 +59,7 @@ class RemoteImage(NamedTuple):
 
 
 class UnreadableSource(NamedTuple):
-    """What cannot be opened at all."""
+    """A source that cannot be opened."""
 
     reason: str
 
@@ -68,11 +68,11 @@ class UnreadableSource(NamedTuple):
 
 
 ImageSource = str | bytes | ContainedImage | RemoteImage | UnreadableSource
-"""What `photos.decode` opens."""
+"""What `image.decode` opens."""
 
 
 def find_images(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, ImageSource]]:
-    """Files, folders, globs, `-` (a list on stdin), holders, addresses or bytes -> (what to call it, what to open)."""
+    """Name and source of each image: in files, folders, globs, `-` (a list on stdin), archives, tables, URLs, bytes."""
     for source in photos:
         if isinstance(source, bytes):
             yield "", source
@@ -86,7 +86,7 @@ def find_images(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, Ima
             yield from _find_at_url(str(source))
         elif glob.has_magic(str(source)):
             matches = sorted(glob.glob(str(source), recursive=True))
-            if "**" in str(source):  # stands for the folders and for all that is in them
+            if "**" in str(source):  # which matches the folders as well
                 matches = [match for match in matches if not os.path.isdir(match)]
             yield from find_images(matches) if matches else [(str(source), str(source))]
         else:
@@ -94,14 +94,14 @@ def find_images(photos: Iterable[str | Path | bytes]) -> Iterator[tuple[str, Ima
 
 
 def _read_stdin_names() -> Iterator[str]:
-    """The lines of stdin, whatever bytes the names hold."""
+    """The lines of stdin; undecodable bytes are kept as surrogates."""
     for line in sys.stdin.buffer:
         if name := line.rstrip(b"\r\n"):
             yield os.fsdecode(name)
 
 
 def _find_in_folder(folder: str) -> Iterator[tuple[str, ImageSource]]:
-    """The photos of a folder, however deep; where it has none, those in the shards that lie in it."""
+    """The images of a folder and its subfolders; if there are none, those in its shards."""
     has_images = False
     for name, source in _walk(folder):
         has_images = has_images or not isinstance(source, UnreadableSource) or name == folder
@@ -112,7 +112,7 @@ def _find_in_folder(folder: str) -> Iterator[tuple[str, ImageSource]]:
 
 
 def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[str, ImageSource]]:
-    """Links are followed, except in circles; a folder that cannot be read is named in place of its photos."""
+    """The images below a folder; one that cannot be read is an `UnreadableSource`. Links in circles are skipped."""
     if (real := os.path.realpath(folder)) in above:
         return
     try:
@@ -126,7 +126,7 @@ def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[st
 
 
 def _find_in_file(file: str) -> Iterator[tuple[str, ImageSource]]:
-    """A photo, or those that it holds."""
+    """The image, or the images of an archive or table."""
     if not file.lower().endswith(CONTAINER_SUFFIXES):
         yield file, file
         return
@@ -141,7 +141,7 @@ def _find_in_file(file: str) -> Iterator[tuple[str, ImageSource]]:
 
 @lru_cache(8)
 def _open_container(container: str) -> FileTree:
-    """Photos of one holder follow each other, so that a process opens it once."""
+    """An archive or table, opened once a process; a remote one is first copied to a temporary folder."""
     from fieldmark.data.readers.huggingface import open_parquet
 
     open_file = open_parquet if container.lower().endswith(".parquet") else open_container
@@ -163,12 +163,12 @@ def _open_container(container: str) -> FileTree:
 
 
 def is_url(name: str) -> bool:
-    """Whether this is an address, and no file of that name."""
+    """Whether this is a URL, and no file of that name."""
     return "://" in name and not os.path.lexists(name)
 
 
 def _find_at_url(address: str) -> Iterator[tuple[str, ImageSource]]:
-    """The photos at an address: one, those of a folder, those that a pattern means, those in a holder."""
+    """The images at a URL: one, or those of a folder, of a glob, or of an archive or table."""
     system, path = _resolve_filesystem(address)
     try:
         if glob.has_magic(path):

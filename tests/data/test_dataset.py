@@ -201,7 +201,7 @@ def test_a_worker_that_dies_ends_in_one_line(pack: MemmapImages, monkeypatch: py
     os.kill(worker.pid, signal.SIGKILL)
     time.sleep(0.5)  # torch would raise here, in the middle of a training step
     assert signal.getsignal(signal.SIGCHLD) == before
-    with pytest.raises(FieldmarkError, match=r"a process that loads photos died .*--resume"):
+    with pytest.raises(FieldmarkError, match=r"a data-loading worker died .*--resume"):
         for _ in batches:
             pass
 

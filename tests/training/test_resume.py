@@ -161,7 +161,7 @@ def test_a_loader_that_dies_costs_a_line_and_nothing_else(start, undisturbed, tm
     ended = start(tmp_path / "run", AS_IT_COMES, first=two, **dies)
     assert ended.code == 2
     (line,) = (line for line in ended.said.splitlines() if line.startswith("fieldmark: "))
-    assert ended.said.splitlines()[-1] == line and "a process that loads photos died" in line and "--resume" in line
+    assert ended.said.splitlines()[-1] == line and "a data-loading worker died" in line and "--resume" in line
     at = standing(tmp_path / "run")
     assert at and at[0] == 2 and 0 < at[1] <= 6  # nothing that was computed is lost
     assert start(tmp_path / "run", AS_IT_COMES, first=two).code == 0
