@@ -1,4 +1,4 @@
-"""thumbnails -> clusters of photos that show the same: resized, re-encoded, brightened, mirrored, a little cropped."""
+"""Near-duplicates: clusters of images that are resized, re-encoded, brightened, mirrored or slightly cropped copies."""
 
 from collections.abc import Callable, Iterator
 
@@ -6,23 +6,31 @@ import numpy as np
 
 from fieldmark.data.decoded import THUMBNAIL_SIDE
 
-MAX_HAMMING = 10  # bits of 64 in which two dHashes of one photo may differ
-MIN_SIMILARITY = 0.85  # of the details of two such photos; see `details`
-CROP_FRACTION, MAX_CROP_HAMMING, MIN_CROP_SIMILARITY = 0.95, 16, 0.6
-"""One photo may be a crop of the other with this share of its sides: both measures fall, until the crop is undone."""
-MAX_CLUSTER_SIZE = 20  # photos: more are hardly copies of one, but a family of look-alikes (MNIST's ones), unless ...
-COPY_SIMILARITY = 0.98  # ... they agree by as much as this
-N_COMPONENTS = 64  # numbers that stand for the 768 of `details` in the first look at a pair
-_ROUNDING = 1e-3  # more than 32-bit sums may be off
-_ROWS, _COLUMNS = 512, 4096  # pairs looked at together: bounds the memory, and suits it
-_NOISE_FLOOR = 2.0  # grey levels: details below this are noise and count for little
+MAX_HAMMING = 10
+"""Bits of 64 in which the dHashes of two near-duplicates may differ."""
+MIN_SIMILARITY = 0.85
+"""Least product of the `local_descriptors` of two near-duplicates."""
+CROP_FRACTION = 0.95
+"""Part of its sides that a crop keeps, if one image may be a crop of the other."""
+MAX_CROP_HAMMING = 16
+MIN_CROP_SIMILARITY = 0.6
+"""Bounds, before the crop is undone, for pairs of which one may be a crop of the other."""
+MAX_CLUSTER_SIZE = 20
+"""A larger cluster is a group of similar images (MNIST's ones) rather than of copies, unless ..."""
+COPY_SIMILARITY = 0.98
+"""... they agree by as much as this."""
+N_COMPONENTS = 64
+"""Numbers that stand for the 768 of `local_descriptors` in the upper bound."""
+_ROUNDING = 1e-3  # exceeds the error of 32-bit sums
+_ROWS, _COLUMNS = 512, 4096  # pairs of a block: bounds the memory
+_NOISE_FLOOR = 2.0  # grey levels: details below this are noise
 
 
 def local_descriptors(thumbnails: np.ndarray) -> np.ndarray:
-    """uint8 (n, 16, 16, 3) -> float16 (n, 768) of length 1, so that a product of two is their agreement, -1..1.
+    """Contrast-normalised thumbnails: uint8 (n, 16, 16, 3) -> float16 (n, 768) of length 1.
 
-    Brightness and contrast of a 5 x 5 neighbourhood are taken out: things on the same plain background share its
-    shading, not their details. A photo without any detail gives zeros and agrees with nothing.
+    The product of two is their similarity, -1..1. Brightness and contrast of each 5 x 5 neighbourhood are removed, so
+    that objects on one background do not agree by its shading. An image without details gives zeros.
     """
     pixels = thumbnails.astype(np.float32)
     detail = pixels - _box_mean(pixels)
@@ -33,10 +41,14 @@ def local_descriptors(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def cluster_duplicates(first_identical: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
-    """int (n,): for every photo the lowest index of those that show the same, by whatever chain of pairs.
+    """Clusters of near-duplicates, int (n,): the lowest index of each image's cluster, by any chain of pairs.
 
-    `same` (n,) is the index of the first equal file, `hashes` uint64 (n, 2) come from `dhash`, `thumbnails` are uint8
-    (n, 16, 16, 3), all zero for a photo that is like no other. docs/performance.md says what 100,000 take.
+    Args:
+        first_identical: index of the first file with equal bytes, (n,).
+        hashes: from `dhash`, uint64 (n, 2).
+        thumbnails: uint8 (n, 16, 16, 3), all zero for an image that is to stay alone.
+
+    The time grows with the square of n; docs/performance.md has it for 100,000 images.
     """
     near_root, copy_root = first_identical.copy(), first_identical.copy()
     for i, j, agreement in _duplicate_pairs(hashes, thumbnails, near_root):
@@ -51,14 +63,16 @@ def cluster_duplicates(first_identical: np.ndarray, hashes: np.ndarray, thumbnai
 def _duplicate_pairs(
     hashes: np.ndarray, thumbnails: np.ndarray, root: np.ndarray
 ) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Blocks of index pairs that show the same, as they are or mirrored, with the agreement of their details.
+    """Blocks of index pairs (i, j) that show the same, as they are or mirrored, with their similarity.
 
-    Both hashes and details must say so. Of those that dHash alone proposes on TrashNet, whose things lie on plain
-    boards, 99.6 % fail the details; so a bound on the agreement, one product of short vectors, is asked first. A pair
-    that nearly agrees is looked at once more, each cropped to match the other; not so a photo that nearly agrees with
-    many, which is one of a family. Two that whoever takes the pairs has put into one cluster of `joined` already, and a
-    large one, are looked at only where they may be copies as they are: to join others again would change nothing. So a
-    crop inside a family is not found.
+    Both dHash and descriptors must agree. On TrashNet, whose objects lie on plain boards, 99.6 % of the pairs proposed
+    by dHash fail the descriptors; so an upper bound on the similarity, a product of short vectors, is tested first. A
+    pair that nearly agrees is compared again, each image cropped to match the other, unless an image nearly agrees with
+    many others, as in a group of similar images.
+
+    `root` (n,) holds the clusters so far, which the caller updates after each block: two members of one large cluster
+    are compared only where they may be exact copies, since another link would change nothing. So crops inside such a
+    cluster are not found.
     """
     n_near_misses = np.zeros(len(thumbnails), int)
     basis = _pca_basis(thumbnails)
@@ -69,34 +83,54 @@ def _duplicate_pairs(
         )
         for top in range(0, len(projected), _ROWS):
             for left in range(top, len(projected), _COLUMNS):
-                bound = projected[top : top + _ROWS] @ projected_view[left : left + _COLUMNS].T
-                candidates = np.flatnonzero(bound >= MIN_CROP_SIMILARITY)  # in two dimensions it takes 50 times as long
-                if len(candidates) > MAX_CLUSTER_SIZE * len(bound):  # a family
-                    candidates = candidates[bound.ravel()[candidates] >= MIN_SIMILARITY - _ROUNDING]
-                    root_i, root_j = root[top + candidates // bound.shape[1]], root[left + candidates % bound.shape[1]]
-                    already_joined = (root_i == root_j) & (np.bincount(root)[root_i] > MAX_CLUSTER_SIZE)
-                    candidates = candidates[
-                        ~already_joined | (bound.ravel()[candidates] >= COPY_SIMILARITY - _ROUNDING)
-                    ]
-                rows, columns = top + candidates // bound.shape[1], left + candidates % bound.shape[1]
+                rows, columns = _candidate_pairs(projected, projected_view, top, left, root)
                 hamming = np.bitwise_count(hashes[rows, 0] ^ hashes[columns, is_mirrored])
                 close = (rows < columns) & (hamming <= MAX_CROP_HAMMING)
-                i, j, hamming = rows[close], columns[close], hamming[close]
-                similarity = _pair_similarity(i, j, thumbnails, view, lambda some: local_descriptors(some)[:, None])
-                crop = (similarity < MIN_SIMILARITY) | (hamming > MAX_HAMMING)
-                np.add.at(n_near_misses, i[crop], 1)
-                np.add.at(n_near_misses, j[crop], 1)
-                retry = np.flatnonzero(
-                    crop
-                    & (similarity >= MIN_CROP_SIMILARITY)
-                    & (n_near_misses[i] + n_near_misses[j] <= MAX_CLUSTER_SIZE)
-                )
-                crop_of_i = _pair_similarity(i[retry], j[retry], thumbnails, view, _crop_descriptors)
-                crop_of_j = _pair_similarity(j[retry], i[retry], view, thumbnails, _crop_descriptors)
-                similarity[crop] = 0.0
-                similarity[retry] = np.maximum(crop_of_i, crop_of_j)
+                i, j = rows[close], columns[close]
+                similarity = _similarity(i, j, hamming[close], thumbnails, view, n_near_misses)
                 is_duplicate = similarity >= MIN_SIMILARITY
                 yield i[is_duplicate], j[is_duplicate], similarity[is_duplicate]
+
+
+def _candidate_pairs(
+    projected: np.ndarray, projected_view: np.ndarray, top: int, left: int, root: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The pairs of one block of rows and columns whose similarity may be large enough, by its upper bound."""
+    bound = projected[top : top + _ROWS] @ projected_view[left : left + _COLUMNS].T
+    candidates = np.flatnonzero(
+        bound >= MIN_CROP_SIMILARITY
+    )  # of the flat array: 50 times as fast as in two dimensions
+    if len(candidates) > MAX_CLUSTER_SIZE * len(bound):  # a group of similar images
+        candidates = candidates[bound.ravel()[candidates] >= MIN_SIMILARITY - _ROUNDING]
+        root_i, root_j = root[top + candidates // bound.shape[1]], root[left + candidates % bound.shape[1]]
+        is_joined = (root_i == root_j) & (np.bincount(root)[root_i] > MAX_CLUSTER_SIZE)
+        candidates = candidates[~is_joined | (bound.ravel()[candidates] >= COPY_SIMILARITY - _ROUNDING)]
+    return top + candidates // bound.shape[1], left + candidates % bound.shape[1]
+
+
+def _similarity(
+    i: np.ndarray,
+    j: np.ndarray,
+    hamming: np.ndarray,
+    thumbnails: np.ndarray,
+    view: np.ndarray,
+    n_near_misses: np.ndarray,
+) -> np.ndarray:
+    """The similarity of the pairs (i, j), after cropping where they only nearly agree; 0 if that does not help.
+
+    `n_near_misses` (n,) counts the pairs of each image that nearly agree, and is updated.
+    """
+    similarity = _pair_similarity(i, j, thumbnails, view, lambda some: local_descriptors(some)[:, None])
+    is_near_miss = (similarity < MIN_SIMILARITY) | (hamming > MAX_HAMMING)
+    np.add.at(n_near_misses, i[is_near_miss], 1)
+    np.add.at(n_near_misses, j[is_near_miss], 1)
+    is_single = n_near_misses[i] + n_near_misses[j] <= MAX_CLUSTER_SIZE
+    retry = np.flatnonzero(is_near_miss & (similarity >= MIN_CROP_SIMILARITY) & is_single)
+    crop_of_i = _pair_similarity(i[retry], j[retry], thumbnails, view, _crop_descriptors)
+    crop_of_j = _pair_similarity(j[retry], i[retry], view, thumbnails, _crop_descriptors)
+    similarity[is_near_miss] = 0.0
+    similarity[retry] = np.maximum(crop_of_i, crop_of_j)
+    return similarity
 
 
 def _pair_similarity(
@@ -106,7 +140,7 @@ def _pair_similarity(
     right_thumbnails: np.ndarray,
     describe: Callable[[np.ndarray], np.ndarray],
 ) -> np.ndarray:
-    """Of the pairs (i, j) the agreement of the best of the looks (n, ways, 768) at `ones` with `others` as they are."""
+    """Similarity of the pairs (i, j): the best of the descriptors (n, views, 768) of the left images with the right."""
     (first, at), (second, to) = (np.unique(side, return_inverse=True) for side in (i, j))
     left, right = describe(left_thumbnails[first]), local_descriptors(right_thumbnails[second])
     parts = [np.empty(0, np.float32)]
@@ -116,7 +150,7 @@ def _pair_similarity(
 
 
 def _crop_descriptors(thumbnails: np.ndarray) -> np.ndarray:
-    """Details (n, 9, 768) of what a crop at each corner, side and in the middle leaves of thumbnails (n, 16, 16, 3)."""
+    """Descriptors (n, 9, 768) of thumbnails cropped at each corner, each side and the centre."""
     spare = THUMBNAIL_SIDE * (1 - CROP_FRACTION)
     resize_matrices = [_crop_resize_matrix(offset) for offset in (0.0, spare / 2, spare)]
     pixels = thumbnails.astype(np.float32)
@@ -129,21 +163,21 @@ def _crop_descriptors(thumbnails: np.ndarray) -> np.ndarray:
 
 
 def _crop_resize_matrix(offset: float) -> np.ndarray:
-    """(16, 16): what takes SIDE pixels to SIDE pixels of their part CROPPED from `offset` on, linear in between."""
+    """The matrix (16, 16) that crops `CROP_FRACTION` of a side from `offset` on and resizes it, linearly."""
     at = np.clip(offset + (np.arange(THUMBNAIL_SIDE) + 0.5) * CROP_FRACTION - 0.5, 0, THUMBNAIL_SIDE - 1)
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(THUMBNAIL_SIDE))).astype(np.float32)
 
 
 def _pca_basis(thumbnails: np.ndarray) -> np.ndarray:
-    """(768, SHORT) orthonormal: the directions in which the details of some of these photos differ most (PCA)."""
+    """An orthonormal basis (768, N_COMPONENTS) of the principal components of a sample of the descriptors."""
     some = local_descriptors(thumbnails[:: len(thumbnails) // 2000 + 1]).astype(np.float32)
     return np.linalg.eigh(some.T @ some)[1][:, -N_COMPONENTS:]
 
 
 def _project(full: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Details (n, 768) -> (n, SHORT + 1): their part in the basis, and the length of the rest.
+    """Descriptors (n, 768) -> (n, N_COMPONENTS + 1): their part in the basis, and the length of the rest.
 
-    The product of two is at least that of the details (Cauchy-Schwarz on the rest).
+    The product of two is an upper bound on that of the descriptors (Cauchy-Schwarz on the rest).
     """
     inside = full.astype(np.float32) @ basis
     rest = np.square(full, dtype=np.float32).sum(1) - np.square(inside).sum(1)
@@ -151,7 +185,7 @@ def _project(full: np.ndarray, basis: np.ndarray) -> np.ndarray:
 
 
 def merge_clusters(root: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
-    """Make one of the clusters of i and j, pair by pair; root[k] is the lowest index of k's cluster, in place."""
+    """Unite the clusters of each pair (i, j) in place; root[k] is the lowest index of k's cluster."""
     while (apart := root[i] != root[j]).any():
         i, j = i[apart], j[apart]
         np.minimum.at(root, np.maximum(root[i], root[j]), np.minimum(root[i], root[j]))
@@ -160,7 +194,7 @@ def merge_clusters(root: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
 
 
 def _in_batches(function: Callable[[np.ndarray], np.ndarray], thumbnails: np.ndarray) -> np.ndarray:
-    """`make` of any number of thumbnails, in bounded memory."""
+    """Apply the function to any number of thumbnails in bounded memory."""
     return np.concatenate([function(thumbnails[at : at + 1000]) for at in range(0, len(thumbnails) or 1, 1000)])
 
 
