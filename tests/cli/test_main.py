@@ -118,7 +118,7 @@ WRONG = {
     "after": ("--after mask", "STAGE:ATTENTION"),
     "stage": ("--after 9:mask", "9"),
     "head": ("--head bilinera", "did you mean bilinear"),
-    "value of a head": ("--head bilinear(reduced=0)", "cannot be made"),
+    "value of a head": ("--head bilinear(reduced=0)", "cannot build"),
     "choice": ("--augment wild", "--augment is 'wild', but can be none or flip-crop or standard or strong"),
     "kind": ("--epochs many", "'--epochs'"),
     "option": ("--epoch 3", "--epoch"),

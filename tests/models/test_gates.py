@@ -177,7 +177,7 @@ def test_widths_of_bottlenecks_and_groups():
 @pytest.mark.parametrize("setting", ["ratio=0", "kernel=6", "kernel=0", "groups=0"])
 def test_settings_that_cannot_be_are_refused(gate: str, setting: str):
     if setting.partition("=")[0] in inspect.signature(ATTENTIONS[gate]).parameters:
-        with pytest.raises(FieldmarkError, match=f"cannot be made: {setting}: .* (odd|least)"):
+        with pytest.raises(FieldmarkError, match=f"cannot build .*: {setting}: .* (odd|least)"):
             parse_gate(f"{gate}({setting})")
 
 
