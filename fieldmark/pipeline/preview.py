@@ -1,8 +1,7 @@
-"""PHOTOS -> how many there are of each class, what a batch is, and a page of some: as judged, and as trained on."""
+"""Preview of a dataset as a recipe sees it: class counts, shapes, and images before and after augmentation."""
 
 import random
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,45 +17,46 @@ from fieldmark.data.decisions import load_recipe_catalog
 from fieldmark.data.image import UnreadableImageError, center_crop, decode
 from fieldmark.data.thumbnails import to_data_uri
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.report.html import render
+from fieldmark.report.preview_page import write_preview_page
+from fieldmark.report.results import Preview, PreviewImage
 from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe
 from fieldmark.training.phases import train_crop_size
 
 AUGMENTED_VIEWS = 2
-"""So often each photo is shown as training varies it."""
+"""Augmented views of each sample image."""
 
 
-def preview(photos: str | Path, recipe: Recipe, n_images: int, out: Path, reporter: Reporter) -> dict[str, Any]:
-    """Write look.html with `count` photos into the new folder `out`. -> what `look --json` prints.
+def preview(photos: str | Path, recipe: Recipe, n_images: int, out: Path, reporter: Reporter) -> Preview:
+    """Write look.html with `n_images` sample images into the new folder `out`.
 
-    Raises FieldmarkError for what a training on these photos with this recipe would be refused for before it begins.
+    Raises:
+        FieldmarkError: a training on these images with this recipe would be refused.
     """
     recipe = resolve_recipe(recipe, reporter.info)
     catalog = load_recipe_catalog(photos, recipe)
     with torch.device("meta"):
-        eval_preprocessing = make_preprocessing(build_network(recipe, 2, weights=False), recipe)
-    size = train_crop_size(recipe, eval_preprocessing["size"])
+        preprocessing = make_preprocessing(build_network(recipe, 2, weights=False), recipe)
+    size, eval_size = train_crop_size(recipe, preprocessing["size"]), preprocessing["size"]
     class_counts = Counter(photo.label for photo in catalog.photos)
-    sampled = enumerate(sample_images(catalog.photos, n_images, recipe.seed))
-    rows = [_preview_image(catalog, photo, eval_preprocessing, size, recipe, number) for number, photo in sampled]
-    result = {
-        "classes": {name: class_counts[name] for name in catalog.classes},
-        "photos": len(catalog.photos),
-        "batch": [recipe.batch, recipe.channels, size, size],
-        "judged": [recipe.channels, eval_preprocessing["size"], eval_preprocessing["size"]],
-        "warnings": list(catalog.warnings),
-        "preview": [{name: row[name] for name in ("path", "label", "error") if name in row} for row in rows],
-    }
-    out.mkdir(parents=True)
+    samples = enumerate(sample_images(catalog.photos, n_images, recipe.seed))
     file = out / "look.html"
-    context = result | {"name": catalog.source.resolve().name, "shown": rows, "augment": recipe.augment}
-    page = render("look.html.j2", context, get_language(recipe.lang))
-    file.write_text(page, encoding="utf-8", errors="replace")
-    return result | {"files": [str(file)]}
+    result = Preview(
+        name=catalog.source.resolve().name,
+        classes={name: class_counts[name] for name in catalog.classes},
+        batch=(recipe.batch, recipe.channels, size, size),
+        evaluated=(recipe.channels, eval_size, eval_size),
+        augment=recipe.augment,
+        warnings=list(catalog.warnings),
+        images=[_preview_image(catalog, photo, preprocessing, size, recipe, k) for k, photo in samples],
+        files=[file],
+    )
+    out.mkdir(parents=True)
+    write_preview_page(result, file, get_language(recipe.lang))
+    return result
 
 
 def sample_images(photos: tuple[Photo, ...], count: int, seed: int) -> list[Photo]:
-    """So many photos, of as many classes as can be: drawn by the seed, class after class."""
+    """A random sample of `count` images that covers as many classes as possible."""
     rng, by_class = random.Random(seed), defaultdict[str, list[Photo]](list)
     for photo in photos:
         by_class[photo.label].append(photo)
@@ -66,38 +66,21 @@ def sample_images(photos: tuple[Photo, ...], count: int, seed: int) -> list[Phot
     return [photo for _, photo in zip(range(count), interleaved, strict=False)]
 
 
-def format_summary(result: dict[str, Any]) -> Iterator[str]:
-    """What a person reads of it."""
-    for name, n in result["classes"].items():
-        yield f"{n:8,}  {name}"
-    yield f"{result['photos']:8,}  photos"
-    batch_shape, eval_shape = (" x ".join(map(str, result[name])) for name in ("batch", "judged"))
-    yield f"A batch while training: {batch_shape} (photos, channels, rows, columns) and {result['batch'][0]} labels"
-    yield f"A photo when it is judged: {eval_shape}"
-    yield from (f"{photo['path']}: {photo['error']}" for photo in result["preview"] if "error" in photo)
-
-
 def _preview_image(
-    catalog: Catalog, photo: Photo, eval_preprocessing: dict[str, Any], size: int, recipe: Recipe, index: int
-) -> dict[str, Any]:
-    """The photo as it is judged, and as training varies it: data URIs; or why it cannot be read."""
-    row: dict[str, Any] = {"path": photo.path, "label": photo.label}
+    catalog: Catalog, photo: Photo, preprocessing: dict[str, Any], size: int, recipe: Recipe, index: int
+) -> PreviewImage:
+    """The image as evaluated, and augmented with its own random numbers; or why it cannot be read."""
     try:
-        image = decode(
-            catalog.files.read_bytes(photo.path),
-            eval_preprocessing["size"],
-            eval_preprocessing["interpolation"],
-            photo.box,
-        )
+        content = catalog.files.read_bytes(photo.path)
+        image = decode(content, preprocessing["size"], preprocessing["interpolation"], photo.box)
     except (UnreadableImageError, OSError) as error:
-        return row | {"error": str(error)}
-    augmentation, pixels = (
-        build_transform(recipe.augment, size, crop=1.0),
-        torch.from_numpy(np.array(image)).permute(2, 0, 1),
-    )
-    views = [center_crop(image, eval_preprocessing["size"])]
+        return PreviewImage(photo.path, photo.label, error=str(error))
+    transform = build_transform(recipe.augment, size, crop=1.0)
+    pixels = torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    views = [center_crop(image, preprocessing["size"])]
     for k in range(AUGMENTED_VIEWS):
         torch.default_generator.manual_seed(derive_seed(recipe.seed, 1, k, index))
-        views.append(augmentation(pixels).permute(1, 2, 0).numpy())
+        views.append(transform(pixels).permute(1, 2, 0).numpy())
     mode = "L" if recipe.channels == 1 else "RGB"
-    return row | {"pictures": [to_data_uri(Image.fromarray(view).convert(mode)) for view in views]}
+    pictures = [to_data_uri(Image.fromarray(view).convert(mode)) for view in views]
+    return PreviewImage(photo.path, photo.label, pictures)

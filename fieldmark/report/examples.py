@@ -69,14 +69,14 @@ def _load_classifier(run: Path) -> Classifier | None:
         classifier = Classifier(run)
     except FieldmarkError:
         return None
-    # One that looks into boxes sees something else than the whole photo.
+    # With bounding boxes the input is not the whole image.
     return None if classifier.info["preprocessing"].get("boxes") else classifier
 
 
 def confusion_examples(
     confused: list[dict[str, Any]], predictions: list[LabelledPrediction], tiles: ImageTiles
 ) -> list[dict[str, Any]]:
-    """Of the commonest confusions the surest photos, `wrong`, beside one that is that class, `right`."""
+    """Most confident errors of the most frequent confusions, `wrong`, beside a correct image of that class, `right`."""
     by_confidence = sorted(predictions, key=lambda one: -one.confidence)
     examples = []
     for pair in confused[:MAX_CONFUSED_PAIRS]:

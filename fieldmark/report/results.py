@@ -1,4 +1,4 @@
-"""Results of `fieldmark compare` and `fieldmark search`, as their pages show them."""
+"""Results of `fieldmark compare`, `search` and `look`, as their pages show them."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -120,3 +120,61 @@ class SearchResult:
         best["as_it_stands"] = {name: getattr(self.original, name) for name in ("val_accuracy", "val_loss")}
         best |= {"run": str(self.run), "test": self.test and self.test.to_dict()}
         return {"rows": [trial.to_dict() for trial in self.trials], "best": best}
+
+
+@dataclass(frozen=True)
+class PreviewImage:
+    """A sample image: the data URIs of its views (as evaluated, then augmented), or why it cannot be read."""
+
+    path: str
+    label: str
+    pictures: Sequence[str] = ()
+    error: str | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        entry = {"path": self.path, "label": self.label}
+        return entry if self.error is None else entry | {"error": self.error}
+
+
+@dataclass(frozen=True)
+class Preview:
+    """A dataset as a recipe sees it.
+
+    Attributes:
+        name: of the dataset.
+        classes: number of images of each class.
+        batch: shape of a training batch: images, channels, rows, columns.
+        evaluated: shape of an image in evaluation: channels, rows, columns.
+        augment: the recipe's augmentation.
+        images: sample images.
+        files: the page.
+    """
+
+    name: str
+    classes: Mapping[str, int]
+    batch: Sequence[int]
+    evaluated: Sequence[int]
+    augment: str
+    warnings: Sequence[str]
+    images: Sequence[PreviewImage]
+    files: Sequence[Path] = ()
+
+    @property
+    def n_images(self) -> int:
+        return sum(self.classes.values())
+
+    @property
+    def has_errors(self) -> bool:
+        """Whether a sample image cannot be read."""
+        return any(image.error is not None for image in self.images)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "classes": dict(self.classes),
+            "photos": self.n_images,
+            "batch": list(self.batch),
+            "judged": list(self.evaluated),
+            "warnings": list(self.warnings),
+            "preview": [image.to_dict() for image in self.images],
+            "files": [str(file) for file in self.files],
+        }

@@ -1,7 +1,7 @@
-"""RUN folder -> report.html, card.md and curves.svg: what a training found out, told to a person.
+"""Report of a run: report.html, card.md and curves.svg.
 
-The page is one file without scripts or requests; every number on it is read from the files of RUN or counted from
-them, and what is missing there is left out here.
+The page is one file without scripts or requests; every number on it is read from the files of the run, and what is
+missing there is left out.
 """
 
 import json
@@ -45,7 +45,7 @@ TIMING_LABELS = {
     "other": gettext_noop("other"),
 }
 MAX_MISTAKES = 12
-"""Mistakes whose photos are shown."""
+"""Misclassified images on the page."""
 
 
 def write_report(run: Path, files: FileTree | None, language: Language = ENGLISH) -> list[Path]:
@@ -77,7 +77,7 @@ def rewrite_report(run: Path, lang: str | None = None) -> tuple[list[Path], list
     try:
         files, warnings = load_catalog(examples.fold_folders(run)[0]).files, list[str]()
     except (OSError, FieldmarkError) as error:
-        files, warnings = None, [f"the photos cannot be had, so the page goes without them: {error}"]
+        files, warnings = None, [f"the images cannot be read, so the page goes without them: {error}"]
     return write_report(run, files, resolve_language(run, lang)), warnings
 
 
@@ -171,7 +171,7 @@ def _charts(
 def _example_images(
     run: Path, files: FileTree | None, split_metrics: TemplateContext, hardest: list[str]
 ) -> TemplateContext:
-    """The photos that are shown: the surest mistakes, confusions, and the sheet, whose hardest classes come first."""
+    """Images on the page: most confident errors, confusions, and the class sheet, lowest recall first."""
     predictions, tiles = examples.read_predictions(run), examples.ImageTiles(files)
     wrong = sorted((one for one in predictions if not one.is_correct), key=lambda one: -one.confidence)
     sheet = examples.class_sheet_rows(hardest, predictions, tiles) if files else []
@@ -195,7 +195,7 @@ def _bar(row: TemplateContext) -> Markup | str:
 
 
 def _changed_settings(file: Path) -> list[tuple[str, Any]]:
-    """What a run was told beyond the defaults; nothing where its recipe is gone, or of another version."""
+    """Non-default settings of a run; empty if its recipe is missing or of another version."""
     try:
         chosen = recipes.read_recipe(file).to_dict()
     except FieldmarkError:

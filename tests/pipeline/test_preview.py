@@ -27,7 +27,7 @@ def pictures(page: str) -> list[Image.Image]:
 
 
 def test_it_shows_photos_as_they_are_judged_and_trained_on(small_photos: Path, tmp_path: Path):
-    found = preview(small_photos, SMALL, 5, tmp_path / "out", QUIET)
+    found = preview(small_photos, SMALL, 5, tmp_path / "out", QUIET).to_dict()
     assert found["photos"] == sum(found["classes"].values()) == len(list(small_photos.glob("*/*.jpg")))
     assert (found["batch"], found["judged"]) == ([32, 3, 48, 48], [3, 64, 64])
     page = (tmp_path / "out" / "look.html").read_text(encoding="utf-8")

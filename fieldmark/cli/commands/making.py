@@ -38,17 +38,17 @@ def look(
 ) -> None:
     """Count the photos of each class and show some: as they are judged, and as training varies them."""
     from fieldmark.core.progress import Reporter
-    from fieldmark.pipeline.preview import format_summary
     from fieldmark.pipeline.preview import preview as show
+    from fieldmark.report.preview_page import summary_lines
 
     reporter = Reporter()
     io.require_new(Path(out))
     result = show(photos, _make_recipe(recipe, settings), count, Path(out), reporter)
-    for warning in [] if as_json else result["warnings"]:
+    for warning in [] if as_json else result.warnings:
         reporter.warning(warning)
-    output = [*format_summary(result), *(f"Written: {file}" for file in result["files"])]
-    print(io.to_json(result) if as_json else "\n".join(map(sanitize_for_terminal, output)))
-    raise typer.Exit(1 if any("error" in photo for photo in result["preview"]) else 0)
+    output = [*summary_lines(result), *(f"Written: {file}" for file in result.files)]
+    print(io.to_json(result.to_dict()) if as_json else "\n".join(map(sanitize_for_terminal, output)))
+    raise typer.Exit(1 if result.has_errors else 0)
 
 
 def check(
