@@ -2,17 +2,23 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALL = $(BIN)/pip install --quiet --constraint constraints.txt --editable
+PYTEST := $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo docs test
+.PHONY: check demo docs test test-all
 
 demo: .venv/demo
 	$(BIN)/fieldmark demo
 
-test: .venv/dev
+test: check
+	$(PYTEST) -m "not slow"
+
+test-all: check
+	$(PYTEST)
+
+check: .venv/dev
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 	$(BIN)/pyright --pythonpath $(BIN)/python
-	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 docs: .venv/dev
 	$(BIN)/sphinx-build --fresh-env --fail-on-warning --quiet docs build/site

@@ -18,18 +18,18 @@ from cost_curve import make
 
 SEARCH = """
 import json, sys, time
-from fieldmark import cli
-from fieldmark.data import alike
-clusters, took = alike.clusters, []
+from fieldmark.audit import duplicates
+from fieldmark.cli import main
+clusters, took = duplicates.cluster_duplicates, []
 def timed(*args):
     began = time.monotonic()
     found = clusters(*args)
     took.append(time.monotonic() - began)
     return found
-alike.clusters = timed
+duplicates.cluster_duplicates = timed
 file = sys.argv.pop(1)
 try:
-    cli.main()
+    main.main()
 finally:
     open(file, "w").write(json.dumps(took))
 """

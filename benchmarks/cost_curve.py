@@ -28,19 +28,20 @@ QUICK = ["--epochs", "1", "--steps-per-epoch", "4"]
 # The real command, which writes down how long each epoch took to come to its first step.
 TIMED = """
 import json, sys, time
-from fieldmark import cli, finetune
+from fieldmark.cli import main
+from fieldmark.training import trainer
 file, waits, began = sys.argv.pop(1), [], []
-mode, step = finetune.learning_mode, finetune.Trainer._step
-def learning_mode(*args, **kwargs):
+mode, step = trainer.set_train_mode, trainer.Trainer._train_step
+def set_train_mode(*args, **kwargs):
     began.append(time.monotonic())
     return mode(*args, **kwargs)
 def first_step(*args, **kwargs):
     if began:
         waits.append(time.monotonic() - began.pop())
     return step(*args, **kwargs)
-finetune.learning_mode, finetune.Trainer._step = learning_mode, first_step
+trainer.set_train_mode, trainer.Trainer._train_step = set_train_mode, first_step
 try:
-    cli.main()
+    main.main()
 finally:
     with open(file, "w") as written:
         json.dump(waits, written)

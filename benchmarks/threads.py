@@ -12,9 +12,10 @@ import sys
 
 STEP = """
 import os, time
-import fieldmark
-from fieldmark import machine
-machine.prepare()
+from contextlib import ExitStack
+from fieldmark.core import runtime
+settings = ExitStack()
+settings.enter_context(runtime.torch_settings())
 import torch
 from fieldmark.models import build
 network = build("efficientnet_lite0", classes=6).to(memory_format=torch.channels_last)

@@ -50,7 +50,9 @@ def all_cores() -> Iterator[None]:
     os.sched_setaffinity(0, own)
 
 
-LONG = ("commands", "many_devices", "search", "survival", "cluster", "check", "cli", "full_disk", "run", "compare")
+LONG = (
+    *("commands", "multiple_processes", "resume", "search", "ray", "main", "check", "full_disk", "train", "compare"),
+)
 """Modules that come first, or the worker that has one of them at the end lets the other wait."""
 
 
@@ -277,13 +279,13 @@ def trainer(few, tmp_path: Path) -> Callable[..., Any]:
     from fieldmark.training.model_factory import build_network
     from fieldmark.training.trainer import Trainer
 
-    def make(words: str = "", data: Any = few, trackers: Any = None, **settings: Any) -> Trainer:
+    def make(words: str = "", data: Any = few, loggers: Any = None, **settings: Any) -> Trainer:
         usual = {"image_size": 64, "train_size": 64, "batch": 6, "epochs": 2, "backbone": "efficientnet_lite0"}
         recipe = Recipe(**usual | settings)
         torch.manual_seed(recipe.seed)
         network = build_network(recipe.replace(backbone=f"{recipe.backbone}{words}"), 3)
         folder = Path(tempfile.mkdtemp(dir=tmp_path))
-        return Trainer(network, data, recipe, folder, Reporter(quiet=True), distributed.make_fabric(recipe), trackers)
+        return Trainer(network, data, recipe, folder, Reporter(quiet=True), distributed.make_fabric(recipe), loggers)
 
     return make
 

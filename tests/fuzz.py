@@ -20,7 +20,7 @@ from pathlib import Path
 
 from PIL import Image
 
-SECONDS, MEMORY = 1.0, 1536 << 20  # of a decode; of the child's address space beyond what it starts with
+SECONDS, MEMORY = 1.0, 1536 << 20  # of a decode on a processor; of the child's address space beyond what it starts with
 CHILD = """
 import resource, struct, sys, time
 from pathlib import Path
@@ -30,12 +30,12 @@ resource.setrlimit(resource.RLIMIT_AS, (start + %d,) * 2)
 stdin, stdout = sys.stdin.buffer, sys.stdout.buffer
 while head := stdin.read(4):
     content = stdin.read(struct.unpack("<I", head)[0])
-    began, reason = time.perf_counter(), ""
+    began, reason = time.process_time(), ""
     try:
         decode(content, 256)
     except UnreadableImageError as error:
         reason = str(error)
-    answer = f"{time.perf_counter() - began} {reason}".encode("utf-8", "replace")
+    answer = f"{time.process_time() - began} {reason}".encode("utf-8", "replace")
     stdout.write(struct.pack("<I", len(answer)) + answer)
     stdout.flush()
 """

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from fieldmark.core import io
 from fieldmark.data.dataset import Normalize
+from fieldmark.exporters import graph_cache
 from fieldmark.models import Network
 from fieldmark.models.fuse_bn import fuse_batch_norms
 from fieldmark.models.ood import OODScorer
@@ -70,6 +71,12 @@ def export_onnx(network: Network, known: OODScorer, info: dict[str, Any], file: 
     values = {name: buffer.numpy().copy() for name, buffer in buffers.items()}
     for k, buffer in enumerate(buffers.values()):  # the exporter would drop / 1 and - 0, and make one of what is equal
         buffer.fill_(2.125 + k)
+    model = graph_cache.trace(wrapper, f"{network.spec} {size}", lambda: _trace(wrapper, size))
+    set_constants(model, values)
+    save_onnx(model, info, file)
+
+
+def _trace(wrapper: ExportWrapper, size: int) -> "ModelProto":
     photos = torch.zeros(2, size, size, 3, dtype=torch.uint8)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the exporter's own deprecations
@@ -85,9 +92,7 @@ def export_onnx(network: Network, known: OODScorer, info: dict[str, Any], file: 
             dynamic_shapes=({0: torch.export.Dim("n")},),
         )
     assert program is not None
-    model = program.model_proto  # made anew each time that one asks
-    set_constants(model, values)
-    save_onnx(model, info, file)
+    return program.model_proto
 
 
 def _copy_for_tracing(network: Network, size: int) -> Network:

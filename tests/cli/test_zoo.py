@@ -16,6 +16,7 @@ def no_timing(monkeypatch):
     monkeypatch.setattr(zoo, "measure_throughput", lambda name: 1234.56)
 
 
+@pytest.mark.slow
 def test_json_of_every_network(command):
     done = command("zoo", "--json")
     assert (done.code, done.err) == (0, "")

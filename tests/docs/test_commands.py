@@ -1,18 +1,28 @@
-"""Every command of the README and the tutorials does on a few small photos what it is there for."""
+"""The commands of the README do on a few small photos what they are there for; those of the tutorials can be given.
 
+The slow tests follow the tutorials, too, from top to bottom.
+"""
+
+import dataclasses
 import re
 import shlex
 import shutil
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import typer.main
 from containers import cub
 from PIL import Image
 from served import running
 
 import fieldmark
+from fieldmark.cli.commands.making import _make_recipe
+from fieldmark.cli.main import app
+from fieldmark.recipes.recipe import Recipe
+from fieldmark.training.model_factory import build_network
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(page for page in ROOT.glob("docs/tutorials/*.md") if ".zh-CN" not in page.name)]
@@ -68,7 +78,36 @@ def at_hand(small_photos: Path, drawing, tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
+def test_every_command_of_a_tutorial_can_be_given(page: Path, at_hand: Path):
+    """Each is parsed, its files are there or made by a command before it, its recipe and its networks can be built."""
+    group, files, verbs = typer.main.get_command(app), {path.name for path in at_hand.iterdir()}, []
+    for program, *words in commands(page):
+        if program != "fieldmark":
+            continue
+        verb: Any = group.get_command(None, words[0])  # type: ignore[attr-defined]  # of a group
+        given = verb.make_context(words[0], list(words[1:])).params
+        verbs.append(words[0])
+        for name in ("photos", "inputs", "run", "model", "apply"):
+            for file in given[name] if isinstance(given.get(name), list) else [given.get(name)]:
+                assert file is None or Path(file).parts[0] in files, (words, file)
+        if "recipe" in given:
+            settings = {field.name: given[field.name] for field in dataclasses.fields(Recipe) if field.name in given}
+            recipe = _make_recipe(given["recipe"], settings)
+            recipe = dataclasses.replace(recipe, weights="none", backbone=recipe.backbone or "efficientnet_lite0")
+            with torch.device("meta"):
+                build_network(recipe, 3)
+        for network in given["network"] or [] if "network" in given else []:
+            with torch.device("meta"):
+                fieldmark.build(network)
+        files |= {str(given[name]) for name in ("out", "csv") if given.get(name)}
+    assert {"look", "train"} <= set(verbs)
+
+
+FOLLOWED = [PAGES[0], *(pytest.param(page, marks=pytest.mark.slow) for page in PAGES[1:])]
+
+
+@pytest.mark.parametrize("page", FOLLOWED, ids=lambda page: page.stem)
 def test_a_page_can_be_followed_from_top_to_bottom(page: Path, at_hand: Path, here):
     if page.stem == "lesions":
         shutil.rmtree("PHOTOS")

@@ -117,6 +117,7 @@ def test_every_option_that_a_page_names_is_one():
         assert named - known - torchrun - {"--logdir", "--help", "--batch"} == set(), page.name
 
 
+@pytest.mark.slow
 def test_the_site_builds_without_a_warning(tmp_path):
     words = ["sphinx", "--fresh-env", "--fail-on-warning", "--quiet", str(DOCS), str(tmp_path)]
     done = subprocess.run([sys.executable, "-m", *words], capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """The exported file is the network: same answers, evidence that sums to the logit, nothing else needed."""
 
 import shutil
+from collections import OrderedDict
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,6 +13,8 @@ import torch
 
 from fieldmark.data.dataset import Normalize
 from fieldmark.data.image import preprocess
+from fieldmark.exporters import graph_cache
+from fieldmark.exporters import onnx as onnx_export
 from fieldmark.exporters.onnx import ExportWrapper, export_onnx, verify
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
@@ -198,3 +201,42 @@ def test_the_network_is_left_as_it_was(tmp_path: Path):
     assert all(torch.equal(before[name], tensor) for name, tensor in network.state_dict().items())
     kinds = {node.op_type for node in onnx.load(tmp_path / "model.onnx").graph.node}
     assert "Conv" in kinds and "BatchNormalization" not in kinds
+
+
+# ---- graphs that are used again
+
+
+def export_again(folder: Path, seed: int, norms: bool = True) -> bytes:
+    """The file of a small network with weights of its own; `norms`: those of its norms, too."""
+    torch.manual_seed(0)
+    network = build("resnet18_small+after=-1:se(ratio=4)+head=linear(hidden=5)", classes=3).eval()
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, tensor in network.state_dict().items():
+            if tensor.is_floating_point() and (norms or "bn" not in name):
+                tensor.copy_(torch.rand(tensor.shape) + 0.5)
+    known = OODScorer(torch.rand(3, 512))
+    look: dict[str, Any] = asdict(network.preprocessing) | {"size": 32}
+    file = folder / "model.onnx"
+    export_onnx(network, known, bundle.make_info(network, ["a", "b", "c"], look, 1.7, 0.3, "none"), file)
+    return file.read_bytes()
+
+
+def test_a_graph_is_used_again_where_a_fresh_export_is_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    traced, trace = list[int](), onnx_export._trace
+
+    def counted(*given: Any) -> Any:
+        traced.append(len(traced))
+        return trace(*given)
+
+    monkeypatch.setattr(onnx_export, "_trace", counted)
+    monkeypatch.setattr(graph_cache, "_graphs", OrderedDict())
+    for seed in (1, 2):  # only now is it known that these weights do not change the graph
+        export_again(tmp_path, seed)
+    again = export_again(tmp_path, 3)
+    assert len(traced) == 2
+    graph_cache._graphs.clear()
+    assert export_again(tmp_path, 3) == again and len(traced) == 3
+    with torch.no_grad():
+        export_again(tmp_path, 4, norms=False)  # of equal norms the exporter makes one
+    assert len(traced) == 4

@@ -62,6 +62,7 @@ def test_the_answers_are_those_of_the_plain_predictor(small_run: Path, small_pho
     assert len(plain) == 48 + 48 + 2 + 2 and sum("error" in row for row in plain) == 3
 
 
+@pytest.mark.slow
 def test_a_predictor_that_dies_loses_no_photo_and_none_stands_twice(
     small_run: Path, small_photos: Path, tmp_path: Path
 ):

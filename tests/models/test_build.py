@@ -6,6 +6,7 @@ from pathlib import Path
 
 import onnx
 import onnxruntime
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -43,6 +44,7 @@ class Exported(nn.Module):
 
 
 @torch.no_grad()
+@pytest.mark.slow
 def test_gates_heads_and_evidence_export(tmp_path: Path):
     torch.manual_seed(0)
     words = "efficientnet_lite0+attention=mask+after=-1:se(norm=True)+head=bilinear(reduced=16,hidden=8)"

@@ -1,6 +1,7 @@
 """Backbone x attention x head: everything builds with the right shapes, and a cover of all pairs takes a training step.
 
-The full product takes its training steps in benchmarks/compose.py.
+`make test` takes a few small networks, `make test-all` one of each family. The full product takes its training steps in
+benchmarks/compose.py.
 """
 
 from itertools import combinations, product
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from slow import mark_slow_except
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -21,14 +23,23 @@ FAMILIES = (
     *("se_inception_resnet_v2", "resnet18", "seresnet50", "densenet121", "efficientnet_b0", "mobilenet_v3_small"),
     "xception",
 )
+SMALL = ("alexnet", "resnet18", "efficientnet_b0", "mobilenet_v3_small")
 SIZE = 80
 GATES = [word for word in ATTENTIONS if word != "none"]
 PLACES = ("inside", "first stage", "last stage")
 
 
-def some(name: str, words: list[str]) -> list[str]:
-    """All words for the smallest network of a family; one or another for its larger ones, which have the same parts."""
-    return words if name in FAMILIES else [words[list(VARIANTS).index(name) % len(words)]]
+def combinations_with(words: list[str]) -> list[Any]:
+    """(network, words to try with it): all words for the smallest of a family, one or another for its larger ones.
+
+    What is fast is a few words of each family, and all of one.
+    """
+    tried = [pytest.param(name, [words[k % len(words)]], id=name) for k, name in enumerate(FAMILIES)]
+    tried.append(pytest.param("resnet18", words, id="resnet18 and all"))
+    for k, name in enumerate(VARIANTS):
+        all_or_one = words if name in FAMILIES else [words[k % len(words)]]
+        tried.append(pytest.param(name, all_or_one, marks=pytest.mark.slow, id=f"{name} in full"))
+    return tried
 
 
 def build_meta(name: str, **settings: Any) -> Network:
@@ -36,12 +47,12 @@ def build_meta(name: str, **settings: Any) -> Network:
         return build(name, **settings).eval()
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_attention_fits_every_place(name: str):
+@pytest.mark.parametrize(("name", "words"), combinations_with(GATES))
+def test_every_attention_fits_every_place(name: str, words: list[str]):
     plain = build_meta(name)
     photo = torch.empty(1, 3, 96, 96, device="meta")
     shape, stages = plain.features(photo).shape, len(plain.backbone.stages)
-    for word in some(name, GATES):
+    for word in words:
         network = build_meta(name, attention=word, after=",".join(f"{k}:{word}" for k in range(stages)))
         assert len(network.added_attention) >= stages + 1
         met = []
@@ -56,15 +67,15 @@ def test_every_attention_fits_every_place(name: str):
         assert len(met) == len(network.added_attention)
 
 
-@pytest.mark.parametrize("name", VARIANTS)
-def test_every_head_fits(name: str):
+@pytest.mark.parametrize(("name", "words"), combinations_with(list(HEADS)))
+def test_every_head_fits(name: str, words: list[str]):
     photo = torch.empty(2, 3, 96, 96, device="meta")
-    for word in some(name, list(HEADS)):
+    for word in words:
         network = build_meta(name, head=word, classes=7)
         assert network(photo).shape == (2, 7)
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", mark_slow_except(SMALL, FAMILIES))
 @torch.no_grad()
 def test_inserted_attention_changes_no_bit(name: str):
     torch.manual_seed(0)
@@ -124,7 +135,7 @@ def test_the_cover_covers_all_pairs():
         assert {(row[a], row[b]) for row in rows} == set(product(first, second))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", mark_slow_except(SMALL, FAMILIES))
 def test_the_cover_takes_a_training_step(name: str):
     for _, gate, place, head, channels in (row for row in cover() if row[0] == name):
         torch.manual_seed(1)

@@ -8,6 +8,7 @@ import pytest
 import timm
 import torch
 import torchvision
+from slow import mark_slow_except
 from torch import Tensor, nn
 
 from fieldmark.models import VARIANTS, Network, build
@@ -174,7 +175,14 @@ def test_names_shapes_and_counts_are_the_published(name: str):
     assert shapes == {ours_of(name, key): tensor.shape for key, tensor in theirs.state_dict().items()}
 
 
-@pytest.mark.parametrize("name", [name for name, reference in REFERENCES.items() if reference.make])
+PUBLISHED = [name for name, reference in REFERENCES.items() if reference.make]
+ONE_OF_EACH = {  # of each function that makes a backbone, the smallest
+    "alexnet", "vgg11_bn", "googlenet", "inception_v3", "inception_v4", "inception_resnet_v2", "resnet18", "seresnet50",
+    "densenet121", "efficientnet_b0", "efficientnet_lite0", "mobilenet_v2", "mobilenet_v3_small", "xception",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", mark_slow_except(ONE_OF_EACH, PUBLISHED))
 @torch.no_grad()
 def test_features_and_logits_equal_the_published_implementation(name: str):
     reference = REFERENCES[name]

@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from slow import mark_slow_except
 from torch.utils.flop_counter import FlopCounterMode
 
 from fieldmark.core.errors import FieldmarkError
@@ -111,7 +112,7 @@ def test_rows_of_the_zoo():
         assert row.top1 is None or 50 < row.top1 < (row.top5 or 99) < 100
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", mark_slow_except(("alexnet", "resnet18", "googlenet"), FAMILIES))
 def test_the_smallest_size_is_that(name: str):
     with torch.device("meta"):
         network = build(name)

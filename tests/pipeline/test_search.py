@@ -103,6 +103,7 @@ def test_a_trial_equals_a_run_of_its_recipe(searched, small_photos: Path, tmp_pa
         assert run.json["validation"]["accuracy"] == pytest.approx(row["val_accuracy"])
 
 
+@pytest.mark.slow
 def test_killed_anywhere_it_goes_on_and_two_share_the_work(small_photos: Path, tmp_path: Path):
     out = tmp_path / "out"
     words = [

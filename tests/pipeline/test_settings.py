@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from slow import mark_slow_except
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.dataset import DatasetSplits, iter_eval_batches
@@ -126,7 +127,7 @@ def test_every_optimiser_and_every_schedule(trainer, optimizer: str, schedule: s
     assert highest > rates[0] > rates[1] > rates[2] if schedule == "cosine" else rates == pytest.approx(expected)
 
 
-@pytest.mark.parametrize("mixed", [{}, {"mixup": 0.4}, {"imbalance": "weights"}])
+@pytest.mark.parametrize("mixed", mark_slow_except([{"mixup": 0.4}], [{}, {"mixup": 0.4}, {"imbalance": "weights"}]))
 def test_a_batch_in_parts_makes_the_same_step(trainer, few, tmp_path: Path, mixed: dict):
     """To rounding, with frozen norms and where nothing is dropped; half a batch makes another one."""
     torch.manual_seed(5)
@@ -144,7 +145,10 @@ def test_a_batch_in_parts_makes_the_same_step(trainer, few, tmp_path: Path, mixe
     assert (steps[2] - steps[0]).norm() > 0.1 * steps[0].norm()
 
 
-@pytest.mark.parametrize("settings", [{"mixup": 0.5}, {"cutmix": 0.5}, {"mixup": 0.5, "cutmix": 0.5}])
+MIXED = [{"mixup": 0.5}, {"cutmix": 0.5}, {"mixup": 0.5, "cutmix": 0.5}]
+
+
+@pytest.mark.parametrize("settings", mark_slow_except(MIXED[2:], MIXED))
 def test_mixed_photos_have_mixed_targets_and_train(trainer, settings: dict):
     assert batches(trainer(), 4)[1].shape == (24,)
     _, targets = batches(trainer(**settings), 4)

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from slow import mark_slow_except
 
 from fieldmark.models.profile import min_image_size
 from fieldmark.recipes import recipe as recipes
@@ -46,7 +47,12 @@ def test_the_page_names_no_others():
     assert set(NAMES) >= ON_PAGE
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Large networks, some of which have a smaller one of their kind in another recipe.
+LARGE = {"birds-vgg16-bilinear", "waste-se-inception-resnet", "inception-v3", "digits-alexnet", "birds-vgg16"}
+LARGE |= {"lesions-densenet201-se", "lesions-densenet169-se", "birds-efficientnet-b4", "species-resnext50"}
+
+
+@pytest.mark.parametrize("name", mark_slow_except(set(NAMES) - LARGE, NAMES))
 def test_it_trains_a_few_steps(name: str, trainer, packed, tmp_path: Path):
     recipe = recipes.read_recipe(name)
     recipe = recipe.replace(weights="none", backbone=recipe.backbone or "efficientnet_lite0")

@@ -96,8 +96,9 @@ GROWING = {"log", "events", "report", "card", "curves"}
 LARGE = {"*", "train_features", "val_features", "model", "report"}
 
 
-def test_full_at_every_file_of_a_run(start, disk, small_options, trained, tmp_path):
-    """Each time the run goes on from where it stood, and ends as one that was not disturbed."""
+@pytest.mark.parametrize("every", [6, pytest.param(1, marks=pytest.mark.slow)])
+def test_full_at_every_file_of_a_run(start, disk, small_options, trained, tmp_path, every):
+    """Or at every sixth: each time the run goes on from where it stood, and ends as one that was not disturbed."""
     folder, notes = disk("size=200m"), tmp_path / "notes"
     run, ballast = folder / "run", folder / "ballast"
 
@@ -113,7 +114,7 @@ def test_full_at_every_file_of_a_run(start, disk, small_options, trained, tmp_pa
     assert {stems[name] for name in files if ".half" in name} >= WHOLE
     assert {stems[name] for name in files if ".half" not in name} == GROWING
     undisturbed = Path(shutil.move(run, tmp_path / "undisturbed"))
-    for name in files:
+    for name in files[every // 2 :: every]:
         left = 16 if stems[name] in LARGE or name.endswith("saved") else 0
         ended = start(run, small_options, whole=True, save_every=1e9, first=filling(name, left))
         (line,) = (line for line in ended.said.splitlines() if line.startswith("fieldmark: "))

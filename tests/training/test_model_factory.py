@@ -53,4 +53,4 @@ def test_a_run_so_trained_answers_alike_everywhere(small_photos, tmp_path):
     assert run.metrics["export"]["label_agreement"] == 1 and run.metrics["export"]["max_difference"] < 1e-4
     mean = fieldmark.load(run.folder).info["preprocessing"]["mean"]
     assert mean != list(build_network(SMALL, 2).preprocessing.mean)
-    assert fieldmark.inference.bundle.network(run.folder / "bundle").preprocessing.mean == tuple(mean)
+    assert fieldmark.inference.bundle.load_network(run.folder / "bundle").preprocessing.mean == tuple(mean)

@@ -158,31 +158,35 @@ def test_two_processes_learn_what_one_learns(two, options: list[str], small_phot
     assert "devices: 2" in (out / "recipe.yaml").read_text() and none_left(str(out.parent))
 
 
+@pytest.mark.parametrize("deaths", [1, pytest.param(3, marks=pytest.mark.slow)])
 def test_a_death_ends_all_and_resuming_gives_the_same_bits(
-    two, options: list[str], small_photos: Path, tmp_path: Path, program
+    two, options: list[str], small_photos: Path, tmp_path: Path, program, deaths: int
 ):
-    """Dies a process, the main process, or who started them: no process is left."""
+    """Dies a process, and with `deaths` also the main process and who started them: no process is left."""
     out, draws = tmp_path / "run", tmp_path / "draws"
     words = [*COMMAND, "train", small_photos, "--out", out, "--resume", "--json", *options]
-    for rank, step in (("1", "3"), ("0", "5")):
-        done = program(*words, "--devices", 2, KILLED=rank, KILLED_AT=step, SYNC_EVERY="2")
+    for rank, dies_at in (("1", "3"), ("0", "5"))[:deaths]:
+        done = program(*words, "--devices", 2, KILLED=rank, KILLED_AT=dies_at, SYNC_EVERY="2")
         assert (done.returncode, done.stdout) == (2, "")
         assert done.stderr.splitlines()[-1].startswith("fieldmark: a worker process of this training died"), done.stderr
         assert "Traceback" not in done.stderr and none_left(str(tmp_path))
 
-    done = program(*words, "--devices", 2, KILLED="0", KILLED_AT="7", SYNC_EVERY="2", LAUNCHER="1")
-    assert done.returncode == -9 and none_left(str(tmp_path))
-    assert rows(out) == rows(two[0])[:2]
+    step = 2
+    if deaths > 1:
+        step = 6
+        done = program(*words, "--devices", 2, KILLED="0", KILLED_AT="7", SYNC_EVERY="2", LAUNCHER="1")
+        assert done.returncode == -9 and none_left(str(tmp_path))
+        assert rows(out) == rows(two[0])[:2]
 
     done = program(*words, torchrun=True, DRAWS=str(draws), SYNC_EVERY="2")
     assert done.returncode == 0, done.stderr
-    assert "resumed in phase 2 at step 6" in (out / "log.txt").read_text()
+    assert f"resumed in phase 2 at step {step}" in (out / "log.txt").read_text()
     assert json.loads(done.stdout)["test"] == json.loads(two[1].stdout)["test"]
     assert rows(out) == rows(two[0])
     weights = [(folder / "bundle" / "model.safetensors").read_bytes() for folder in (out, two[0])]
     assert weights[0] == weights[1]
     first, second = (draws.with_name(f"draws{rank}").read_text().splitlines() for rank in range(2))
-    assert second == [f"{numbers} 1" for numbers in first] and len(first) == 2
+    assert second == [f"{numbers} 1" for numbers in first] and len(first) == 8 - step
 
 
 def seen(noted: Path) -> list[tuple[int, int]]:
@@ -193,6 +197,7 @@ def seen(noted: Path) -> list[tuple[int, int]]:
     return [(int(place), int(photo)) for place, photo in lines]
 
 
+@pytest.mark.slow
 def test_shards_are_shared_out_whole_and_a_vanished_machine_costs_little(
     options: list[str], small_photos: Path, tmp_path: Path, program, here
 ):
@@ -220,6 +225,7 @@ def test_shards_are_shared_out_whole_and_a_vanished_machine_costs_little(
     assert again <= set(range(48, 64))  # from the checkpoint on, of step 6
 
 
+@pytest.mark.slow
 def test_a_program_trains_twice_and_gets_the_error_of_its_workers(
     options: list[str], small_photos: Path, tmp_path: Path, program
 ):

@@ -89,7 +89,7 @@ def test_only_what_should_learn_is_in_train_mode():
 
 
 class Half(AuxiliaryHead):
-    weight = 0.5
+    loss_weight = 0.5
 
     def __init__(self) -> None:
         super().__init__()

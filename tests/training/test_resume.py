@@ -134,9 +134,13 @@ def same(out: Path, other: Path) -> bool:
     return split[0] == split[1] and weights[0] == weights[1] and history(out) == history(other)
 
 
+@pytest.mark.parametrize("every", [3, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("which", RUNS)
-def test_a_run_killed_everywhere_ends_like_an_undisturbed_one(start, undisturbed, tmp_path: Path, which: str):
-    options, places = RUNS[which]
+def test_a_run_killed_everywhere_ends_like_an_undisturbed_one(
+    start, undisturbed, tmp_path: Path, which: str, every: int
+):
+    """At each of these places, or at every third."""
+    options, places = RUNS[which][0], RUNS[which][1][every // 2 :: every]
     for job, expected in places:
         ended = start(tmp_path / "run", options, **job)
         assert ended.code == -signal.SIGKILL, (job, ended.said)
@@ -145,6 +149,7 @@ def test_a_run_killed_everywhere_ends_like_an_undisturbed_one(start, undisturbed
     assert same(tmp_path / "run", undisturbed(options)[0])
 
 
+@pytest.mark.slow
 def test_a_run_killed_at_any_moment_ends_like_an_undisturbed_one(start, undisturbed, tmp_path: Path):
     options, (whole, ended) = MUCH_AT_ONCE, undisturbed(MUCH_AT_ONCE)
     moments = random.Random(5)
@@ -191,9 +196,16 @@ main.main()
 """
 
 
-def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, trained, command, tmp_path: Path):
+@pytest.mark.parametrize(
+    "places",
+    [
+        pytest.param([behind("finish.bundle", "save")], id="bundle"),
+        pytest.param([in_step(2, 2), behind("finish.bundle", "save")], marks=pytest.mark.slow, id="step and bundle"),
+    ],
+)
+def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, trained, command, tmp_path: Path, places):
     words = ["train", str(small_photos), "--out", str(tmp_path / "run"), "--resume", "--json", *small_options]
-    for k, place in enumerate([in_step(2, 2), behind("finish.bundle", "save")]):
+    for k, place in enumerate(places):
         marker = tmp_path / str(k)
         arguments = [sys.executable, "-c", STOPPING, str(marker), *place["dies"].values(), *words]
         with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from containers import CONTAINERS
+from slow import mark_slow_except
 from torch.utils.data import DataLoader
 
 from fieldmark.data.cache.stream import StreamedImages
@@ -16,7 +17,7 @@ from fieldmark.data.readers import read_catalog
 FORKS = multiprocessing.get_start_method() == "fork"
 
 
-@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("container", mark_slow_except(("zip", "tar", "parquet", "shards"), CONTAINERS))
 @pytest.mark.filterwarnings("ignore:This DataLoader will create")  # more than there are cores, on purpose
 @pytest.mark.skipif(not FORKS, reason="loaders share an open file where they are forked")
 def test_forked_loaders_do_not_disturb_each_other(container: str, tmp_path: Path):
