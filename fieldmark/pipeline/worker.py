@@ -1,7 +1,7 @@
 """Training on several devices of one machine: `train` in processes that torchrun starts.
 
-The arguments, and the error of a process that fails, cross as JSON in a temporary folder; the run itself is what `train`
-leaves in its folder.
+The arguments, and the error of a process that fails, cross as JSON in a temporary folder; the run itself is in its
+folder.
 """
 
 import atexit
