@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("exports", nargs="*")
     asked = parser.parse_args()
     catalog, classifier = load_catalog(asked.run), Classifier(asked.run)
-    look, classes, t = classifier.info["preprocessing"], classifier.classes, classifier.info["temperature"]
+    look, classes, t = classifier.info.preprocessing, classifier.classes, classifier.info.temperature
     photos = [photo for photo in read_split_file(asked.run / "split.csv") if photo.split == "test"]
     files = [catalog.source / photo.path for photo in photos]
     contents = [file.read_bytes() for file in files]
@@ -65,7 +65,7 @@ def main() -> None:
     pixels = [preprocess(content, look) for content in contents]
     equal = sum(np.array_equal(preprocess(file, look), one) for file, one in zip(files, pixels, strict=True))
     print(f"{len(photos)} test photos; pixels of file and bytes equal to the bit: {equal}")
-    network, normalise = bundle.load_network(asked.run), Normalize(look["mean"], look["std"])
+    network, normalise = bundle.load_network(asked.run), Normalize(tuple(look["mean"]), tuple(look["std"]))
 
     def by_torch(content: bytes) -> np.ndarray:
         with torch.inference_mode():

@@ -12,8 +12,9 @@ map and than a centred Gaussian (photo by photo; positive is better), and the se
 import argparse
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -62,7 +63,7 @@ def measure(
 ) -> tuple[dict[str, np.ndarray], dict[str, list[float]]]:
     """Method or baseline -> areas (photos, 2), and the seconds that each of its maps took."""
     network, info = hookable_copy(bundle.load_network(run)), bundle.read_info(run)
-    look, areas, seconds = info["preprocessing"], defaultdict(list), defaultdict(list)
+    look, areas, seconds = info.preprocessing, defaultdict(list), defaultdict(list)
     for number, pixels in enumerate(chosen(run, photos, most, look)):
         x, hidden = to_network_input(pixels, look), to_network_input(faithfulness.blur_image(pixels), look)
         with torch.inference_mode():
@@ -74,13 +75,13 @@ def measure(
             maps[name] = METHODS[name].function(network, x, target)
             seconds[name].append(time.perf_counter() - began)
         maps |= {"random": faithfulness.random_map(shape, number), "centred": centred_map(shape)}
-        found = faithfulness.deletion_insertion(network, x, hidden, list(maps.values()), target, info["temperature"])
+        found = faithfulness.deletion_insertion(network, x, hidden, list(maps.values()), target, info.temperature)
         for name, area in zip(maps, found, strict=True):
             areas[name].append(area)
     return {name: np.array(found) for name, found in areas.items()}, seconds
 
 
-def chosen(run: Path, photos: Path | None, most: int, look: dict):
+def chosen(run: Path, photos: Path | None, most: int, look: Mapping[str, Any]):
     """The pixels of that many of the photos, drawn at random, always the same."""
     catalog = read_catalog(photos, min_classes=1) if photos else load_catalog(run)
     tested = (

@@ -25,11 +25,12 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.catalog import Photo
 from fieldmark.data.splits import read_split_file
+from fieldmark.evaluation.paired import accuracy_change
 from fieldmark.exporters import export_run, quantize
-from fieldmark.exporters.int8 import NUM_CALIBRATION_IMAGES, NUM_TIMING_IMAGES, measure_latency, paired_accuracy_change
+from fieldmark.exporters.int8 import NUM_CALIBRATION_IMAGES, NUM_TIMING_IMAGES, measure_latency
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.sides import RunSplits, sample_evenly
+from fieldmark.inference.run_folder import RunSplits, sample_evenly
 
 # ---- as built
 
@@ -49,7 +50,7 @@ def tested(run: Path, out: Path) -> None:
     labels = np.array([before.classes.index(photo.label) for photo, _ in told])
     was, now = (np.array([pair[k]["logits"].argmax() for _, pair in told]) for k in (0, 1))
     known = [
-        np.mean([pair[k]["known_score"] >= classifier.info["threshold"] for _, pair in told])
+        np.mean([pair[k]["known_score"] >= classifier.info.threshold for _, pair in told])
         for k, classifier in enumerate((before, after))
     ]
     print(
@@ -60,12 +61,12 @@ def tested(run: Path, out: Path) -> None:
 
 def line(was: np.ndarray, now: np.ndarray, labels: np.ndarray) -> str:
     """Answers (n,) in 32 and in 8 bits, true classes (n,) -> agreement, accuracies, their difference."""
-    found = paired_accuracy_change(was == labels, now == labels)
-    low, high = (100 * bound for bound in found["ci95"])
-    pairs = f"{found['won']} won {found['lost']} lost"
+    found = accuracy_change(was == labels, now == labels)
+    low, high = (100 * bound for bound in found.ci95)
+    pairs = f"{found.won} won {found.lost} lost"
     return (
         f"agree {(was == now).mean():.1%}, right {(was == labels).mean():.1%} -> {(now == labels).mean():.1%}, "
-        f"{100 * found['difference']:+.1f} ({low:+.1f} to {high:+.1f}), {pairs}"
+        f"{100 * found.difference:+.1f} ({low:+.1f} to {high:+.1f}), {pairs}"
     )
 
 
@@ -140,7 +141,7 @@ def tried(run: Path, out: Path) -> None:
     sides = RunSplits.from_run(run, None, info)
     shown = [photo for _, photo in sides.map_images(sample_evenly(sides.train, NUM_CALIBRATION_IMAGES), np.asarray)]
     val = list[tuple[Photo, np.ndarray]](sides.map_images(sides.val, np.asarray))
-    labels = np.array([info["classes"].index(photo.label) for photo, _ in val])
+    labels = np.array([info.classes.index(photo.label) for photo, _ in val])
     was = logits_of(file, val)
 
     def show(name: str) -> None:

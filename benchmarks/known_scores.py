@@ -56,8 +56,8 @@ def told(run: Path, photos: Path) -> Told:
 def _seen(run: Path, contents: Iterable) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Pooled features (b, c) and logits (b, classes), a batch after the other."""
     info, network = bundle.read_info(run), bundle.load_network(run).to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # as torch documents it
-    normalise, quick = Normalize(info["preprocessing"]["mean"], info["preprocessing"]["std"]), None
-    photos = [preprocess(content, info["preprocessing"]) for content in contents]
+    normalise, quick = Normalize(*(tuple(info.preprocessing[name]) for name in ("mean", "std"))), None
+    photos = [preprocess(content, info.preprocessing) for content in contents]
     for first in range(0, len(photos), 32):
         batch = torch.from_numpy(np.stack(photos[first : first + 32])).permute(0, 3, 1, 2).float()
         x = normalise(batch.contiguous(memory_format=torch.channels_last))

@@ -97,7 +97,7 @@ def timms(name: str, folder: str, most: int) -> float:
 def round_of(name: str, classifier: Classifier, folder: str, files: list[str]) -> dict[str, float]:
     """Photos a second of everything, once."""
     began = time.perf_counter()
-    photos = [preprocess(file, classifier.info["preprocessing"]) for file in files]
+    photos = [preprocess(file, classifier.info.preprocessing) for file in files]
     seen = time.perf_counter()
     for photo in photos:
         classifier.infer(photo)

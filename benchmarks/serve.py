@@ -28,10 +28,10 @@ THIRDS = 3
 def bound(model: str, files: list[str]) -> tuple[float, float]:
     """Mean seconds of decoding and of judging one photo, in one thread."""
     classifier, decoding, judging = Classifier(model), [], []
-    classifier.infer(preprocess(files[0], classifier.info["preprocessing"]))  # the first plans its memory
+    classifier.infer(preprocess(files[0], classifier.info.preprocessing))  # the first plans its memory
     for file in files:
         began = time.perf_counter()
-        photo = preprocess(file, classifier.info["preprocessing"])
+        photo = preprocess(file, classifier.info.preprocessing)
         seen = time.perf_counter()
         classifier.infer(photo)
         decoding.append(seen - began)

@@ -124,6 +124,19 @@ def torch_settings() -> Iterator[None]:
             fabric.setLevel(level)
 
 
+@contextmanager
+def silenced(*loggers: str) -> Iterator[None]:
+    """These loggers report errors alone; their levels are restored at the end."""
+    levels = {name: logging.getLogger(name).level for name in loggers}
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
+
+
 def _flushes_denormals() -> bool:
     """Whether this thread computes denormal numbers as zeros; PyTorch has no getter."""
     import torch

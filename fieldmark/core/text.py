@@ -40,3 +40,8 @@ def summarize_names(names: Collection[str], max_names: int = 5) -> str:
     """Names for a sentence: the first few, then how many more."""
     summary = ", ".join(printable(name) for name in islice(names, max_names))
     return f"{summary} and {len(names) - max_names:,} more" if len(names) > max_names else summary
+
+
+def one_line(error: object, max_length: int = 200) -> str:
+    """The text of an error, often one of another library, in one line of at most so many characters."""
+    return " ".join(str(error).split())[:max_length]

@@ -86,9 +86,7 @@ def evaluate(
     decision_threshold, positive = _decision_threshold(classifier, positive)
     selection = _select_images(classifier, Path(run), photos, reporter)
     predictions, unreadable = _predict(classifier, selection, tta, reporter)
-    metrics = compute_metrics(
-        predictions, classifier.classes, classifier.info["threshold"], positive, decision_threshold
-    )
+    metrics = compute_metrics(predictions, classifier.classes, classifier.info.threshold, positive, decision_threshold)
     n_trained = len(_training_paths(Path(run), selection.catalog.source) & {photo.path for photo in selection.images})
     return Evaluation(
         **vars(metrics),
@@ -165,7 +163,7 @@ def tta_views(image: np.ndarray) -> Iterator[np.ndarray]:
 
 def _infer_images(classifier: Classifier, selection: Selection, tta: bool) -> Iterator[ModelOutputs | None]:
     """Outputs of each image, in order; None for an unreadable one."""
-    preprocessing, temperature = classifier.info["preprocessing"], classifier.info["temperature"]
+    preprocessing, temperature = classifier.info.preprocessing, classifier.info.temperature
 
     def infer(photo: Photo) -> ModelOutputs | None:
         box = photo.box if preprocessing.get("boxes") else None
@@ -184,7 +182,7 @@ def _infer_images(classifier: Classifier, selection: Selection, tta: bool) -> It
 
 def _decision_threshold(classifier: Classifier, positive: str | None) -> tuple[float, str | None]:
     """The decision threshold on the probability of the positive class, and that class."""
-    own, decision = classifier.info.get("positive"), classifier.info.get("decision", 0.5)
+    own, decision = classifier.info.positive, classifier.info.decision_threshold
     if positive is None or positive == own:
         return decision, own
     if len(classifier.classes) != 2 or positive not in classifier.classes:

@@ -64,7 +64,7 @@ class ClassSheet:
         self.catalog, predictions = load_catalog(run), read_test_predictions(run)
         if not predictions:
             raise FieldmarkError(f"{run / 'predictions.csv'} holds no test images: name images to explain")
-        self.preprocessing = self.classifier.info["preprocessing"]
+        self.preprocessing = self.classifier.info.preprocessing
         self.boxes = {photo.path: photo.box for photo in self.catalog.photos} if self.preprocessing.get("boxes") else {}
         self.n_tested, self.classes = len(predictions), _examples_by_class(predictions)
 

@@ -165,7 +165,7 @@ class Explainer:
     ) -> None:
         self.methods, self.n_neighbours = _parse_methods(methods), n_neighbours
         self.classifier = Classifier(run)
-        self.classes, self.preprocessing = self.classifier.classes, self.classifier.info["preprocessing"]
+        self.classes, self.preprocessing = self.classifier.classes, self.classifier.info.preprocessing
         self.target = None if target is None else _class_index(target, self.classes)
         self.network = attribution.hookable_copy(bundle.load_network(run))
         # In float64 evidence and bias sum to the logit in all digits that are shown.
@@ -209,7 +209,7 @@ class Explainer:
         """Faithfulness of each map, and the mean deletion and insertion of random maps of `shape`."""
         baseline = attribution.to_network_input(faithfulness.blur_image(image), self.preprocessing)
         random_maps = [faithfulness.random_map(shape, k) for k in range(N_RANDOM_MAPS)]
-        temperature = self.classifier.info["temperature"]
+        temperature = self.classifier.info.temperature
         auc = faithfulness.deletion_insertion(
             self.network, x, baseline, [*maps.values(), *random_maps], target, temperature
         )

@@ -122,7 +122,7 @@ def predict_with_heatmaps(
     def predict_one(item: tuple[str, ImageSource]) -> tuple[Prediction, Image.Image | None]:
         path, source = item
         try:
-            image = preprocess(source, classifier.info["preprocessing"])
+            image = preprocess(source, classifier.info.preprocessing)
         except UnreadableImageError as error:
             return Prediction(path, error=str(error)), None
         outputs = classifier.infer(image)

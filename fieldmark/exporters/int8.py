@@ -1,224 +1,269 @@
-"""Exported network + training and validation photos -> the same in 8 bits, and what that costs; refused if too much."""
+"""Exported network + training and validation split -> its INT8 version and what that costs; refused if too much."""
 
 import math
-import statistics
-import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import onnxruntime as ort
 import torch
 from onnx import ModelProto
 from scipy.special import softmax
 
-from fieldmark.core import runtime
+from fieldmark.core import runtime, timing
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import pluralize, printable
-from fieldmark.data.catalog import Photo
 from fieldmark.evaluation import calibration
+from fieldmark.evaluation.intervals import Z_95
+from fieldmark.evaluation.paired import AccuracyChange, accuracy_change
 from fieldmark.exporters.onnx import CALIBRATION_CONSTANTS, save_onnx, set_constants
-from fieldmark.exporters.quantize import create_session, make_probe, quantize_model
-from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.sides import RunSplits, sample_evenly
+from fieldmark.exporters.quantize import make_probe, quantize_model
+from fieldmark.inference.bundle import BundleInfo
+from fieldmark.inference.classifier import CPU, Classifier, create_session
+from fieldmark.inference.run_folder import RunSplits, sample_evenly
 from fieldmark.models import ood
 
-Int8Report = dict[str, Any]
 T = TypeVar("T")
 
 NUM_CALIBRATION_IMAGES = 128
-"""Training photos that give the maps their ranges: with 300 labels agree no more often."""
+"""Training images that give the activations their ranges: with 300 labels agree no more often."""
 MAX_VALIDATION_IMAGES = 5000
-"""Validation photos that say what it costs, where there are more."""
+"""Validation images on which the accuracy is compared, at most."""
 NUM_TIMING_IMAGES = 10
-"""Photos by which speed is measured, each several times."""
+"""Images by which the latency is measured, each several times."""
 MIN_ACCURACY_CHANGE = -0.02
 """The change in accuracy must not be below this at the lower end of its 95 % interval."""
 MAX_COST_RATIO = 0.95
-"""What may be left of the size, or of the time, if it is to be worth it."""
-Z_95 = 1.959964
+"""INT8 is worth it if it reduces the size or the latency to this share at least."""
 
 
-def export_int8(file: Path, int8_file: Path, info: Int8Report, splits: RunSplits, reporter: Reporter) -> Int8Report:
-    """Write an exported file in 8 bits, calibrated on training photos, held against itself on validation photos.
+@dataclass(frozen=True)
+class Int8Accuracy:
+    """INT8 against FP32 on the validation split: shares between 0 and 1.
 
-    Temperature, known_score and thresholds are fitted to what it says of the latter.
+    Attributes:
+        label_agreement: share of images to which both give one label.
+        accuracy: of INT8.
+        accuracy_fp32: of FP32.
+        change: INT8 minus FP32.
+    """
+
+    label_agreement: float
+    accuracy: float
+    accuracy_fp32: float
+    change: AccuracyChange
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "label_agreement": self.label_agreement,
+            "accuracy": self.accuracy,
+            "accuracy_32_bits": self.accuracy_fp32,
+            **self.change.to_dict(),
+        }
+
+
+@dataclass(frozen=True)
+class Int8Report:
+    """What INT8 costs and gains.
+
+    Attributes:
+        accuracy: comparison with FP32 on the validation split.
+        bytes: size of the INT8 file.
+        bytes_fp32: size of the FP32 file.
+        seconds: median latency of one image on this machine, by number of threads.
+        seconds_fp32: the same of the FP32 file.
+    """
+
+    accuracy: Int8Accuracy
+    bytes: int
+    bytes_fp32: int
+    seconds: dict[int, float]
+    seconds_fp32: dict[int, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        return self.accuracy.to_dict() | {
+            "bytes": self.bytes,
+            "bytes_32_bits": self.bytes_fp32,
+            "seconds_32_bits": {str(threads): seconds for threads, seconds in self.seconds_fp32.items()},
+            "seconds": {str(threads): seconds for threads, seconds in self.seconds.items()},
+        }
+
+    def is_slower(self, ratio: float = 1.0) -> bool:
+        """Whether INT8 takes more than this share of FP32's time, with every number of threads."""
+        return all(self.seconds[n] > ratio * seconds for n, seconds in self.seconds_fp32.items())
+
+
+@dataclass(frozen=True)
+class _PairedOutputs:
+    """Outputs of both models for the validation split: logits (n, classes), OOD score components (n, 3)."""
+
+    labels: np.ndarray
+    fp32_logits: np.ndarray
+    int8_logits: np.ndarray
+    ood_components: np.ndarray
+
+
+def export_int8(file: Path, int8_file: Path, info: BundleInfo, splits: RunSplits, reporter: Reporter) -> Int8Report:
+    """Quantize an exported model to INT8: calibrated on training images, verified against FP32 on validation images.
+
+    Temperature, known_score and thresholds are fitted to the outputs of the INT8 model.
 
     Args:
-        file: what `export.export` wrote.
-        small_file: where it goes.
-        info: what bundle.json holds.
-        sides: photos of the run, some on either side.
-        reporter: hears of the progress.
-
-    Returns:
-        label_agreement, accuracy, accuracy_32_bits; difference, ci95, won, lost, n (see `change`); bytes and
-        bytes_32_bits; seconds and seconds_32_bits that a photo takes, by the number of threads.
+        file: the FP32 model, written by `export_onnx`.
+        int8_file: where the INT8 model goes.
+        info: the info of the bundle.
+        splits: the run's splits, neither of them empty.
+        reporter: progress reporter.
 
     Raises:
-        FieldmarkError: the accuracy may fall by more than 2 points, or neither size nor time falls.
+        FieldmarkError: the accuracy may fall by more than 2 points, or neither size nor latency falls.
     """
-    calibration_photos, validation_photos = (
-        sample_evenly(splits.train, NUM_CALIBRATION_IMAGES),
-        sample_evenly(splits.val, MAX_VALIDATION_IMAGES),
-    )
-    with reporter.progress_bar("calibrating", "photos") as advance:
-
-        def map_images(function: Callable[[np.ndarray], T]) -> Iterator[T]:
-            for k, (_, result) in enumerate(splits.map_images(calibration_photos, function)):
-                advance(k + 1, len(calibration_photos))
-                yield result
-
-        quantized = quantize_model(file, map_images)
-    infer_fp32, infer_int8 = Classifier(file).infer, make_int8_probe(quantized)
-    outputs = list[tuple[Photo, Int8Report]]()
-    with reporter.progress_bar("comparing", "photos") as advance:
-        for output in splits.map_images(
-            validation_photos, lambda photo: infer_int8(photo) | {"before": infer_fp32(photo)["logits"]}
-        ):
-            outputs.append(output)
-            advance(len(outputs), len(validation_photos))
-    class_indices = {printable(name): k for k, name in enumerate(info["classes"])}
-    labels = np.array([class_indices[printable(photo.label)] for photo, _ in outputs])
-    fp32_logits, int8_logits, parts = (
-        np.stack([entry[name] for _, entry in outputs]) for name in ("before", "logits", "parts")
-    )
-    fp32_predictions, int8_predictions = fp32_logits.argmax(1), int8_logits.argmax(1)
-    report: Int8Report = {"label_agreement": float((fp32_predictions == int8_predictions).mean())}
-    report |= {
-        "accuracy": float((int8_predictions == labels).mean()),
-        "accuracy_32_bits": float((fp32_predictions == labels).mean()),
-    }
-    report |= paired_accuracy_change(fp32_predictions == labels, int8_predictions == labels)
-    if report["ci95"][0] < MIN_ACCURACY_CHANGE:
-        raise FieldmarkError(_format_refusal(report))
-    info = recalibrate(quantized, info, int8_logits, parts, labels) | {"precision": "int8", "verified": report}
-    save_onnx(quantized, info, int8_file)
-    report = report | {"bytes": int8_file.stat().st_size, "bytes_32_bits": file.stat().st_size}
-    timing_images = [
-        photo for _, photo in splits.map_images(sample_evenly(validation_photos, NUM_TIMING_IMAGES), np.asarray)
-    ]
-    times = {str(n): measure_latency([file, int8_file], timing_images, n) for n in (1, runtime.available_cpus())}
-    report["seconds_32_bits"], report["seconds"] = ({n: pair[k] for n, pair in times.items()} for k in (0, 1))
-    if report["bytes"] > MAX_COST_RATIO * report["bytes_32_bits"] and _is_slower(report, MAX_COST_RATIO):
-        raise FieldmarkError("8 bits make this network neither smaller nor faster here: export without --int8")
+    quantized = _quantize(file, splits, reporter)
+    outputs = _collect_outputs(file, quantized, splits, info.classes, reporter)
+    accuracy = _compare_accuracy(outputs)
+    if accuracy.change.ci95[0] < MIN_ACCURACY_CHANGE:
+        raise FieldmarkError(_format_refusal(accuracy))
+    info = recalibrate(quantized, info, outputs.int8_logits, outputs.ood_components, outputs.labels)
+    save_onnx(quantized, replace(info, precision="int8", verified=accuracy.to_dict()), int8_file)
+    report = _measure_cost(file, int8_file, splits, accuracy)
+    if report.bytes > MAX_COST_RATIO * report.bytes_fp32 and report.is_slower(MAX_COST_RATIO):
+        raise FieldmarkError("INT8 makes this network neither smaller nor faster here: export without --int8")
     return report
 
 
-def make_int8_probe(quantized: ModelProto) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """A photo -> its `logits` (classes,) and `parts` (3,), of which known_score is made (`Known.parts`)."""
-    parts = next(node.input[0] for node in quantized.graph.node if "known.mean" in node.input)
-    probe = make_probe(quantized, ["logits", parts])
+def _quantize(file: Path, splits: RunSplits, reporter: Reporter) -> ModelProto:
+    images = sample_evenly(splits.train, NUM_CALIBRATION_IMAGES)
+    with reporter.progress_bar("calibrating", "photos") as advance:
 
-    def infer(photo: np.ndarray) -> dict[str, np.ndarray]:
-        outputs = probe(photo)
-        return {"logits": outputs["logits"][0], "parts": outputs[parts][0]}
+        def map_images(function: Callable[[np.ndarray], T]) -> Iterator[T]:
+            for k, (_, result) in enumerate(splits.map_images(images, function)):
+                advance(k + 1, len(images))
+                yield result
+
+        return quantize_model(file, map_images)
+
+
+def _collect_outputs(
+    file: Path, quantized: ModelProto, splits: RunSplits, class_names: Sequence[str], reporter: Reporter
+) -> _PairedOutputs:
+    images = sample_evenly(splits.val, MAX_VALIDATION_IMAGES)
+    infer_fp32, infer_int8 = Classifier(file, CPU).infer, make_int8_probe(quantized)
+    class_indices = {printable(name): k for k, name in enumerate(class_names)}
+    rows = list[tuple[int, np.ndarray, np.ndarray, np.ndarray]]()
+    with reporter.progress_bar("comparing", "photos") as advance:
+        pairs = splits.map_images(images, lambda image: (infer_fp32(image)["logits"], *infer_int8(image)))
+        for photo, outputs in pairs:
+            rows.append((class_indices[printable(photo.label)], *outputs))
+            advance(len(rows), len(images))
+    return _PairedOutputs(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+
+def make_int8_probe(quantized: ModelProto) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """An image -> its logits (classes,) and OOD score components (3,), see `OODScorer.score_components`."""
+    components = next(node.input[0] for node in quantized.graph.node if "known.mean" in node.input)
+    probe = make_probe(quantized, ["logits", components])
+
+    def infer(image: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        outputs = probe(image)
+        return outputs["logits"][0], outputs[components][0]
 
     return infer
 
 
-def recalibrate(
-    quantized: ModelProto, info: Int8Report, logits: np.ndarray, parts: np.ndarray, labels: np.ndarray
-) -> Int8Report:
-    """Fit temperature, known_score and thresholds to what a network says of its validation photos.
+def _compare_accuracy(outputs: _PairedOutputs) -> Int8Accuracy:
+    before, after = outputs.fp32_logits.argmax(1), outputs.int8_logits.argmax(1)
+    return Int8Accuracy(
+        label_agreement=float((before == after).mean()),
+        accuracy=float((after == outputs.labels).mean()),
+        accuracy_fp32=float((before == outputs.labels).mean()),
+        change=accuracy_change(before == outputs.labels, after == outputs.labels),
+    )
 
-    What belongs in the graph is put there; the rest is in the info that comes back.
+
+def recalibrate(
+    quantized: ModelProto, info: BundleInfo, logits: np.ndarray, ood_components: np.ndarray, labels: np.ndarray
+) -> BundleInfo:
+    """Fit temperature, OOD score and thresholds to the quantized model's outputs for the validation split.
+
+    Temperature and the statistics of the OOD score are constants of the graph, which is changed in place.
 
     Args:
-        small: the network in 8 bits.
-        info: what bundle.json holds.
-        logits: (n, classes), and parts: (n, 3), both from `asked`.
-        labels: the numbers of the true classes, (n,).
+        quantized: the INT8 model.
+        info: the info of the FP32 model.
+        logits: (n, classes) of the INT8 model.
+        ood_components: OOD score components (n, 3) of the INT8 model.
+        labels: true class indices, (n,).
+
+    Returns:
+        The info of the INT8 model.
     """
     temperature = calibration.fit_temperature(logits, labels)
-    components = torch.from_numpy(parts)
+    components = torch.from_numpy(ood_components)
     mean, sd = ood.fit_statistics(components)
     scores = ood.combine_components(components, mean, sd).numpy()
     set_constants(quantized, dict(zip(CALIBRATION_CONSTANTS, (temperature, mean.numpy(), sd.numpy()), strict=True)))
-    info = info | {
-        "temperature": temperature,
-        "threshold": calibration.fit_ood_threshold(scores),
-    }
-    if "positive" in info:
-        positive_index = info["classes"].index(info["positive"])
-        info["decision"] = calibration.fit_decision_threshold(
-            softmax(logits / temperature, axis=1)[:, positive_index], labels == positive_index
-        )
-    return info
+    info = replace(info, temperature=temperature, threshold=calibration.fit_ood_threshold(scores))
+    if info.positive is None:
+        return info
+    positive = info.classes.index(info.positive)
+    probabilities = softmax(logits / temperature, axis=1)[:, positive]
+    return replace(info, decision=calibration.fit_decision_threshold(probabilities, labels == positive))
 
 
-def paired_accuracy_change(correct_before: np.ndarray, correct_after: np.ndarray) -> Int8Report:
-    """Whether each of n photos is told right before and after, (n,) truth values -> how much the accuracy changes.
-
-    The interval is that of Agresti & Min 2005, "Simple improved confidence intervals for comparing matched
-    proportions": Wald's for paired shares, after half a photo was added to each of the four cells. So it has a width
-    where all photos are told alike: with fewer than 96 its lower end is below -2 points whatever they say.
-
-    Returns:
-        difference: after minus before; ci95; won and lost: photos that only one of the two tells right; n.
-    """
-    won, lost, n = (
-        int((correct_after & ~correct_before).sum()),
-        int((correct_before & ~correct_after).sum()),
-        len(correct_before),
-    )
-    centre = (won - lost) / (n + 2)
-    half_width = Z_95 * math.sqrt(won + lost + 1 - (n + 2) * centre**2) / (n + 2)
-    ci95 = [max(-1.0, centre - half_width), min(1.0, centre + half_width)]
-    return {"difference": (won - lost) / max(1, n), "ci95": ci95, "won": won, "lost": lost, "n": n}
+def _measure_cost(file: Path, int8_file: Path, splits: RunSplits, accuracy: Int8Accuracy) -> Int8Report:
+    images = [image for _, image in splits.map_images(sample_evenly(splits.val, NUM_TIMING_IMAGES), np.asarray)]
+    pairs = {n: measure_latency([file, int8_file], images, n) for n in (1, runtime.available_cpus())}
+    seconds_fp32, seconds = ({n: pair[k] for n, pair in pairs.items()} for k in (0, 1))
+    return Int8Report(accuracy, int8_file.stat().st_size, file.stat().st_size, seconds, seconds_fp32)
 
 
 def measure_latency(files: Sequence[Path], images: Sequence[np.ndarray], threads: int, rounds: int = 3) -> list[float]:
-    """Seconds that each file takes for a photo, one by one: the median. They take turns: the machine may be busy."""
-    sessions = [create_session(str(file), threads) for file in files]
-    times: list[list[float]] = [[] for _ in files]
-    for round_number in range(rounds + 1):
-        for ort_session, durations in zip(sessions, times, strict=True):
-            for photo in images:
-                started = time.perf_counter()
-                ort_session.run(None, {"photos": photo[None]})
-                if round_number:  # the first one warms up
-                    durations.append(time.perf_counter() - started)
-    return [statistics.median(spent) for spent in times]
+    """Median seconds of each model for one image, measured in turns since the machine may be busy."""
+
+    def pass_over_images(session: ort.InferenceSession) -> Callable[[], object]:
+        def run() -> None:
+            for image in images:
+                session.run(None, {"photos": image[None]})
+
+        return run
+
+    calls = [pass_over_images(create_session(file, CPU, threads)) for file in files]
+    return [spent.median / len(images) for spent in timing.measure_interleaved(calls, runs=rounds)]
 
 
-# ---- what people read
+# ---- texts
 
 
 def format_report(name: str, report: Int8Report) -> Iterator[str]:
-    """What a person reads of a file in 8 bits."""
+    """The report in English, line by line."""
+    accuracy = report.accuracy
     yield (
-        f"{name} says what 32 bits say on {report['label_agreement']:.1%} of "
-        f"{pluralize(report['n'], 'validation photo')}; "
-        f"right are {report['accuracy']:.1%}, in 32 bits {report['accuracy_32_bits']:.1%}: {_format_change(report)}"
+        f"{name} (INT8) agrees with FP32 on {accuracy.label_agreement:.1%} of "
+        f"{pluralize(accuracy.change.n, 'validation image')}; "
+        f"accuracy {accuracy.accuracy:.1%} (FP32 {accuracy.accuracy_fp32:.1%}): {_format_change(accuracy.change)}"
     )
-    yield f"  {report['bytes'] / 1e6:.1f} MB, in 32 bits {report['bytes_32_bits'] / 1e6:.1f} MB"
-    for n, fp32_seconds in report["seconds_32_bits"].items():
-        int8_seconds, threads = report["seconds"][n], pluralize(int(n), "thread")
-        milliseconds = f"{1e3 * int8_seconds:.1f} ms a photo, in 32 bits {1e3 * fp32_seconds:.1f} ms"
-        yield f"  {milliseconds} ({threads} on this machine)"
-    if _is_slower(report):
-        yield "  it is slower on this machine: what is gained is size"
+    yield f"  {report.bytes / 1e6:.1f} MB (FP32 {report.bytes_fp32 / 1e6:.1f} MB)"
+    for n, fp32_seconds in report.seconds_fp32.items():
+        milliseconds = f"{1e3 * report.seconds[n]:.1f} ms an image (FP32 {1e3 * fp32_seconds:.1f} ms)"
+        yield f"  {milliseconds}, {pluralize(n, 'thread')} of this machine"
+    if report.is_slower():
+        yield "  INT8 is slower than FP32 on this machine: it only saves space"
 
 
-def _is_slower(report: Int8Report, ratio: float = 1.0) -> bool:
-    """Whether 8 bits take longer than this part of the time, with every number of threads."""
-    return all(report["seconds"][n] > ratio * was for n, was in report["seconds_32_bits"].items())
+def _format_change(change: AccuracyChange) -> str:
+    low, high = (100 * bound for bound in change.ci95)
+    return f"{100 * change.difference:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
-def _format_change(report: Int8Report) -> str:
-    low, high = (100 * bound for bound in report["ci95"])
-    return f"{100 * report['difference']:+.1f} points ({low:+.1f} to {high:+.1f})"
-
-
-def _format_refusal(report: Int8Report) -> str:
+def _format_refusal(accuracy: Int8Accuracy) -> str:
     enough = math.ceil(Z_95 / -MIN_ACCURACY_CHANGE) - 2
-    few = f"; fewer than {enough} can never show that it does not" if report["n"] < enough else ""
+    too_few = f"; fewer than {enough} images can never rule that out" if accuracy.change.n < enough else ""
     return (
-        "8 bits may cost more than 2 points of accuracy, so nothing is written: "
-        f"of {pluralize(report['n'], 'validation photo')} {report['accuracy']:.1%} are right, in 32 bits "
-        f"{report['accuracy_32_bits']:.1%}: {_format_change(report)}, "
-        f"labels agree on {report['label_agreement']:.1%}{few}; "
-        "export without --int8"
+        "INT8 may cost more than 2 points of accuracy, so nothing is written: "
+        f"on {pluralize(accuracy.change.n, 'validation image')} the accuracy is {accuracy.accuracy:.1%} "
+        f"(FP32 {accuracy.accuracy_fp32:.1%}): {_format_change(accuracy.change)}, "
+        f"labels agree on {accuracy.label_agreement:.1%}{too_few}; export without --int8"
     )

@@ -1,26 +1,27 @@
-"""model.onnx -> OpenVINO's intermediate representation, model.xml and model.bin; and its run time, to hold it by."""
+"""model.onnx -> OpenVINO's intermediate representation, model.xml and model.bin; and its runtime, to verify them."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import openvino
 
 from fieldmark.core import io
 from fieldmark.exporters.onnx import METADATA_KEY
+from fieldmark.inference.bundle import BundleInfo
 
 
-def save_openvino(file: Path, xml: Path, info: dict[str, Any]) -> None:
-    """An exported file as `xml` and a .bin beside it, weights in 32 bits, with `info` as its metadata."""
+def save_openvino(file: Path, xml: Path, info: BundleInfo) -> None:
+    """Convert an exported file to `xml` and a .bin beside it, weights in FP32, with `info` as its metadata."""
     model = openvino.Core().read_model(file)
-    model.set_rt_info(io.to_json(info), ["framework", METADATA_KEY])  # where OpenVINO puts the metadata of an ONNX file
+    # Where OpenVINO puts the metadata of an ONNX file.
+    model.set_rt_info(io.to_json(info.to_dict()), ["framework", METADATA_KEY])
     openvino.save_model(model, xml, compress_to_fp16=False)
 
 
 class OpenVINOModel:
-    """A file of `write` as OpenVINO computes it on the CPU, in 32 bits.
+    """A file of `save_openvino` in OpenVINO's runtime on the CPU, in FP32.
 
-    Left to itself it takes bfloat16 where the processor has it, and probabilities are off by some hundredths.
+    By default OpenVINO computes in bfloat16 if the processor has it: probabilities are then off by some hundredths.
     """
 
     def __init__(self, xml: Path) -> None:

@@ -1,21 +1,25 @@
-"""Trained network <-> the folder that carries it: weights, classes, preprocessing, calibration; no pickle.
+"""The folder of a trained network: weights, classes, preprocessing, calibration; no pickle.
 
     bundle/  model.safetensors   the weights under the network's own names
              model.onnx          the same network with preprocessing and calibration inside (fieldmark.exporters.onnx)
-             known.safetensors   what tells photos like those of the training from others (fieldmark.models.ood)
+             known.safetensors   the out-of-distribution scorer (fieldmark.models.ood)
              bundle.json         everything else, also inside model.onnx
 
-Reading needs no torch; `network` and `write_weights` do.
+Reading `bundle.json` needs no torch; `save`, `load_network` and `load_ood_scorer` do.
 """
 
-import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.text import one_line
 
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from fieldmark.models import Network
     from fieldmark.models.ood import OODScorer
 
@@ -23,131 +27,203 @@ FORMAT_VERSION = 1
 """Raised when an older Fieldmark could no longer read what a newer one writes."""
 
 REQUIRED_KEYS = {"classes": list, "preprocessing": dict, "temperature": float, "threshold": float, "network": dict}
+RECORDED_PACKAGES = ("fieldmark", "torch", "pillow", "numpy", "onnxruntime")
 
-BundleInfo = dict[str, Any]
+
+class PreprocessingInfo(TypedDict):
+    """How an image becomes the network's input."""
+
+    size: int
+    """Side of the square input in pixels."""
+    crop: float
+    """Share of the shorter side that the central crop keeps, above 0 and at most 1."""
+    mean: list[float]
+    """Subtracted from each channel, in pixel units (0 to 255)."""
+    std: list[float]
+    """Each channel is divided by it, in pixel units."""
+    interpolation: str
+    """"bicubic" or "bilinear"."""
+    boxes: NotRequired[bool]
+    """Whether the network was trained on crops to the bounding boxes of the dataset (`--crop-boxes`)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleInfo:
+    """What `bundle.json` and the metadata of an exported model hold.
+
+    Attributes:
+        format: version of the format, at most `FORMAT_VERSION`.
+        classes: class names in the order of the outputs.
+        preprocessing: how an image becomes the network's input.
+        temperature: divisor of the logits before the softmax, above 0.
+        threshold: images with a `known_score` below it, between 0 and 1, are out of distribution.
+        network: the specification of the network, as `fieldmark.build` takes it.
+        fingerprint: hash of the training data.
+        versions: versions of the libraries, by package.
+        positive: of two classes, the one to be detected.
+        decision: probability from which `positive` is predicted, between 0 and 1.
+        precision: "int8" for a quantized model.
+        verified: comparison of an exported model with the network (`fieldmark.exporters`).
+        extra: keys of later versions, which are passed on.
+    """
+
+    format: int
+    classes: list[str]
+    preprocessing: PreprocessingInfo
+    temperature: float
+    threshold: float
+    network: dict[str, Any]
+    fingerprint: str | None = None
+    versions: dict[str, str | int] | None = None
+    positive: str | None = None
+    decision: float | None = None
+    precision: str | None = None
+    verified: dict[str, Any] | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def decision_threshold(self) -> float:
+        """The probability from which `positive` is predicted: `decision`, or one half where none was fitted."""
+        return 0.5 if self.decision is None else self.decision
+
+    @property
+    def is_trained_on_crops(self) -> bool:
+        """Whether the training images were cropped to bounding boxes."""
+        return bool(self.preprocessing.get("boxes"))
+
+    def to_dict(self) -> dict[str, Any]:
+        """As in `bundle.json`; optional keys only if they are set."""
+        values = {item.name: getattr(self, item.name) for item in fields(self) if item.name != "extra"}
+        return {name: value for name, value in values.items() if value is not None} | self.extra
+
+    @classmethod
+    def from_dict(cls, data: Any, source: object) -> "BundleInfo":
+        """The reverse of `to_dict`; errors name the `source`.
+
+        Raises:
+            FieldmarkError: `data` is not a bundle's, is damaged, or a later version wrote it.
+        """
+        if not isinstance(data, dict) or not isinstance(data.get("format"), int):
+            raise FieldmarkError(f"{source} was not made by Fieldmark")
+        if data["format"] > FORMAT_VERSION:
+            raise FieldmarkError(
+                f"{source} was made by a later Fieldmark (format {data['format']}, this one reads up to "
+                f"{FORMAT_VERSION}): install that one"
+            )
+        if missing := [key for key, kind in REQUIRED_KEYS.items() if not isinstance(data.get(key), kind)]:
+            raise FieldmarkError(f"{source} is damaged: it has no {' and no '.join(missing)}")
+        own = {item.name for item in fields(cls)} - {"extra"}
+        return cls(
+            **{key: value for key, value in data.items() if key in own},
+            extra={key: value for key, value in data.items() if key not in own},
+        )
 
 
 def make_info(
     network: "Network",
     classes: list[str],
-    preprocessing: BundleInfo,
+    preprocessing: Mapping[str, Any],
     temperature: float,
     threshold: float,
     fingerprint: str,
 ) -> BundleInfo:
-    """What `bundle.json` holds."""
-    packages = ("fieldmark", "torch", "pillow", "numpy", "onnxruntime")
+    """The info of a trained network, with the versions of the libraries in use."""
     versions = runtime.describe_environment()
-    return {
-        "format": FORMAT_VERSION,
-        "classes": classes,
-        "preprocessing": preprocessing,
-        "temperature": temperature,
-        "threshold": threshold,
-        "network": network.spec.to_dict(),
-        "fingerprint": fingerprint,
-        "versions": {package: versions[package] for package in packages if package in versions},
-    }
+    return BundleInfo(
+        format=FORMAT_VERSION,
+        classes=classes,
+        preprocessing=PreprocessingInfo(**preprocessing),
+        temperature=temperature,
+        threshold=threshold,
+        network=network.spec.to_dict(),
+        fingerprint=fingerprint,
+        versions={package: versions[package] for package in RECORDED_PACKAGES if package in versions},
+    )
 
 
-def save(folder: Path, info: BundleInfo, network: "Network", known: "OODScorer") -> None:
-    """`model.safetensors`, `known.safetensors` and `bundle.json` into the folder."""
+def save(folder: Path, info: BundleInfo, network: "Network", ood_scorer: "OODScorer") -> None:
+    """Write `model.safetensors`, `known.safetensors` and `bundle.json` into the folder."""
     from fieldmark.models.state import save_state
 
     folder.mkdir(parents=True, exist_ok=True)
     save_state(folder / "model.safetensors", network.state_dict())
-    save_state(folder / "known.safetensors", known.state_dict())
-    io.write_json(folder / "bundle.json", info)
+    save_state(folder / "known.safetensors", ood_scorer.state_dict())
+    io.write_json(folder / "bundle.json", info.to_dict())
 
 
-def find_onnx_file(model_path: str | Path) -> Path:
-    """RUN, bundle folder or exported file -> the .onnx file that answers.
+def find_onnx_file(model: str | Path) -> Path:
+    """The ONNX model of a run, a bundle folder or an exported file.
 
     Raises:
-        FieldmarkError: nothing of ours is there, or the run has not finished.
+        FieldmarkError: there is no model, or the run has not finished.
     """
-    model_path = Path(model_path)
-    if model_path.is_file() and model_path.suffix == ".onnx":
-        return model_path
-    for folder in (model_path / "bundle", model_path):
+    model = Path(model)
+    if model.is_file() and model.suffix == ".onnx":
+        return model
+    for folder in (model / "bundle", model):
         if (folder / "model.onnx").is_file():
             return folder / "model.onnx"
-    if (model_path / "recipe.yaml").is_file():
-        raise FieldmarkError(
-            f"the run {model_path} has not finished; go on with: fieldmark train ... --out {model_path} --resume"
-        )
-    raise FieldmarkError(
-        f"{model_path} is no run, bundle or exported model" + ("" if model_path.exists() else ": it does not exist")
-    )
+    if (model / "recipe.yaml").is_file():
+        raise FieldmarkError(f"the run {model} has not finished; resume it: fieldmark train ... --out {model} --resume")
+    raise FieldmarkError(f"{model} is no run, bundle or exported model" + ("" if model.exists() else ": it is missing"))
 
 
-def validate_info(info: BundleInfo, source: object) -> BundleInfo:
-    """The info itself, when this version can read it."""
-    if not isinstance(info, dict) or not isinstance(info.get("format"), int):
-        raise FieldmarkError(f"{source} was not made by Fieldmark")
-    if info["format"] > FORMAT_VERSION:
-        raise FieldmarkError(
-            f"{source} was made by a later Fieldmark (format {info['format']}, this one reads up to {FORMAT_VERSION}): "
-            "install that one"
-        )
-    if missing_keys := [
-        key for key, required_type in REQUIRED_KEYS.items() if not isinstance(info.get(key), required_type)
-    ]:
-        raise FieldmarkError(f"{source} is damaged: it has no {' and no '.join(missing_keys)}")
-    return info
-
-
-def read_info(folder: str | Path) -> BundleInfo:
-    """What the `bundle.json` of a run or bundle says.
+def read_info(model: str | Path) -> BundleInfo:
+    """The `bundle.json` of a run or bundle.
 
     Raises:
         FieldmarkError: there is none, it is damaged, or a later version wrote it.
     """
-    file = find_onnx_file(folder).with_name("bundle.json")
+    file = find_onnx_file(model).with_name("bundle.json")
     try:
-        return validate_info(json.loads(file.read_text(encoding="utf-8")), file)
-    except (OSError, ValueError) as error:
+        return BundleInfo.from_dict(io.read_json(file), file)
+    except OSError as error:
         raise FieldmarkError(f"cannot read {file}: {error}") from None
 
 
-def load_ood_scorer(folder: str | Path) -> "OODScorer":
-    """What tells the training's photos from others: pooled features (n, c), logits (n, classes) -> score (n,).
+def load_ood_scorer(model: str | Path) -> "OODScorer":
+    """The out-of-distribution scorer: pooled features (n, c), logits (n, classes) -> score (n,).
 
     Raises:
         FieldmarkError: it is missing or damaged.
     """
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
     from fieldmark.models.ood import OODScorer
 
-    file = find_onnx_file(folder).with_name("known.safetensors")
+    file = find_onnx_file(model).with_name("known.safetensors")
+    state = _load_tensors(file)
     try:
-        state = load_file(file)
         scorer = OODScorer(state["centroids"])
         scorer.load_state_dict(state)
-    except (OSError, SafetensorError, KeyError, RuntimeError) as error:
-        raise FieldmarkError(f"{file} is damaged: {' '.join(str(error).split())[:200]}") from None
+    except (KeyError, RuntimeError) as error:
+        raise FieldmarkError(f"{file} is damaged: {one_line(error)}") from None
     return scorer.eval()
 
 
-def load_network(folder: str | Path) -> "Network":
-    """The trained network as a torch module in eval mode: normalised photos (n, 3, h, w) -> logits (n, classes).
+def load_network(model: str | Path) -> "Network":
+    """The trained network as a torch module in eval mode: normalised images (n, 3, h, w) -> logits (n, classes).
 
     Raises:
-        FieldmarkError: as `read`, or the weights are missing, damaged or of another network.
+        FieldmarkError: as `read_info`, or the weights are missing, damaged or of another network.
     """
+    from fieldmark.models import Preprocessing, rebuild
+
+    info, file = read_info(model), find_onnx_file(model).with_name("model.safetensors")
+    state = _load_tensors(file)
+    try:
+        network = rebuild(info.network)
+        network.load_state_dict(state)
+        size, crop, mean, std, interpolation = (info.preprocessing[name] for name in Preprocessing.__annotations__)
+        network.preprocessing = Preprocessing(size, crop, tuple(mean), tuple(std), interpolation)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise FieldmarkError(f"{file} is damaged or of another network: {one_line(error)}") from None
+    return network.eval()
+
+
+def _load_tensors(file: Path) -> "dict[str, Tensor]":
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    from fieldmark.models import Preprocessing, rebuild
-
-    info, file = read_info(folder), find_onnx_file(folder).with_name("model.safetensors")
     try:
-        rebuilt = rebuild(info["network"])
-        rebuilt.load_state_dict(load_file(file))
-        size, crop, mean, std, interpolation = (info["preprocessing"][name] for name in Preprocessing.__annotations__)
-        rebuilt.preprocessing = Preprocessing(size, crop, tuple(mean), tuple(std), interpolation)
-    except (OSError, SafetensorError, KeyError, TypeError, RuntimeError) as error:
-        raise FieldmarkError(f"{file} is damaged or of another network: {' '.join(str(error).split())[:200]}") from None
-    return rebuilt.eval()
+        return load_file(file)
+    except (OSError, SafetensorError) as error:
+        raise FieldmarkError(f"{file} is damaged: {one_line(error)}") from None

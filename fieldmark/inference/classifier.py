@@ -1,63 +1,111 @@
-"""Photo -> answer, without torch: decode, run `model.onnx`, name the class and say whether it is one of ours."""
+"""Image -> prediction without torch: decode, run `model.onnx`, apply the out-of-distribution threshold."""
 
 import json
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.parallel import ordered_map
+from fieldmark.core.text import one_line
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.locate import ImageSource, find_images
-from fieldmark.inference import bundle
+from fieldmark.inference.bundle import BundleInfo, find_onnx_file
 from fieldmark.inference.prediction import Prediction, RankedClass
 
+if TYPE_CHECKING:
+    import onnxruntime as ort
+
+CPU = ("CPUExecutionProvider",)
+GPU_PROVIDERS = {"CUDAExecutionProvider": {"use_tf32": "0"}, "ROCMExecutionProvider": {}}
+"""Execution providers of onnxruntime that are used where they are installed, in this order, with their options: those
+that compute in FP32, so that labels are those of the CPU, and from several threads. TensorRT, MIGraphX, CoreML and
+OpenVINO may compute in lower precision or compile anew for each batch size; DirectML allows one thread only."""
 ModelOutputs = dict[str, np.ndarray]
-"""What the network says of a photo: probabilities and logits (classes,), evidence (h, w), known_score ()."""
+"""Outputs of the model for one image: probabilities and logits (classes,), evidence (h, w), known_score ()."""
+
+
+def create_session(
+    model: str | Path | bytes, providers: Sequence[str] | None = None, threads: int = 1
+) -> "ort.InferenceSession":
+    """An onnxruntime session of a file or its content.
+
+    Args:
+        model: the file, or what is in it.
+        providers: onnxruntime's execution providers in order of preference; by default the GPU's of `GPU_PROVIDERS` if
+            it is installed and works, else the CPU's.
+        threads: for one image, on the CPU.
+    """
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads, options.log_severity_level = threads, 3
+    source = model if isinstance(model, bytes) else str(model)
+
+    def create(names: Sequence[str]) -> ort.InferenceSession:
+        chosen = [(name, GPU_PROVIDERS.get(name, {})) for name in names]
+        return ort.InferenceSession(source, options, providers=chosen, enable_fallback=0)  # its own prints to stdout
+
+    available = ort.get_available_providers()
+    gpu = [name for name in GPU_PROVIDERS if name in available]
+    if providers is not None or not gpu:
+        return create(providers or CPU)
+    try:
+        return create([*gpu, *CPU])
+    except Exception:  # no driver, no device: onnxruntime's own errors share no base but this
+        return create(CPU)
 
 
 class Classifier:
     """A trained classifier, from a run, a bundle or an exported file.
 
-    Photos go through one at a time, a thread for each core: on a CPU a batch is no faster, several threads for one
-    photo are slower, and so a photo's answer never depends on its neighbours.
+    Each image is predicted by one thread, as many at a time as there are CPU cores. A prediction does not depend on the
+    other images of a call.
+
+    Args:
+        model: a run, a bundle or an exported .onnx file.
+        providers: onnxruntime's execution providers in order of preference, for example `["CPUExecutionProvider"]`; by
+            default a CUDA or ROCm GPU if onnxruntime supports it here, else the CPU.
+
+    Raises:
+        FieldmarkError: there is no model, it is damaged, or a later version wrote it.
 
     >>> fieldmark.load("RUN").predict("photo.jpg")[0].label  # doctest: +SKIP
     'glass'
     """
 
-    def __init__(self, model: str | Path) -> None:
-        import onnxruntime as ort
-
-        self.file = bundle.find_onnx_file(model)
-        options = ort.SessionOptions()
-        options.intra_op_num_threads = 1
-        options.log_severity_level = 3
+    def __init__(self, model: str | Path, providers: Sequence[str] | None = None) -> None:
+        self.file = find_onnx_file(model)
         try:
-            self.session = ort.InferenceSession(str(self.file), options, providers=["CPUExecutionProvider"])
+            self.session = create_session(self.file, providers)
             info = json.loads(self.session.get_modelmeta().custom_metadata_map["fieldmark"])
         except KeyError:
-            raise FieldmarkError(f"{self.file} was not exported by Fieldmark: it names no classes") from None
+            raise FieldmarkError(f"{self.file} was not exported by Fieldmark: its metadata has no classes") from None
         except Exception as error:  # onnxruntime's own errors share no base but this
-            raise FieldmarkError(f"{self.file} is damaged: {' '.join(str(error).split())[:200]}") from None
-        self.info = bundle.validate_info(info, self.file)
-        self.classes: list[str] = self.info["classes"]
+            raise FieldmarkError(f"{self.file} is damaged: {one_line(error)}") from None
+        self.info = BundleInfo.from_dict(info, self.file)
+        self.classes = self.info.classes
         self.output_names = [output.name for output in self.session.get_outputs()]
 
     def infer(self, image: np.ndarray) -> ModelOutputs:
-        """uint8 (h, w, 3) from `prepare` -> what the network says of it; in any number of threads."""
+        """The outputs for one image, uint8 (size, size, 3) from `preprocess`; for any thread."""
         return self.infer_batch(image[None])[0]
 
     def infer_batch(self, images: np.ndarray) -> list[ModelOutputs]:
-        """The same of several at once, (n, h, w, 3)."""
+        """The outputs for each image of a batch, uint8 (n, size, size, 3)."""
         values = self.session.run(self.output_names, {"photos": images})
         return [dict(zip(self.output_names, map(np.asarray, row), strict=True)) for row in zip(*values, strict=True)]
 
     def infer_source(self, source: ImageSource | Path) -> ModelOutputs:
-        """A photo's file or bytes -> what the network says of it. Raises Unreadable."""
-        return self.infer(preprocess(source, self.info["preprocessing"]))
+        """The outputs for an image's file or bytes.
+
+        Raises:
+            UnreadableImageError: it cannot be decoded.
+        """
+        return self.infer(preprocess(source, self.info.preprocessing))
 
     def to_prediction(self, path: str, outputs: ModelOutputs, top: int = 5) -> Prediction:
         """The prediction for the image `path` from the model's outputs, with its `top` most probable classes."""
@@ -66,7 +114,7 @@ class Classifier:
             RankedClass(self.classes[k], float(probabilities[k]))
             for k in np.argsort(-probabilities, kind="stable")[:top].tolist()
         )
-        is_known = bool(outputs["known_score"] >= self.info["threshold"])
+        is_known = bool(outputs["known_score"] >= self.info.threshold)
         return Prediction(path, ranked[0].label, ranked[0].confidence, is_known, ranked)
 
     def predict_source(self, path: str, source: ImageSource, top: int = 5) -> Prediction:
@@ -77,20 +125,25 @@ class Classifier:
             return Prediction(path, error=str(error))
 
     def predict(self, photos: str | Path | bytes | Iterable[str | Path | bytes], top: int = 5) -> list[Prediction]:
-        """Answers for files, folders, globs, shards or a photo's bytes, in order; of a bad photo it has an `error`."""
+        """Predictions for files, folders, globs, shards or an image's bytes, in order.
+
+        Args:
+            photos: one or several of these.
+            top: number of classes in `Prediction.top`.
+        """
         return list(self.stream([photos] if isinstance(photos, str | Path | bytes) else photos, top))
 
     def stream(
         self, photos: Iterable[str | Path | bytes], top: int = 5, skip: Callable[[str], bool] = lambda path: False
     ) -> Iterator[Prediction]:
-        """The same one by one, a few ahead in a thread for each core; photos that are `done` are left out."""
+        """As `predict`, one by one; images for whose path `skip` is true are left out."""
         sources = (source for source in find_images(photos) if not skip(source[0]))
         yield from ordered_map(
             lambda item: self.predict_source(item[0], item[1], top), sources, runtime.available_cpus()
         )
 
     def read_model_card(self) -> str | None:
-        """The model card of the training, where it lies beside the bundle."""
+        """The model card of the run, if it lies beside the bundle."""
         try:
             return self.file.parents[1].joinpath("card.md").read_text(encoding="utf-8")
         except (OSError, ValueError, IndexError):

@@ -1,30 +1,46 @@
-"""RUN folder -> the photos that a finished training was made of, where they still are, and its language."""
+"""A finished run -> the images it was trained on, where they still are, their splits, and its language."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
-from fieldmark.core import io
+import numpy as np
+
+from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import ENGLISH, Language, finite_float, get_language
-from fieldmark.data.catalog import Catalog
+from fieldmark.core.parallel import ordered_map
+from fieldmark.core.text import printable
+from fieldmark.data.catalog import Catalog, Photo
+from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.readers import read_catalog
+from fieldmark.data.splits import read_split_file
+from fieldmark.inference.bundle import BundleInfo, PreprocessingInfo
 from fieldmark.recipes import recipe as recipes
+
+T = TypeVar("T")
 
 
 def read_dataset_path(run: Path) -> Path:
-    """What the run was trained on: a folder, an archive, a manifest.
+    """The dataset that the run was trained on: a folder, an archive, a manifest.
 
-    Raises FieldmarkError where the run does not say.
+    Raises:
+        FieldmarkError: the folder is not a finished run.
     """
     try:
         return Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"])
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FieldmarkError(f"{run} is no whole run ({error}): name the photos as well") from None
+        raise FieldmarkError(f"{run} is not a finished run ({error}): pass the images as PHOTOS") from None
 
 
 def load_catalog(run: Path) -> Catalog:
-    """The photos in it; FieldmarkError where they are gone, too."""
+    """The images of the run's dataset.
+
+    Raises:
+        FieldmarkError: the folder is not a finished run, or the dataset is gone.
+    """
     return read_catalog(read_dataset_path(run), min_classes=1)
 
 
@@ -74,3 +90,72 @@ def read_test_predictions(run: Path) -> list[LabelledPrediction]:
         if (value := finite_float(confidence)) is not None:
             predictions.append(LabelledPrediction(path, label, predicted, value, is_known, run))
     return predictions
+
+
+@dataclass(frozen=True)
+class RunSplits:
+    """The training and validation split of a run, each sorted by path: an export is verified and calibrated on them.
+
+    Never the test split: it decides nothing. Other images than the run's bring their own splits; if they have none, all
+    of them are the validation split.
+    """
+
+    catalog: Catalog
+    preprocessing: PreprocessingInfo
+    train: tuple[Photo, ...]
+    val: tuple[Photo, ...]
+
+    @classmethod
+    def from_run(cls, run: Path, photos: str | Path | None, info: BundleInfo) -> "RunSplits":
+        """The splits of a run's dataset, or those of the dataset `photos`, with which a bundle will do.
+
+        Raises:
+            FieldmarkError: there are no such images.
+        """
+        source = photos or read_dataset_path(run)
+        try:
+            catalog = read_catalog(source, min_classes=1)
+        except FieldmarkError as error:
+            hint = "" if photos else "; if the images were moved, pass them as PHOTOS"
+            raise FieldmarkError(f"{error}{hint}") from None
+        photos_by_path, split_file = {photo.path: photo for photo in catalog.photos}, run / "split.csv"
+        split_rows = read_split_file(split_file) if split_file.is_file() else ()
+        rows = [replace(row, box=photos_by_path[row.path].box) for row in split_rows if row.path in photos_by_path]
+        class_names = {printable(name) for name in info.classes}
+        rows = [row for row in rows or catalog.photos if printable(row.label) in class_names]
+        has_no_splits = all(row.split is None for row in rows)
+        train = tuple(row for row in rows if row.split == "train")
+        val = tuple(row for row in rows if row.split == "val" or has_no_splits)
+        if not (train or val):
+            raise FieldmarkError(
+                f"{catalog.root} has no images of the training or validation split of {run}: pass others as PHOTOS"
+            )
+        return cls(catalog, info.preprocessing, train, val)
+
+    def map_images(self, photos: Sequence[Photo], function: Callable[[np.ndarray], T]) -> Iterator[tuple[Photo, T]]:
+        """Apply `function` to the preprocessed images, uint8 (size, size, 3), in threads; unreadable ones are skipped.
+
+        Raises:
+            FieldmarkError: none of them can be read.
+        """
+
+        def load_and_apply(photo: Photo) -> tuple[Photo, T] | None:
+            box = photo.box if self.preprocessing.get("boxes") else None
+            try:
+                image = preprocess(self.catalog.read_bytes(photo), self.preprocessing, box)
+            except UnreadableImageError:
+                return None
+            return photo, function(image)
+
+        any_readable = False
+        for result in ordered_map(load_and_apply, photos, runtime.available_cpus()):
+            if result is not None:
+                any_readable = True
+                yield result
+        if not any_readable:
+            raise FieldmarkError(f"no image of the run in {self.catalog.root} can be read: pass the images as PHOTOS")
+
+
+def sample_evenly(photos: Sequence[Photo], max_count: int) -> Sequence[Photo]:
+    """At most `max_count` of the images at equal distances: since they are sorted by path, of all classes."""
+    return [photos[k * len(photos) // max_count] for k in range(max_count)] if len(photos) > max_count else photos

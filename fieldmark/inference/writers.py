@@ -14,7 +14,7 @@ from typing import IO, Protocol
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.io import atomic_path
-from fieldmark.core.text import escape_surrogates
+from fieldmark.core.text import escape_surrogates, one_line
 from fieldmark.inference.prediction import Prediction
 
 COLUMNS: tuple[str, ...] = ("path", "label", "confidence", "known", "error")
@@ -136,7 +136,7 @@ class ParquetWriter:
                 if isinstance(error, OSError) and error.errno is not None:  # of the disk; Arrow's own have no number
                     raise
                 raise FieldmarkError(
-                    f"{part} is damaged ({' '.join(str(error).split())[:200]}): delete it, and --resume asks again"
+                    f"{part} is damaged ({one_line(error)}): delete it, and --resume asks again"
                 ) from None
             self.next_part = int(number) + 1  # behind the last, though one may be missing
 

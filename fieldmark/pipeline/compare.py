@@ -183,7 +183,7 @@ def _summarize_network(network: str, runs: list[ComparedRun]) -> ComparisonRow:
 def measure_throughput(folder: Path, repeats: int = 30) -> float:
     """Images per second of a run's model.onnx, one at a time: the median of `repeats`."""
     classifier = Classifier(folder)
-    size = classifier.info["preprocessing"]["size"]
+    size = classifier.info.preprocessing["size"]
     image = np.random.default_rng(0).integers(0, 256, (size, size, 3), np.uint8)
     return 1 / measure(lambda: classifier.infer(image), runs=repeats, warmup=3).median
 
@@ -192,7 +192,7 @@ def _count_costs(run: ComparedRun) -> tuple[int, list[AttentionCost]]:
     """Multiply-adds of one image, and the cost of each kind of inserted attention."""
     with torch.device("meta"):
         network = rebuild(NetworkSpec.from_dict(run.metrics.network))
-    layers = profile.layer_table(network, bundle.read_info(run.folder)["preprocessing"]["size"])
+    layers = profile.layer_table(network, bundle.read_info(run.folder).preprocessing["size"])
     gates = [gate for layer in layers for gate in layer.attention if not gate.own]
     costs = []
     for kind in dict.fromkeys(gate.kind for gate in gates):

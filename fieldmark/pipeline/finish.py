@@ -20,8 +20,9 @@ from fieldmark.evaluation import calibration
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
 from fieldmark.evaluation.results import LearningCurve, Metrics
 from fieldmark.explanation.neighbours import save_reference_set
-from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, TOLERANCE, export_onnx, verify
+from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, ExportCheck, export_onnx, verify
 from fieldmark.inference import bundle
+from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import Network
 from fieldmark.models.ood import OODScorer
@@ -44,7 +45,7 @@ class RunEvaluation:
     test: Metrics | None
     validation: Metrics | None
     temperature: float
-    export: dict[str, Any]
+    export: ExportCheck
 
 
 @dataclass(frozen=True)
@@ -160,7 +161,7 @@ def _rarer_class(classes: list[str], data: DatasetSplits) -> str:
 
 def _write_bundle(
     folder: Path, network: Network, prepared: PreparedData, preprocessing: dict[str, Any], fitted: Calibration
-) -> dict[str, Any]:
+) -> BundleInfo:
     """Write weights, bundle.json and model.onnx; return the content of bundle.json."""
     info = bundle.make_info(
         network,
@@ -171,7 +172,7 @@ def _write_bundle(
         prepared.audit.fingerprint,
     )
     if fitted.positive is not None:
-        info |= {"positive": fitted.positive, "decision": fitted.decision_threshold}
+        info = dataclasses.replace(info, positive=fitted.positive, decision=fitted.decision_threshold)
     bundle.save(folder, info, network, fitted.ood_scorer)
     export_onnx(network, fitted.ood_scorer, info, folder / "model.onnx")
     return info
@@ -210,13 +211,13 @@ def _write_predictions(file: Path, prepared: PreparedData, predictions: Predicti
     io.write_csv(file, rows, list(columns))
 
 
-def check_export_agreement(export_check: dict[str, Any]) -> list[str]:
+def check_export_agreement(export_check: ExportCheck) -> list[str]:
     """A warning if the predictions of the exported file differ from those of the network."""
-    if export_check["max_difference"] <= TOLERANCE and export_check["label_agreement"] in (1.0, None):
+    if export_check.is_equivalent:
         return []
     return [
-        f"model.onnx differs from the network by up to {export_check['max_difference']:.1e} in a probability, "
-        f"labels agree on {export_check['label_agreement']:.1%} of {export_check['photos']} photos"
+        f"model.onnx differs from the network by up to {export_check.max_difference:.1e} in a probability, "
+        f"labels agree on {export_check.label_agreement:.1%} of {export_check.images} photos"
     ]
 
 

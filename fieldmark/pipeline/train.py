@@ -370,7 +370,7 @@ def _evaluate(job: TrainingJob, prepared: PreparedTraining, fitted: FittedTraini
         test=result.test,
         validation=result.validation,
         temperature=result.temperature,
-        export=result.export,
+        export=result.export.to_dict(),
         learning_curve=diagnosis.learning_curve,
         bundle=str(job.out / "bundle"),
         warnings=[*data.audit.report.warnings, *diagnosis.warnings, *export_warnings],

@@ -54,7 +54,7 @@ class ImageTiles:
         if self.files is None or classifier is None:
             return {**self.with_pictures([prediction])[0], "evidence": None}
         try:
-            pixels = preprocess(self.files.read_bytes(prediction.path), classifier.info["preprocessing"])
+            pixels = preprocess(self.files.read_bytes(prediction.path), classifier.info.preprocessing)
         except (UnreadableImageError, OSError):
             return vars(prediction) | {"picture": None, "evidence": None}
         evidence = overlay.overlay_data_uri(pixels, classifier.infer(pixels)["evidence"], side=TILE_PIXELS)
@@ -70,7 +70,7 @@ def _load_classifier(run: Path) -> Classifier | None:
     except FieldmarkError:
         return None
     # With bounding boxes the input is not the whole image.
-    return None if classifier.info["preprocessing"].get("boxes") else classifier
+    return None if classifier.info.is_trained_on_crops else classifier
 
 
 def confusion_examples(

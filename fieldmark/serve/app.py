@@ -111,9 +111,9 @@ def create_app(
     async def card() -> Any:
         """Classes, network, preprocessing, limits, and the model card of the training."""
         public_keys = ("classes", "preprocessing", "temperature", "threshold", "fingerprint", "versions")
-        card_data = {name: info[name] for name in public_keys if name in info} | {
-            "network": info["network"].get("backbone")
-        }
+        values = info.to_dict()
+        card_data = {name: values[name] for name in public_keys if name in values}
+        card_data["network"] = info.network.get("backbone")
         limit_values = {"bytes": limits.max_body_bytes, "photos": limits.max_photos, "pixels": limits.max_pixels}
         return card_data | {"limits": limit_values, "text": batcher.classifier.read_model_card()}
 

@@ -85,7 +85,7 @@ class Batcher:
         decoded: list[tuple[Job, np.ndarray]] = []
         for job in jobs:
             try:
-                decoded.append((job, preprocess(job.content, self.classifier.info["preprocessing"])))
+                decoded.append((job, preprocess(job.content, self.classifier.info.preprocessing)))
             except UnreadableImageError as error:
                 job.future.set_result(Prediction(job.name, error=str(error)))
             except BaseException as unexpected:
@@ -113,7 +113,7 @@ def encode_overlay(evidence: np.ndarray) -> str:
 
 def find_fastest_batch_size(classifier: Classifier, num_workers: int, min_seconds: float = 0.3) -> int:
     """The size of a batch at which so many threads judge most photos a second here."""
-    size, images_per_second = classifier.info["preprocessing"]["size"], dict[int, float]()
+    size, images_per_second = classifier.info.preprocessing["size"], dict[int, float]()
     with ThreadPoolExecutor(num_workers) as pool:
         for batch in BATCH_SIZES:
             photos = np.zeros((batch, size, size, 3), np.uint8)

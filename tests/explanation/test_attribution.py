@@ -32,7 +32,7 @@ def with_batch_statistics(words: str, seed: int = 0, size: int = 64) -> tuple[Ne
 
 @pytest.fixture(scope="module")
 def trained(small_run: Path, small_photos: Path) -> tuple[Network, torch.Tensor]:
-    look = bundle.read_info(small_run)["preprocessing"]
+    look = bundle.read_info(small_run).preprocessing
     photo = attribution.to_network_input(preprocess(small_photos / "disc" / "01.jpg", look), look)
     return attribution.hookable_copy(bundle.load_network(small_run)), photo
 
@@ -44,7 +44,7 @@ def test_evidence_and_bias_are_the_logit_of_the_bundle(head: str, tmp_path: Path
     )
     look: dict[str, Any] = {"size": 64, "crop": 1.0, "mean": [0, 0, 0], "std": [1, 1, 1], "interpolation": "bicubic"}
     save_state(tmp_path / "model.safetensors", network.state_dict())
-    io.write_json(tmp_path / "bundle.json", bundle.make_info(network, list("abcde"), look, 1.0, 0.0, "none"))
+    io.write_json(tmp_path / "bundle.json", bundle.make_info(network, list("abcde"), look, 1.0, 0.0, "none").to_dict())
     (tmp_path / "model.onnx").touch()
     carried = attribution.hookable_copy(bundle.load_network(tmp_path))
     with torch.inference_mode():

@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -72,8 +73,8 @@ def odd_run(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The run, its classes renamed to what a page must not obey."""
     run = Path(shutil.copytree(small_run, tmp_path_factory.mktemp("odd") / "run"))
     info = bundle.read_info(run)
-    renamed = dict(zip(info["classes"], NAMES, strict=True))
-    info["classes"] = NAMES
+    renamed = dict(zip(info.classes, NAMES, strict=True))
+    info = replace(info, classes=list(NAMES)).to_dict()
     io.write_json(run / "bundle" / "bundle.json", info)
     model = onnx.load(run / "bundle" / "model.onnx")
     (entry,) = model.metadata_props

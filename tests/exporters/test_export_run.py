@@ -1,9 +1,10 @@
-"""`fieldmark export`: files that say what the network says, held against it on photos that it was not tested with."""
+"""`fieldmark export`: files that agree with the network, verified on images that are not in the test split."""
 
 import json
 import shutil
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from fieldmark.core.progress import Reporter
 from fieldmark.data.image import preprocess
 from fieldmark.data.splits import read_split_file
 from fieldmark.exporters import export_run
+from fieldmark.exporters.onnx import ExportCheck
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.sides import RunSplits, sample_evenly
+from fieldmark.inference.run_folder import RunSplits, sample_evenly
 
 SIDES = ("train", "val", "test")
 
@@ -32,11 +34,12 @@ def quick(monkeypatch: pytest.MonkeyPatch, small_run: Path) -> None:
 
 def test_a_run_becomes_one_file(small_run: Path, small_photos: Path, tmp_path: Path):
     out = tmp_path / "deep" / "out"
-    found = export_run.export_run(small_run, out, Reporter(quiet=True))
-    assert found["files"] == [str(out / "model.onnx")] == [str(file) for file in out.iterdir()]
-    assert found["max_difference"] <= 1e-5 and found["label_agreement"] == 1.0 and export_run.is_equivalent(found)
+    report = export_run.export_run(small_run, out, Reporter(quiet=True))
+    assert report.files == (str(out / "model.onnx"),) == tuple(str(file) for file in out.iterdir())
+    assert report.onnx.max_difference <= 1e-5 and report.onnx.label_agreement == 1.0 and report.is_equivalent
+    assert list(report.to_dict()) == ["files", "max_difference", "label_agreement", "photos", "onnx"]
     ours, theirs = Classifier(out), Classifier(small_run)
-    assert ours.info == theirs.info | {"verified": found["onnx"]}
+    assert ours.info == replace(theirs.info, verified=report.onnx.to_dict())
     for one, other in zip(ours.predict(small_photos), theirs.predict(small_photos), strict=True):
         assert (one.label, one.known) == (other.label, other.known)
         assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
@@ -53,7 +56,7 @@ def test_it_is_held_against_validation_photos(small_run: Path, small_photos: Pat
         assert {photo.path for photo in found.val} == sides["val"]
         pixels = dict(found.map_images(found.val, np.asarray))
         for photo in found.val:
-            np.testing.assert_array_equal(pixels[photo], preprocess(small_photos / photo.path, info["preprocessing"]))
+            np.testing.assert_array_equal(pixels[photo], preprocess(small_photos / photo.path, info.preprocessing))
 
 
 @pytest.mark.parametrize("most", [1, 2, 7, 9, 10, 30])
@@ -66,7 +69,7 @@ def test_photos_are_spread_over_all(most: int):
 
 def test_what_is_there_stays(quick: None, small_run: Path, tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
-    with pytest.raises(FieldmarkError, match="exists: give the export another --out"):
+    with pytest.raises(FieldmarkError, match="exists: give another --out"):
         export_run.export_run(small_run, tmp_path, Reporter(quiet=True))
     assert [file.name for file in tmp_path.iterdir()] == ["notes.txt"]
 
@@ -75,17 +78,17 @@ def test_photos_that_were_moved(quick: None, small_run: Path, small_photos: Path
     """Without its photos nothing can be held against anything: then they are named; so may a bundle's be."""
     run, audit = tmp_path / "run", json.loads((small_run / "audit.json").read_text())
     shutil.copytree(small_run / "bundle", run / "bundle")
-    with pytest.raises(FieldmarkError, match="name the photos as well"):
+    with pytest.raises(FieldmarkError, match="pass the images as PHOTOS"):
         export_run.export_run(run, tmp_path / "out", Reporter(quiet=True))
     (run / "audit.json").write_text(json.dumps(audit | {"folder": str(tmp_path / "gone")}))
-    with pytest.raises(FieldmarkError, match="if the photos were moved, name them as well"):
+    with pytest.raises(FieldmarkError, match="if the images were moved, pass them as PHOTOS"):
         export_run.export_run(run, tmp_path / "out", Reporter(quiet=True))
     for k, named in enumerate((run, run / "bundle", run / "bundle" / "model.onnx")):
         found = export_run.export_run(named, tmp_path / f"out{k}", Reporter(quiet=True), photos=small_photos)
-        assert export_run.is_equivalent(found) and found["photos"] == export_run.NUM_VERIFICATION_IMAGES
+        assert found.is_equivalent and found.onnx.images == export_run.NUM_VERIFICATION_IMAGES
     (tmp_path / "other" / "fish").mkdir(parents=True)
     shutil.copy(next(small_photos.glob("disc/*")), tmp_path / "other" / "fish")
-    with pytest.raises(FieldmarkError, match="holds no photos"):
+    with pytest.raises(FieldmarkError, match="has no images of the training or validation split"):
         export_run.export_run(run, tmp_path / "out", Reporter(quiet=True), photos=tmp_path / "other")
     assert not (tmp_path / "out").exists()
 
@@ -94,12 +97,12 @@ def test_photos_that_were_moved(quick: None, small_run: Path, small_photos: Path
 def test_a_difference_is_told(
     wrong: dict[str, float], quick: None, small_run: Path, tmp_path: Path, here: Callable, monkeypatch
 ):
-    right = {"max_difference": 1e-7, "label_agreement": 1.0, "photos": 32}
-    monkeypatch.setattr(export_run, "verify", lambda *_: right | wrong)
+    check = replace(ExportCheck(max_difference=1e-7, label_agreement=1.0, images=32), **wrong)
+    monkeypatch.setattr(export_run, "verify", lambda *_: check)
     done = here("export", small_run, "--out", tmp_path / "out", "--json")
     assert done.code == 1
-    assert done.json["max_difference"] == (right | wrong)["max_difference"]
-    assert Classifier(tmp_path / "out").info["verified"] == right | wrong, "the file itself must say so"
+    assert done.json["max_difference"] == check.max_difference
+    assert Classifier(tmp_path / "out").info.verified == check.to_dict(), "the file itself must say so"
 
 
 def test_of_what_fails_nothing_stays(quick: None, small_run: Path, tmp_path: Path, monkeypatch):
@@ -115,12 +118,13 @@ def test_of_what_fails_nothing_stays(quick: None, small_run: Path, tmp_path: Pat
 def test_openvino_says_the_same(quick: None, small_run: Path, small_photos: Path, tmp_path: Path):
     openvino = pytest.importorskip("openvino")
     found = export_run.export_run(small_run, tmp_path / "out", Reporter(quiet=True), openvino=True)
-    assert {Path(file).name for file in found["files"]} == {"model.onnx", "model.xml", "model.bin"}
+    assert {Path(file).name for file in found.files} == {"model.onnx", "model.xml", "model.bin"}
     assert {file.name for file in (tmp_path / "out").iterdir()} == {"model.onnx", "model.xml", "model.bin"}
-    assert export_run.is_equivalent(found) and found["max_difference"] >= found["openvino"]["max_difference"]
+    assert found.is_equivalent and found.openvino is not None
+    assert found.to_dict()["max_difference"] == max(found.onnx.max_difference, found.openvino.max_difference)
     model = openvino.Core().read_model(tmp_path / "out" / "model.xml")
     info = json.loads(model.get_rt_info(["framework", "fieldmark"]).value)
-    assert info == bundle.read_info(small_run) | {"verified": found["openvino"]}
+    assert info == replace(bundle.read_info(small_run), verified=found.openvino.to_dict()).to_dict()
     photo = preprocess(next(small_photos.glob("disc/*")), info["preprocessing"])
     judged = openvino.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})({"photos": photo[None]})
     for name, value in Classifier(small_run).infer(photo).items():

@@ -1,5 +1,6 @@
 """The exported file is the network: same answers, evidence that sums to the logit, nothing else needed."""
 
+import json
 import shutil
 from collections import OrderedDict
 from dataclasses import asdict
@@ -15,8 +16,9 @@ from fieldmark.data.dataset import Normalize
 from fieldmark.data.image import preprocess
 from fieldmark.exporters import graph_cache
 from fieldmark.exporters import onnx as onnx_export
-from fieldmark.exporters.onnx import ExportWrapper, export_onnx, verify
+from fieldmark.exporters.onnx import ExportCheck, ExportWrapper, export_onnx, verify
 from fieldmark.inference import bundle
+from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import Bilinear, Network, build
 from fieldmark.models.ood import OODScorer
@@ -33,7 +35,7 @@ NETWORKS = {
 class Model(NamedTuple):
     network: Network
     known: OODScorer
-    info: dict[str, Any]
+    info: BundleInfo
     classifier: Classifier
     photos: np.ndarray  # (n, size, size, 3)
 
@@ -57,7 +59,7 @@ def model(request: pytest.FixtureRequest, small_photos: Path, tmp_path_factory: 
             torch.nn.init.normal_(parameter, std=0.3)
     look: dict[str, Any] = asdict(network.preprocessing) | {"size": size}
     photos = np.stack([preprocess(file, look) for file in sorted(small_photos.glob("*/0[0-3].jpg"))])
-    x = Normalize(look["mean"], look["std"])(torch.from_numpy(photos).permute(0, 3, 1, 2))
+    x = Normalize(tuple(look["mean"]), tuple(look["std"]))(torch.from_numpy(photos).permute(0, 3, 1, 2))
     with torch.no_grad():  # norms take the photos' statistics, as in a trained network
         for module in network.modules():
             if isinstance(module, torch.nn.BatchNorm2d):
@@ -94,10 +96,10 @@ def test_it_equals_torch(model: Model):
 def test_its_input_is_pixels(model: Model):
     """uint8 n x H x W x 3 with any n; what is normalised inside is what a person would write outside."""
     (photos,) = model.classifier.session.get_inputs()
-    size, n = model.info["preprocessing"]["size"], photos.shape[0]
+    size, n = model.info.preprocessing["size"], photos.shape[0]
     assert (photos.name, photos.type, photos.shape[1:]) == ("photos", "tensor(uint8)", [size, size, 3])
     assert isinstance(n, str)
-    look = model.info["preprocessing"]
+    look = model.info.preprocessing
     pixels = (model.photos - np.array(look["mean"])) / np.array(look["std"])
     with torch.inference_mode():
         logits = model.network(torch.from_numpy(pixels.transpose(0, 3, 1, 2)).float()).numpy()
@@ -123,11 +125,11 @@ def test_temperature_and_known_score(model: Model):
 
 
 def test_evidence_and_bias_sum_to_the_top_logit(model: Model):
-    answered, look = model.run(model.photos), model.info["preprocessing"]
+    answered, look = model.run(model.photos), model.info.preprocessing
     photos = torch.from_numpy(model.photos).permute(0, 3, 1, 2)
     top = torch.from_numpy(answered["logits"].argmax(1))
     with torch.inference_mode():
-        features = model.network.features(Normalize(look["mean"], look["std"])(photos))
+        features = model.network.features(Normalize(tuple(look["mean"]), tuple(look["std"]))(photos))
         bias = model.network.head.bias(features, top).numpy()
     assert answered["evidence"].shape[1:] == features.shape[2:]
     logits = answered["logits"].max(1)
@@ -138,16 +140,15 @@ def test_one_file_is_all_it_takes(model: Model, small_photos: Path, tmp_path: Pa
     assert [file.name for file in model.classifier.file.parent.iterdir()] == ["model.onnx"]
     elsewhere = shutil.copy(model.classifier.file, tmp_path / "其他 name.onnx")
     classifier, photo = Classifier(elsewhere), next(small_photos.glob("disc/*.jpg"))
-    assert classifier.info == bundle.validate_info(model.info | {"preprocessing": classifier.info["preprocessing"]}, "")
+    assert classifier.info.to_dict() == json.loads(json.dumps(model.info.to_dict()))
     assert classifier.classes == CLASSES
     assert classifier.predict(photo) == model.classifier.predict(photo)
 
 
 def test_verify_finds_no_difference(model: Model):
     found = verify(model.network, model.known, model.info, model.classifier, list(model.photos))
-    assert found["max_difference"] <= 1e-5
-    assert found["label_agreement"] == 1.0
-    assert found["photos"] == len(model.photos)
+    assert found.max_difference <= 1e-5 and found.label_agreement == 1.0 and found.images == len(model.photos)
+    assert found.is_equivalent
 
 
 @torch.no_grad()
@@ -159,8 +160,7 @@ def test_verify_finds_a_difference(model: Model):
     found = verify(model.network, model.known, model.info, model.classifier, list(model.photos))
     last.weight.copy_(kept[0])
     last.bias.copy_(kept[1])
-    assert found["max_difference"] > 1e-2
-    assert found["label_agreement"] == 0
+    assert found.max_difference > 1e-2 and found.label_agreement == 0 and not found.is_equivalent
 
 
 def test_slots_are_in_the_graph(model: Model):
@@ -185,9 +185,8 @@ def test_nothing_to_verify_on(small_run: Path):
         bundle.load_ood_scorer(small_run),
         bundle.read_info(small_run),
     )
-    assert verify(network, known, info, Classifier(small_run), []) == {
-        "max_difference": 0.0, "label_agreement": None, "photos": 0,
-    }  # fmt: skip
+    check = verify(network, known, info, Classifier(small_run), [])
+    assert check == ExportCheck(max_difference=0.0, label_agreement=None, images=0) and check.is_equivalent
 
 
 def test_the_network_is_left_as_it_was(tmp_path: Path):

@@ -2,7 +2,7 @@
 
 import logging
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,8 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.data.image import preprocess
 from fieldmark.data.splits import read_split_file
+from fieldmark.evaluation.paired import accuracy_change
 from fieldmark.exporters import export_run, int8, quantize
-from fieldmark.exporters.int8 import paired_accuracy_change
 from fieldmark.exporters.onnx import export_onnx
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
@@ -29,7 +29,7 @@ from fieldmark.models import build
 from fieldmark.models.ood import OODScorer
 
 
-def pixels(folder: Path, look: dict[str, Any], pattern: str = "*/*.jpg") -> list[np.ndarray]:
+def pixels(folder: Path, look: Mapping[str, Any], pattern: str = "*/*.jpg") -> list[np.ndarray]:
     return [preprocess(file, look) for file in sorted(folder.glob(pattern))]
 
 
@@ -49,8 +49,8 @@ class Rounded:
         return self.made[name].op_type if name in self.made else ""
 
     def logits(self, model: ModelProto) -> np.ndarray:
-        watch = quantize.make_probe(model, ["logits"])
-        return np.concatenate([watch(photo)["logits"] for photo in self.photos])
+        probe = quantize.make_probe(model, ["logits"])
+        return np.concatenate([probe(photo)["logits"] for photo in self.photos])
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +58,7 @@ def lite(small_run: Path, small_photos: Path) -> Rounded:
     """The trained EfficientNet-Lite0."""
     return Rounded(
         small_run / "bundle" / "model.onnx",
-        pixels(small_photos, bundle.read_info(small_run)["preprocessing"], "*/0*.jpg"),
+        pixels(small_photos, bundle.read_info(small_run).preprocessing, "*/0*.jpg"),
     )
 
 
@@ -174,8 +174,19 @@ def test_rounded_weights_leave_the_mean_of_each_channel(groups: int, inputs: int
 
 
 def test_it_is_quiet(lite: Rounded, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture):
-    quantize.quantize_model(lite.file, lambda work: map(work, lite.photos[:1]))
+    """Of what onnxruntime logs nothing is seen; what others log meanwhile is, and the root logger stays as it was."""
+    root = logging.getLogger()
+    before = list(root.handlers), list(root.filters), root.level
+
+    def map_images(function: Callable) -> list[Any]:
+        return [function(image) for image in lite.photos[:1]]
+
+    quantize.quantize_model(lite.file, map_images)
     assert capfd.readouterr() == ("", "") and not caplog.records
+    with quantize._without_advice():
+        root.warning("of somebody else")
+    assert [record.message for record in caplog.records] == ["of somebody else"]
+    assert (list(root.handlers), list(root.filters), root.level) == before
     assert logging.root.manager.disable == logging.NOTSET
 
 
@@ -188,11 +199,11 @@ photos_told = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_
 @given(photos_told)
 def test_a_change_and_its_interval(told: list[tuple[bool, bool]]):
     before, after = np.array(told).T
-    found, back = paired_accuracy_change(before, after), paired_accuracy_change(after, before)
-    assert found["difference"] == pytest.approx(after.mean() - before.mean())
-    assert -1 <= found["ci95"][0] <= found["difference"] <= found["ci95"][1] <= 1
-    assert (found["won"], found["lost"]) == (back["lost"], back["won"])
-    assert found["ci95"] == pytest.approx([-back["ci95"][1], -back["ci95"][0]])
+    change, back = accuracy_change(before, after), accuracy_change(after, before)
+    assert change.difference == pytest.approx(after.mean() - before.mean())
+    assert -1 <= change.ci95[0] <= change.difference <= change.ci95[1] <= 1
+    assert (change.won, change.lost) == (back.lost, back.won)
+    assert change.ci95 == pytest.approx((-back.ci95[1], -back.ci95[0]))
 
 
 @pytest.mark.parametrize("won, lost", [(0.0, 0.0), (0.01, 0.02), (0.05, 0.03), (0.2, 0.1)])
@@ -202,7 +213,7 @@ def test_95_of_100_intervals_hold_the_truth(won: float, lost: float):
         drawn = rng.uniform(size=320)
         first = (drawn < lost) | (drawn > 0.5)
         second = ((drawn >= lost) & (drawn < lost + won)) | (drawn > 0.5)
-        low, high = paired_accuracy_change(first, second)["ci95"]
+        low, high = accuracy_change(first, second).ci95
         held += low <= won - lost <= high
     assert held / 2000 >= 0.94
 
@@ -210,7 +221,7 @@ def test_95_of_100_intervals_hold_the_truth(won: float, lost: float):
 @pytest.mark.parametrize("n, enough", [(95, False), (96, True)])
 def test_so_many_photos_it_takes(n: int, enough: bool):
     alike = np.ones(n, bool)
-    assert (paired_accuracy_change(alike, alike)["ci95"][0] >= int8.MIN_ACCURACY_CHANGE) == enough
+    assert (accuracy_change(alike, alike).ci95[0] >= int8.MIN_ACCURACY_CHANGE) == enough
 
 
 @pytest.fixture
@@ -222,13 +233,13 @@ def quick(monkeypatch: pytest.MonkeyPatch, small_run: Path) -> None:
 
 def test_few_photos_cannot_show_that_it_is_harmless(quick: None, small_run: Path, tmp_path: Path, here: Callable):
     done = here("export", small_run, "--out", tmp_path / "out", "--int8", "--json")
-    for word in ("8 bits may cost more than 2 points", "points (", "labels agree on", "fewer than 96"):
+    for word in ("INT8 may cost more than 2 points", "points (", "labels agree on", "fewer than 96"):
         assert word in done.refusal
     assert not (tmp_path / "out").exists()
 
 
 @pytest.fixture(scope="module")
-def accepted(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
+def accepted(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, export_run.ExportReport]:
     """The run in 8 bits, whatever they cost: its few validation photos can say nothing of that."""
     out, own = tmp_path_factory.mktemp("accepted") / "out", small_run / "bundle" / "model.onnx"
     with pytest.MonkeyPatch.context() as patch:
@@ -238,48 +249,53 @@ def accepted(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         return out, export_run.export_run(small_run, out, Reporter(quiet=True), int8=True)
 
 
-def test_a_file_in_8_bits(accepted: tuple[Path, dict[str, Any]], small_run: Path, small_photos: Path):
-    out, found = accepted
-    assert found["files"] == [str(out / "model.onnx"), str(out / "model_int8.onnx")]
-    told, small = found["int8"], Classifier(out / "model_int8.onnx")
-    assert told["bytes"] == (out / "model_int8.onnx").stat().st_size < 0.4 * told["bytes_32_bits"]
-    assert set(told["seconds"]) == set(told["seconds_32_bits"]) and "1" in told["seconds"]
-    assert small.info["verified"].items() <= told.items() and small.info["precision"] == "int8"
-    assert told["n"] == sum(row.split == "val" for row in read_split_file(small_run / "split.csv"))
+def test_a_file_in_8_bits(accepted: tuple[Path, export_run.ExportReport], small_run: Path, small_photos: Path):
+    out, report = accepted
+    assert report.files == (str(out / "model.onnx"), str(out / "model_int8.onnx"))
+    assert report.int8 is not None
+    small = Classifier(out / "model_int8.onnx")
+    assert report.int8.bytes == (out / "model_int8.onnx").stat().st_size < 0.4 * report.int8.bytes_fp32
+    assert report.int8.seconds.keys() == report.int8.seconds_fp32.keys() >= {1}
+    assert small.info.verified == report.int8.accuracy.to_dict() and small.info.precision == "int8"
+    assert report.int8.accuracy.change.n == sum(row.split == "val" for row in read_split_file(small_run / "split.csv"))
+    assert list(report.to_dict()["int8"]) == [
+        *("label_agreement", "accuracy", "accuracy_32_bits", "difference", "ci95", "won", "lost", "n"),
+        *("bytes", "bytes_32_bits", "seconds_32_bits", "seconds"),
+    ]
     pairs = zip(small.predict(small_photos), Classifier(small_run).predict(small_photos), strict=True)
     assert np.mean([one.label == other.label for one, other in pairs]) > 0.9
 
 
-def test_it_is_fitted_anew(accepted: tuple[Path, dict[str, Any]], small_run: Path, small_photos: Path):
+def test_it_is_fitted_anew(accepted: tuple[Path, export_run.ExportReport], small_run: Path, small_photos: Path):
     """Its temperature fits the validation photos better than the old one, and 92 % of them are known by its score."""
     small, before = Classifier(accepted[0] / "model_int8.onnx"), bundle.read_info(small_run)
     rows = [row for row in read_split_file(small_run / "split.csv") if row.split == "val"]
-    found = [small.infer(preprocess(small_photos / row.path, before["preprocessing"])) for row in rows]
-    logits, labels = np.stack([one["logits"] for one in found]), [before["classes"].index(row.label) for row in rows]
-    t = small.info["temperature"]
+    found = [small.infer(preprocess(small_photos / row.path, before.preprocessing)) for row in rows]
+    logits, labels = np.stack([one["logits"] for one in found]), [before.classes.index(row.label) for row in rows]
+    t = small.info.temperature
     for one in found:
         assert one["probabilities"] == pytest.approx(np.exp(log_softmax(one["logits"] / t)), abs=1e-5)
 
     def loss(t: float) -> float:
         return -float(log_softmax(logits / t, axis=1)[np.arange(len(labels)), labels].mean())
 
-    assert loss(t) <= loss(before["temperature"]) + 1e-6 and t != before["temperature"]
+    assert loss(t) <= loss(before.temperature) + 1e-6 and t != before.temperature
     scores = np.array([one["known_score"] for one in found])
-    assert small.info["threshold"] == pytest.approx(np.quantile(scores, 0.08), abs=1e-4)
+    assert small.info.threshold == pytest.approx(np.quantile(scores, 0.08), abs=1e-4)
     assert np.mean(np.log(scores / (1 - scores))) == pytest.approx(0, abs=1e-2), "centred on the validation photos"
 
 
-def test_its_evidence_sums_to_its_logit(accepted: tuple[Path, dict[str, Any]], small_run: Path, small_photos: Path):
+def test_its_evidence_sums_to_its_logit(accepted, small_run: Path, small_photos: Path):
     small, network = Classifier(accepted[0] / "model_int8.onnx"), bundle.load_network(small_run)
     bias = network.head.classifier.bias.detach().numpy()
-    for photo in pixels(small_photos, small.info["preprocessing"], "*/00.jpg"):
+    for photo in pixels(small_photos, small.info.preprocessing, "*/00.jpg"):
         found = small.infer(photo)
         top = found["logits"].argmax()
         assert found["evidence"].sum() + bias[top] == pytest.approx(found["logits"][top], abs=1e-4)
 
 
 def test_photos_for_8_bits_need_both_sides(quick: None, small_run: Path, small_photos: Path, tmp_path: Path):
-    with pytest.raises(FieldmarkError, match="--int8 needs photos that"):
+    with pytest.raises(FieldmarkError, match="--int8 needs training and validation images"):
         export_run.export_run(
             small_run / "bundle", tmp_path / "out", Reporter(quiet=True), photos=small_photos, int8=True
         )

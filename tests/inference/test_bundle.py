@@ -4,6 +4,7 @@ import io
 import json
 import shutil
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.dataset import Normalize
 from fieldmark.data.image import preprocess
 from fieldmark.inference import bundle
+from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import Classifier
 
 
@@ -46,9 +48,9 @@ def with_metadata(file: Path, value: str | None) -> None:
 def test_the_network_gives_the_logits_of_the_onnx(small_run: Path, small_photos: Path):
     network, info, classifier = bundle.load_network(small_run), bundle.read_info(small_run), Classifier(small_run)
     assert not network.training
-    normalise = Normalize(info["preprocessing"]["mean"], info["preprocessing"]["std"])
+    normalise = Normalize(tuple(info.preprocessing["mean"]), tuple(info.preprocessing["std"]))
     for file in sorted(small_photos.glob("*/0[0-4].jpg")):
-        photo = preprocess(file, info["preprocessing"])
+        photo = preprocess(file, info.preprocessing)
         with torch.inference_mode():
             logits = network(normalise(torch.from_numpy(photo)[None].permute(0, 3, 1, 2)))[0].numpy()
         np.testing.assert_allclose(logits, classifier.infer(photo)["logits"], rtol=0, atol=1e-5)
@@ -57,28 +59,28 @@ def test_the_network_gives_the_logits_of_the_onnx(small_run: Path, small_photos:
 def test_the_json_says_what_the_onnx_says(small_run: Path):
     info = bundle.read_info(small_run)
     assert info == bundle.read_info(small_run / "bundle") == Classifier(small_run).info
-    assert info["classes"] == ["cross, blue", "disc", "square"]
-    assert info["format"] == bundle.FORMAT_VERSION
-    assert info["preprocessing"]["size"] == 64
-    assert info.keys() >= {"temperature", "threshold", "network", "fingerprint", "versions"}
-    assert info["versions"].keys() >= {"fieldmark", "pillow", "onnxruntime"}
+    assert info.classes == ["cross, blue", "disc", "square"]
+    assert info.format == bundle.FORMAT_VERSION
+    assert info.preprocessing["size"] == 64
+    assert info.to_dict() == json.loads((small_run / "bundle" / "bundle.json").read_text())
+    assert (info.versions or {}).keys() >= {"fieldmark", "pillow", "onnxruntime"}
     metrics = json.loads((small_run / "metrics.json").read_text())
-    assert info["fingerprint"] == metrics["fingerprint"]
+    assert info.fingerprint == metrics["fingerprint"]
 
 
 @settings(max_examples=30)
 @given(name=st.text(st.characters(blacklist_categories=()), min_size=1))
 def test_any_class_name_comes_back(name: str, small_run: Path, tmp_path: Path):
     shutil.copy(small_run / "bundle" / "model.onnx", tmp_path)
-    info = bundle.read_info(small_run) | {"classes": [name, "other"]}
-    records.write_json(tmp_path / "bundle.json", info)
+    info = replace(bundle.read_info(small_run), classes=[name, "other"])
+    records.write_json(tmp_path / "bundle.json", info.to_dict())
     assert bundle.read_info(tmp_path) == info
 
 
 def test_a_later_version_is_refused(copy: Path):
     info = bundle.read_info(copy)
     kept = {file: (copy / file).read_bytes() for file in ("bundle.json", "model.onnx")}
-    later = info | {"format": 99}
+    later = info.to_dict() | {"format": 99}
     (copy / "bundle.json").write_text(json.dumps(later))
     with_metadata(copy / "model.onnx", json.dumps(later))
     for what in (Classifier, bundle.read_info, bundle.load_network):
@@ -91,11 +93,12 @@ def test_a_later_version_is_refused(copy: Path):
 
 @pytest.mark.parametrize("key", [*bundle.REQUIRED_KEYS, "format"])
 def test_missing_keys_are_refused(key: str, copy: Path, small_run: Path):
-    info = bundle.read_info(small_run)
-    for damaged in ({k: v for k, v in info.items() if k != key}, info | {key: None}):
+    data = bundle.read_info(small_run).to_dict()
+    for damaged in ({k: v for k, v in data.items() if k != key}, data | {key: None}):
         with pytest.raises(FieldmarkError):
-            bundle.validate_info(damaged, "x")
-    assert bundle.validate_info(info, "x") == info
+            BundleInfo.from_dict(damaged, "x")
+    later = data | {"added later": [1]}
+    assert BundleInfo.from_dict(later, "x").to_dict() == later, "keys of later versions are passed on"
 
 
 @pytest.mark.parametrize(

@@ -108,9 +108,9 @@ def test_top(classifier: Classifier, alone: dict[str, Prediction], top: int):
 def test_the_threshold_decides_what_is_known(small_run: Path, alone: dict[str, Prediction]):
     classifier = Classifier(small_run)
     path = next(iter(alone))
-    score = float(classifier.infer(preprocess(path, classifier.info["preprocessing"]))["known_score"])
+    score = float(classifier.infer(preprocess(path, classifier.info.preprocessing))["known_score"])
     for least, known in ((score, True), (score + 1e-4, False)):
-        classifier.info = classifier.info | {"threshold": least}
+        classifier.info = replace(classifier.info, threshold=least)
         assert classifier.predict(path)[0].known is known
 
 
@@ -146,7 +146,7 @@ def test_what_is_done_is_left_out(classifier: Classifier, alone: dict[str, Predi
 
 
 def test_several_at_once_are_as_they_are_alone(classifier: Classifier, alone: dict[str, Prediction]):
-    photos = [preprocess(path, classifier.info["preprocessing"]) for path in list(alone)[:5]]
+    photos = [preprocess(path, classifier.info.preprocessing) for path in list(alone)[:5]]
     for one, photo in zip(classifier.infer_batch(np.stack(photos)), photos, strict=True):
         for name, value in classifier.infer(photo).items():
             np.testing.assert_allclose(one[name], value, rtol=0, atol=1e-4 if name == "evidence" else 1e-5)

@@ -49,6 +49,6 @@ def test_without_validation_photos_or_a_class():
 
 def test_the_bundle_gives_it_back(small_run):
     known, info = bundle.load_ood_scorer(small_run), bundle.read_info(small_run)
-    assert known.centroids.shape[0] == len(info["classes"])
-    torch.testing.assert_close(known.centroids.norm(dim=1), torch.ones(len(info["classes"])))
-    assert 0 <= info["threshold"] < 1
+    assert known.centroids.shape[0] == len(info.classes)
+    torch.testing.assert_close(known.centroids.norm(dim=1), torch.ones(len(info.classes)))
+    assert 0 <= info.threshold < 1

@@ -6,7 +6,8 @@ import pytest
 
 from fieldmark.core.progress import Reporter
 from fieldmark.evaluation.evaluate import evaluate
-from fieldmark.pipeline.finish import TOLERANCE, check_export_agreement
+from fieldmark.exporters.onnx import TOLERANCE, ExportCheck
+from fieldmark.pipeline.finish import check_export_agreement
 
 
 @pytest.mark.parametrize(
@@ -20,7 +21,7 @@ from fieldmark.pipeline.finish import TOLERANCE, check_export_agreement
     ],
 )
 def test_a_difference_is_told(difference: float, agreement: float | None, says: str | None):
-    found = check_export_agreement({"max_difference": difference, "label_agreement": agreement, "photos": 32})
+    found = check_export_agreement(ExportCheck(difference, agreement, images=32))
     assert found == [] if says is None else len(found) == 1 and says in found[0]
 
 

@@ -69,7 +69,7 @@ def test_the_batch_is_measured(classifier):
 
 
 def test_the_layer_covers_what_the_overlay_covers(classifier, small_photos: Path):
-    photo = preprocess(next(small_photos.glob("*/*.jpg")), classifier.info["preprocessing"])
+    photo = preprocess(next(small_photos.glob("*/*.jpg")), classifier.info.preprocessing)
     evidence = classifier.infer(photo)["evidence"]
     drawn = overlay.heatmap_layer(evidence, photo.shape[0])
     laid = Image.alpha_composite(Image.fromarray(photo).convert("RGBA"), drawn).convert("RGB")

@@ -51,6 +51,6 @@ def test_a_run_so_trained_answers_alike_everywhere(small_photos, tmp_path):
     recipe = SMALL.replace(standardise=True, epochs=1, batch=8, schedule="steps", decay_all=True)
     run = fieldmark.train(small_photos, recipe, out=tmp_path / "run")
     assert run.metrics["export"]["label_agreement"] == 1 and run.metrics["export"]["max_difference"] < 1e-4
-    mean = fieldmark.load(run.folder).info["preprocessing"]["mean"]
+    mean = fieldmark.load(run.folder).info.preprocessing["mean"]
     assert mean != list(build_network(SMALL, 2).preprocessing.mean)
     assert fieldmark.inference.bundle.load_network(run.folder / "bundle").preprocessing.mean == tuple(mean)

@@ -26,5 +26,6 @@ def export(
     from fieldmark.exporters import export_run
 
     result = export_run.export_run(run, out, Reporter(), photos=photos, int8=int8, openvino=openvino)
-    print(io.to_json(result) if as_json else "\n".join(map(sanitize_for_terminal, export_run.format_report(result))))
-    raise typer.Exit(0 if export_run.is_equivalent(result) else 1)
+    lines = [io.to_json(result.to_dict())] if as_json else map(sanitize_for_terminal, export_run.format_report(result))
+    print("\n".join(lines))
+    raise typer.Exit(0 if result.is_equivalent else 1)

@@ -30,12 +30,15 @@ def test_closing_shows_the_figures_and_the_settings(begin, shown, tmp_path: Path
 
 def test_the_graph_shows_the_operations_by_module(begin, shown, tmp_path: Path):
     from fieldmark.exporters.onnx import export_onnx
+    from fieldmark.inference.bundle import make_info
     from fieldmark.models import build
     from fieldmark.models.ood import OODScorer
 
     (tmp_path / "bundle").mkdir()
-    info = {"preprocessing": {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32}, "temperature": 1.0}
-    export_onnx(build("resnet18", classes=2), OODScorer(torch.zeros(2, 512)), info, tmp_path / "bundle" / "model.onnx")
+    network = build("resnet18", classes=2)
+    preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32}
+    info = make_info(network, ["a", "b"], preprocessing, 1.0, 0.0, "none")
+    export_onnx(network, OODScorer(torch.zeros(2, 512)), info, tmp_path / "bundle" / "model.onnx")
     begin(tmp_path, 0, Recipe())[0].close(FIGURES, Recipe())
     drawn = shown(tmp_path).Graph().node
     nodes = {node.name: node for node in drawn}
