@@ -25,14 +25,14 @@ docs: .venv/dev
 
 # What runs needs; PyTorch is by far the largest part.
 .venv/demo: pyproject.toml constraints.txt
-	@echo "Installing Fieldmark and PyTorch into .venv: about DEMO_MB MB to download, a few minutes."
+	@echo "Installing Fieldmark and PyTorch into .venv: about 3,200 MB to download, a few minutes."
 	$(PYTHON) -m venv .venv
 	$(INSTALL) '.[demo]'
 	touch $@
 
 # What developing needs on top.
 .venv/dev: pyproject.toml constraints.txt
-	@echo "Installing Fieldmark, PyTorch and the tools for development into .venv: about DEV_MB MB to download."
+	@echo "Installing Fieldmark, PyTorch and the tools for development into .venv: about 3,600 MB to download."
 	$(PYTHON) -m venv .venv
 	$(INSTALL) '.[dev]'
 	touch $@ .venv/demo

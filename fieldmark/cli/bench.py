@@ -1,23 +1,58 @@
-"""A network -> how fast it is on this machine: 10 runs to warm up, 100 timed."""
+"""The speed of a network on this machine: 10 warm-up runs, 100 timed."""
 
-import statistics
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
 from fieldmark.core import runtime
+from fieldmark.core.timing import measure
 
 WARMUP_RUNS, TIMED_RUNS = 10, 100
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """The measured speed of a network.
+
+    Attributes:
+        image_size: pixels of a side.
+        time_training: whether a run is a forward and backward pass with a step of SGD, or a forward pass alone.
+        mean_seconds, sd_seconds: of a run, that is of one batch.
+    """
+
+    network: str
+    batch: int
+    image_size: int
+    time_training: bool
+    device: str
+    mean_seconds: float
+    sd_seconds: float
+
+    @property
+    def images_per_second(self) -> float:
+        return self.batch / self.mean_seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "network": self.network,
+            "batch": self.batch,
+            "image_size": self.image_size,
+            "train": self.time_training,
+            "device": self.device,
+            "mean_s": self.mean_seconds,
+            "sd_s": self.sd_seconds,
+            "images_per_s": self.images_per_second,
+        }
 
 
 @runtime.torch_settings()
 def benchmark_network(
     network: str, batch: int, image_size: int | None, time_training: bool, log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Seconds of one forward pass (with `training`, of a whole step) of a batch of random photos.
+) -> Benchmark:
+    """Time a network on a batch of random images of its own size or `image_size`.
 
-    Prints a line every 10 runs as the Inception-v3 benchmark does (docs/recipes.md, digits).
+    Logs a line every 10 runs as the Inception-v3 benchmark does (docs/recipes.md, digits).
     """
     import torch
 
@@ -28,34 +63,27 @@ def benchmark_network(
     model = build(network).to(device).to(memory_format=torch.channels_last).train(time_training)
     size = image_size or model.preprocessing.size
     check_image_size(model, size)
-    photos = torch.randn(batch, model.spec.channels, size, size, device=device).to(memory_format=torch.channels_last)
+    images = torch.randn(batch, model.spec.channels, size, size, device=device).to(memory_format=torch.channels_last)
     labels = torch.zeros(batch, dtype=torch.long, device=device)
     optimizer = torch.optim.SGD(model.parameters(), lr=1e-6)
 
-    def run_step() -> None:
+    def run() -> None:
         if time_training:
             optimizer.zero_grad()
-            torch.nn.functional.cross_entropy(model(photos), labels).backward()
+            torch.nn.functional.cross_entropy(model(images), labels).backward()
             optimizer.step()
         else:
             with torch.inference_mode():
-                model(photos)
+                model(images)
         if device == "cuda":
             torch.cuda.synchronize()
 
-    durations = []
-    for step in range(WARMUP_RUNS + TIMED_RUNS):
-        start = time.perf_counter()
-        run_step()
-        duration = time.perf_counter() - start
-        if step >= WARMUP_RUNS:
-            durations.append(duration)
-            if (step - WARMUP_RUNS) % 10 == 0:
-                log(f"{datetime.now():%H:%M:%S}: step {step - WARMUP_RUNS}, duration = {duration:.3f}")
-    mean, sd = statistics.fmean(durations), statistics.stdev(durations)
+    def on_run(step: int, seconds: float) -> None:
+        if step % 10 == 0:
+            log(f"{datetime.now():%H:%M:%S}: step {step}, duration = {seconds:.3f}")
+
+    timed = measure(run, runs=TIMED_RUNS, warmup=WARMUP_RUNS, on_run=on_run)
     label = "Forward-backward" if time_training else "Forward"
-    log(f"{datetime.now():%H:%M:%S}: {label} across {TIMED_RUNS} steps, {mean:.3f} +/- {sd:.3f} sec / batch")
-    return {
-        "network": network, "batch": batch, "image_size": size, "train": time_training, "device": device,
-        "mean_s": mean, "sd_s": sd, "images_per_s": batch / mean,
-    }  # fmt: skip
+    summary = f"{timed.mean:.3f} +/- {timed.sd:.3f} sec / batch"
+    log(f"{datetime.now():%H:%M:%S}: {label} across {TIMED_RUNS} steps, {summary}")
+    return Benchmark(network, batch, size, time_training, device, timed.mean, timed.sd)

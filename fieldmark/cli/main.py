@@ -1,4 +1,4 @@
-"""Command line -> one plain function per verb; JSON on stdout, everything for people on stderr, exit codes 0, 1, 2."""
+"""The command line: JSON on stdout, everything for people on stderr, exit codes 0, 1, 2."""
 
 import atexit
 import gc
@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from fieldmark.cli.commands import exporting, making, networks, serving, using
+from fieldmark.cli.commands import data, exporting, networks, serving, train, using
 from fieldmark.cli.options import SHARED_FIELDS, with_recipe_options
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import log_to_stderr
@@ -24,16 +24,18 @@ app = typer.Typer(
 )
 
 UsageError: Any = typer.BadParameter.__base__
+EXTRAS = {"pyarrow": "parquet", "openvino": "openvino", "fsspec": "ray", "ray": "ray", "optuna": "search"}
+"""Package -> the extra that installs it; `train` has the others."""
 EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
 
 
-app.command()(with_recipe_options(making.look))
-app.command()(with_recipe_options(making.check, "group_by", "split_file", "apply", "crop_boxes", "lang"))
-app.command()(with_recipe_options(making.train))
-app.command()(with_recipe_options(making.pack, "group_by", "split_file", "apply", "seed"))
+app.command()(with_recipe_options(data.look))
+app.command()(with_recipe_options(data.check, "group_by", "split_file", "apply", "crop_boxes", "lang"))
+app.command()(with_recipe_options(train.train))
+app.command()(with_recipe_options(data.pack, "group_by", "split_file", "apply", "seed"))
 app.command()(using.evaluate)
-app.command()(with_recipe_options(making.compare, *SHARED_FIELDS))
-app.command()(with_recipe_options(making.search))
+app.command()(with_recipe_options(train.compare, *SHARED_FIELDS))
+app.command()(with_recipe_options(train.search))
 app.command()(using.predict)
 app.command()(using.explain)
 app.command()(using.report)
@@ -41,16 +43,12 @@ app.command()(exporting.export)
 app.command()(serving.serve)
 app.command()(with_recipe_options(networks.zoo, "attention", "after", "head", "aux", "image_size", "channels"))
 app.command()(networks.bench)
-app.command()(making.demo)
+app.command()(train.demo)
 
 
 def main() -> None:
-    """Entry point: errors that people can mend are one line and exit code 2, never a traceback."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
-    if "--json" in sys.argv and isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(encoding="utf-8")  # JSON is UTF-8, whatever the terminal's language
+    """Entry point. An error is one line on stderr and exit code 2, never a traceback."""
+    _configure_streams()
     atexit.register(gc.freeze)  # or Python visits all objects of PyTorch for two seconds before it ends
     try:
         with log_to_stderr():
@@ -59,26 +57,39 @@ def main() -> None:
         if code == EXIT_INTERRUPTED:
             raise KeyboardInterrupt
         sys.exit(code)
-    except UsageError as error:
-        message = f"{error.format_message()} (`fieldmark --help`, `fieldmark VERB --help` list what there is)"
-    except FieldmarkError as error:
-        message = str(error)
-    except ModuleNotFoundError as error:
-        if error.name is not None and error.name.startswith("fieldmark"):
-            raise
-        extras = {"pyarrow": "parquet", "openvino": "openvino", "fsspec": "ray", "ray": "ray", "optuna": "search"}
-        message = f"this needs {error.name}: pip install 'fieldmark[{extras.get(error.name or '', 'train')}]'"
-    except KeyboardInterrupt:
-        message = "stopped; a training goes on with --resume"
     except BrokenPipeError:  # `fieldmark zoo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
-    except OSError as error:
-        prefix = f"{error.filename}: " if error.filename else ""
-        message = f"{prefix}{error.strerror or error}; give it room or access, and go on (a training by --resume)"
-    except Exception as error:
-        if os.environ.get("FIELDMARK_DEBUG"):
-            traceback.print_exc()
-        message = f"a fault of Fieldmark: {type(error).__name__}: {error} (FIELDMARK_DEBUG=1 shows where)"
+    except (Exception, KeyboardInterrupt) as error:
+        message = _message_for(error)
     print("fieldmark: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
+
+
+def _configure_streams() -> None:
+    """Any file name can be printed, and JSON is UTF-8, whatever the terminal's encoding."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+    if "--json" in sys.argv and isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8")
+
+
+def _message_for(error: BaseException) -> str:
+    """What is wrong and what to do, for people."""
+    match error:
+        case FieldmarkError():
+            return str(error)
+        case UsageError():
+            return f"{error.format_message()} (see `fieldmark --help` and `fieldmark COMMAND --help`)"
+        case ModuleNotFoundError(name=str(name)) if not name.startswith("fieldmark"):
+            return f"this needs {name}: pip install 'fieldmark[{EXTRAS.get(name, 'train')}]'"
+        case KeyboardInterrupt():
+            return "interrupted; continue a training with --resume"
+        case OSError():
+            prefix = f"{error.filename}: " if error.filename else ""
+            advice = "free disk space or fix permissions, then continue (a training with --resume)"
+            return f"{prefix}{error.strerror or error}; {advice}"
+    if os.environ.get("FIELDMARK_DEBUG"):
+        traceback.print_exception(error)
+    return f"internal error: {type(error).__name__}: {error} (FIELDMARK_DEBUG=1 shows where)"

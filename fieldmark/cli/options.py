@@ -1,19 +1,22 @@
-"""Words of the command line that several verbs share: their arguments, and the settings of a recipe as options."""
+"""Arguments and options that several commands share, and the fields of a recipe as options."""
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
 
+from fieldmark.core import io
+from fieldmark.core.progress import LOGGER
+from fieldmark.core.text import sanitize_for_terminal
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
 
 PhotosArgument = Annotated[
     str,
     typer.Argument(
-        metavar="PHOTOS", help="Folder with a folder of photos per class, or with train/, val/ and test/ of them."
+        metavar="PHOTOS", help="Folder with a folder of images per class, or with train/, val/ and test/ of them."
     ),
 ]
 ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A run, its bundle, or an exported .onnx file.")]
@@ -22,13 +25,38 @@ SHARED_FIELDS = tuple(
     for name in Recipe.model_fields
     if name not in ("quality", "backbone", "attention", "after", "head", "aux", "folds", "fold")
 )
-"""The settings that several networks can share."""
-CHECK_OUT_HELP = "New folder for a page of all findings and a CSV to decide in."
+"""The fields of a recipe that several networks can share."""
+CHECK_OUT_HELP = "New folder for a page of all issues and a CSV for decisions."
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
 
+RecipeOption = Annotated[
+    str | None,
+    typer.Option(
+        "--recipe", metavar="NAME|FILE", help="A named recipe (docs/recipes.md) or a YAML file; options override it."
+    ),
+]
+ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted one.")]
+
+
+def make_recipe(name: str | None, settings: dict[str, Any]) -> Recipe:
+    """The recipe of that name or file, overridden by the options that were given."""
+    overrides = {field: value for field, value in settings.items() if value is not None}
+    return recipes.read_recipe(name).replace(**overrides) if name else Recipe(**overrides)
+
+
+def print_result(data: Any, lines: Iterable[str], warnings: Iterable[str], as_json: bool) -> None:
+    """The result on stdout, as one JSON document (which holds the warnings) or as lines with the warnings on stderr."""
+    if as_json:
+        print(io.to_json(data))
+        return
+    for warning in warnings:
+        LOGGER.warning("%s", sanitize_for_terminal(warning))
+    print("\n".join(map(sanitize_for_terminal, lines)))
+
+
 def with_recipe_options(command: Callable[..., None], *names: str) -> Callable[..., None]:
-    """The verb with an option for each of these fields of Recipe (without names, for all) in place of `**settings`."""
+    """The command with an option for each of these fields of Recipe (by default all) in place of `**settings`."""
     command_parameters = [
         p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
     ]

@@ -1,7 +1,5 @@
-"""The zoo -> what people read: the table of networks, the layers of one, what its attention adds, photos a second."""
+"""Tables of the zoo: all networks, or the layers of one and what its attention adds."""
 
-import statistics
-import time
 from collections.abc import Iterable, Sequence
 from itertools import groupby
 from operator import itemgetter
@@ -12,17 +10,18 @@ from rich.console import Console
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
+from fieldmark.core.timing import measure
 
 TableRow = dict[str, Any]
 
 
 def list_networks(name_filter: str, measure_speed: bool) -> tuple[list[TableRow], str]:
-    """A row per network of the zoo whose name holds `like`, and their table; `timed` adds `images_per_s`, measured."""
+    """Rows and table of the networks whose name contains `name_filter`; `measure_speed` adds `images_per_s`."""
     from fieldmark.models import VARIANTS, profile
 
     names = [name for name in VARIANTS if name_filter in name]
     if not names:
-        raise FieldmarkError(f"no network's name holds {name_filter!r}: `fieldmark zoo` lists them all")
+        raise FieldmarkError(f"no network's name contains {name_filter!r}: `fieldmark zoo` lists them all")
     rows = [row.to_dict() for row in profile.network_table(names)]
     if measure_speed:
         with Reporter().progress_bar("timing", "networks") as advance:
@@ -35,7 +34,7 @@ def list_networks(name_filter: str, measure_speed: bool) -> tuple[list[TableRow]
 def describe_network(
     spec_text: str, *, image_size: int | None = None, **build_options: Any
 ) -> tuple[list[TableRow], str]:
-    """A row per layer of a network (`fieldmark.models.profile.layers`), and their table; `settings` go to `build`."""
+    """Rows and table of the layers of a network; `build_options` go to `build`."""
     import torch
 
     from fieldmark.models import build, profile, spec
@@ -44,36 +43,31 @@ def describe_network(
         model = build(spec_text, **build_options)
     size = image_size or model.preprocessing.size
     rows = [row.to_dict() for row in profile.layer_table(model, size)]
-    input_shape = f"photos of {model.spec.channels} x {size} x {size}"
+    input_shape = f"images of {model.spec.channels} x {size} x {size}"
     return rows, _format_layers(rows, f"{spec.format_network(model.spec)}: {input_shape}, {model.spec.classes} classes")
 
 
 @runtime.torch_settings()
 def measure_throughput(name: str, seconds: float = 2.0) -> float:
-    """Photos a second of the network's own size, one at a time: by the median of so many seconds, of 3 at least."""
+    """Images per second of a network at its own size, one at a time: the median over `seconds`, of 3 runs or more."""
     import torch
 
     from fieldmark.models import build
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    net = build(name).eval().to(device).to(memory_format=torch.channels_last)
-    size = net.preprocessing.size
-    photo = torch.randn(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
-    times: list[float] = []
+    model = build(name).eval().to(device).to(memory_format=torch.channels_last)
+    size = model.preprocessing.size
+    image = torch.randn(1, 3, size, size, device=device).to(memory_format=torch.channels_last)
     with torch.inference_mode():
-        net(photo).cpu()
-        while sum(times) < seconds or len(times) < 3:
-            start = time.perf_counter()
-            net(photo).cpu()  # waits for the device
-            times.append(time.perf_counter() - start)
-    return 1 / statistics.median(times)
+        timed = measure(lambda: model(image).cpu(), min_seconds=seconds)  # .cpu() waits for the device
+    return 1 / timed.median
 
 
 # ---- text
 
 
 def _format_networks(rows: Sequence[TableRow]) -> str:
-    """The networks under their papers; with speeds in place of the weights' sources, for the sake of 80 columns."""
+    """The networks under their papers; speeds take the place of the weights' sources, to fit 80 columns."""
     timed = "images_per_s" in rows[0]
     header_cells = ["network", "params", "MACs", "input", "top-1", "images/s" if timed else "weights"]
     cells = [
@@ -94,13 +88,13 @@ def _format_networks(rows: Sequence[TableRow]) -> str:
     text = [(header, "dim")]
     for paper, paper_lines in by_paper.items():
         text += [("", ""), (paper, "bold"), *((line, "") for line in paper_lines)]
-    text += [("", ""), ("Of 1000 classes each. `fieldmark zoo NETWORK` shows the layers of one;", "dim")]
-    text += [("NETWORK may also be timm:NAME, any of timm's. Weights of pip are there; others", "dim")]
-    return _render_styled([*text, ("are fetched once, or given by --weights FILE.", "dim")])
+    text += [("", ""), ("With 1000 classes each. `fieldmark zoo NETWORK` shows the layers of one;", "dim")]
+    text += [("NETWORK may also be timm:NAME, any of timm's. Weights from pip are installed;", "dim")]
+    return _render_styled([*text, ("others are downloaded once, or given by --weights FILE.", "dim")])
 
 
 def _format_layers(rows: Sequence[TableRow], title: str) -> str:
-    """The layers, their sum, and what each kind of attention adds to the rest."""
+    """The layers, their sum, and what each kind of attention adds."""
     cells = [
         [
             row["name"],
@@ -115,7 +109,7 @@ def _format_layers(rows: Sequence[TableRow], title: str) -> str:
     names = ["layer", "output", "params", "MACs", "trained in", "attention"]
     params, macs = (sum(row[key] for row in rows) for key in ("params", "macs"))
     header, *lines, last = _align_columns(
-        [names, *cells, ["together", "", _format_count(params), _format_count(macs), "", ""]], left=(0, 4, 5)
+        [names, *cells, ["total", "", _format_count(params), _format_count(macs), "", ""]], left=(0, 4, 5)
     )
     attention_lines = _format_attention_cost([gate for row in rows for gate in row["attention"]], params, macs)
     layer_lines = [(line, "") for line in lines]
@@ -125,7 +119,7 @@ def _format_layers(rows: Sequence[TableRow], title: str) -> str:
 
 
 def _format_attention_cost(gates: Iterable[TableRow], params: int, macs: int) -> list[str]:
-    """What each kind of attention adds to the network without it, which has so many params and macs with it."""
+    """What each kind of attention adds to the network; `params` and `macs` are those of the network with it."""
     cells = []
     kinds = sorted(gates, key=lambda gate: (not gate["own"], gate["in_place_of_own"], gate["kind"]))
     for (own, replaces_own, kind), group in groupby(kinds, key=itemgetter("own", "in_place_of_own", "kind")):
@@ -152,7 +146,7 @@ def _format_attention_cost(gates: Iterable[TableRow], params: int, macs: int) ->
 def _trained_phases(row: TableRow) -> str:
     if not row["params"]:
         return ""
-    return "never" if row["frozen_in_phase_2"] else "phase 2" if row["frozen"] else "phases 1, 2"
+    return "never" if row["frozen_in_phase_2"] else "fine-tuning" if row["frozen"] else "both phases"
 
 
 def _format_count(count: int) -> str:
@@ -160,7 +154,7 @@ def _format_count(count: int) -> str:
 
 
 def _align_columns(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> list[str]:
-    """Lines of columns as wide as their widest cell; columns of those numbers begin at the left, others end right."""
+    """Lines of columns as wide as their widest cell; the columns with the indices in `left` are left-aligned."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return [
         "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(row, widths, strict=True)))
@@ -169,7 +163,7 @@ def _align_columns(rows: Sequence[Sequence[str]], left: tuple[int, ...]) -> list
 
 
 def _render_styled(lines: Sequence[tuple[str, str]]) -> str:
-    """Lines in their styles, which show on a terminal alone; captured, so that a closed pipe is the caller's matter."""
+    """The lines as text, with their styles on a terminal. Captured, so that the caller meets a closed pipe."""
     console = Console(highlight=False, emoji=False)
     with console.capture() as captured:
         for line, style in lines:

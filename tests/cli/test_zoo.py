@@ -63,22 +63,22 @@ def test_layers_of_a_network(here):
     assert all(row.keys() == LAYER for row in layers)
     assert layers[-1]["shape"] == [5] and layers[0]["frozen"] and not layers[-1]["frozen"]
     title, _, header, *lines = here(*words).out.splitlines()
-    assert title == "resnet18+attention=se+after=-1:mask: photos of 3 x 64 x 64, 5 classes"
+    assert title == "resnet18+attention=se+after=-1:mask: images of 3 x 64 x 64, 5 classes"
     assert header.split() == ["layer", "output", "params", "MACs", "trained", "in", "attention"]
     body = dict(zip([row["name"] for row in layers], lines, strict=False))
     assert all(line.startswith(name) for name, line in body.items())
-    assert re.split(r"\s{2,}", body["layer1.0"])[1:] == ["64 x 16 x 16", "74,564", "18,874,880", "phase 2", "se"]
-    assert "phases 1, 2" in body["after_layer4"] and "phases 1, 2" in body["head"]
+    assert re.split(r"\s{2,}", body["layer1.0"])[1:] == ["64 x 16 x 16", "74,564", "18,874,880", "fine-tuning", "se"]
+    assert "both phases" in body["after_layer4"] and "both phases" in body["head"]
     assert f"{sum(row['params'] for row in layers):,}" in lines[len(layers)]
 
 
 def test_what_attention_adds_is_the_difference(here):
-    def together(*words: str) -> list[int]:
+    def total(*words: str) -> list[int]:
         out = here("zoo", "seresnet50", "--image-size", 64, *words).out
-        (line,) = (line for line in out.splitlines() if line.startswith("together"))
+        (line,) = (line for line in out.splitlines() if line.startswith("total"))
         return [int(number.replace(",", "")) for number in line.split()[1:]]
 
-    bare, plain, more = together("--attention", "none"), together(), together("--attention", "eca", "--after", "0:mask")
+    bare, plain, more = total("--attention", "none"), total(), total("--attention", "eca", "--after", "0:mask")
     lines = here("zoo", "seresnet50", "--image-size", 64, "--attention", "eca", "--after", "0:mask").out.splitlines()[
         -3:
     ]
@@ -96,8 +96,8 @@ def test_what_attention_adds_is_the_difference(here):
 def test_frozen_layers_are_never_trained(here):
     lines = here("zoo", "resnet18").out.splitlines()
     marks = {line.split()[0]: line for line in lines if line}
-    assert "never" in marks["conv1"] and "never" in marks["layer2.1"] and "phase 2" in marks["layer3.0"]
-    assert not re.search("never|phase", marks["relu"])  # has nothing to train
+    assert "never" in marks["conv1"] and "never" in marks["layer2.1"] and "fine-tuning" in marks["layer3.0"]
+    assert not re.search("never|phase|fine", marks["relu"])  # has nothing to train
 
 
 def test_refusals(here):
