@@ -244,7 +244,7 @@ def test_demo(here, small_photos, tmp_path, monkeypatch):
             rows.append(f"{label[0]}{photo.name}  {probability}   mono\n")
     (data / "labels.csv").write_text("".join(rows))
     quick = partial(Recipe, image_size=64, train_size=64, batch=8, frozen_epochs=2)
-    monkeypatch.setattr("fieldmark.cli.commands.making.Recipe", quick)
+    monkeypatch.setattr("fieldmark.cli.commands.train.Recipe", quick)
     monkeypatch.syspath_prepend(tmp_path)
     again = [here("demo", "--out", tmp_path / "run", "--budget", "1s", "--json") for _ in range(2)]
     assert [done.code for done in again] == [0, 0], again[0].err

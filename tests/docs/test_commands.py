@@ -15,7 +15,7 @@ import pytest
 import torch
 import typer.main
 from containers import cub
-from fieldmark.cli.commands.making import _make_recipe
+from fieldmark.cli.options import make_recipe
 from PIL import Image
 from served import running
 
@@ -93,7 +93,7 @@ def test_every_command_of_a_tutorial_can_be_given(page: Path, at_hand: Path):
                 assert file is None or Path(file).parts[0] in files, (words, file)
         if "recipe" in given:
             settings = {field.name: given[field.name] for field in dataclasses.fields(Recipe) if field.name in given}
-            recipe = _make_recipe(given["recipe"], settings)
+            recipe = make_recipe(given["recipe"], settings)
             recipe = dataclasses.replace(recipe, weights="none", backbone=recipe.backbone or "efficientnet_lite0")
             with torch.device("meta"):
                 build_network(recipe, 3)
