@@ -15,12 +15,12 @@ import pytest
 import torch
 import typer.main
 from containers import cub
-from fieldmark.cli.options import make_recipe
 from PIL import Image
 from served import running
 
 import fieldmark
 from fieldmark.cli.main import app
+from fieldmark.cli.options import make_recipe
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.model_factory import build_network
 
