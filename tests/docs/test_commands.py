@@ -3,7 +3,6 @@
 The slow tests follow the tutorials, too, from top to bottom.
 """
 
-import dataclasses
 import re
 import shlex
 import shutil
@@ -20,7 +19,6 @@ from served import running
 
 import fieldmark
 from fieldmark.cli.main import app
-from fieldmark.cli.options import make_recipe
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.model_factory import build_network
 
@@ -78,6 +76,11 @@ def at_hand(small_photos: Path, drawing, tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path
 
 
+def several(given: Any) -> list[Any]:
+    """None, one word or several of the command line, as a list."""
+    return list(given) if isinstance(given, list | tuple) else [] if given is None else [given]
+
+
 @pytest.mark.parametrize("page", PAGES[1:], ids=lambda page: page.stem)
 def test_every_command_of_a_tutorial_can_be_given(page: Path, at_hand: Path):
     """Each is parsed, its files are there or made by a command before it, its recipe and its networks can be built."""
@@ -89,15 +92,15 @@ def test_every_command_of_a_tutorial_can_be_given(page: Path, at_hand: Path):
         given = verb.make_context(words[0], list(words[1:])).params
         verbs.append(words[0])
         for name in ("photos", "inputs", "run", "model", "apply"):
-            for file in given[name] if isinstance(given.get(name), list) else [given.get(name)]:
-                assert file is None or Path(file).parts[0] in files, (words, file)
+            for file in several(given.get(name)):
+                assert Path(file).parts[0] in files, (words, file)
         if "recipe" in given:
-            settings = {field.name: given[field.name] for field in dataclasses.fields(Recipe) if field.name in given}
-            recipe = make_recipe(given["recipe"], settings)
-            recipe = dataclasses.replace(recipe, weights="none", backbone=recipe.backbone or "efficientnet_lite0")
+            settings = {name: given[name] for name in Recipe.model_fields if name in given}
+            recipe = _make_recipe(given["recipe"], settings)
+            recipe = recipe.replace(weights="none", backbone=recipe.backbone or "efficientnet_lite0")
             with torch.device("meta"):
                 build_network(recipe, 3)
-        for network in given["network"] or [] if "network" in given else []:
+        for network in several(given.get("network")):
             with torch.device("meta"):
                 fieldmark.build(network)
         files |= {str(given[name]) for name in ("out", "csv") if given.get(name)}

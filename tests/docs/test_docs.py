@@ -5,6 +5,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from pkgutil import resolve_name
 from unittest.mock import patch
 
 import pytest
@@ -115,6 +116,15 @@ def test_every_option_that_a_page_names_is_one():
     for page in (*pages, DOCS.parent / "README.md"):
         named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
         assert named - known - torchrun - {"--logdir", "--help", "--batch"} == set(), page.name
+
+
+def test_the_reference_names_what_is_there():
+    named = [
+        name
+        for page in DOCS.glob("reference/*.md")
+        for name in re.findall(r"^\.\. auto\w+:: (\S+)", page.read_text(encoding="utf-8"), re.MULTILINE)
+    ]
+    assert named and all(resolve_name(name) is not None for name in named)
 
 
 @pytest.mark.slow
