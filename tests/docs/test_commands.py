@@ -96,7 +96,7 @@ def test_every_command_of_a_tutorial_can_be_given(page: Path, at_hand: Path):
                 assert Path(file).parts[0] in files, (words, file)
         if "recipe" in given:
             settings = {name: given[name] for name in Recipe.model_fields if name in given}
-            recipe = _make_recipe(given["recipe"], settings)
+            recipe = make_recipe(given["recipe"], settings)
             recipe = recipe.replace(weights="none", backbone=recipe.backbone or "efficientnet_lite0")
             with torch.device("meta"):
                 build_network(recipe, 3)
