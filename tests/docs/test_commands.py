@@ -19,6 +19,7 @@ from served import running
 
 import fieldmark
 from fieldmark.cli.main import app
+from fieldmark.cli.options import make_recipe
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.model_factory import build_network
 
