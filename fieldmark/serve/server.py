@@ -17,7 +17,7 @@ from fieldmark.inference.classifier import Classifier
 from fieldmark.serve.app import create_app
 from fieldmark.serve.batcher import Batcher
 from fieldmark.serve.limits import Limits
-from fieldmark.serve.middleware import JsonFormatter
+from fieldmark.serve.middleware import JsonFormatter, ServiceMiddleware
 
 DRAIN_SECONDS = 1.0
 """Seconds between the signal to end and the closed door, in which clients are told to close their connections; and as
@@ -57,8 +57,9 @@ def serve(
     Image.MAX_IMAGE_PIXELS = limits.max_pixels  # what decoding holds photos against
     _configure_json_logging()
     batcher = Batcher(classifier)
+    middleware = create_app(batcher, limits, token, origins)
     config = uvicorn.Config(
-        create_app(batcher, limits, token, origins),
+        middleware,
         access_log=False,
         log_config=None,
         server_header=False,
@@ -68,19 +69,22 @@ def serve(
     name, bound_port = listener.getsockname()[:2]
     on_ready(f"http://[{name}]:{bound_port}" if ":" in name else f"http://{name}:{bound_port}")
     try:
-        _DrainingServer(config).run(sockets=[listener])
+        _DrainingServer(config, middleware).run(sockets=[listener])
     finally:
         batcher.close()
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn's, with a last call: a connection that it closes while a client writes would lose that request."""
+    """uvicorn's, with a drain period: a connection that it closes while a client writes would lose that request."""
+
+    def __init__(self, config: uvicorn.Config, middleware: ServiceMiddleware) -> None:
+        super().__init__(config)
+        self.middleware = middleware
 
     def handle_exit(self, sig: int, frame: Any) -> None:
-        middleware: Any = self.config.app
-        if not middleware.ready:  # asked twice
+        if not self.middleware.is_ready:  # the second signal
             self.should_exit = self.force_exit = True
-        middleware.ready = False
+        self.middleware.is_ready = False
         asyncio.get_running_loop().call_later(DRAIN_SECONDS, setattr, self, "should_exit", True)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

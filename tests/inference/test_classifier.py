@@ -7,8 +7,10 @@ import random
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 
 import fieldmark
@@ -150,6 +152,45 @@ def test_several_at_once_are_as_they_are_alone(classifier: Classifier, alone: di
     for one, photo in zip(classifier.infer_batch(np.stack(photos)), photos, strict=True):
         for name, value in classifier.infer(photo).items():
             np.testing.assert_allclose(one[name], value, rtol=0, atol=1e-4 if name == "evidence" else 1e-5)
+
+
+# ---- execution providers
+
+
+@pytest.mark.parametrize(
+    ("installed", "broken", "used"),
+    [
+        (["CPUExecutionProvider"], False, ["CPUExecutionProvider"]),
+        (["AzureExecutionProvider", "CPUExecutionProvider"], False, ["CPUExecutionProvider"]),
+        (
+            ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"],
+            False,
+            ["CUDAExecutionProvider", "CPUExecutionProvider"],
+        ),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], True, ["CPUExecutionProvider"]),
+    ],
+)
+def test_a_gpu_is_used_where_onnxruntime_supports_it(
+    installed: list[str], broken: bool, used: list[str], small_run: Path, alone, monkeypatch: pytest.MonkeyPatch
+):
+    """A GPU without a working driver falls back to the CPU, without a word on stdout."""
+    create, sessions = onnxruntime.InferenceSession, []
+
+    def session(model: str, options: Any, providers: list[tuple[str, dict[str, str]]], **others: Any) -> Any:
+        names = [name for name, _ in providers]
+        sessions.append(names)
+        if broken and "CUDAExecutionProvider" in names:
+            raise RuntimeError("no driver")
+        return create(model, options, providers=["CPUExecutionProvider"], **others)
+
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: installed)
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    classifier = Classifier(small_run)
+    assert sessions[-1] == used and len(sessions) == 1 + broken
+    path, prediction = next(iter(alone.items()))
+    assert classifier.predict(path) == [prediction]
+    Classifier(small_run, providers=["CPUExecutionProvider"])
+    assert sessions[-1] == ["CPUExecutionProvider"]
 
 
 # ---- what is no model
