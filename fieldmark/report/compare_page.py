@@ -77,7 +77,7 @@ def write_compare_page(comparison: Comparison, out: Path, language: Language = E
     context = {
         "name": out.resolve().name,
         "rows": comparison.rows,
-        "answers": list(describe_differences(comparison, language)),
+        "sentences": list(describe_differences(comparison, language)),
         "charts": list(map(Markup, charts)),
     }
     html.write_page(files[0], "compare.html.j2", context, language)

@@ -115,7 +115,7 @@ def _template_context(
         "classes": classes,
         "title": wording.page_title(classes, language),
         "tested": bool(run_metrics.get("test")),
-        "figures": split_metrics,
+        "split_metrics": split_metrics,
         "folds": [fold["test"] for fold in run_metrics.get("folds") or [] if fold.get("test")],
         "summary": wording.summarize(run_metrics, language),
         "baseline": wording.majority_baseline(split_metrics),
@@ -177,7 +177,7 @@ def _example_images(
     sheet = examples.class_sheet_rows(hardest, predictions, tiles) if files else []
     return {
         "pictured": files is not None,
-        "answers": len(predictions),
+        "n_predictions": len(predictions),
         "mistaken": len(wrong),
         "flagged": sum(not one.known for one in wrong),
         "mistakes": tiles.with_pictures(wrong[:MAX_MISTAKES]),

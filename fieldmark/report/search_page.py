@@ -65,7 +65,7 @@ def write_search_page(result: SearchResult, out: Path, language: Language = ENGL
         "name": out.resolve().name,
         "rows": sorted(result.trials, key=_rank),
         "names": names,
-        "answers": describe_search(result, language),
+        "sentences": describe_search(result, language),
         "chart": Markup(_trials_chart(result.trials, language)),
         "run": str(result.run),
     }
