@@ -3,6 +3,7 @@
 import atexit
 import json
 import os
+import pickle
 import shlex
 import shutil
 import subprocess
@@ -10,9 +11,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 # Workers of pytest-xdist have a core each, and so have the processes that they start: two threads on it would wait for
 # each other. What a test says of threads and bits holds for one thread as for two. Before numpy is imported, whose
@@ -25,6 +27,7 @@ if CORES and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
 
@@ -33,21 +36,58 @@ CHECKS = (HealthCheck.too_slow, HealthCheck.function_scoped_fixture)
 settings.register_profile("fieldmark", deadline=None, suppress_health_check=CHECKS)
 settings.load_profile("fieldmark")
 
-# No test, nor a process that one starts, writes into the cache of whoever runs it.
-os.environ["FIELDMARK_CACHE"] = tempfile.mkdtemp(prefix="fieldmark-")
-atexit.register(shutil.rmtree, os.environ["FIELDMARK_CACHE"], ignore_errors=True)
+# No test, nor a process that one starts, writes into the cache of whoever runs it. The workers share one.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    os.environ["FIELDMARK_CACHE"] = tempfile.mkdtemp(prefix="fieldmark-")
+    atexit.register(shutil.rmtree, os.environ["FIELDMARK_CACHE"], ignore_errors=True)
+
+T = TypeVar("T")
+
+
+@contextmanager
+def running_on(cores: list[int]) -> Iterator[None]:
+    """This process, and those that it starts, run on these cores."""
+    if not cores:
+        yield
+        return
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, cores)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 @pytest.fixture(scope="module")
 def all_cores() -> Iterator[None]:
     """All of the machine's cores again, from here to the end of the module: for what needs several."""
-    if not CORES:
+    with running_on(CORES):
         yield
-        return
-    own = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, CORES)
-    yield
-    os.sched_setaffinity(0, own)
+
+
+@pytest.fixture(scope="session")
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], T]], T]:
+    """A name and a function that fills a folder -> what the function returns.
+
+    The workers share the folder: the first that needs it makes it, the other waits. It is made on the worker's core,
+    under `all_cores` too, so that the bits are the same whoever makes it.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    common = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "common"
+
+    def make(name: str, function: Callable[[Path], T]) -> T:
+        place, result = common / name, common / f"{name}.pickle"
+        common.mkdir(exist_ok=True)
+        with FileLock(common / f"{name}.lock"):
+            if not result.exists():
+                shutil.rmtree(place, ignore_errors=True)
+                place.mkdir()
+                with running_on(OWN):
+                    made = function(place)
+                result.write_bytes(pickle.dumps(made))
+        return pickle.loads(result.read_bytes())
+
+    return make
 
 
 LONG = (
@@ -106,30 +146,30 @@ def synthetic(kind: int, number: int) -> Image.Image:
 
 
 @pytest.fixture(scope="session")
-def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_photos(make_once) -> Path:
     """Three classes of 16 synthetic photos of about 96 x 72 pixels, which a network tells apart at once."""
-    folder = tmp_path_factory.mktemp("small") / "photos"
-    for kind, label in enumerate(("disc", "square", "cross, blue")):
-        (folder / label).mkdir(parents=True)
-        for number in range(16):
-            synthetic(kind, number).save(folder / label / f"{number:02}.jpg", quality=90)
-    return folder
+
+    def draw(folder: Path) -> Path:
+        for kind, label in enumerate(("disc", "square", "cross, blue")):
+            (folder / "photos" / label).mkdir(parents=True)
+            for number in range(16):
+                synthetic(kind, number).save(folder / "photos" / label / f"{number:02}.jpg", quality=90)
+        return folder / "photos"
+
+    return make_once("small", draw)
 
 
 @pytest.fixture(scope="session")
-def small_run(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_run(small_photos: Path, make_once) -> Path:
     """The folder of a finished run on `small_photos`, through both phases; never write into it."""
-    import fieldmark
 
-    recipe, out = fieldmark.Recipe(image_size=64, train_size=64, epochs=1, batch=8), tmp_path_factory.mktemp("run")
-    had = os.sched_getaffinity(0) if CORES else CORES
-    if CORES:  # under `all_cores` it would have other bits
-        os.sched_setaffinity(0, OWN)
-    try:
-        return fieldmark.train(small_photos, recipe, out=out / "run").folder
-    finally:
-        if CORES:
-            os.sched_setaffinity(0, had)
+    def train(folder: Path) -> Path:
+        import fieldmark
+
+        recipe = fieldmark.Recipe(image_size=64, train_size=64, epochs=1, batch=8)
+        return fieldmark.train(small_photos, recipe, out=folder / "run").folder
+
+    return make_once("run", train)
 
 
 @dataclass(frozen=True)
@@ -198,18 +238,16 @@ def tiny_options() -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def trained(
-    small_photos: Path,
-    small_options: list[str],
-    tmp_path_factory: pytest.TempPathFactory,
-    command: Callable[..., Done],
-) -> tuple[Path, Done]:
+def trained(small_photos: Path, small_options: list[str], make_once, command: Callable[..., Done]) -> tuple[Path, Done]:
     """What `small_run` is, made on the command line: its folder and how the command ended; never write into it.
 
     The folder is there, but without a checkpoint: --resume then starts anew.
     """
-    out = tmp_path_factory.mktemp("trained")
-    return out, command("train", small_photos, "--out", out, "--resume", "--json", *small_options)
+
+    def train(folder: Path) -> tuple[Path, Done]:
+        return folder, command("train", small_photos, "--out", folder, "--resume", "--json", *small_options)
+
+    return make_once("trained", train)
 
 
 @dataclass(frozen=True)
