@@ -10,7 +10,7 @@ from typing import Any
 
 import typer
 
-from fieldmark.cli.commands import data, exporting, networks, serving, train, using
+from fieldmark.cli.commands import data, evaluate, networks, train, use
 from fieldmark.cli.options import SHARED_FIELDS, with_recipe_options
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import log_to_stderr
@@ -33,14 +33,14 @@ app.command()(with_recipe_options(data.look))
 app.command()(with_recipe_options(data.check, "group_by", "split_file", "apply", "crop_boxes", "lang"))
 app.command()(with_recipe_options(train.train))
 app.command()(with_recipe_options(data.pack, "group_by", "split_file", "apply", "seed"))
-app.command()(using.evaluate)
+app.command()(evaluate.evaluate)
 app.command()(with_recipe_options(train.compare, *SHARED_FIELDS))
 app.command()(with_recipe_options(train.search))
-app.command()(using.predict)
-app.command()(using.explain)
-app.command()(using.report)
-app.command()(exporting.export)
-app.command()(serving.serve)
+app.command()(use.predict)
+app.command()(evaluate.explain)
+app.command()(evaluate.report)
+app.command()(use.export)
+app.command()(use.serve)
 app.command()(with_recipe_options(networks.zoo, "attention", "after", "head", "aux", "image_size", "channels"))
 app.command()(networks.bench)
 app.command()(train.demo)
