@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fieldmark.cli.options import JsonOption, ModelArgument
+from fieldmark.cli.options import JsonOption, ModelArgument, print_result
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
