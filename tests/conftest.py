@@ -172,6 +172,19 @@ def small_run(small_photos: Path, make_once) -> Path:
     return make_once("run", train)
 
 
+@pytest.fixture(scope="session")
+def crops_model(small_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of `small_run`, with the metadata of a training with --crop-boxes."""
+    onnx = pytest.importorskip("onnx")
+    model = onnx.load(small_run / "bundle" / "model.onnx")
+    (entry,) = (entry for entry in model.metadata_props if entry.key == "fieldmark")
+    info = json.loads(entry.value)
+    info["preprocessing"]["boxes"] = True
+    entry.value = json.dumps(info)
+    onnx.save(model, file := tmp_path_factory.mktemp("crops") / "model.onnx")
+    return file
+
+
 @dataclass(frozen=True)
 class Done:
     """How a command ended."""

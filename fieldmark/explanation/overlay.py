@@ -117,6 +117,7 @@ def predict_with_heatmaps(
     Raises FieldmarkError where the folder exists.
     """
     io.require_new(out, "--heatmap")
+    classifier.warn_about_crops()
     used_names = dict[str, int]()
 
     def predict_one(item: tuple[str, ImageSource]) -> tuple[Prediction, Image.Image | None]:

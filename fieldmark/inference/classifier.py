@@ -1,6 +1,7 @@
 """Image -> prediction without torch: decode, run `model.onnx`, apply the out-of-distribution threshold."""
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -24,8 +25,13 @@ GPU_PROVIDERS = {"CUDAExecutionProvider": {"use_tf32": "0"}, "ROCMExecutionProvi
 """Execution providers of onnxruntime that are used where they are installed, in this order, with their options: those
 that compute in FP32, so that labels are those of the CPU, and from several threads. TensorRT, MIGraphX, CoreML and
 OpenVINO may compute in lower precision or compile anew for each batch size; DirectML allows one thread only."""
+CROPS_WARNING = (
+    "the model was trained on images cropped to bounding boxes (--crop-boxes), but images to predict come without "
+    "boxes: crop them to the object first"
+)
 ModelOutputs = dict[str, np.ndarray]
 """Outputs of the model for one image: probabilities and logits (classes,), evidence (h, w), known_score ()."""
+logger = logging.getLogger("fieldmark.inference")
 
 
 def create_session(
@@ -89,6 +95,7 @@ class Classifier:
         self.info = BundleInfo.from_dict(info, self.file)
         self.classes = self.info.classes
         self.output_names = [output.name for output in self.session.get_outputs()]
+        self._has_warned = False
 
     def infer(self, image: np.ndarray) -> ModelOutputs:
         """The outputs for one image, uint8 (size, size, 3) from `preprocess`; for any thread."""
@@ -137,10 +144,17 @@ class Classifier:
         self, photos: Iterable[str | Path | bytes], top: int = 5, skip: Callable[[str], bool] = lambda path: False
     ) -> Iterator[Prediction]:
         """As `predict`, one by one; images for whose path `skip` is true are left out."""
+        self.warn_about_crops()
         sources = (source for source in find_images(photos) if not skip(source[0]))
         yield from ordered_map(
             lambda item: self.predict_source(item[0], item[1], top), sources, runtime.available_cpus()
         )
+
+    def warn_about_crops(self) -> None:
+        """Log a warning, once, if the model was trained on crops to bounding boxes: it predicts whole images."""
+        if self.info.is_trained_on_crops and not self._has_warned:
+            self._has_warned = True
+            logger.warning(CROPS_WARNING)
 
     def read_model_card(self) -> str | None:
         """The model card of the run, if it lies beside the bundle."""

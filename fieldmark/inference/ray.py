@@ -22,6 +22,7 @@ from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.locate import ContainedImage, ImageSource, RemoteImage, UnreadableSource, find_images, is_url
 from fieldmark.inference import bundle
+from fieldmark.inference.classifier import CPU, Classifier
 from fieldmark.inference.prediction import Prediction
 
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE, BLOCKS_PER_GROWTH_STEP = 200, 2_000, 100
@@ -56,6 +57,7 @@ class RayPredictor:
         """What `Classifier.stream` gives, in any order. Raises FieldmarkError for a cluster without processors."""
         import pyarrow as arrow
 
+        Classifier(self.file, CPU).warn_about_crops()
         ray, address = self.ray, self.address
         init_options: dict[str, Any] = (
             {"address": address} if address else {"address": "local", "num_cpus": runtime.available_cpus()}
@@ -115,12 +117,10 @@ class _PredictorActor:
     def __init__(self, model: list[Any], top: int) -> None:  # in a list, or Ray would pass the bytes themselves
         import ray
 
-        from fieldmark.inference.classifier import Classifier
-
         with tempfile.TemporaryDirectory() as folder:
             file = Path(folder) / "model.onnx"
             file.write_bytes(ray.get(model[0]))
-            self.classifier = Classifier(file)
+            self.classifier = Classifier(file, CPU)  # or every actor would open the machine's GPU
         self.top = top
 
     def __call__(self, photos: Any) -> dict[str, list[str]]:

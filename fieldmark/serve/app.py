@@ -114,6 +114,7 @@ def create_app(
         values = info.to_dict()
         card_data = {name: values[name] for name in public_keys if name in values}
         card_data["network"] = info.network.get("backbone")
+        card_data["trained_on_crops"] = info.is_trained_on_crops
         limit_values = {"bytes": limits.max_body_bytes, "photos": limits.max_photos, "pixels": limits.max_pixels}
         return card_data | {"limits": limit_values, "text": batcher.classifier.read_model_card()}
 

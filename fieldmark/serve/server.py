@@ -13,11 +13,11 @@ from PIL import Image
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.classifier import CROPS_WARNING, Classifier
 from fieldmark.serve.app import create_app
 from fieldmark.serve.batcher import Batcher
 from fieldmark.serve.limits import Limits
-from fieldmark.serve.middleware import JsonFormatter, ServiceMiddleware
+from fieldmark.serve.middleware import JsonFormatter, ServiceMiddleware, logger
 
 DRAIN_SECONDS = 1.0
 """Seconds between the signal to end and the closed door, in which clients are told to close their connections; and as
@@ -56,6 +56,8 @@ def serve(
     classifier, listener = Classifier(model), bind_socket(host, port)
     Image.MAX_IMAGE_PIXELS = limits.max_pixels  # what decoding holds photos against
     _configure_json_logging()
+    if classifier.info.is_trained_on_crops:
+        logger.warning(CROPS_WARNING)
     batcher = Batcher(classifier)
     middleware = create_app(batcher, limits, token, origins)
     config = uvicorn.Config(

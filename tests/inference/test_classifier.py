@@ -154,6 +154,24 @@ def test_several_at_once_are_as_they_are_alone(classifier: Classifier, alone: di
             np.testing.assert_allclose(one[name], value, rtol=0, atol=1e-4 if name == "evidence" else 1e-5)
 
 
+# ---- a model trained on crops to bounding boxes
+
+
+def test_a_model_trained_on_crops_warns_once(
+    crops_model: Path, small_run: Path, small_photos: Path, tmp_path: Path, here, caplog: pytest.LogCaptureFixture
+):
+    photo = next(small_photos.glob("*/*.jpg"))
+    classifier = fieldmark.load(crops_model)
+    predictions = [classifier.predict(photo) for _ in range(2)]
+    assert predictions[0] == predictions[1] == fieldmark.load(small_run).predict(photo)
+    assert [(record.levelname, record.name) for record in caplog.records] == [("WARNING", "fieldmark.inference")]
+    for options in (["--json"], ["--heatmap", tmp_path / "maps", "--json"], ["--csv", tmp_path / "predictions.csv"]):
+        done = here("predict", crops_model, photo, photo, *options)
+        assert done.code == 0 and done.err.count("warning: the model was trained on images cropped") == 1
+        assert here("predict", small_run, photo, "--json").err == ""
+    assert len(json.loads(here("predict", crops_model, photo, "--json").out)) == 1
+
+
 # ---- execution providers
 
 

@@ -7,14 +7,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
+import onnxruntime
 import pytest
 
 from fieldmark.core.progress import Reporter
 from fieldmark.data.locate import ContainedImage, RemoteImage, UnreadableSource
 from fieldmark.data.pack import write_shards
 from fieldmark.inference import ray
-from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.classifier import CROPS_WARNING, Classifier
 
 pytest.importorskip("ray")
 pytestmark = pytest.mark.usefixtures("all_cores")
@@ -60,6 +63,31 @@ def test_the_answers_are_those_of_the_plain_predictor(small_run: Path, small_pho
     plain = [prediction.to_dict() for prediction in Classifier(small_run).predict(list(map(str, photos)), top=2)]
     assert sorted(done.json, key=lambda row: row["path"]) == sorted(plain, key=lambda row: row["path"])
     assert len(plain) == 48 + 48 + 2 + 2 and sum("error" in row for row in plain) == 3
+
+
+def test_the_actors_use_the_cpu_where_there_is_a_gpu(small_run: Path, monkeypatch: pytest.MonkeyPatch):
+    create, used = onnxruntime.InferenceSession, []
+
+    def session(model: str, options: Any, providers: list[tuple[str, dict[str, str]]], **others: Any) -> Any:
+        used.append([name for name, _ in providers])
+        return create(model, options, providers=["CPUExecutionProvider"], **others)
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+    monkeypatch.setitem(sys.modules, "ray", SimpleNamespace(get=bytes))
+    ray._PredictorActor([(small_run / "bundle" / "model.onnx").read_bytes()], 1)
+    assert used == [["CPUExecutionProvider"]]
+
+
+def test_a_model_trained_on_crops_warns_once(
+    crops_model: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("ray.init", lambda **options: 1 / 0)  # after the warning
+    with pytest.raises(ZeroDivisionError):
+        next(ray.RayPredictor(crops_model).stream(["a.jpg", "b.jpg"]))
+    assert [record.getMessage() for record in caplog.records] == [CROPS_WARNING]
 
 
 @pytest.mark.slow

@@ -75,12 +75,14 @@ def choose(page: Any, *files: Path) -> Any:
     return page.locator(".card")
 
 
-def answers(classes: list[str], crop: float = 1.0, known: bool = True, text: str = "") -> Callable[[Any], None]:
+def answers(
+    classes: list[str], crop: float = 1.0, known: bool = True, text: str = "", **more: Any
+) -> Callable[[Any], None]:
     """Lets the page hear of other classes: a `before` of `visit`."""
     top = [{"label": label, "confidence": 0.61 / 2**n} for n, label in enumerate(classes[:5])]
     answer = {"path": "x", **top[0], "known": known, "top": top, "evidence": LAYER}
     seen, limits = {"size": 64, "crop": crop}, {"bytes": 2**21}
-    card = {"classes": classes, "network": "net", "preprocessing": seen, "limits": limits, "text": text}
+    card = {"classes": classes, "network": "net", "preprocessing": seen, "limits": limits, "text": text} | more
 
     def before(page: Any) -> None:
         page.route("**/card", lambda route: route.fulfill(json=card))
@@ -168,6 +170,15 @@ def test_what_cannot_be_read_or_shown_or_sent_is_told(visit, served: str, tmp_pa
     page = visit(served, answers(["a"]))  # takes 2 MiB
     page.on("request", lambda request: pytest.fail("was sent"))
     expect(choose(page, large).locator(".label")).to_contain_text("3.0 MiB, more than the 2.0 MiB")
+
+
+@pytest.mark.parametrize(("locale", "words"), [("en-US", "cropped to the object"), ("zh-CN", "裁剪到目标")])
+def test_it_names_a_training_on_crops(visit, served: str, locale: str, words: str) -> None:
+    page = visit(served, answers(["a"], trained_on_crops=True), locale=locale)
+    expect(page.locator("#crops")).to_contain_text(words)
+    page = visit(served, answers(["a"], trained_on_crops=False), locale=locale)
+    expect(page.locator("#question")).not_to_be_empty()
+    expect(page.locator("#crops")).to_be_hidden()
 
 
 def test_none_of_these_is_said_plainly(visit, served: str, photo: Path) -> None:

@@ -14,9 +14,11 @@ from typing import Any
 
 import httpx2 as httpx
 import pytest
+from served import running
 
 import fieldmark
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.inference.classifier import CROPS_WARNING
 from fieldmark.serve.server import bind_socket
 
 
@@ -61,7 +63,16 @@ def test_the_card(served: str, small_run: Path):
         assert card[name] == info[name]
     assert card["text"] == (small_run / "card.md").read_text()
     assert card["limits"] == {"bytes": 32 * 2**20, "photos": 32, "pixels": 50_000_000}
-    assert card["network"] == "efficientnet_lite0"
+    assert card["network"] == "efficientnet_lite0" and card["trained_on_crops"] is False
+
+
+def test_a_model_trained_on_crops_warns_once_and_its_card_says_so(crops_model: Path, small_photos: Path):
+    with running(crops_model) as server:
+        for file in photos(small_photos, 2):
+            httpx.post(f"{server.url}/predict", files=form(file))
+        assert httpx.get(f"{server.url}/card").json()["trained_on_crops"] is True
+        warnings = [line["event"] for line in server.lines() if line["level"] == "WARNING"]
+    assert warnings == [CROPS_WARNING]
 
 
 def test_health_and_metrics(served: str, small_photos: Path):

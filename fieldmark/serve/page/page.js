@@ -23,6 +23,7 @@ const TEXTS = {
     closed: "This server wants a token.", wrong: "That is not the token of this server.", about: "About this model",
     network: "network", input: "sees", pixels: "{n} × {n} pixels", classes: "Classes ({n})", card: "Model card",
     middle: "{n} × {n} pixels: the middle {share} of the shorter side",
+    crops: "The model was trained on images cropped to the object: crop your photos in the same way.",
   },
   zh: {
     title: "照片里是什么？", few: "{names}？", many: "可分辨 {n} 个类别。", other: "English", choose: "选择照片", take: "拍照",
@@ -35,6 +36,7 @@ const TEXTS = {
     too_large: "{size} MiB，超过服务器上限 {limit} MiB，未发送。", gone: "这是文件夹，或文件已不存在。", token: "访问令牌",
     enter: "继续", closed: "此服务器需要访问令牌。", wrong: "访问令牌不正确。", about: "关于此模型", network: "网络",
     input: "输入", pixels: "{n} × {n} 像素", classes: "类别（{n}）", card: "模型卡", middle: "{n} × {n} 像素，取短边中间的 {share}",
+    crops: "该模型使用裁剪到目标的图像训练：请先将照片裁剪到目标区域再上传。",
   },
 };
 
@@ -259,9 +261,10 @@ function tally() {
 }
 
 function describe() {
-  const { classes, network, preprocessing: { size: n, crop }, text } = info;
+  const { classes, network, preprocessing: { size: n, crop }, trained_on_crops: trainedOnCrops, text } = info;
   const names = new Intl.ListFormat(LOCALES[language], { type: "disjunction" }).format(classes);
   at("question").textContent = say(classes.length > NAMED ? "many" : "few", { n: classes.length, names });
+  at("crops").hidden = !trainedOnCrops;
   at("network").textContent = network;
   at("input").textContent = say(crop < 1 ? "middle" : "pixels", { n, share: percent(crop) });
   at("classes-title").textContent = say("classes", { n: classes.length });
