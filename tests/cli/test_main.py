@@ -87,7 +87,7 @@ def test_train(trained):
     assert found["seconds"].keys() >= {"decode", "features", "phase1", "phase2", "evaluate", "report", "other"}
     assert Path(found["bundle"]) == run / "bundle" and Path(found["bundle"]).is_dir()
     assert sum(found["seconds"].values()) <= done.seconds
-    doubts = "worth a second look"  # of labels: so few photos are hard to judge
+    doubts = "likely label error"  # so few images are hard to learn
     assert [text for text in found["warnings"] if doubts not in text] == []
     assert "Warning" not in done.err  # Python's, of libraries: nothing that a person could see to
 
@@ -101,7 +101,7 @@ def test_train_again_over_a_finished_run(here, trained, small_photos):
     same_words = here("train", small_photos, "--out", run, "--resume", "--json", "--image-size", 64, "--epochs", 1)
     assert same_words.json == done.json
     other_words = here("train", small_photos, "--out", run, "--resume", "--image-size", 96)
-    assert "begun with --image-size 64, not 96" in other_words.refusal
+    assert "was started with --image-size 64, not 96" in other_words.refusal
     assert {file: file.stat().st_mtime_ns for file in run.rglob("*")} == before
 
 
@@ -118,7 +118,7 @@ WRONG = {
     "option": ("--epoch 3", "--epoch"),
     "recipe file": ("--recipe {here}/none.yaml", "cannot read the recipe"),
     "recipe name": ("--recipe classical", "the recipes that come with Fieldmark: "),
-    "size to begin with": ("--image-size 64 --start-size 64", "--start-size is 64, but photos are trained on at 64"),
+    "size to begin with": ("--image-size 64 --start-size 64", "--start-size is 64, but training images have 64 pixels"),
     "recipe key": ("--recipe {here}/key.yaml", "'epoch' is no setting of a recipe; epochs?"),
     "weights file": ("--weights {here}/none.safetensors", "none.safetensors"),
     "weights of others": ("--weights {here}/others.safetensors", "does not fit"),
@@ -161,7 +161,7 @@ def test_evaluate_on_other_classes(here, small_run, small_photos, tmp_path):
     assert "star" in unknown and "cross, blue, square" in missing
     assert done.json["n"] == 16
     (tmp_path / "photos" / "disc").rename(tmp_path / "photos" / "moon")
-    assert "of a class that" in here("evaluate", small_run, tmp_path / "photos").refusal
+    assert "is of a class of" in here("evaluate", small_run, tmp_path / "photos").refusal
 
 
 # ---- predict
@@ -251,7 +251,7 @@ def test_demo(here, small_photos, tmp_path, monkeypatch):
     assert again[0].json == again[1].json and again[0].json["classes"] == ["defective", "functional"]
     assert len(list((tmp_path / "run-photos" / "defective").iterdir())) == 8
     assert (
-        "names the right one of 2 classes" in here("demo", "--out", tmp_path / "run", "--budget", "1s").out
+        "the accuracy over 2 classes is" in here("demo", "--out", tmp_path / "run", "--budget", "1s").out
     )  # a line a person understands
 
 
@@ -266,12 +266,12 @@ def test_ctrl_c_is_one_line(here, monkeypatch, small_photos):
     assert "--resume" in here("check", small_photos).refusal
 
 
-def test_a_fault_of_ours_is_one_line_too(here, monkeypatch, small_photos):
+def test_an_internal_error_is_one_line_too(here, monkeypatch, small_photos):
     def faulty(*_, **__):
         raise RuntimeError("two\nlines")
 
     monkeypatch.setattr("fieldmark.data.decisions.read_catalog", faulty)
-    assert "a fault of Fieldmark: RuntimeError: two lines" in here("check", small_photos).refusal
+    assert "internal error: RuntimeError: two lines" in here("check", small_photos).refusal
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs /dev/full")
