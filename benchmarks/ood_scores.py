@@ -1,7 +1,7 @@
-"""Which score tells strangers best? Those that were tried for `known_score`, on the runs that strangers.py has left.
+"""Which score tells strangers best? Those that were tried for `known_score`, on the runs that ood.py has left.
 
-    python benchmarks/strangers.py --work RUNS --seeds 3 --epochs 0
-    python benchmarks/known_scores.py --work RUNS
+    python benchmarks/ood.py --work RUNS --seeds 3 --epochs 0
+    python benchmarks/ood_scores.py --work RUNS
 
 For each score the threshold lets 90 % of the validation photos through; told are the means over the runs: its own test
 photos answered, near and far strangers rejected, and near ones where just 90 % of its own test photos are answered.
@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from scipy.special import logsumexp, softmax
 from sklearn.covariance import ledoit_wolf
-from strangers import PHOTOS
+from ood import PHOTOS
 
 from fieldmark.core import runtime
 from fieldmark.data.dataset import Normalize

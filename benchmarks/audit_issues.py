@@ -1,7 +1,7 @@
 """How much of what is planted does `fieldmark check` find: near-duplicates and wrong labels in a copy of birds100.
 
-    python benchmarks/findings.py ../shared/data/birds100/train
-    python benchmarks/findings.py ../shared/data/birds100/train --seeds 5 --quick
+    python benchmarks/audit_issues.py ../shared/data/birds100/train
+    python benchmarks/audit_issues.py ../shared/data/birds100/train --seeds 5 --quick
 
 A row a seed: of 100 planted near-duplicates (20 each resized to 50-150 %, JPEG quality 30-95, cropped by 5 %, +-20 %
 brightness, mirrored) how many lie in a cluster with their original; how many pairs of other photos were called the

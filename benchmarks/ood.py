@@ -1,6 +1,6 @@
 """Does it say when it does not know? Bird species it was not trained on (near), waste (far), and its own (known).
 
-    python benchmarks/strangers.py --work RUNS --seeds 3 --budget 2m
+    python benchmarks/ood.py --work RUNS --seeds 3 --budget 2m
 
 Of birds100's species 20 are left out, others for each seed; the rest is trained as `fieldmark train` does, with its
 threshold from the validation photos. Shown are the test photos of its own species, those of the species left out, and

@@ -1,6 +1,6 @@
 """Same photo, same answer: a run's test photos through torch, model.onnx, further exports and a server.
 
-    python benchmarks/everywhere.py RUN [EXPORT...]
+    python benchmarks/same_predictions.py RUN [EXPORT...]
 
 A row for each way: on how many photos its label is that of model.onnx, the largest difference of a probability, and its
 accuracy. Pixels are compared first: those decoded from the file, from its bytes, and again.
