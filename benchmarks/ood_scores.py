@@ -15,9 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from ood import PHOTOS
 from scipy.special import logsumexp, softmax
 from sklearn.covariance import ledoit_wolf
-from ood import PHOTOS
 
 from fieldmark.core import runtime
 from fieldmark.data.dataset import Normalize
