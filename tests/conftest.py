@@ -247,7 +247,8 @@ def small_options() -> list[str]:
 @pytest.fixture(scope="session")
 def tiny_options() -> list[str]:
     """The quickest training there is: from scratch, on 32 x 32 pixels; what it learns is worth nothing."""
-    return shlex.split("--backbone resnet18 --weights none --image-size 32 --train-size 32 --epochs 1 --batch 8")
+    network = "--backbone vgg11_mnist --head linear --weights none"
+    return shlex.split(f"{network} --image-size 32 --train-size 32 --epochs 1 --batch 8")
 
 
 @pytest.fixture(scope="session")

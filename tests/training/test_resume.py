@@ -1,6 +1,7 @@
 """SIGKILL anywhere, then --resume: the same weights and the same history as a run that nobody disturbed, to the bit."""
 
 import csv
+import json
 import random
 import shlex
 import signal
@@ -13,6 +14,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from fieldmark.data.dataset import iter_eval_batches
@@ -65,6 +67,9 @@ IN_32_BITS = shlex.split(
     "--image-size 64 --train-size 64 --batch 8 --epochs 2 --precision 32 --schedule plateau --optimizer adam"
     " --imbalance weights --unfreeze all --ema 0.9 --frozen-epochs 0"
 )
+AUXILIARY_HEADS = shlex.split(
+    "--backbone googlenet --aux --weights none --image-size 32 --train-size 32 --batch 12 --epochs 2"
+)
 
 # Options, and in order: where the run dies, with the phase and the step that its checkpoint then stands at.
 RUNS: dict[str, tuple[list[str], list[tuple[Job, tuple[int, int] | None]]]] = {
@@ -107,6 +112,7 @@ RUNS: dict[str, tuple[list[str], list[tuple[Job, tuple[int, int] | None]]]] = {
             (in_step(2, 5), (2, 5)),
         ],
     ),
+    "auxiliary heads": (AUXILIARY_HEADS, [(in_step(2, 1), (2, 1)), (in_step(2, 3), (2, 3))]),
 }
 
 
@@ -147,6 +153,8 @@ def test_a_run_killed_everywhere_ends_like_an_undisturbed_one(
         assert standing(tmp_path / "run") == expected, job
     assert start(tmp_path / "run", options).code == 0
     assert same(tmp_path / "run", undisturbed(options)[0])
+    names = load_file(tmp_path / "run" / "trained.safetensors")
+    assert any(".aux1." in name for name in names) == ("--aux" in options)
 
 
 @pytest.mark.slow
@@ -173,7 +181,22 @@ def test_a_loader_that_dies_costs_a_line_and_nothing_else(start, undisturbed, tm
     assert same(tmp_path / "run", undisturbed(AS_IT_COMES)[0])
 
 
-# The same with the real command, to the end.
+def same_to_the_end(out: Path, other: Path) -> None:
+    for name in ("bundle/model.safetensors", "split.csv", "predictions.csv"):
+        assert (out / name).read_bytes() == (other / name).read_bytes(), name
+    tested, expected = (json.loads((run / "metrics.json").read_text())["test"] for run in (out, other))
+    assert tested == expected and history(out) == history(other)
+
+
+def test_a_finishing_run_goes_on_to_the_same_bundle(start, small_photos, small_options, trained, here, tmp_path: Path):
+    ended = start(tmp_path / "run", small_options, whole=True, **behind("finish.bundle", "save"))
+    assert ended.code == -signal.SIGKILL, ended.said
+    assert "has not finished" in here("predict", tmp_path / "run", small_photos).refusal
+    assert start(tmp_path / "run", small_options, whole=True).code == 0
+    same_to_the_end(tmp_path / "run", trained[0])
+
+
+# The same with the real command.
 STOPPING = """
 import sys, time
 from pathlib import Path
@@ -196,16 +219,10 @@ main.main()
 """
 
 
-@pytest.mark.parametrize(
-    "places",
-    [
-        pytest.param([behind("finish.bundle", "save")], id="bundle"),
-        pytest.param([in_step(2, 2), behind("finish.bundle", "save")], marks=pytest.mark.slow, id="step and bundle"),
-    ],
-)
-def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, trained, command, tmp_path: Path, places):
+@pytest.mark.slow
+def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, trained, command, tmp_path: Path):
     words = ["train", str(small_photos), "--out", str(tmp_path / "run"), "--resume", "--json", *small_options]
-    for k, place in enumerate(places):
+    for k, place in enumerate((in_step(2, 2), behind("finish.bundle", "save"))):
         marker = tmp_path / str(k)
         arguments = [sys.executable, "-c", STOPPING, str(marker), *place["dies"].values(), *words]
         with subprocess.Popen(arguments, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
@@ -218,10 +235,7 @@ def test_the_command_goes_on_to_the_same_bundle(small_photos, small_options, tra
         assert "has not finished" in command("predict", tmp_path / "run", small_photos).refusal
     done = command(*words)
     assert done.code == 0 and done.json["test"] == trained[1].json["test"]
-    runs = tmp_path / "run", trained[0]
-    for name in ("bundle/model.safetensors", "split.csv", "predictions.csv"):
-        assert (runs[0] / name).read_bytes() == (runs[1] / name).read_bytes(), name
-    assert history(runs[0]) == history(runs[1])
+    same_to_the_end(tmp_path / "run", trained[0])
 
 
 @pytest.mark.parametrize("ema", [0.0, 0.9])
