@@ -91,7 +91,8 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
 
 
 LONG = (
-    *("commands", "multiple_processes", "resume", "search", "ray", "main", "check", "full_disk", "train", "compare"),
+    *("commands", "multiple_processes", "resume", "main", "serve", "search", "check", "page", "settings", "compose"),
+    *("train", "compare", "full_disk", "onnx", "bad_input", "attacks", "ray", "zoo", "profile", "docs"),
 )
 """Modules that come first, or the worker that has one of them at the end lets the other wait."""
 

@@ -6,10 +6,15 @@ import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
-from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from fieldmark.data.splits import write_split_file
+from fieldmark.pipeline import prepare
+from fieldmark.report import run_report
+from fieldmark.report.run_report import write_report
 
 FULL = "No space left on device"
 
@@ -90,9 +95,9 @@ torch.onnx.export = lambda *_, **__: types.SimpleNamespace(model_proto=onnx.load
 # By the first part of their names: those that only get their name when they are whole, and those that do not need it.
 WHOLE = {
     *("recipe", "*", "pack", "audit", "packed", "quarantine", "split", "history", "train_features", "val_features"),
-    *("val_maps", "best", "checkpoint", "model", "bundle", "predictions", "metrics"),
+    *("val_maps", "best", "checkpoint", "model", "bundle", "predictions", "metrics", "report", "card", "curves"),
 }
-GROWING = {"log", "events", "report", "card", "curves"}
+GROWING = {"log", "events"}
 LARGE = {"*", "train_features", "val_features", "model", "report"}
 
 
@@ -125,20 +130,30 @@ def test_full_at_every_file_of_a_run(start, disk, small_options, trained, tmp_pa
     assert not list(run.rglob("*.half"))
 
 
-@pytest.mark.parametrize(
-    ("home", "victim"), [("pipeline.prepare", "write_split_file"), ("report.run_report", "write_report")]
-)
-def test_full_in_the_middle_of_a_file(here, small_photos, tiny_options, tmp_path, monkeypatch, home, victim):
-    """Half a split is no split, and half a report no finished run."""
-    module = import_module(f"fieldmark.{home}")
-    whole = getattr(module, victim)
-
-    def half(place, *others, **named):
-        whole(place, *others, **named)
-        file = place / "report.html" if place.is_dir() else place
-        os.truncate(file, file.stat().st_size // 2)
+def half_split(file: Path, catalog: Any, splits: list[str]) -> None:
+    def first_half() -> Iterator[str]:
+        yield from splits[: len(splits) // 2]
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
 
+    written: Any = first_half()
+    write_split_file(file, catalog, written)
+
+
+def half_report(run: Path, *others: Any, **named: Any) -> None:
+    file, *_ = write_report(run, *others, **named)
+    os.truncate(file, file.stat().st_size // 2)
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(file))
+
+
+@pytest.mark.parametrize(
+    ("module", "victim", "half"),
+    [(prepare, "write_split_file", half_split), (run_report, "write_report", half_report)],
+    ids=["split", "report"],
+)
+def test_full_in_the_middle_of_a_file(
+    here, small_photos, tiny_options, tmp_path, monkeypatch, module: Any, victim: str, half: Callable[..., None]
+):
+    """Half a split is no split, and half a report no finished run."""
     words = ["train", small_photos, "--out", tmp_path / "run", "--resume", "--json", *tiny_options]
     with monkeypatch.context() as patch:
         patch.setattr(module, victim, half)
