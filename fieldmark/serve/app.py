@@ -1,12 +1,12 @@
-"""Classifier + limits -> the application: the page, `POST /predict`, the card, health, metrics."""
+"""The web application: the page, `POST /predict`, the model's card, health, readiness and metrics."""
 
 import asyncio
 import hmac
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-from fastapi import Depends, FastAPI, Request
+from fastapi import Depends, FastAPI, Request, params
 from fastapi.exceptions import RequestValidationError
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import FileResponse, Response
@@ -16,130 +16,179 @@ from starlette.exceptions import HTTPException
 
 from fieldmark import __version__
 from fieldmark.core import io
+from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.prediction import Prediction
 from fieldmark.serve.batcher import Batcher
 from fieldmark.serve.limits import PHOTO_FIELD, Limits, RequestError, read_photos
-from fieldmark.serve.middleware import ServiceMiddleware
+from fieldmark.serve.middleware import ConcurrencyLimiter, Metrics, RequestStats, ServiceMiddleware
 
 PAGE_FOLDER = Path(__file__).with_name("page")
 PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
 PHOTO_SCHEMA = {"type": "array", "items": {"type": "string", "format": "binary"}}
 FORM_SCHEMA = {"schema": {"type": "object", "required": [PHOTO_FIELD], "properties": {PHOTO_FIELD: PHOTO_SCHEMA}}}
 REQUEST_BODY_SCHEMA = {"requestBody": {"required": True, "content": {"multipart/form-data": FORM_SCHEMA}}}
+PUBLIC_INFO_KEYS = ("classes", "preprocessing", "temperature", "threshold", "fingerprint", "versions")
+"""What `GET /card` shows of `bundle.json`."""
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
+Dependencies = Sequence[params.Depends]
 
 
 class JsonResponse(Response):
-    """JSON as everywhere in Fieldmark."""
+    """A response in Fieldmark's JSON: not ASCII only, null for NaN."""
 
     media_type = "application/json"
 
-    def render(self, content: Any) -> bytes:
+    def render(self, content: object) -> bytes:
         return io.to_json(content, indent=None).encode()
 
 
 def create_app(
     batcher: Batcher, limits: Limits, token: str | None = None, origins: Sequence[str] = ()
 ) -> ServiceMiddleware:
-    """The application; with a `token`, all but the page's own files and health wants `Authorization: Bearer TOKEN`.
+    """Create the ASGI application.
 
-    Pages of other `origins` may ask it by script; by default none may.
+    Args:
+        batcher: predicts the images.
+        limits: what a request may hold.
+        token: if given, all routes but the page's files, `/health` and `/ready` require `Authorization: Bearer TOKEN`.
+        origins: other origins whose scripts may send requests (CORS); none by default.
     """
-    info, middleware = batcher.classifier.info, ServiceMiddleware(limits.max_concurrent_requests)
-    app = middleware.app = FastAPI(
+    app = FastAPI(
         title="Fieldmark",
         version=__version__,
-        docs_url=None,  # a page that brings its scripts from elsewhere
+        docs_url=None,  # FastAPI's page loads scripts from a CDN
         redoc_url=None,
         default_response_class=JsonResponse,
     )
-
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, allow_headers=["Authorization"])
+    limiter = ConcurrencyLimiter(limits.max_concurrent_requests)
+    metrics = Metrics(limiter)
+    service = ServiceMiddleware(app, metrics)
+    requires_token = [Depends(_token_checker(token))]
+    _add_error_handlers(app)
+    _add_page_routes(app)
+    _add_predict_route(app, batcher, limits, limiter, metrics, requires_token)
+    _add_card_route(app, batcher.classifier, limits, requires_token)
+    _add_status_routes(app, service, batcher.max_batch_size)
+    _add_metrics_route(app, metrics, requires_token)
+    return service
+
+
+def _token_checker(token: str | None) -> Callable[[HTTPAuthorizationCredentials | None], Awaitable[None]]:
+    """The dependency that raises `RequestError` (401) unless a request carries the token."""
 
     async def check_token(credentials: Bearer) -> None:
-        # Compared in a time that tells nothing of the token.
+        # Compared in constant time, so that response times do not leak the token.
         if token and not (credentials and hmac.compare_digest(credentials.credentials.encode(), token.encode())):
-            raise RequestError(401, "this needs a token: Authorization: Bearer TOKEN")
+            raise RequestError(401, "missing or wrong token: send the header Authorization: Bearer TOKEN")
 
-    requires_token: Any = [Depends(check_token)]
+    return check_token
+
+
+def _add_error_handlers(app: FastAPI) -> None:
+    """Make every error a JSON document `{"error": ...}`."""
 
     @app.exception_handler(RequestError)
-    async def on_request_error(_: Request, problem: RequestError) -> Response:
-        headers = {"Retry-After": str(problem.retry_after)} if problem.retry_after else {}
-        if problem.status == 401:
+    async def on_request_error(_: Request, error: RequestError) -> Response:
+        headers = {"Retry-After": str(error.retry_after)} if error.retry_after else {}
+        if error.status == 401:
             headers["WWW-Authenticate"] = "Bearer"
-        return JsonResponse({"error": problem.reason}, problem.status, headers)
+        return JsonResponse({"error": error.reason}, error.status, headers)
 
     @app.exception_handler(HTTPException)
-    async def on_http_exception(_: Request, problem: HTTPException) -> Response:
-        return JsonResponse({"error": problem.detail}, problem.status_code, problem.headers)
+    async def on_http_exception(_: Request, error: HTTPException) -> Response:
+        return JsonResponse({"error": error.detail}, error.status_code, error.headers)
 
     @app.exception_handler(RequestValidationError)
-    async def on_validation_error(_: Request, problem: RequestValidationError) -> Response:
-        return JsonResponse({"error": "; ".join(str(one["msg"]) for one in problem.errors())}, 422)
+    async def on_validation_error(_: Request, error: RequestValidationError) -> Response:
+        return JsonResponse({"error": "; ".join(str(item["msg"]) for item in error.errors())}, 422)
 
     @app.exception_handler(Exception)
-    async def on_unexpected_error(_: Request, problem: Exception) -> Response:
-        return JsonResponse({"error": "a fault of Fieldmark, which stands in the log"}, 500)
+    async def on_unexpected_error(_: Request, error: Exception) -> Response:
+        return JsonResponse({"error": "internal error of Fieldmark: see the server's log"}, 500)
+
+
+def _add_page_routes(app: FastAPI) -> None:
+    def page_route(name: str) -> Callable[[], Awaitable[Response]]:
+        async def page() -> Response:
+            return FileResponse(PAGE_FOLDER / name, headers={"Cache-Control": "no-cache"})
+
+        return page
 
     for path, name in PAGE_FILES.items():
-        app.get(path, include_in_schema=False)(_page_route(name))
+        app.get(path, include_in_schema=False)(page_route(name))
 
-    @app.post("/predict", dependencies=requires_token, openapi_extra=REQUEST_BODY_SCHEMA)
+
+def _add_predict_route(
+    app: FastAPI,
+    batcher: Batcher,
+    limits: Limits,
+    limiter: ConcurrencyLimiter,
+    metrics: Metrics,
+    dependencies: Dependencies,
+) -> None:
+    @app.post("/predict", dependencies=dependencies, openapi_extra=REQUEST_BODY_SCHEMA)
     async def predict(request: Request, evidence: bool = False) -> Response:
-        """What is on photos: a list with an answer for each; 422 where none of them can be read."""
-        with middleware.limit_concurrency():
+        """Classify photos: a list with one prediction for each; status 422 if none of them can be read."""
+        with limiter.acquire():
             photos = await read_photos(request, limits)
-            request.state.noted = {"photos": len(photos), "bytes": sum(len(content) for _, content in photos)}
-            futures = [asyncio.wrap_future(batcher.submit(name, content, evidence)) for name, content in photos]
-            del photos
-            try:
-                async with asyncio.timeout(limits.timeout_seconds):
-                    predictions = await asyncio.gather(*futures)
-            except TimeoutError:
-                raise RequestError(
-                    503, f"no answer within {limits.timeout_seconds:g} seconds: too much to do", wait=5
-                ) from None
-            finally:
-                for answer in futures:
-                    answer.cancel()
-        middleware.count_predictions(predictions)
+            request.state.stats = RequestStats(len(photos), sum(len(content) for _, content in photos))
+            predictions = await _predict_photos(batcher, photos, evidence, limits.timeout_seconds)
+        metrics.count_predictions(predictions)
         rows = [prediction.to_dict() for prediction in predictions]
         return JsonResponse(rows, 422 if all("error" in row for row in rows) else 200)
 
-    @app.get("/card", dependencies=requires_token)
-    async def card() -> Any:
-        """Classes, network, preprocessing, limits, and the model card of the training."""
-        public_keys = ("classes", "preprocessing", "temperature", "threshold", "fingerprint", "versions")
-        values = info.to_dict()
-        card_data = {name: values[name] for name in public_keys if name in values}
-        card_data["network"] = info.network.get("backbone")
-        card_data["trained_on_crops"] = info.is_trained_on_crops
-        limit_values = {"bytes": limits.max_body_bytes, "photos": limits.max_photos, "pixels": limits.max_pixels}
-        return card_data | {"limits": limit_values, "text": batcher.classifier.read_model_card()}
 
-    @app.get("/health")
-    async def health() -> Any:
-        """Whether the process lives."""
+async def _predict_photos(
+    batcher: Batcher, photos: list[tuple[str, bytes]], evidence: bool, timeout_seconds: float
+) -> list[Prediction]:
+    """The predictions for (file name, bytes), in order; `photos` is emptied. Raises `RequestError` (503) if late."""
+    futures = [asyncio.wrap_future(batcher.submit(name, content, evidence)) for name, content in photos]
+    photos.clear()  # each file is released once it has been decoded
+    try:
+        async with asyncio.timeout(timeout_seconds):
+            return await asyncio.gather(*futures)
+    except TimeoutError:
+        raise RequestError(
+            503, f"no prediction within {timeout_seconds:g} seconds: the server is overloaded", wait=5
+        ) from None
+    finally:
+        for future in futures:
+            future.cancel()
+
+
+def _add_card_route(app: FastAPI, classifier: Classifier, limits: Limits, dependencies: Dependencies) -> None:
+    @app.get("/card", dependencies=dependencies, response_model=Any)
+    async def card() -> dict[str, object]:
+        """Classes, network, preprocessing, limits of a request, and the model card."""
+        info = classifier.info
+        values = info.to_dict()
+        return {
+            **{name: values[name] for name in PUBLIC_INFO_KEYS if name in values},
+            "network": info.network.get("backbone"),
+            "trained_on_crops": info.is_trained_on_crops,
+            "limits": {"bytes": limits.max_body_bytes, "photos": limits.max_photos, "pixels": limits.max_pixels},
+            "text": classifier.read_model_card(),
+        }
+
+
+def _add_status_routes(app: FastAPI, service: ServiceMiddleware, max_batch_size: int) -> None:
+    @app.get("/health", response_model=Any)
+    async def health() -> dict[str, object]:
+        """Liveness: the process responds."""
         return {"status": "ok"}
 
-    @app.get("/ready")
-    async def ready() -> Any:
-        """Whether it takes photos; 503 while it finishes what it began."""
-        if not middleware.is_ready:
-            raise RequestError(503, "finishing what it began", wait=5)
-        return {"status": "ready", "batch": batcher.max_batch_size}
+    @app.get("/ready", response_model=Any)
+    async def ready() -> dict[str, object]:
+        """Readiness: the service accepts photos; status 503 while it shuts down."""
+        if not service.is_ready:
+            raise RequestError(503, "shutting down", wait=5)
+        return {"status": "ready", "batch": max_batch_size}
 
-    @app.get("/metrics", dependencies=requires_token, response_class=Response)
+
+def _add_metrics_route(app: FastAPI, service_metrics: Metrics, dependencies: Dependencies) -> None:
+    @app.get("/metrics", dependencies=dependencies, response_class=Response)
     async def metrics() -> Response:
-        """For Prometheus."""
-        return Response(generate_latest(middleware.registry), media_type=CONTENT_TYPE_LATEST)
-
-    return middleware
-
-
-def _page_route(name: str) -> Any:
-    async def page() -> Response:
-        return FileResponse(PAGE_FOLDER / name, headers={"Cache-Control": "no-cache"})
-
-    return page
+        """Metrics in the text format of Prometheus."""
+        return Response(generate_latest(service_metrics.registry), media_type=CONTENT_TYPE_LATEST)

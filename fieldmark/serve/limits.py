@@ -1,37 +1,43 @@
-"""What a client may send, and the photos of a request read within that: nothing is held that is not allowed."""
+"""Limits of a request, and the reading of its images within them: a body is never read past its limit."""
 
 import asyncio
 from dataclasses import dataclass
-from typing import Any
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.exceptions import HTTPException
+from starlette.types import Message, Receive
 
 PHOTO_FIELD = "photo"
-"""The name of the multipart field; several of them are several photos."""
+"""Name of the multipart field of an image; a request may have several."""
 MAX_OTHER_FIELDS = 32
-"""Other fields that are read over."""
+"""Other fields that are ignored; more of them are refused."""
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Each has a status of its own when it is passed."""
+    """Limits of a request; each comment names the HTTP status when it is exceeded."""
 
     max_body_bytes: int = 32 * 2**20
-    """Of a request's body: 413."""
+    """Size of the body: 413."""
     max_photos: int = 32
-    """In a request: 413."""
+    """Images: 413."""
     max_pixels: int = 50_000_000
-    """Of a photo: 422, as any photo that cannot be read, told from its first bytes."""
+    """Pixels of an image: 422, as for any image that cannot be read; known from its header, before it is decoded."""
     timeout_seconds: float = 30.0
-    """For the answer, once a request's body is there: 503. The body has four times as long, from phones too: 408."""
+    """For the predictions, once the body has arrived: 503. The body may take four times as long: 408."""
     max_concurrent_requests: int = 64
-    """At a time, being read, waiting and worked on: 429."""
+    """Requests for predictions in progress: 429."""
 
 
 class RequestError(Exception):
-    """A request that is not answered: its status, why, and after how many seconds to try again, where that helps."""
+    """A request that is refused.
+
+    Args:
+        status: HTTP status of the response.
+        reason: text of the response.
+        wait: seconds after which the client may try again (`Retry-After`).
+    """
 
     def __init__(self, status: int, reason: str, wait: int | None = None) -> None:
         super().__init__(reason)
@@ -39,9 +45,10 @@ class RequestError(Exception):
 
 
 async def read_photos(request: Request, limits: Limits) -> list[tuple[str, bytes]]:
-    """(file name, bytes) of each photo of a multipart request.
+    """(file name, content) of each image of a multipart request.
 
-    Raises Refused: 413 too much, 415 not multipart, 422 damaged or without a photo, 408 too slow.
+    Raises:
+        RequestError: 413 too much, 415 not multipart, 422 damaged or without an image, 408 too slow.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "multipart/form-data":
         raise RequestError(415, f"send multipart/form-data with a field {PHOTO_FIELD!r} for each photo")
@@ -59,8 +66,8 @@ async def read_photos(request: Request, limits: Limits) -> list[tuple[str, bytes
             ]
             photos = [(part.filename or "", await part.read()) for part in uploads]
     except TimeoutError:
-        raise RequestError(408, f"the photos did not come in within {4 * limits.timeout_seconds:g} seconds") from None
-    except HTTPException as error:  # what starlette says of a form that it cannot read
+        raise RequestError(408, f"the photos did not arrive within {4 * limits.timeout_seconds:g} seconds") from None
+    except HTTPException as error:  # from starlette's parser of forms
         if error.detail.startswith("Too many"):
             raise RequestError(413, f"more than the limit of {limits.max_photos} photos in a request") from None
         raise RequestError(422, f"damaged multipart form: {error.detail}") from None
@@ -70,15 +77,15 @@ async def read_photos(request: Request, limits: Limits) -> list[tuple[str, bytes
 
 
 class _BodyLimiter:
-    """`receive` of an ASGI server that refuses more bytes than allowed, whatever length the client claims.
+    """An ASGI `receive` that raises `RequestError` (413) past the limit, whatever Content-Length says.
 
-    FastAPI's own `max_body_size` answers in plain text, where all else here is JSON.
+    FastAPI's own `max_body_size` responds in plain text, all other errors here are JSON.
     """
 
-    def __init__(self, receive: Any, limits: Limits) -> None:
+    def __init__(self, receive: Receive, limits: Limits) -> None:
         self.receive, self.limits, self.received_bytes = receive, limits, 0
 
-    async def __call__(self) -> Any:
+    async def __call__(self) -> Message:
         message = await self.receive()
         self.received_bytes += len(message.get("body", b""))
         if self.received_bytes > self.limits.max_body_bytes:

@@ -1,4 +1,4 @@
-"""A bound socket, the application on it, and an end that finishes what it began."""
+"""The server: a bound socket, the application on it, and a shutdown that completes the requests in progress."""
 
 import asyncio
 import logging
@@ -6,7 +6,7 @@ import socket
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
 import uvicorn
 from PIL import Image
@@ -20,19 +20,24 @@ from fieldmark.serve.limits import Limits
 from fieldmark.serve.middleware import JsonFormatter, ServiceMiddleware, logger
 
 DRAIN_SECONDS = 1.0
-"""Seconds between the signal to end and the closed door, in which clients are told to close their connections; and as
-many behind it, for requests of those who came in last."""
+"""Seconds from the signal to the close of the listening socket, in which clients are asked to close their connections;
+and at most as many afterwards, for the requests on connections that were opened last."""
 
 
 def bind_socket(host: str, port: int) -> socket.socket:
-    """A socket that takes connections there; port 0 is any free one. FieldmarkError where it cannot."""
+    """A listening socket; port 0 is any free one.
+
+    Raises:
+        FieldmarkError: the address is invalid or in use.
+    """
     try:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         created = socket.create_server((host, port), family=family, backlog=socket.SOMAXCONN)
     except (OSError, OverflowError) as error:
         reason = getattr(error, "strerror", None) or error
         raise FieldmarkError(f"cannot listen on {host}:{port}: {reason}; --port 0 takes any free port") from None
-    # Read anew, it knows that it is TCP; else asyncio lets small answers wait for the client's next word, some 40 ms.
+    # Created anew from its descriptor, the socket knows that its protocol is TCP. Without that asyncio does not set
+    # TCP_NODELAY, and small responses are delayed by some 40 ms.
     listener = socket.socket(fileno=created.detach())
     listener.setblocking(False)
     return listener
@@ -47,14 +52,23 @@ def serve(
     origins: Sequence[str],
     on_ready: Callable[[str], None],
 ) -> None:
-    """Answers until SIGTERM or Ctrl-C, and then what it has taken in; the log is JSON lines on stderr.
+    """Serve predictions until SIGTERM or Ctrl-C; requests in progress are completed. Logs JSON lines to stderr.
 
-    `listening` is called with the URL once it takes photos. Raises FieldmarkError where there is no model, or no such
-    place to listen.
+    Args:
+        model: a run, a bundle or an exported .onnx file.
+        host: address to listen on.
+        port: its port; 0 is any free one.
+        limits: limits of a request.
+        token: bearer token that requests must carry; None for no check.
+        origins: other origins whose scripts may send requests.
+        on_ready: called with the URL once the socket listens.
+
+    Raises:
+        FieldmarkError: there is no model, or the address is invalid or in use.
     """
     runtime.tune_malloc()
     classifier, listener = Classifier(model), bind_socket(host, port)
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # what decoding holds photos against
+    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # checked by the decoder
     _configure_json_logging()
     if classifier.info.is_trained_on_crops:
         logger.warning(CROPS_WARNING)
@@ -65,8 +79,8 @@ def serve(
         access_log=False,
         log_config=None,
         server_header=False,
-        proxy_headers=False,  # who asks is not told anywhere
-        timeout_graceful_shutdown=int(5 * limits.timeout_seconds) + 1,  # photos on their way, and their answer,
+        proxy_headers=False,  # addresses of clients are not used
+        timeout_graceful_shutdown=int(5 * limits.timeout_seconds) + 1,  # for the body and the predictions
     )
     name, bound_port = listener.getsockname()[:2]
     on_ready(f"http://[{name}]:{bound_port}" if ":" in name else f"http://{name}:{bound_port}")
@@ -77,13 +91,13 @@ def serve(
 
 
 class _DrainingServer(uvicorn.Server):
-    """uvicorn's, with a drain period: a connection that it closes while a client writes would lose that request."""
+    """uvicorn's server with a drain period: closing a connection while the client writes would lose a request."""
 
     def __init__(self, config: uvicorn.Config, middleware: ServiceMiddleware) -> None:
         super().__init__(config)
         self.middleware = middleware
 
-    def handle_exit(self, sig: int, frame: Any) -> None:
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if not self.middleware.is_ready:  # the second signal
             self.should_exit = self.force_exit = True
         self.middleware.is_ready = False
