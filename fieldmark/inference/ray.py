@@ -1,8 +1,8 @@
-"""Photos -> answers by many machines: the predictor, once for each core, under Ray Data.
+"""Predictions on a cluster: the classifier in a Ray actor for each CPU core, under Ray Data.
 
-Ray hands out the photos, starts a predictor again where one dies, and gives what that one had in hand to another, so
-that each photo has one answer. This process lists photos, whose names wait in Ray's store, and passes answers on; it
-holds no more than a few blocks.
+Ray distributes the images. It restarts an actor that dies and gives its batch to another, so that each image has one
+prediction. The driver lists images, whose names wait in Ray's object store, and passes predictions on; it holds no more
+than a few blocks.
 """
 
 import importlib
@@ -26,80 +26,107 @@ from fieldmark.inference.classifier import CPU, Classifier
 from fieldmark.inference.prediction import Prediction
 
 MIN_BLOCK_SIZE, MAX_BLOCK_SIZE, BLOCKS_PER_GROWTH_STEP = 200, 2_000, 100
-"""Photos of the first blocks and the most of one; they grow with every so many, or there would be too many of them. A
-block is what is done again when a predictor dies."""
+"""Images of the first blocks, most images of a block, and blocks after which they grow: so that there are not too many.
+When an actor dies, its block is predicted again."""
 BATCH_SIZE = 50
-"""Photos between two hand-overs."""
-SOURCE_TYPES: dict[str, Any] = {"file": str, "held": ContainedImage, "remote": RemoteImage, "broken": UnreadableSource}
+"""Images of a call of an actor."""
+SOURCE_TYPES: dict[str, Any] = {
+    "file": str,
+    "contained": ContainedImage,
+    "remote": RemoteImage,
+    "unreadable": UnreadableSource,
+}
 
 
 class RayPredictor:
-    """The model on the Ray cluster at `address` ("auto", "HOST:6379"); as `Classifier`, but for the order of answers.
+    """A trained classifier on a Ray cluster; streams as `Classifier`, but in any order.
 
-    Without an address, a cluster of this machine's cores is begun for each stream, and ended. Every machine needs
-    Fieldmark and sees the photos under the same names; the model is sent to it.
+    Every machine needs Fieldmark and access to the images under the same names; the model is sent to it.
+
+    Args:
+        model: a run, a bundle or an exported .onnx file.
+        address: of the cluster, "auto" or "HOST:6379"; by default each stream starts a cluster of this machine's cores,
+            and stops it.
 
     Raises:
-        FieldmarkError: no model, or an address of another kind.
+        FieldmarkError: there is no model, or the address is one of Ray's client.
         ModuleNotFoundError: ray is not installed.
     """
 
     def __init__(self, model: str | Path, address: str | None = None) -> None:
         self.file, self.address = bundle.find_onnx_file(model), address
-        if address and address.startswith("ray://"):  # Ray Data does not work through Ray's client
-            raise FieldmarkError(f"--address {address}: ask from a machine of the cluster, with --address auto")
-        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or it warns of its next version's default
+        if address and address.startswith("ray://"):  # Ray Data does not support Ray's client
+            raise FieldmarkError(
+                f"--address {address}: run this on a machine of the cluster instead, with --address auto"
+            )
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")  # or Ray warns that its default will change
         self.ray = importlib.import_module("ray")
 
     def stream(
         self, photos: Iterable[str | Path], top: int = 5, skip: Callable[[str], bool] = lambda path: False
     ) -> Iterator[Prediction]:
-        """What `Classifier.stream` gives, in any order. Raises FieldmarkError for a cluster without processors."""
+        """As `Classifier.stream`, in any order.
+
+        Raises:
+            FieldmarkError: the model is damaged, or the cluster has no CPUs.
+        """
+        Classifier(self.file, CPU).warn_about_crops()
+        self._connect()
+        try:
+            model_ref = self.ray.put(self.file.read_bytes())  # kept, so that an actor that is restarted can get it
+            if blocks := self._put_blocks(item for item in find_images(photos) if not skip(item[0])):
+                yield from self._predict_blocks(blocks, model_ref, top)
+        finally:
+            self.ray.shutdown()
+
+    def _connect(self) -> None:
+        """Connect to the cluster, or start one of this machine's cores."""
+        options: dict[str, Any] = (
+            {"address": self.address}
+            if self.address
+            else {"address": "local", "num_cpus": runtime.available_cpus(), "include_dashboard": False}
+        )
+        self.ray.init(**options, log_to_driver=False, logging_level=logging.ERROR)
+
+    def _put_blocks(self, sources: Iterator[tuple[str, ImageSource]]) -> list[Any]:
+        """References of tables in Ray's object store with the names of all images."""
         import pyarrow as arrow
 
-        Classifier(self.file, CPU).warn_about_crops()
-        ray, address = self.ray, self.address
-        init_options: dict[str, Any] = (
-            {"address": address} if address else {"address": "local", "num_cpus": runtime.available_cpus()}
+        blocks = list[Any]()
+
+        def next_block() -> list[str]:
+            size = min(MAX_BLOCK_SIZE, MIN_BLOCK_SIZE * (1 + len(blocks) // BLOCKS_PER_GROWTH_STEP))
+            return [_serialize_source(item) for item in islice(sources, size)]
+
+        while block := next_block():
+            blocks.append(self.ray.put(arrow.table({"photo": block})))
+        return blocks
+
+    def _predict_blocks(self, blocks: list[Any], model_ref: Any, top: int) -> Iterator[Prediction]:
+        ray_data = self.ray.data
+        with warnings.catch_warnings(action="ignore"):  # about Ray's own settings
+            ray_data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        if not (cores := int(self.ray.cluster_resources().get("CPU", 0))):
+            raise FieldmarkError(f"the Ray cluster at {self.address} has no CPUs: start worker nodes")
+        results = ray_data.from_arrow_refs(blocks).map_batches(
+            _PredictorActor,
+            fn_constructor_args=([model_ref], top),
+            batch_size=BATCH_SIZE,
+            batch_format="pyarrow",
+            compute=ray_data.ActorPoolStrategy(size=cores),
+            num_cpus=1,
         )
-        if not address:
-            init_options |= {"include_dashboard": False}
-        ray.init(**init_options, log_to_driver=False, logging_level=logging.ERROR)
-        try:
-            with warnings.catch_warnings(action="ignore"):  # of its own settings, which it reads
-                ray.data.DataContext.get_current().enable_progress_bars = False
-            logging.getLogger("ray.data").setLevel(logging.ERROR)
-            model_ref = ray.put(self.file.read_bytes())  # named, so that it is there for a predictor that starts again
-            sources = (item for item in find_images(photos) if not skip(item[0]))
-            blocks = list[Any]()
-            while block := list(
-                islice(sources, min(MAX_BLOCK_SIZE, MIN_BLOCK_SIZE * (1 + len(blocks) // BLOCKS_PER_GROWTH_STEP)))
-            ):
-                blocks.append(ray.put(arrow.table({"photo": list(map(_serialize_source, block))})))
-            if not blocks:
-                return
-            if not (cores := int(ray.cluster_resources().get("CPU", 0))):
-                raise FieldmarkError(f"the Ray cluster at {address} has no processors: start some of its machines")
-            results = ray.data.from_arrow_refs(blocks).map_batches(
-                _PredictorActor,
-                fn_constructor_args=([model_ref], top),
-                batch_size=BATCH_SIZE,
-                batch_format="pyarrow",
-                compute=ray.data.ActorPoolStrategy(size=cores),
-                num_cpus=1,
-            )
-            tables: Iterator[Any] = iter(results.iter_batches(batch_size=None, batch_format="pyarrow"))
-            with _silence_stderr():
-                first = next(tables)
-            for table in chain([first], tables):
-                yield from (Prediction.from_dict(json.loads(row)) for row in table["prediction"].to_pylist())
-        finally:
-            ray.shutdown()
+        tables: Iterator[Any] = iter(results.iter_batches(batch_size=None, batch_format="pyarrow"))
+        with _silence_stderr():
+            first = next(tables)
+        for table in chain([first], tables):
+            yield from (Prediction.from_dict(json.loads(row)) for row in table["prediction"].to_pylist())
 
 
 @contextmanager
 def _silence_stderr() -> Iterator[None]:
-    """Lets go of what Ray's C++ writes to stderr when predictors begin: how they would fail to begin again."""
+    """Discard what Ray's C++ code writes to stderr while actors start: warnings about restarts that may fail."""
     sys.stderr.flush()
     saved_fd, null_fd = os.dup(2), os.open(os.devnull, os.O_WRONLY)
     os.dup2(null_fd, 2)
@@ -112,9 +139,9 @@ def _silence_stderr() -> Iterator[None]:
 
 
 class _PredictorActor:
-    """A predictor in a process of Ray's."""
+    """A classifier in a process of Ray: a table of image names -> a batch of predictions as JSON."""
 
-    def __init__(self, model: list[Any], top: int) -> None:  # in a list, or Ray would pass the bytes themselves
+    def __init__(self, model: list[Any], top: int) -> None:  # in a list, or Ray would replace it by the bytes
         import ray
 
         with tempfile.TemporaryDirectory() as folder:
@@ -130,7 +157,7 @@ class _PredictorActor:
 
 
 def _serialize_source(item: tuple[str, ImageSource]) -> str:
-    """A photo's name and place as JSON, whatever bytes their names hold; Ray's processes run in another folder."""
+    """Name and source of an image as JSON, also undecodable names; absolute, since actors run in another folder."""
     path, source = item
     kind = next(name for name, source_type in SOURCE_TYPES.items() if type(source) is source_type)
     if isinstance(source, str):

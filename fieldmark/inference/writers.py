@@ -1,7 +1,7 @@
-"""Answers -> a file, row by row: CSV, JSON lines or Parquet; what stands there already need not be asked again.
+"""Predictions -> CSV, JSON lines or Parquet, written row by row; resuming skips images that are already predicted.
 
-Rows of photos that could not be read are taken out where a file is gone on with: those photos are asked again, since a
-disk or a network may have failed, and not the photo.
+Resuming removes the rows of images that could not be read, and predicts these images again: the cause may have been a
+disk or a network.
 """
 
 import csv
@@ -19,16 +19,16 @@ from fieldmark.inference.prediction import Prediction
 
 COLUMNS: tuple[str, ...] = ("path", "label", "confidence", "known", "error")
 ScannedRows = Iterator[tuple[str, bool, int]]
-"""Of each whole row in a file: the path, whether the photo was read, and where the row ends."""
+"""For each complete row: the path of the image, whether it was read, and where the row ends, in bytes."""
 ROWS_PER_PART = 10_000
-"""Rows of a part of a Parquet dataset: so many photos are asked again at most after a kill."""
+"""Rows of a part of a Parquet dataset: at most as many images are predicted again after a crash."""
 
 
 class PredictionWriter(Protocol):
-    """A file of answers, new or gone on with."""
+    """A file of predictions, new or resumed."""
 
     def has_prediction(self, path: str) -> bool:
-        """Whether an answer to this photo stood in it when it was opened, and no reason why there is none."""
+        """Whether the file held a prediction for this image, without an error, when it was opened."""
         ...
 
     def write(self, prediction: Prediction) -> None: ...
@@ -37,7 +37,7 @@ class PredictionWriter(Protocol):
 
 
 def write_predictions(predictions: Iterable[Prediction], writer: PredictionWriter) -> Iterator[Prediction]:
-    """Hands the answers on, each once it is written; the sheet is closed behind the last, however that comes."""
+    """Write each prediction, then yield it; the writer is closed at the end, also after an error."""
     try:
         for prediction in predictions:
             writer.write(prediction)
@@ -47,7 +47,15 @@ def write_predictions(predictions: Iterable[Prediction], writer: PredictionWrite
 
 
 class CsvWriter:
-    """A row `path,label,confidence,known,error` an answer."""
+    """CSV with a row `path,label,confidence,known,error` for each prediction.
+
+    Args:
+        file: the file; a new one, unless `resume`.
+        resume: continue the file if it exists.
+
+    Raises:
+        FieldmarkError: the file exists, or is not a predictions file.
+    """
 
     def __init__(self, file: Path, resume: bool = False) -> None:
         self.done_paths = _resume_file(file, resume, ",".join(COLUMNS).encode() + b"\r\n", self._scan_rows)
@@ -67,7 +75,7 @@ class CsvWriter:
 
     @staticmethod
     def _scan_rows(file: IO[bytes]) -> ScannedRows:
-        """The process may have been killed in the middle of one."""
+        """The last row may be incomplete, if the process was killed."""
         offset = 0
 
         def lines() -> Iterator[str]:
@@ -80,12 +88,12 @@ class CsvWriter:
             for k, row in enumerate(csv.reader(lines(), strict=True)):
                 if len(row) == len(COLUMNS):
                     yield row[0] if k else "", not (k and row[-1]), offset  # the first is the header
-        except csv.Error:  # a quote that never ends: the row in which it was killed
+        except csv.Error:  # an open quote: the incomplete row
             pass
 
 
 class JsonLinesWriter:
-    """A line of JSON an answer, all of it."""
+    """A line of JSON for each prediction, as `Prediction.to_dict`; arguments and errors as `CsvWriter`."""
 
     def __init__(self, file: Path, resume: bool = False) -> None:
         self.done_paths = _resume_file(file, resume, b'{"path": ', self._scan_rows)
@@ -110,18 +118,18 @@ class JsonLinesWriter:
                     prediction = json.loads(line)
                     path, has_error = str(prediction["path"]), "error" in prediction
                 except (ValueError, KeyError, TypeError):
-                    raise FieldmarkError(f"{file.name} holds other things than answers: give another name") from None
+                    raise FieldmarkError(f"{file.name} is not a predictions file: choose another name") from None
                 yield path, not has_error, offset
 
 
 class ParquetWriter:
-    """A dataset: a folder of parts of 10,000 rows, each of which appears whole."""
+    """A Parquet dataset: a folder of parts of `ROWS_PER_PART` rows, each written atomically; errors as `CsvWriter`."""
 
     def __init__(self, folder: Path, resume: bool = False) -> None:
         import pyarrow as pa
 
         if os.path.lexists(folder) and not (resume and folder.is_dir()):
-            raise FieldmarkError(f"{folder} exists: give the answers another name, or --resume")
+            raise FieldmarkError(f"{folder} exists: choose another name, or pass --resume")
         folder.mkdir(parents=True, exist_ok=True)
         self.folder, self.next_part, self.buffer, self.done_paths = folder, 0, list[Prediction](), set[str]()
         fields = {"path": pa.string(), "label": pa.string(), "confidence": pa.float64(), "known": pa.bool_()}
@@ -133,12 +141,12 @@ class ParquetWriter:
             try:
                 self.done_paths |= _read_done_paths(part)
             except (pa.ArrowException, OSError, KeyError) as error:
-                if isinstance(error, OSError) and error.errno is not None:  # of the disk; Arrow's own have no number
+                if isinstance(error, OSError) and error.errno is not None:  # from the disk; Arrow's own have no errno
                     raise
                 raise FieldmarkError(
-                    f"{part} is damaged ({one_line(error)}): delete it, and --resume asks again"
+                    f"{part} is damaged ({one_line(error)}): delete it, and --resume predicts these images again"
                 ) from None
-            self.next_part = int(number) + 1  # behind the last, though one may be missing
+            self.next_part = int(number) + 1  # after the last, though parts may be missing
 
     def has_prediction(self, path: str) -> bool:
         return escape_surrogates(path) in self.done_paths
@@ -163,18 +171,19 @@ class ParquetWriter:
 
 
 def _resume_file(file: Path, resume: bool, header: bytes, scan_rows: Callable[[IO[bytes]], ScannedRows]) -> set[str]:
-    """The paths answered in an earlier file, whose torn end is cut off; none where there is no file yet.
+    """The paths of the images predicted in an existing file, without errors; empty without a file.
 
-    Such a file begins with `first`, or with as much of it as was written; no other is touched.
+    The file is cut to the complete rows of these images. It must begin with `header`, or with a part of it if it was
+    interrupted there; other files are left unchanged.
     """
     if not os.path.lexists(file):
         return set()
-    if not resume or not file.is_file():  # a slip in the order of words must not cost a photo
-        raise FieldmarkError(f"{file} exists: give the answers another name, or go on with --resume")
-    done_paths, ranges = set[str](), [0, 0]  # stretches of the file: where one begins, where it ends, and so on
+    if not resume or not file.is_file():  # mistaken arguments must not overwrite an image
+        raise FieldmarkError(f"{file} exists: choose another name, or pass --resume")
+    done_paths, ranges = set[str](), [0, 0]  # start and end of each range of the file to keep, in bytes
     with file.open("rb") as stream:
         if not header.startswith(stream.read(len(header))):
-            raise FieldmarkError(f"{file} holds other things than such answers: give another name")
+            raise FieldmarkError(f"{file} is not a predictions file of this format: choose another name")
         stream.seek(0)
         previous_end = 0
         for path, was_read, end in scan_rows(stream):
@@ -191,7 +200,7 @@ def _resume_file(file: Path, resume: bool, header: bytes, scan_rows: Callable[[I
 
 
 def _keep_ranges(source: IO[bytes], ranges: list[int], file: Path) -> None:
-    """Put these stretches in the place of the whole file, in one move."""
+    """Replace the file by these ranges of it, atomically."""
     with atomic_path(file) as partial:
         with partial.open("wb") as target:
             for start, end in zip(ranges[::2], ranges[1::2], strict=True):
@@ -202,7 +211,7 @@ def _keep_ranges(source: IO[bytes], ranges: list[int], file: Path) -> None:
 
 
 def _read_done_paths(part: Path) -> set[str]:
-    """The paths in a part of a dataset, which is written anew without the photos that could not be read."""
+    """The paths in a part of a dataset; rows of images that could not be read are removed from it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

@@ -16,7 +16,7 @@ MAX_OTHER_FIELDS = 32
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a request; each comment names the HTTP status when it is exceeded."""
+    """Limits of a request, each with the HTTP status of a request beyond it."""
 
     max_body_bytes: int = 32 * 2**20
     """Size of the body: 413."""
