@@ -128,8 +128,13 @@ def test_a_predictor_that_dies_loses_no_photo_and_none_stands_twice(
 
 
 def test_what_goes_with_which_engine(small_run: Path, small_photos: Path, here, monkeypatch: pytest.MonkeyPatch):
-    for words in (["--engine", "spark"], ["--address", "auto"], ["--engine", "ray", "--heatmap", "maps"]):
-        assert "--engine is plain or ray" in here("predict", small_run, small_photos, *words).refusal
+    refusals = {
+        ("--engine", "spark"): "--engine is 'spark', but can be plain or ray",
+        ("--address", "auto"): "--address is for --engine ray",
+        ("--engine", "ray", "--heatmap", "maps"): "--heatmap",
+    }
+    for options, message in refusals.items():
+        assert message in here("predict", small_run, small_photos, *options).refusal
     monkeypatch.setitem(sys.modules, "ray", None)
     refused = here("predict", small_run, small_photos, "--engine", "ray").refusal
     assert refused == "this needs ray: pip install 'fieldmark[ray]'"

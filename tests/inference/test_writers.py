@@ -143,5 +143,10 @@ def test_the_command_goes_on(small_run: Path, small_photos: Path, tmp_path: Path
     assert again.read_bytes() == once.read_bytes()
     assert here("predict", small_run, small_photos, "--csv", again, "--resume").code == 0
     assert again.read_bytes() == once.read_bytes()
-    for words in (["--resume"], ["--csv", "a", "--jsonl", "b"], ["--csv", "a", "--resume", "--heatmap", "c"]):
-        assert "name one file" in here("predict", small_run, small_photos, *words).refusal
+    refusals = {
+        ("--resume",): "--resume continues a file of predictions",
+        ("--csv", "a", "--jsonl", "b"): "predictions are written to one file",
+        ("--csv", "a", "--resume", "--heatmap", "c"): "--heatmap",
+    }
+    for options, message in refusals.items():
+        assert message in here("predict", small_run, small_photos, *options).refusal
