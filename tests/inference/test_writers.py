@@ -146,7 +146,7 @@ def test_the_command_goes_on(small_run: Path, small_photos: Path, tmp_path: Path
     refusals = {
         ("--resume",): "--resume continues a file of predictions",
         ("--csv", "a", "--jsonl", "b"): "predictions are written to one file",
-        ("--csv", "a", "--resume", "--heatmap", "c"): "--heatmap",
+        ("--csv", "a", "--resume", "--heatmap", "c"): "--resume continues a file of predictions",
     }
     for options, message in refusals.items():
         assert message in here("predict", small_run, small_photos, *options).refusal

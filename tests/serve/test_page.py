@@ -60,8 +60,8 @@ def photo(small_photos: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def told(small_run: Path) -> Callable[[Path], str]:
-    """Photo -> what the page has to say of it in English: what `predict` says."""
+def expected_text(small_run: Path) -> Callable[[Path], str]:
+    """Photo -> the English text of its card: the prediction of `fieldmark.load`."""
     classifier = fieldmark.load(small_run)
     return lambda file: "{label} {confidence:.1%}".format(**classifier.predict(file)[0].to_dict()).replace(
         "%", "\u00a0%"
@@ -75,43 +75,43 @@ def choose(page: Any, *files: Path) -> Any:
     return page.locator(".card")
 
 
-def answers(
+def mock_server(
     classes: list[str], crop: float = 1.0, known: bool = True, text: str = "", **more: Any
 ) -> Callable[[Any], None]:
-    """Lets the page hear of other classes: a `before` of `visit`."""
+    """A server with other classes and predictions: a `before` of `visit`."""
     top = [{"label": label, "confidence": 0.61 / 2**n} for n, label in enumerate(classes[:5])]
-    answer = {"path": "x", **top[0], "known": known, "top": top, "evidence": LAYER}
+    prediction = {"path": "x", **top[0], "known": known, "top": top, "evidence": LAYER}
     seen, limits = {"size": 64, "crop": crop}, {"bytes": 2**21}
     card = {"classes": classes, "network": "net", "preprocessing": seen, "limits": limits, "text": text} | more
 
     def before(page: Any) -> None:
         page.route("**/card", lambda route: route.fulfill(json=card))
-        page.route("**/predict*", lambda route: route.fulfill(json=[answer]))
+        page.route("**/predict*", lambda route: route.fulfill(json=[prediction]))
 
     return before
 
 
-def test_a_photo_gets_its_label_its_bars_and_its_evidence(visit, served: str, photo: Path, told) -> None:
+def test_a_photo_gets_its_label_its_bars_and_its_evidence(visit, served: str, photo: Path, expected_text) -> None:
     page = visit(served)
     expect(page.locator("#question")).to_contain_text("square")
     card = choose(page, photo)
-    expect(card.locator(".label")).to_have_text(told(photo))
+    expect(card.locator(".label")).to_have_text(expected_text(photo))
     shares = card.locator(".bars .share").all_inner_texts()
     assert len(shares) == 3 and sum(float(share.split()[0]) for share in shares) == pytest.approx(100, abs=0.2)
-    expect(page.locator("#said")).to_contain_text(f"00.jpg: {told(photo)}")
+    expect(page.locator("#announcements")).to_contain_text(f"00.jpg: {expected_text(photo)}")
     assert card.locator(".heat").evaluate("it => it.decode().then(() => it.naturalWidth > 0)")
     expect(page.locator(".heat")).to_have_css("opacity", "0.7")
-    card.get_by_label("Evidence", exact=True).fill("0")
+    card.get_by_label("Class activation map", exact=True).fill("0")
     expect(page.locator(".heat")).to_have_css("opacity", "0")
 
 
 @pytest.mark.parametrize(("crop", "width"), [(1.0, 360), (0.75, 360), (0.75, 1100)])
-def test_evidence_lies_where_the_network_looked(visit, served: str, tmp_path: Path, crop: float, width: int) -> None:
+def test_the_map_covers_the_crop_of_the_network(visit, served: str, tmp_path: Path, crop: float, width: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side, and is 120 x 200 when upright
     Image.new("RGB", (200, 120), "grey").save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGB", (50, 180), "grey").save(tmp_path / "tall.png")
-    page = visit(served, answers(["a"], crop), viewport={"width": width, "height": 700})
+    page = visit(served, mock_server(["a"], crop), viewport={"width": width, "height": 700})
     for name, shape in {"turned.jpg": 120 / 200, "tall.png": 50 / 180}.items():
         choose(page, tmp_path / name)
         drawn, heat = (page.locator(of).bounding_box() for of in (".picture", ".heat"))
@@ -123,12 +123,14 @@ def test_evidence_lies_where_the_network_looked(visit, served: str, tmp_path: Pa
         page.locator("#clear").click()
 
 
-def test_several_photos_come_newest_batch_first_two_at_a_time(visit, served: str, small_photos: Path, told) -> None:
+def test_several_photos_come_newest_batch_first_two_at_a_time(
+    visit, served: str, small_photos: Path, expected_text
+) -> None:
     held: list[Any] = []
     page = visit(served, lambda page: page.route("**/predict*", lambda route: held.append(route)))
     files = [small_photos / label / "03.jpg" for label in ("disc", "square", "cross, blue")]
     page.locator("#choose").set_input_files([str(file) for file in files])
-    expect(page.locator(".card[data-state=looking]")).to_have_count(2)
+    expect(page.locator(".card[data-state=predicting]")).to_have_count(2)
     newer = small_photos / "disc" / "04.jpg"
     page.locator("#choose").set_input_files(str(newer))
     expect(page.locator(".file")).to_have_text(["04.jpg", "03.jpg", "03.jpg", "03.jpg"])
@@ -136,59 +138,61 @@ def test_several_photos_come_newest_batch_first_two_at_a_time(visit, served: str
         assert len(held) <= 2
         held.pop(0).continue_()
         page.wait_for_timeout(200)
-    expect(page.locator(".label")).to_have_text([told(file) for file in (newer, *files)])
+    expect(page.locator(".label")).to_have_text([expected_text(file) for file in (newer, *files)])
     page.get_by_role("button", name="Remove 04.jpg").click()
-    expect(page.locator("#tally")).to_have_text("Photos: 3")
+    expect(page.locator("#count")).to_have_text("Photos: 3")
     page.get_by_role("button", name="Clear all").click()
-    expect(page.locator(".card, #tally:visible")).to_have_count(0)
+    expect(page.locator(".card, #count:visible")).to_have_count(0)
 
 
-def test_a_photo_can_be_dropped_and_pasted(visit, served: str, photo: Path, told) -> None:
+def test_a_photo_can_be_dropped_and_pasted(visit, served: str, photo: Path, expected_text) -> None:
     page = visit(served)
     carried = {"items": [], "files": [str(photo)], "dragOperationsMask": 1}
     devtools = page.context.new_cdp_session(page)
     for kind in ("dragEnter", "dragOver", "drop"):
         devtools.send("Input.dispatchDragEvent", {"type": kind, "x": 300, "y": 500, "data": carried})
         expect(page.locator("body.over")).to_have_count(int(kind == "dragOver"))
-    expect(page.locator(".label")).to_have_text(told(photo))
+    expect(page.locator(".label")).to_have_text(expected_text(photo))
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate(COPY)
     page.keyboard.press("Control+V")
-    expect(page.locator(".card[data-state=answered]")).to_have_count(2)
+    expect(page.locator(".card[data-state=predicted]")).to_have_count(2)
 
 
-def test_what_cannot_be_read_or_shown_or_sent_is_told(visit, served: str, tmp_path: Path, photo: Path, told) -> None:
+def test_errors_are_shown(visit, served: str, tmp_path: Path, photo: Path, expected_text) -> None:
     half, words, scan, large = (tmp_path / name for name in ("half.jpg", "words.jpg", "scan.tiff", "large.jpg"))
     half.write_bytes(photo.read_bytes()[:900])
     words.write_text("these are words")
     Image.open(photo).save(scan)
     cards = choose(visit(served), half, words, scan)
     unread = "Cannot be read: "
-    expect(cards.locator(".label")).to_have_text([f"{unread}truncated", f"{unread}not a photo (text?)", told(scan)])
+    expect(cards.locator(".label")).to_have_text(
+        [f"{unread}truncated", f"{unread}not a photo (text?)", expected_text(scan)]
+    )
     expect(cards.locator(".gone:visible")).to_have_count(1)
     large.write_bytes(bytes(3 * 2**20))
-    page = visit(served, answers(["a"]))  # takes 2 MiB
+    page = visit(served, mock_server(["a"]))  # takes 2 MiB
     page.on("request", lambda request: pytest.fail("was sent"))
-    expect(choose(page, large).locator(".label")).to_contain_text("3.0 MiB, more than the 2.0 MiB")
+    expect(choose(page, large).locator(".label")).to_contain_text("3.0 MiB, more than the limit of 2.0 MiB")
 
 
 @pytest.mark.parametrize(("locale", "words"), [("en-US", "cropped to the object"), ("zh-CN", "裁剪到目标")])
 def test_it_names_a_training_on_crops(visit, served: str, locale: str, words: str) -> None:
-    page = visit(served, answers(["a"], trained_on_crops=True), locale=locale)
+    page = visit(served, mock_server(["a"], trained_on_crops=True), locale=locale)
     expect(page.locator("#crops")).to_contain_text(words)
-    page = visit(served, answers(["a"], trained_on_crops=False), locale=locale)
+    page = visit(served, mock_server(["a"], trained_on_crops=False), locale=locale)
     expect(page.locator("#question")).not_to_be_empty()
     expect(page.locator("#crops")).to_be_hidden()
 
 
-def test_none_of_these_is_said_plainly(visit, served: str, photo: Path) -> None:
-    card = choose(visit(served, answers(["glass", "metal"], known=False)), photo)
-    expect(card.locator(".label")).to_have_text("Perhaps none of these.")
-    expect(card.locator(".nearest")).to_have_text("Nearest: glass, 61.0\u00a0%")
+def test_an_image_out_of_distribution_is_rejected(visit, served: str, photo: Path) -> None:
+    card = choose(visit(served, mock_server(["glass", "metal"], known=False)), photo)
+    expect(card.locator(".label")).to_have_text("Out of distribution: perhaps none of these classes.")
+    expect(card.locator(".nearest")).to_have_text("Most probable class: glass, 61.0\u00a0%")
     expect(card.locator(".bars li")).to_have_count(2)
 
 
-def test_a_busy_server_is_asked_again_and_then_told(visit, served: str, photo: Path, told) -> None:
+def test_requests_to_a_busy_server_are_repeated(visit, served: str, photo: Path, expected_text) -> None:
     waits = ["1", "", *["0.05"] * 6]  # seconds; at the second try it answers
 
     def busy(route: Any) -> None:
@@ -199,37 +203,39 @@ def test_a_busy_server_is_asked_again_and_then_told(visit, served: str, photo: P
     page = visit(served, lambda page: page.route("**/predict*", busy))
     page.locator("#choose").set_input_files(str(photo))
     expect(page.locator(".label")).to_have_text("The server is busy. Trying again in 1 s …")
-    expect(page.locator(".label")).to_have_text(told(photo))
+    expect(page.locator(".label")).to_have_text(expected_text(photo))
     page.locator("#clear").click()
     expect(choose(page, photo).locator(".label")).to_have_text("The server stayed busy: full")
     assert waits == []
     page.unroute("**/predict*")
     page.get_by_role("button", name="Try again").click()
-    expect(page.locator(".label")).to_have_text(told(photo))
+    expect(page.locator(".label")).to_have_text(expected_text(photo))
 
 
-def test_a_token_is_asked_for_and_kept_for_the_session(visit, served_with_token: str, photo: Path, told) -> None:
+def test_a_token_is_asked_for_and_kept_for_the_session(
+    visit, served_with_token: str, photo: Path, expected_text
+) -> None:
     page = visit(served_with_token)
     page.locator("#choose").set_input_files(str(photo))
     token = page.get_by_label("Token", exact=True)
     expect(token).to_be_focused()
-    for word, answer in (("", "This server wants a token."), ("let me out", "That is not the token of this server.")):
+    for word, answer in (("", "This server requires a token."), ("let me out", "Wrong token.")):
         token.fill(word)
         page.keyboard.press("Enter")
         expect(page.get_by_role("alert")).to_have_text(answer)
     token.fill("let me in")
-    page.get_by_role("button", name="Go on").click()
-    expect(page.locator(".label")).to_have_text(told(photo))
+    page.get_by_role("button", name="Continue").click()
+    expect(page.locator(".label")).to_have_text(expected_text(photo))
     page.reload()
     expect(page.locator("#question")).to_contain_text("square")
     expect(token).to_be_hidden()
 
 
-def test_names_of_strangers_stay_text(visit, served: str, tmp_path: Path, photo: Path) -> None:
+def test_untrusted_names_stay_text(visit, served: str, tmp_path: Path, photo: Path) -> None:
     odd = "<script>document.title='gone'</script><img src=x onerror=alert(1)>"
     file = tmp_path / "<b>& photo.jpg"
     file.write_bytes(photo.read_bytes())
-    page = visit(served, answers([odd, *map(str, range(999))], text=f"---\ntags: x\n---\n\n# Card of {odd}\n"))
+    page = visit(served, mock_server([odd, *map(str, range(999))], text=f"---\ntags: x\n---\n\n# Card of {odd}\n"))
     expect(choose(page, file).locator(".label")).to_contain_text(odd)
     expect(page.locator(".file")).to_have_text(file.name)
     page.get_by_role("link", name="About this model").click()
@@ -240,7 +246,7 @@ def test_names_of_strangers_stay_text(visit, served: str, tmp_path: Path, photo:
     assert page.locator("#classes").bounding_box()["height"] < 300  # a thousand of them scroll
 
 
-def test_the_keyboard_is_enough(visit, served: str, photo: Path, told) -> None:
+def test_the_keyboard_is_enough(visit, served: str, photo: Path, expected_text) -> None:
     page = visit(served, lambda page: page.on("filechooser", lambda chooser: chooser.set_files(str(photo))))
 
     def press(key: str, *, on: str) -> None:
@@ -252,7 +258,7 @@ def test_the_keyboard_is_enough(visit, served: str, photo: Path, told) -> None:
 
     press("Enter", on="#choose")
     expect(page.locator("label:has(#choose)")).to_have_css("outline-style", "solid")
-    expect(page.locator(".label")).to_have_text(told(photo))
+    expect(page.locator(".label")).to_have_text(expected_text(photo))
     press("ArrowLeft", on=".slider")
     expect(page.locator(".heat")).to_have_css("opacity", "0.65")
     press("Enter", on="summary")
@@ -262,12 +268,12 @@ def test_the_keyboard_is_enough(visit, served: str, photo: Path, told) -> None:
     expect(page.locator("#choose")).to_be_focused()
 
 
-def test_it_speaks_chinese_and_remembers_what_was_chosen(visit, served: str, photo: Path, told) -> None:
+def test_it_speaks_chinese_and_remembers_what_was_chosen(visit, served: str, photo: Path, expected_text) -> None:
     page = visit(served, locale="zh-CN")
-    expect(choose(page, photo).locator(".label")).to_have_text(told(photo).replace("\u00a0", ""))
+    expect(choose(page, photo).locator(".label")).to_have_text(expected_text(photo).replace("\u00a0", ""))
     assert page.evaluate("`${document.documentElement.lang} ${document.title}`") == "zh-CN 照片里是什么？ · Fieldmark"
     page.get_by_role("button", name="English").click()
-    expect(page.locator(".key")).to_contain_text("spoke for disc")
+    expect(page.locator(".key")).to_contain_text("evidence for disc")
     page.reload()
     expect(page).to_have_title("What does the photo show? · Fieldmark")
     texts = page.request.get(f"{served}/page.js").text().split("const TEXTS")[1].split("\n};")[0].split("  zh: {")
@@ -294,7 +300,7 @@ def test_a_phone_needs_no_sideways_scrolling(visit, served: str, tmp_path: Path,
     file = tmp_path / f"{'IMG_20261124' * 8}.jpg"
     file.write_bytes(photo.read_bytes())
     phone = {"viewport": {"width": 360, "height": 740}, "has_touch": True, "is_mobile": True}
-    page = visit(served, answers(["Donaudampfschifffahrtsgesellschaft" * 3, "b"]), locale=locale, **phone)
+    page = visit(served, mock_server(["Donaudampfschifffahrtsgesellschaft" * 3, "b"]), locale=locale, **phone)
     choose(page, file)
     page.locator("#to-about").click()
     assert page.evaluate("document.documentElement.scrollWidth") == 360
