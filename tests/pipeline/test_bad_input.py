@@ -98,9 +98,9 @@ def odd_run(odd, tiny_options, tmp_path_factory, command):
     return before, out, done
 
 
-def test_check_lists_what_cannot_be_read(command, odd):
+def test_check_lists_what_cannot_be_read(here, odd):
     before = state(odd)
-    done = command("check", odd, "--json")
+    done = here("check", odd, "--json")
     assert done.code == 1 and done.err == ""
     reasons = {found["path"]: found["reason"] for found in done.json["unreadable"]}
     assert reasons == UNREADABLE
@@ -201,7 +201,7 @@ def test_given_splits_that_leak_and_have_no_test(here, small_photos, tiny_option
     )  # the same --out: nothing stands there
     assert done.code == 0, done.err
     leaks, testless = ([w for w in done.json["warnings"] if said in w] for said in ("several splits", "no test/"))
-    assert "train/disc/05.jpg" in leaks[0] and "15 % of the photos in train/ become the test" in testless[0]
+    assert "train/disc/05.jpg" in leaks[0] and "15 % of the images in train/ become the test set" in testless[0]
     with (run / "split.csv").open(newline="") as file:
         sides = [(row["path"].split("/")[0], row["split"]) for row in csv.DictReader(file)]
     assert set(sides) == {("train", "train"), ("train", "test"), ("val", "val")}

@@ -95,7 +95,7 @@ def test_a_stream_is_the_same_photos_and_keeps_none(photos: Path, tmp_path: Path
 def test_a_photo_that_is_gone_from_a_stream_is_named(photos: Path, tmp_path: Path):
     table = made(photos, tmp_path / "run", stream=True)
     (photos / "disc" / "01.jpg").unlink()
-    with pytest.raises(FieldmarkError, match=r"disc/01.jpg in .* cannot be read any more .*: put it back"):
+    with pytest.raises(FieldmarkError, match=r"disc/01.jpg in .* cannot be read any more .*: restore it"):
         [table.data.images[k] for k in range(len(table.data.images))]
 
 

@@ -89,7 +89,7 @@ def test_a_run_tells_once_what_is_without_effect(here, small_photos, tmp_path: P
     monkeypatch.setattr(Trainer, "train", stop)
     words = ("train", small_photos, "--out", tmp_path / "run", "--resume", "--image-size", 32)
     words += ("--backbone", "resnet18", "--weights", "none", "--frozen-epochs", 3)
-    line = "warning: --frozen-epochs: without effect, as --weights none trains everything from the start"
+    line = "warning: --frozen-epochs: without effect, as --weights none trains all layers from scratch"
     assert [here(*words).err.splitlines().count(line) for _ in range(2)] == [1, 0]
     assert line in (tmp_path / "run" / "log.txt").read_text()
 
@@ -174,11 +174,11 @@ def test_rare_classes_count_more_or_come_more_often(trainer, few):
 def test_the_running_mean_is_what_is_judged_and_kept(trainer):
     plain, mean = (trainer(ema=ema, frozen_epochs=0, epochs=2, monitor="loss") for ema in (0.0, 0.9))
     histories = [plain.train(), mean.train()]
-    assert [h["train_loss"] for h in histories[0]] == [h["train_loss"] for h in histories[1]]  # the same steps
-    assert [h["val_loss"] for h in histories[0]] != [h["val_loss"] for h in histories[1]]
+    assert [h.train_loss for h in histories[0]] == [h.train_loss for h in histories[1]]  # the same steps
+    assert [h.val_loss for h in histories[0]] != [h.val_loss for h in histories[1]]
     logits = torch.from_numpy(extract_features_and_logits(mean, mean.phase_builder.frozen_features.val_maps())[1])
     loss = torch.nn.functional.cross_entropy(logits, mean.phase_builder.val_labels).item()
-    assert loss == pytest.approx(min(h["val_loss"] for h in histories[1]), rel=1e-5)
+    assert loss == pytest.approx(min(h.val_loss for h in histories[1]), rel=1e-5)
 
 
 def test_small_photos_first(trainer, packed, tmp_path):
