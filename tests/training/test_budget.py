@@ -11,7 +11,10 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fieldmark.core import runtime
+from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import build
+from fieldmark.pipeline import finish
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import budget as plan
 
@@ -189,8 +192,14 @@ def test_the_plan_of_a_budget_is_made_once(start, tmp_path: Path):
     assert said and (int(said[1]), int(said[2])) == (planned.epochs, planned.steps_per_epoch)
 
 
-def test_a_budget_that_is_spent_leaves_phase_2_out(start, tmp_path: Path):
-    ended = start(tmp_path / "run", [*OPTIONS, "--budget", "5s"], first=NOW.format(closing=8))
-    assert ended.code == 0 and "too little for fine-tuning" in ended.said
-    assert "phase 1" in ended.said and "phase 2)" not in ended.said
+def test_a_budget_that_is_spent_leaves_phase_2_out(here, small_photos: Path, tmp_path: Path, monkeypatch):
+    def stop(*_: object) -> None:
+        raise FieldmarkError("stopped")
+
+    monkeypatch.setattr(runtime, "PROCESS_START", time.monotonic())
+    monkeypatch.setattr(plan, "EXPORT_RESERVE_S", 8)
+    monkeypatch.setattr(finish, "finish_run", stop)
+    ended = here("train", small_photos, "--out", tmp_path / "run", *OPTIONS, "--budget", "5s")
+    assert ended.err.endswith("fieldmark: stopped\n") and "too little for fine-tuning" in ended.err
+    assert "phase 1" in ended.err and "phase 2)" not in ended.err
     assert Recipe(**yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())).epochs == 0

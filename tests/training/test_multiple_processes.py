@@ -237,8 +237,8 @@ def test_a_program_trains_twice_and_gets_the_error_of_its_workers(
     assert "the loss is" not in done.stderr and none_left(str(tmp_path))
 
 
-def test_another_number_of_processes_does_not_go_on(two, small_photos: Path, tmp_path: Path, command):
+def test_another_number_of_processes_does_not_go_on(two, small_photos: Path, tmp_path: Path, here):
     (out := tmp_path / "run").mkdir()
     (out / "recipe.yaml").write_text((two[0] / "recipe.yaml").read_text().replace("devices: 2", "devices: 1"))
-    refused = command("train", small_photos, "--out", out, "--resume", "--devices", 2).refusal
+    refused = here("train", small_photos, "--out", out, "--resume", "--devices", 2).refusal
     assert "was started with --devices 1, not 2" in refused
