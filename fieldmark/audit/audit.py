@@ -4,7 +4,7 @@ import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from contextlib import closing
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -25,7 +25,8 @@ MAX_CLASS_RATIO = 5
 """Ratio of the largest to the smallest class from which on the imbalance is worth a warning."""
 
 
-class ReadableSubset(NamedTuple):
+@dataclass(frozen=True)
+class ReadableSubset:
     """The images of a catalog that can be trained on.
 
     Attributes:

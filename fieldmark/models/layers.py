@@ -129,6 +129,7 @@ class DepthwiseConv5x5Function(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, stride: int, padding: int) -> Tensor:
+        """The convolution (n, c, h, w) -> (n, c, h', w')."""
         weight = weight.to(x.dtype)
         ctx.save_for_backward(x, weight)
         ctx.stride, ctx.padding = stride, padding
@@ -136,6 +137,7 @@ class DepthwiseConv5x5Function(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        """Gradients of the input and of the weights."""
         (x, weight), (gradient,), stride = ctx.saved_tensors, gradients, ctx.stride
         convolution_backward = partial(_depthwise_backward, stride=stride)
         grad_x = grad_weight = None

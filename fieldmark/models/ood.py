@@ -21,8 +21,8 @@ _MIN_STD = 1e-3
 class OODScorer(nn.Module):
     """Pooled features (n, c) and logits (n, classes) -> known_score (n,), between 0 and 1.
 
-    The score is sigmoid(z(l) + z(l / |logits|) + 0.2 z(s)). l is the max logit after subtracting the mean logit,
-    |logits| the 2-norm of the centred logits, and s the largest cosine similarity of the features to a class centroid.
+    The score is sigmoid(z(l) + z(l / norm) + 0.2 z(s)). l is the max logit after subtracting the mean logit,
+    norm the 2-norm of the centred logits, and s the largest cosine similarity of the features to a class centroid.
     z(x) = (x - mean) / sd standardizes with the statistics of the validation set.
     """
 

@@ -126,26 +126,26 @@ def _audit_and_split(
 ) -> None:
     """Write audit.json, quarantine.csv, split.csv and the packed images into the run folder."""
     report, packed = _audit_and_pack(catalog, preprocessing, recipe, out / "resume", reporter)
-    usable_catalog, groups, _ = drop_unreadable(catalog, report)
+    usable = drop_unreadable(catalog, report)
     assignment = assign_splits(
-        usable_catalog,
-        groups,
+        usable.catalog,
+        usable.groups,
         seed=recipe.seed,
         leaks=report.leaks,
         group_leaks=report.group_leaks,
         allow_leaks=recipe.allow_leaks,
         fold=(recipe.fold, recipe.folds) if recipe.folds else None,
     )
-    report = replace(report, catalog_warnings=(*usable_catalog.warnings, *_warn_missing_test(catalog)))
+    report = replace(report, catalog_warnings=(*usable.catalog.warnings, *_warn_missing_test(catalog)))
     for warning in report.warnings:
         reporter.warning(warning)
     fingerprint = dataset_fingerprint(catalog, report)
     if (out / "split.csv").exists() and RunAudit.load(out).fingerprint != fingerprint:
         raise FieldmarkError(f"images in {catalog.root} have changed since {out} was started: train into another --out")
-    RunAudit(report, str(catalog.source.resolve()), fingerprint, usable_catalog.classes).save(out)
+    RunAudit(report, str(catalog.source.resolve()), fingerprint, usable.catalog.classes).save(out)
     io.write_json(out / "resume" / "packed.json", {catalog.photos[i].path: report.groups[i] for i in packed})
     io.write_csv(out / "quarantine.csv", [file.to_dict() for file in report.unreadable], ["path", "reason"])
-    write_split_file(out / "split.csv", usable_catalog, assignment)
+    write_split_file(out / "split.csv", usable.catalog, assignment)
 
 
 def _audit_and_pack(

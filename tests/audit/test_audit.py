@@ -160,11 +160,11 @@ def test_what_is_known_is_not_decoded_and_changes_no_finding(messy, monkeypatch)
 
 def test_usable_photos_and_their_groups(messy):
     catalog, found = look(messy)
-    left, groups, rows = drop_unreadable(catalog, found)
-    assert left.photos == tuple(catalog.photos[i] for i in rows)
-    assert groups == tuple(found.groups[i] for i in rows)
-    assert len(left.photos) == 18
-    assert left.classes == ("a", "b")
+    usable = drop_unreadable(catalog, found)
+    assert usable.catalog.photos == tuple(catalog.photos[i] for i in usable.indices)
+    assert usable.groups == tuple(found.groups[i] for i in usable.indices)
+    assert len(usable.catalog.photos) == 18
+    assert usable.catalog.classes == ("a", "b")
 
 
 def test_a_class_that_cannot_be_read_is_left_out(tmp_path):
