@@ -78,7 +78,7 @@ def bin_indices(confidence: np.ndarray) -> np.ndarray:
 
 
 def expected_calibration_error(confidence: np.ndarray, correct: np.ndarray) -> float:
-    """Expected calibration error: the mean of abs(confidence - accuracy) over 15 bins of equal width, weighted by images.
+    """Expected calibration error: the mean abs(confidence - accuracy) of 15 bins of equal width, weighted by images.
 
     Naeini et al. 2015, "Obtaining Well Calibrated Probabilities Using Bayesian Binning"; bins as in Guo et al. 2017,
     equation 3.
