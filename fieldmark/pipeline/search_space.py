@@ -31,7 +31,7 @@ NOT_SEARCHABLE = (
     "apply",
 )
 NOT_SEARCHABLE += ("crop_boxes", "positive", "allow_leaks", "monitor", "stream")
-"""What no search varies: it would compare trials that were judged differently, or change nothing."""
+"""What no search varies: trials would be evaluated differently, or not differ at all."""
 LOG_SCALE_RATIO = 10
 """A range that spans so many times its lower end is searched in proportions."""
 
