@@ -150,7 +150,7 @@ def test_two_processes_learn_what_one_learns(two, options: list[str], small_phot
     assert done.returncode == alone.code == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["test"]["n"] == alone.json["test"]["n"] and said["bundle"] == str(out / "bundle")
-    assert all(line.startswith(("48 photos", "epoch: ")) for line in done.stderr.splitlines()), done.stderr
+    assert all(line.startswith(("48 images", "epoch: ")) for line in done.stderr.splitlines()), done.stderr
     one, both = rows(tmp_path / "one"), rows(out)
     assert [row["phase"] for row in both] == ["1", "2", "2"]
     for a, b in zip(one, both, strict=True):
