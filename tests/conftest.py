@@ -3,7 +3,6 @@
 import atexit
 import json
 import os
-import pickle
 import shlex
 import shutil
 import subprocess
@@ -66,8 +65,8 @@ def all_cores() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], T]], T]:
-    """A name and a function that fills a folder -> what the function returns.
+def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], None]], Path]:
+    """A name and a function that fills a folder -> that folder.
 
     The workers share the folder: the first that needs it makes it, the other waits. It is made on the worker's core,
     under `all_cores` too, so that the bits are the same whoever makes it.
@@ -75,17 +74,17 @@ def make_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callab
     folder = tmp_path_factory.getbasetemp()
     common = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "common"
 
-    def make(name: str, function: Callable[[Path], T]) -> T:
-        place, result = common / name, common / f"{name}.pickle"
+    def make(name: str, function: Callable[[Path], None]) -> Path:
+        place, done = common / name, common / f"{name}.done"
         common.mkdir(exist_ok=True)
         with FileLock(common / f"{name}.lock"):
-            if not result.exists():
+            if not done.exists():
                 shutil.rmtree(place, ignore_errors=True)
                 place.mkdir()
                 with running_on(OWN):
-                    made = function(place)
-                result.write_bytes(pickle.dumps(made))
-        return pickle.loads(result.read_bytes())
+                    function(place)
+                done.touch()
+        return place
 
     return make
 
@@ -150,27 +149,26 @@ def synthetic(kind: int, number: int) -> Image.Image:
 def small_photos(make_once) -> Path:
     """Three classes of 16 synthetic photos of about 96 x 72 pixels, which a network tells apart at once."""
 
-    def draw(folder: Path) -> Path:
+    def draw(folder: Path) -> None:
         for kind, label in enumerate(("disc", "square", "cross, blue")):
             (folder / "photos" / label).mkdir(parents=True)
             for number in range(16):
                 synthetic(kind, number).save(folder / "photos" / label / f"{number:02}.jpg", quality=90)
-        return folder / "photos"
 
-    return make_once("small", draw)
+    return make_once("small", draw) / "photos"
 
 
 @pytest.fixture(scope="session")
 def small_run(small_photos: Path, make_once) -> Path:
     """The folder of a finished run on `small_photos`, through both phases; never write into it."""
 
-    def train(folder: Path) -> Path:
+    def train(folder: Path) -> None:
         import fieldmark
 
         recipe = fieldmark.Recipe(image_size=64, train_size=64, epochs=1, batch=8)
-        return fieldmark.train(small_photos, recipe, out=folder / "run").folder
+        fieldmark.train(small_photos, recipe, out=folder / "run")
 
-    return make_once("run", train)
+    return make_once("run", train) / "run"
 
 
 @pytest.fixture(scope="session")
@@ -259,10 +257,14 @@ def trained(small_photos: Path, small_options: list[str], make_once, command: Ca
     The folder is there, but without a checkpoint: --resume then starts anew.
     """
 
-    def train(folder: Path) -> tuple[Path, Done]:
-        return folder, command("train", small_photos, "--out", folder, "--resume", "--json", *small_options)
+    def train(folder: Path) -> None:
+        run = folder / "run"
+        run.mkdir()
+        done = command("train", small_photos, "--out", run, "--resume", "--json", *small_options)
+        (folder / "done.json").write_text(json.dumps(dataclasses.asdict(done)))
 
-    return make_once("trained", train)
+    folder = make_once("trained", train)
+    return folder / "run", Done(**json.loads((folder / "done.json").read_text()))
 
 
 @dataclass(frozen=True)

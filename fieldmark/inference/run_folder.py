@@ -1,6 +1,5 @@
 """A finished run -> the images it was trained on, where they still are, their splits, and its language."""
 
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,9 +29,9 @@ def read_dataset_path(run: Path) -> Path:
         FieldmarkError: the folder is not a finished run.
     """
     try:
-        return Path(json.loads((run / "audit.json").read_text(encoding="utf-8"))["folder"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise FieldmarkError(f"{run} is not a finished run ({error}): pass the images as PHOTOS") from None
+        return Path(io.read_json(run / "audit.json")["folder"])
+    except (OSError, KeyError, TypeError):
+        raise FieldmarkError(f"{run} is not a finished run (it has no audit.json): pass the images as PHOTOS") from None
 
 
 def load_catalog(run: Path) -> Catalog:

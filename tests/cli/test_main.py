@@ -217,7 +217,7 @@ def test_names_that_are_no_text_come_back_as_they_are(command, small_run, small_
 def test_predict_from_what_is_no_model(here, small_photos, tmp_path):
     photo = small_photos / "disc" / "00.jpg"
     (tmp_path / "model.onnx").write_text("hello")
-    assert "does not exist" in here("predict", tmp_path / "none", photo).refusal
+    assert "it is missing" in here("predict", tmp_path / "none", photo).refusal
     assert "damaged" in here("predict", tmp_path, photo).refusal
     assert "no run, bundle" in here("predict", small_photos, photo).refusal
 

@@ -50,7 +50,7 @@ def test_what_cannot_be_evaluated(small_run: Path, small_photos: Path, tmp_path:
     for photos, says in (("other", "is of a class of"), ("bad", "can be read"), ("none", "no such folder")):
         with pytest.raises(FieldmarkError, match=says):
             evaluate.evaluate(small_run, tmp_path / photos, Reporter())
-    with pytest.raises(FieldmarkError, match="name the photos as well"):
+    with pytest.raises(FieldmarkError, match="pass the images as PHOTOS"):
         evaluate.evaluate(small_run / "bundle", None, Reporter())
 
 

@@ -293,7 +293,7 @@ def test_the_size_of_the_sheet_is_bounded(odd_run: Path, tmp_path: Path, monkeyp
 
 
 def test_without_test_photos_there_is_no_sheet(here, small_run: Path, tmp_path: Path):
-    assert "name the photos" in here("explain", small_run / "bundle", "--out", tmp_path / "out").refusal
+    assert "pass the images as PHOTOS" in here("explain", small_run / "bundle", "--out", tmp_path / "out").refusal
     run = Path(shutil.copytree(small_run, tmp_path / "run"))
     (run / "predictions.csv").write_text("path,label,predicted\n1.jpg,disc,disc\n")
     assert "is damaged: it has no column 'confidence'" in here("explain", run, "--out", tmp_path / "out").refusal

@@ -70,7 +70,7 @@ def test_an_inserted_gate_learns_with_all_its_weights(word: str):
     x = torch.rand(4, 16, 5, 3) * torch.rand(4, 16, 1, 1)
     target = x * torch.rand(4, 16, 5, 3)
     gate(x).sub(target).square().sum().backward()
-    lasts = {name: p for name, p in gate.named_parameters() if name.partition(".")[0] in gate.lasts}
+    lasts = {name: p for name, p in gate.named_parameters() if name.partition(".")[0] in gate.final_layers}
     for name, parameter in lasts.items():
         assert parameter.grad is not None and parameter.grad.abs().max() > 0, name
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_a_measured_norm_is_the_identity_in_eval_mode(word: str):
     gate = made(word, 6, norm=True).eval()
     gate.start_as_identity()
     torch.testing.assert_close(gate(features), features)
-    gate.measure(features)
+    gate.set_norm_statistics(features)
     torch.testing.assert_close(gate(features), features)
     torch.testing.assert_close(gate.norm.running_mean, features.mean((0, 2, 3)))
     # The statistics are the data's, so training mode sees the same.

@@ -245,10 +245,10 @@ def test_what_cannot_be_made_is_refused():
 
 def test_a_new_head_is_two_methods():
     class Brightest(PooledHead):
-        def describe(self, features: Tensor) -> Tensor:
+        def pool_features(self, features: Tensor) -> Tensor:
             return features.amax((2, 3))
 
-        def spread(self, features: Tensor, weights: Tensor) -> Tensor:
+        def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
             brightest = (features == features.amax((2, 3), keepdim=True)).to(features)
             return torch.einsum("nchw,nc->nhw", features * brightest, weights)
 
