@@ -11,7 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -261,7 +261,7 @@ def trained(small_photos: Path, small_options: list[str], make_once, command: Ca
         run = folder / "run"
         run.mkdir()
         done = command("train", small_photos, "--out", run, "--resume", "--json", *small_options)
-        (folder / "done.json").write_text(json.dumps(dataclasses.asdict(done)))
+        (folder / "done.json").write_text(json.dumps(asdict(done)))
 
     folder = make_once("trained", train)
     return folder / "run", Done(**json.loads((folder / "done.json").read_text()))
