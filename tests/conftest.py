@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 # Workers of pytest-xdist have a core each, and so have the processes that they start: two threads on it would wait for
 # each other. What a test says of threads and bits holds for one thread as for two. Before numpy is imported, whose
@@ -39,8 +39,6 @@ settings.load_profile("fieldmark")
 if "PYTEST_XDIST_WORKER" not in os.environ:
     os.environ["FIELDMARK_CACHE"] = tempfile.mkdtemp(prefix="fieldmark-")
     atexit.register(shutil.rmtree, os.environ["FIELDMARK_CACHE"], ignore_errors=True)
-
-T = TypeVar("T")
 
 
 @contextmanager
