@@ -61,7 +61,7 @@ def _runs_later(node: ast.AST) -> bool:
 
 
 def ours(name: str) -> str | None:
-    """`fieldmark.data.catalog.read` -> `photos.catalog`: the module of ours that the import means, if it is one."""
+    """`fieldmark.data.catalog.read` -> `data.catalog`: the module of ours that the import means, if it is one."""
     first, _, rest = name.partition(".")
     while first == "fieldmark" and rest:
         if rest in MODULES:

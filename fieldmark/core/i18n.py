@@ -1,7 +1,7 @@
-"""English sentence, number -> the same as people write it in the language of a page.
+"""Translations, and numbers as a language writes them.
 
-The English text is the key, as with gettext: `_("{n} photos", n=3)`. What is missing in templates/LANGUAGE.yaml stays
-English; `tests/core/test_i18n.py` holds that nothing is.
+The English text is the key, as with gettext: `language("{n} photos", n=3)`. What translations/CODE.yaml does not have
+stays English; `tests/core/test_i18n.py` names what is missing.
 """
 
 import math
@@ -14,12 +14,12 @@ from typing import Any
 LANGUAGES = {"en": "en", "zh": "zh-CN"}
 """What `--lang` takes -> the tag by which browsers know it (BCP 47)."""
 MISSING = "–"
-"""Stands where there is no figure."""
+"""Stands for a missing number."""
 
 
 @dataclass(frozen=True)
 class Language:
-    """Says texts and numbers.
+    """Translates texts and formats numbers.
 
     >>> ENGLISH("{n} photos, {share} right", n=2, share=ENGLISH.percent(0.5, 0)).replace(chr(160), " ")
     '2 photos, 50 % right'
@@ -32,16 +32,16 @@ class Language:
         return self.translate(text).format(**values)
 
     def translate(self, text: str) -> str:
-        """The text with its placeholders; no line breaks before its percent signs."""
+        """The translated text with its placeholders; the spaces before percent signs are unbreakable."""
         return self.texts.get(text, text).replace(" %", "\N{NO-BREAK SPACE}%")
 
     def percent(self, share: Any, digits: int = 1) -> str:
-        """A share as people write it: 0.9213 -> "92.1 %", its space unbreakable; a dash where there is no figure."""
+        """A share as people write it: 0.9213 -> "92.1 %", with an unbreakable space; a dash if it is missing."""
         value = finite_float(share)
         return MISSING if value is None else self("{number} %", number=f"{100 * value:.{digits}f}")
 
     def interval(self, bounds: Any, digits: int = 1) -> str:
-        """Two shares as people write a range: (0.89, 0.944) -> "89.0–94.4 %"; a dash where one is missing."""
+        """Two shares as a range: (0.89, 0.944) -> "89.0–94.4 %"; a dash if one is missing."""
         low, high = (finite_float(bound) for bound in bounds or (None, None))
         if low is None or high is None:
             return MISSING
@@ -57,16 +57,16 @@ class Language:
         return self("{minutes} min {seconds} s", minutes=round(value) // 60, seconds=round(value) % 60)
 
     def join_sentences(self, sentences: Iterable[str]) -> str:
-        """Sentences one after the other; what is empty is left out."""
+        """The sentences in one text; empty ones are left out."""
         return self.sentence_separator.join(sentence for sentence in sentences if sentence)
 
     @property
     def sentence_separator(self) -> str:
-        """What stands between two sentences."""
+        """The separator of two sentences."""
         return self("{first} {second}", first="", second="")
 
     def join_names(self, names: Iterable[str]) -> str:
-        """Names one after the other."""
+        """The names as a list in a sentence."""
         return self(", ").join(names)
 
 
@@ -75,7 +75,7 @@ ENGLISH = Language("en")
 
 @cache
 def get_language(code: str) -> Language:
-    """`en`, `zh` -> the language."""
+    """The language with a code, `en` or `zh`."""
     if code == "en":
         return ENGLISH
     import yaml
@@ -85,12 +85,12 @@ def get_language(code: str) -> Language:
 
 
 def gettext_noop(text: str) -> str:
-    """Marks a text that stands in a table here and is translated where it is shown."""
+    """Mark a text in a table for translation; it is translated where it is shown."""
     return text
 
 
 def finite_float(value: Any) -> float | None:
-    """The finite number that a cell of a CSV or JSON file holds, or None."""
+    """The finite number in a cell of a CSV or JSON file, or None."""
     try:
         return float(value) if math.isfinite(float(value)) else None
     except (TypeError, ValueError):
@@ -98,6 +98,6 @@ def finite_float(value: Any) -> float | None:
 
 
 def format_number(value: Any, digits: int = 3) -> str:
-    """A number with so many decimals, or a dash where there is none."""
+    """A number with `digits` decimals, or a dash if it is missing."""
     finite = finite_float(value)
     return MISSING if finite is None else f"{finite:,.{digits}f}"

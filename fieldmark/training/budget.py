@@ -27,7 +27,7 @@ from fieldmark.training.trainer import Trainer
 StepCallback = Callable[[float, float], bool | None]
 """Takes the seconds and the loss of a trial step; True ends the trial."""
 MAX_EPOCHS, MAX_EPOCHS_FROM_SCRATCH = 30, 100
-"""Most epochs that a budget is spent on: the write-ups stop there too."""
+"""Most epochs that a budget is spent on: as in the tutorials that the recipes reproduce."""
 MIN_EPOCHS, MIN_STEPS = 3, 200
 """With fewer of both, fine-tuning ends below the linear probe (docs/performance.md)."""
 TIME_SAFETY_FACTOR = 1.1

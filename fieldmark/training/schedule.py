@@ -6,7 +6,7 @@ from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.history import LINEAR_PROBE, EpochRecord
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.2, 4
-"""Factor and patience (epochs) of ReduceLROnPlateau in the write-ups."""
+"""Factor and patience (epochs) of ReduceLROnPlateau in the tutorials that the recipes reproduce."""
 STEP_MILESTONES = (0.3, 0.6, 0.9)
 """Shares of the epochs after which `steps` divides the learning rate by ten: 30, 60 and 90 of a hundred."""
 
