@@ -1,4 +1,4 @@
-"""Which score rejects out-of-distribution images best? Those that were tried for `known_score`, on the runs that ood.py has left.
+"""Which score rejects out-of-distribution images best? The scores tried for `known_score`, on the runs of ood.py.
 
     python benchmarks/ood.py --work RUNS --seeds 3 --epochs 0
     python benchmarks/ood_scores.py --work RUNS
