@@ -8,31 +8,21 @@ Further options go to `fieldmark train`.
 
 import argparse
 import json
-import os
 import statistics
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
+
+from suite import run_process
 
 
 def run(photos: str, seed: int, options: list[str], folder: Path) -> dict[str, float]:
     """One training in a process of its own. -> test and validation accuracy, seconds, peak memory in GiB."""
-    out = folder / f"seed{seed}"
-    command = [sys.executable, "-m", "fieldmark.cli", "train", photos, "--out", str(out), "--seed", str(seed), "--json"]
-    began = time.monotonic()
-    process = subprocess.Popen([*command, *options], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    assert process.stdout is not None
-    metrics = json.loads(process.stdout.read())
-    _, status, usage = os.wait4(process.pid, 0)
-    assert status == 0, f"{' '.join(command)} ended with {os.waitstatus_to_exitcode(status)}"
-    return {
-        "test": metrics["test"]["accuracy"],
-        "validation": metrics["validation"]["accuracy"],
-        "seconds": time.monotonic() - began,
-        "GiB": usage.ru_maxrss / 2**20,
-    }
+    command = [sys.executable, "-m", "fieldmark.cli", "train", photos, "--out", str(folder / f"seed{seed}")]
+    ended = run_process([*command, "--seed", str(seed), "--json", *options], folder / "log.txt")
+    metrics = json.loads(ended.stdout)
+    accuracy = {name: metrics[name]["accuracy"] for name in ("test", "validation")}
+    return {**accuracy, "seconds": ended.seconds, "GiB": ended.GiB}
 
 
 def main() -> None:

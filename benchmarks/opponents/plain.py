@@ -1,6 +1,6 @@
-"""train/, val/ and test/ of class folders -> a well-tuned plain PyTorch loop; figures as JSON.
+"""train/, val/ and test/ of class folders -> a well-tuned plain PyTorch loop; predictions as CSV.
 
-    python benchmarks/opponents/plain.py TREE --weights lite0.safetensors --seconds 600 --seed 0
+    python benchmarks/opponents/plain.py TREE --weights lite0.safetensors --out predictions.csv
 
 What somebody writes who knows how: photos decoded once into memory, channels_last, glibc told to keep its memory, a
 thread per core and waiting ones asleep (`fieldmark.core.runtime.prepare`, so that both sides have the same), SGD with
@@ -10,7 +10,6 @@ validation photos.
 """
 
 import argparse
-import json
 import os
 import statistics
 import time
@@ -19,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import predictions
 import torch
 from PIL import Image
 from timm.models import create_model
@@ -95,14 +95,19 @@ class Training:
         inputs, labels = batch([self.train[row] for row in rows], self.vary)
         cross_entropy(self.network(inputs), labels, label_smoothing=0.1).backward()
 
-    def accuracy(self, photos: Photos) -> float:
+    def probabilities(self, photos: Photos) -> Tensor:
+        """-> (n, classes)."""
         self.network.eval()
-        right = 0
+        parts = []
         with torch.inference_mode():
             for k in range(0, len(photos), BATCH):
-                inputs, labels = batch(photos[k : k + BATCH], self.centre)
-                right += int((self.network(inputs).argmax(1) == labels).sum())
-        return right / len(photos)
+                inputs, _ = batch(photos[k : k + BATCH], self.centre)
+                parts.append(self.network(inputs).softmax(1))
+        return torch.cat(parts)
+
+    def accuracy(self, photos: Photos) -> float:
+        labels = torch.tensor([label for _, label in photos])
+        return (self.probabilities(photos).argmax(1) == labels).double().mean().item()
 
     def plan(self, until: float) -> tuple[int, list[int]]:
         """How many steps fit, and after which of them to look at the validation photos: each pass of the second half.
@@ -113,7 +118,9 @@ class Training:
         self.network.zero_grad()
         look = seconds(lambda: self.accuracy(self.val[: 2 * BATCH])) / len(self.val[: 2 * BATCH])
         passes = max(1, len(self.train) // BATCH)
-        left = until - age() - CLOSING - look * (len(self.test) + len(self.val))
+        left = (
+            until - age() - CLOSING - look * (len(self.test) + 2 * len(self.val))
+        )  # the validation photos once more at the end
         steps = int(left / (step + look * len(self.val) / passes / 2))
         if steps < LEAST:
             raise SystemExit(f"plain.py: {until:.0f} s are too few for {LEAST} steps: give more --seconds")
@@ -128,6 +135,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=600, help="of the whole process, from its start")
     parser.add_argument("--lr", type=float, default=0.02)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
     torch.manual_seed(options.seed)
     training = Training(options.tree, options.weights)
@@ -146,8 +154,10 @@ def main() -> None:
         if k in looks and (accuracy := training.accuracy(training.val)) >= best:
             best, kept = accuracy, {name: tensor.clone() for name, tensor in network.state_dict().items()}
     network.load_state_dict(kept)
-    figures = {"test": training.accuracy(training.test), "n": len(training.test), "validation": best, "steps": steps}
-    print(json.dumps(figures))
+    for split, photos in (("val", training.val), ("test", training.test)):
+        folder = ImageFolder(str(options.tree / split))
+        files = [file for file, _ in folder.samples]
+        predictions.write(options.out, split, files, training.probabilities(photos), folder.classes)
 
 
 if __name__ == "__main__":
