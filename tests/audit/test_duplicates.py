@@ -72,16 +72,29 @@ def test_many_copies_of_one_photo_are_one_cluster(photos):
     assert (clusters(many) == [0] * 30 + [30]).all()
 
 
-def test_a_large_family_of_lookalikes_is_not_one_photo():
+def random_thumbnails(n: int, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).normal(0, 40, (n, 16, 16, 3))
+
+
+def images(thumbnails: np.ndarray) -> list[Image.Image]:
+    return [Image.fromarray((128 + one).clip(0, 255).astype(np.uint8)).resize((256, 256)) for one in thumbnails]
+
+
+def test_a_chain_of_lookalikes_is_not_one_photo():
     """Each is like the next (an agreement of 0.97 or so), but no longer like the one some steps on."""
-    rng = np.random.default_rng(0)
-    anchors = [rng.normal(0, 40, (16, 16, 3)) for _ in range(9)]
     angles = np.linspace(0, np.pi / 2, 6, endpoint=False)
-    steps = [np.cos(t) * a + np.sin(t) * b for a, b in pairwise(anchors) for t in angles]
-    family = [Image.fromarray((128 + step).clip(0, 255).astype(np.uint8)).resize((256, 256)) for step in steps]
-    assert len(family) > 2 * duplicates.MAX_CLUSTER_SIZE
-    assert len(set(clusters(family[: duplicates.MAX_CLUSTER_SIZE]))) == 1
-    assert len(set(clusters(family))) == len(family)
+    steps = [np.cos(t) * a + np.sin(t) * b for a, b in pairwise(random_thumbnails(9)) for t in angles]
+    found = clusters(images(np.array(steps)))
+    assert len(set(found)) > 1 and np.bincount(found).max() <= len(angles)
+
+
+@pytest.mark.parametrize("variation", [4, 8, 12])
+def test_products_of_one_kind_are_not_one_photo(variation):
+    """All agree by more than the usual bound; only a copy is far nearer than the others are to each other."""
+    kinds = np.repeat(random_thumbnails(3), 40, axis=0)
+    products = images(kinds + variation / 40 * random_thumbnails(len(kinds), seed=1))
+    copies = [COPIES[change](products[7]) for change in ("resized", "re-encoded", "darker", "mirrored")]
+    assert clusters(products + copies).tolist() == [*range(120), 7, 7, 7, 7]
 
 
 def test_copies_inside_a_family_that_is_known_already_are_found(monkeypatch):
