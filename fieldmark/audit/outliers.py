@@ -1,4 +1,7 @@
-"""Outliers (dark, blurred, small, ...) and shortcuts: metadata that predicts the class."""
+"""Outliers (dark, blurred, small, ...) and shortcuts: metadata that predicts the class.
+
+An image is judged against its own set: where all are dark or soft, that is the camera, and none is an outlier.
+"""
 
 import contextlib
 import io
@@ -24,6 +27,8 @@ MIN_SHARPNESS = 0.6
 after a Gaussian blur of two pixels (docs/performance.md)."""
 MAX_UPSCALE = 1.3
 """Enlargement at decoding beyond which sharpness is not measured."""
+MAX_Z_SCORE = 3.5
+"""Modified z-score beyond which a measurement is unusual in its set (Iglewicz & Hoaglin 1993)."""
 SMALL_FACTOR = 4
 """An image is small if its shorter side is this many times less than the median."""
 MAX_ASPECT_RATIO = 2
@@ -34,6 +39,8 @@ SHORTCUT_MAX_ELSEWHERE = 0.05
 """Largest part of all other images that have it."""
 SHORTCUT_MIN_IMAGES = 10
 """Least number of images that have it, and of images of other classes."""
+_MAD_TO_STD = 1.4826  # of a normal distribution
+_LEAST_MEASURE = 1e-3  # has a logarithm
 _NOISE_FLOOR = 2.0  # grey levels: edges below this are noise
 _EXIF_MODEL = 0x0110  # the EXIF tag "Model"
 _EXIF_FORMATS = frozenset(("JPEG", "MPO", "TIFF", "WEBP"))
@@ -73,20 +80,27 @@ def image_stats(content: bytes, pixels: np.ndarray, thumbnail: np.ndarray) -> Im
 
 
 def find_outliers(paths: Sequence[str], stats: Sequence[ImageStats]) -> Iterator[Outlier]:
-    """The outliers, in the order of `paths`; an image may be one in several ways."""
+    """The outliers, in the order of `paths`; an image may be one in several ways.
+
+    A dark, bright, blank or blurred image is so by the constants above, and unusually so in this set.
+    """
     if not paths:
         return
     small = float(np.median([min(image.size) for image in stats])) / SMALL_FACTOR
+    dark = min(DARK_MEAN, _lower_fence([image.brightness for image in stats]))
+    bright = 255 - min(255 - BRIGHT_MEAN, _lower_fence([255 - image.brightness for image in stats]))
+    blank = min(BLANK_STD, _lower_fence([image.contrast for image in stats]))
+    blurred = min(MIN_SHARPNESS, _lower_fence([image.sharpness for image in stats]))
     for path, image in zip(paths, stats, strict=True):
         shorter, longer = sorted(image.size)
         dimensions = f"{image.size[0]} x {image.size[1]} pixels"
-        if image.contrast < BLANK_STD:
+        if image.contrast < blank:
             yield Outlier(path, "blank", f"grey levels vary by {image.contrast:.1f} of 255")
-        elif image.brightness < DARK_MEAN:
+        elif image.brightness < dark:
             yield Outlier(path, "dark", f"mean grey level {image.brightness:.0f} of 255")
-        elif image.brightness > BRIGHT_MEAN:
+        elif image.brightness > bright:
             yield Outlier(path, "bright", f"mean grey level {image.brightness:.0f} of 255")
-        elif image.sharpness < MIN_SHARPNESS:
+        elif image.sharpness < blurred:
             yield Outlier(path, "blurred", "no sharp edges")
         if shorter < small:
             yield Outlier(path, "small", dimensions)
@@ -114,6 +128,19 @@ def find_shortcuts(labels: Sequence[str], stats: Sequence[ImageStats]) -> Iterat
                 and elsewhere <= SHORTCUT_MAX_ELSEWHERE
             ):
                 yield Shortcut(label, attribute, value, share, elsewhere)
+
+
+def _lower_fence(values: Sequence[float]) -> float:
+    """The value below which one is unusual among these: a modified z-score of -`MAX_Z_SCORE`, on a log scale.
+
+    Infinite values are left out; the fence is infinite without others.
+    """
+    finite = np.array([value for value in values if math.isfinite(value)])
+    if not len(finite):
+        return math.inf
+    logs = np.log(np.maximum(finite, _LEAST_MEASURE))
+    median = np.median(logs)
+    return float(np.exp(median - MAX_Z_SCORE * _MAD_TO_STD * np.median(np.abs(logs - median))))
 
 
 def _format_value(value: object) -> str:
