@@ -14,7 +14,7 @@ from fieldmark.data.catalog import Catalog
 from fieldmark.data.decisions import load_recipe_catalog
 from fieldmark.recipes.recipe import Recipe
 
-LABEL_CHECK_PACKAGES = ("torch", "sklearn", "cleanlab")
+LABEL_CHECK_PACKAGES = ("torch", "sklearn")
 LABEL_CHECK_SKIPPED = "label errors were not checked: install with pip install 'fieldmark[train]'"
 
 

@@ -1,8 +1,8 @@
-"""Label errors: embeddings of all images, out-of-fold linear probes on them, and confident learning.
+"""Label errors: embeddings of all images, out-of-fold linear probes on them, and the probability of a wrong label.
 
-Every image is predicted by a linear classifier that was trained neither on it nor on its near-duplicates. Labels with a
-low out-of-fold probability are likely errors (Northcutt et al. 2021, "Confident learning: estimating uncertainty in
-dataset labels"; computed by cleanlab). Hard but correct cases rank low too, so a person has to decide.
+Every image is predicted by a linear classifier that was trained neither on it nor on its near-duplicates. All labels
+are ranked by the probability that they are wrong (`label_noise.py`), and those that are probably wrong are listed for a
+person to decide.
 """
 
 import warnings
@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from cleanlab.filter import find_label_issues
 from sklearn.model_selection import StratifiedGroupKFold
 from torch import Tensor, nn
 
+from fieldmark.audit.label_noise import error_probabilities
 from fieldmark.audit.report import LabelQuality
 from fieldmark.core import runtime
 from fieldmark.core.text import pluralize, printable
@@ -119,17 +119,10 @@ def _subsample_classes(
     return np.sort(np.concatenate(kept))
 
 
-def rank_by_self_confidence(probabilities: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The rows by increasing self-confidence (n,), and whether cleanlab flags each row's label as an error (n,)."""
-    self_confidence = probabilities[np.arange(len(labels)), labels]
-    is_issue = np.asarray(find_label_issues(labels, probabilities, n_jobs=1))
-    return np.argsort(self_confidence, kind="stable"), is_issue
-
-
 def rank_labels(
     rows: Sequence[int], features: np.ndarray, labels: Sequence[str], paths: Sequence[str], groups: Sequence[int]
 ) -> tuple[LabelQuality, ...]:
-    """The label quality of every image, lowest self-confidence first.
+    """The label quality of every image, the likeliest error first.
 
     Classes of a single group are left out, as no fold has seen such a class without the image itself. The result is
     empty if fewer than `MIN_IMAGES` images or two classes remain.
@@ -149,16 +142,16 @@ def rank_labels(
     number = {name: k for k, name in enumerate(names)}
     label_ids = np.array([number[labels[i]] for i in rows])
     probabilities = cross_val_probabilities(features, label_ids, [groups[i] for i in rows], len(names))
-    order, is_issue = rank_by_self_confidence(probabilities, label_ids)
+    p_error = error_probabilities(probabilities, label_ids)
     return tuple(
         LabelQuality(
             path=paths[rows[k]],
             label=names[label_ids[k]],
             suggested=names[int(probabilities[k].argmax())],
             confidence=float(probabilities[k, label_ids[k]]),
-            is_issue=bool(is_issue[k]),
+            error_probability=float(p_error[k]),
         )
-        for k in map(int, order)
+        for k in map(int, np.argsort(-p_error, kind="stable"))
     )
 
 

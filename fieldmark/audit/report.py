@@ -58,14 +58,19 @@ class LabelQuality:
     Attributes:
         suggested: the class with the highest out-of-fold probability.
         confidence: out-of-fold probability of the given label ("self-confidence"), 0..1.
-        is_issue: whether confident learning flags the label as an error, and not only as a hard case.
+        error_probability: probability that the label is wrong, 0..1 (`label_noise.error_probabilities`).
     """
 
     path: str
     label: str
     suggested: str
     confidence: float
-    is_issue: bool = True
+    error_probability: float = 1.0
+
+    @property
+    def is_issue(self) -> bool:
+        """Whether the label is probably wrong, and not only a hard case."""
+        return self.error_probability > 0.5
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -73,6 +78,7 @@ class LabelQuality:
             "label": self.label,
             "suggested": self.suggested,
             "confidence": self.confidence,
+            "error_probability": self.error_probability,
         }
 
 

@@ -13,9 +13,10 @@ from fieldmark.data.thumbnails import thumbnail_uri
 
 MAX_ITEMS = 40
 """Number of issues of a kind on the page; decisions.csv lists all."""
+LABEL_ERRORS_NOTE = gettext_noop("Labels that are probably wrong; {table} ranks all.")
 MAX_IMAGES_PER_SET = 8
 """Number of images of a set of duplicates on the page."""
-RANKING_COLUMNS = ("path", "label", "suggested", "confidence", "flagged")
+RANKING_COLUMNS = ("path", "label", "suggested", "confidence", "error_probability", "flagged")
 SECTION_TITLES = {
     "unreadable": gettext_noop("Unreadable images"),
     "conflicts": gettext_noop("Same image in several classes"),
@@ -74,6 +75,7 @@ def _write_page(file: Path, result: CheckResult, labels: dict[str, str], languag
         {
             "title": language(title),
             "count": len(issues),
+            "note": language(LABEL_ERRORS_NOTE, table="labels.csv") if kind == "label_errors" else "",
             "sets": [[tile(*image) for image in images] for images in _image_sets(issues[:MAX_ITEMS], kind, language)],
         }
         for kind, title in SECTION_TITLES.items()

@@ -121,7 +121,7 @@ def test_the_page_of_check_is_chinese_too(small_photos, tmp_path):
     }
     found = replace(found, report=replace(found.report, **issues))
     page = write_check(found, tmp_path / "out", "zh")[0].read_text(encoding="utf-8")
-    names = [*found.report.classes, "truncated", "decisions.csv", "--apply", "photos"]
+    names = [*found.report.classes, "truncated", "decisions.csv", "labels.csv", "--apply", "photos"]
     assert "疑似标签错误" in page and "另有 2 张" in page
     assert not english("\n".join(Words(page).words), names)
 
