@@ -85,6 +85,9 @@ def cross_val_probabilities(
 ) -> np.ndarray:
     """Out-of-fold class probabilities of linear classifiers, float32 (n, classes): no fold splits a group.
 
+    Each classifier has the weight decay, one of five, with the lowest loss on its held-out fold: wrong labels in the
+    training images need a stronger one.
+
     Args:
         features: float32 (n, c).
         labels: class numbers (n,). A class of a single group gets no probability where that group is held out.
@@ -102,7 +105,7 @@ def cross_val_probabilities(
     for train, test in folds:
         train = _subsample_classes(train, labels, draw_order, train_fraction)
         fc = nn.Linear(features.shape[1], n_classes)
-        fit_logistic_regression(features[train], targets[train], features[:0], targets[:0], fc)
+        fit_logistic_regression(features[train], targets[train], features[test], targets[test], fc)
         with torch.no_grad():
             probabilities[test] = fc(torch.from_numpy(features[test])).softmax(1).numpy()
     return probabilities
