@@ -52,7 +52,7 @@ def audit_catalog(
     """Read, hash and decode every image once, and compare them. Changes no file.
 
     Args:
-        shorter: pixels of the shorter side of the decoded images.
+        shorter: width and height of the decoded images in pixels; they are whole (`squash` of `decode`).
         interpolation: `bicubic` or `bilinear`.
         find_cached: returns the image with this `content_hash` if it has been decoded before, with the same settings;
             called in several threads.
@@ -130,7 +130,7 @@ def _read_image(
         sha256 = content_hash(content, photo.box)
         image = find_cached(sha256) if find_cached else None
         if image is None:
-            image = DecodedImage.from_image(decode(content, shorter, interpolation, photo.box), sha256)
+            image = DecodedImage.from_image(decode(content, shorter, interpolation, photo.box, squash=True), sha256)
     except UnreadableImageError as error:
         return _ReadFailure(sha256, str(error))
     return _ReadImage(image, outliers.image_stats(content, image.pixels, image.thumbnail))

@@ -22,7 +22,7 @@ from fieldmark.core.text import pluralize, printable
 from fieldmark.data.dataset import DatasetSplits, Normalize
 from fieldmark.data.decoded import DecodedImage
 from fieldmark.data.image import center_crop_array
-from fieldmark.models import build
+from fieldmark.models import Head, build
 from fieldmark.models.fuse_bn import fuse_batch_norms
 from fieldmark.models.linear_probe import fit_logistic_regression
 from fieldmark.models.presets import PIP_BACKBONES
@@ -166,14 +166,14 @@ def label_error_warnings(errors: Sequence[LabelQuality]) -> tuple[str, ...]:
     return (f"{pluralize(len(errors), 'likely label error')}: {first}",)
 
 
-def load_pooled_features(files: Sequence[Path], data: DatasetSplits) -> tuple[list[int], np.ndarray]:
-    """What phase 1 learned from: the photos' numbers, training photos first, and their features (n, c), pooled.
+def load_pooled_features(files: Sequence[Path], data: DatasetSplits, head: Head) -> tuple[list[int], np.ndarray]:
+    """The images of the linear probe, training images first, and their embeddings (n, c).
 
-    `files` hold those of the training and of the validation photos, (photos, c) or maps (photos, c, h, w).
+    `files` hold the features of the training and of the validation set, as `head.pre_pool` leaves them.
     """
     splits = [
         (file, image_ids) for file, image_ids in zip(files, (data.train, data.val), strict=True) if len(image_ids)
     ]
     parts = [np.load(file, mmap_mode="r", allow_pickle=False)[: len(which)] for file, which in splits]
-    features = np.concatenate([part if part.ndim == 2 else part.mean((2, 3)) for part in parts]).astype(np.float32)
-    return [*data.train.tolist(), *data.val.tolist()], features
+    embeddings = [head.embed(torch.from_numpy(np.array(part))).float().numpy() for part in parts]
+    return [*data.train.tolist(), *data.val.tolist()], np.concatenate(embeddings)

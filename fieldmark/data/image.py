@@ -53,6 +53,8 @@ def decode(
     shorter: int | None = None,
     interpolation: str = "bicubic",
     box: Box | None = None,
+    *,
+    squash: bool = False,
 ) -> Image.Image:
     """Decode an image to upright RGB. For one version of Pillow, equal bytes give bit-equal pixels.
 
@@ -63,6 +65,7 @@ def decode(
             large enough.
         interpolation: `bicubic` or `bilinear`.
         box: crop to this box before resizing.
+        squash: resize the whole image to shorter x shorter pixels, whatever its aspect ratio.
 
     Raises:
         UnreadableImageError: the image cannot be read or decoded, and no other exception.
@@ -88,7 +91,7 @@ def decode(
             rgb = _to_rgb(image)
             if box:
                 rgb = _crop_to_box(rgb, box, max(full_size) / max(rgb.size))
-        return rgb if shorter is None else _resize(rgb, shorter, interpolation)
+        return rgb if shorter is None else _resize(rgb, shorter, interpolation, squash)
     except Exception as error:  # Pillow raises exceptions of many types on damaged files
         raise _to_unreadable_error(error, content) from error
 
@@ -129,15 +132,16 @@ def center_crop_array(pixels: np.ndarray, size: int) -> np.ndarray:
 def preprocess(
     source: str | Path | bytes | ByteSource, preprocessing: Mapping[str, Any], box: Box | None = None
 ) -> np.ndarray:
-    """Decode and center-crop an image: uint8 (size, size, 3), not normalised. Raises `UnreadableImageError`.
+    """Decode an image to the network's input size: uint8 (size, size, 3), not normalised. Raises `UnreadableImageError`.
 
     Args:
         preprocessing: `size` in pixels, `crop` (part of the shorter side that is kept, 0.875 for most published
-            weights) and `interpolation`.
+            weights), `interpolation`, and `fit`: `squash` for the whole image, else its central square.
         box: crop to this box first.
     """
     size, interpolation = preprocessing["size"], preprocessing.get("interpolation", "bicubic")
-    return center_crop(decode(source, round(size / preprocessing["crop"]), interpolation, box), size)
+    shorter, squash = round(size / preprocessing["crop"]), preprocessing.get("fit") == "squash"
+    return center_crop(decode(source, shorter, interpolation, box, squash=squash), size)
 
 
 def _ignore_pillow_warnings() -> None:
@@ -196,7 +200,9 @@ def _crop_to_box(image: Image.Image, box: Box, scale: float) -> Image.Image:
     return image.crop((left, top, right, bottom))
 
 
-def _resize(image: Image.Image, shorter: int, interpolation: str) -> Image.Image:
+def _resize(image: Image.Image, shorter: int, interpolation: str, squash: bool) -> Image.Image:
+    if squash:
+        return image.resize((shorter, shorter), Image.Resampling[interpolation.upper()])
     side = min(image.size)
     width, height = min(image.width, 2 * side), min(image.height, 2 * side)
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -65,7 +65,8 @@ def grad_cam(network: Network, x: Tensor, target: int) -> np.ndarray:
     """
     from captum.attr import LayerGradCam
 
-    attribution = LayerGradCam(network, network.backbone).attribute(x, target, relu_attributions=True)
+    *_, (_, last_layer) = network.backbone.iter_layers()
+    attribution = LayerGradCam(network, last_layer).attribute(x, target, relu_attributions=True)
     assert isinstance(attribution, Tensor)
     return attribution[0, 0].detach().numpy()
 

@@ -186,7 +186,7 @@ class Explainer:
         scores, chance = self._score_maps(image, x, maps, target, features.shape[2:])
         neighbours = ()
         if self.reference_set:
-            neighbours = self.reference_set.nearest(features.mean((2, 3))[0].numpy(), self.n_neighbours)
+            neighbours = self.reference_set.nearest(self.network.head.embed(features)[0].numpy(), self.n_neighbours)
         explanation = Explanation(
             path,
             prediction.top[0].label,

@@ -87,7 +87,7 @@ class ExportWrapper(nn.Module):
         features = self.network.features(self.normalise(photos.permute(0, 3, 1, 2)))
         logits = self.network.head(features)
         probabilities = (logits / self.temperature).softmax(1)
-        known_score = self.known(features.mean((2, 3)), logits)
+        known_score = self.known(self.network.head.embed(features), logits)
         return probabilities, logits, self.network.head.evidence(features, probabilities.argmax(1)), known_score
 
 

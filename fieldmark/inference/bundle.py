@@ -43,6 +43,8 @@ class PreprocessingInfo(TypedDict):
     """Each channel is divided by it, in pixel units."""
     interpolation: str
     """"bicubic" or "bilinear"."""
+    fit: NotRequired[str]
+    """"squash": the whole image is resized to a square; "crop", or no entry: its central square is taken."""
     boxes: NotRequired[bool]
     """Whether the network was trained on crops to the bounding boxes of the dataset (`--crop-boxes`)."""
 

@@ -5,7 +5,7 @@ from fieldmark.models.backbone import Backbone
 from fieldmark.models.bilinear import Bilinear, SelfProduct
 from fieldmark.models.builder import build, rebuild
 from fieldmark.models.gates import CBAM, ECA, ELA, GCT, SE, CoordinateAttention, Mask
-from fieldmark.models.heads import AttentionPool, AuxiliaryHead, ClassicHead, GeM, Head, LinearHead
+from fieldmark.models.heads import AttentionPool, AuxiliaryHead, ClassicHead, GeM, Head, LinearHead, MultiStage
 from fieldmark.models.network import Network, NetworkSpec, Preprocessing
 from fieldmark.models.zoo import VARIANTS
 
@@ -28,6 +28,7 @@ __all__ = [
     "Head",
     "LinearHead",
     "Mask",
+    "MultiStage",
     "Network",
     "NetworkSpec",
     "Preprocessing",

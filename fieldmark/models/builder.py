@@ -4,6 +4,7 @@ import logging
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,13 +16,14 @@ from fieldmark.models.attention import Attention, Replace, mark_pretrained
 from fieldmark.models.backbone import Backbone
 from fieldmark.models.heads import Head
 from fieldmark.models.network import Network, NetworkSpec, Preprocessing
+from fieldmark.models.stages import MultiStageBackbone
 from fieldmark.models.weights import load_weights, read_weights
 from fieldmark.models.zoo import VARIANTS, Variant, by_timm
 
 LOGGER = logging.getLogger("fieldmark")
 
 AttentionConstructor = Callable[..., Attention] | Replace
-HeadConstructor = Callable[[int, int], Head]
+HeadConstructor = Callable[[Any, int], Head]
 StageAttention = Mapping[int, str | Callable[..., Attention]]
 
 
@@ -70,10 +72,9 @@ def build(
     backbone = parts.backbone
     variant = by_timm.make_variant(backbone) if by_timm.is_timm_name(backbone) else _find_variant(backbone)
     layers = _build_backbone(parts, variant, classes, channels)
-    channels_out = list(layers.stages.values())[-1]
     if pad:
         layers = Backbone(OrderedDict([("pad", nn.ZeroPad2d(pad)), *layers.named_children()]))
-    head_module = (parts.head or variant.head)(channels_out, classes)
+    layers, head_module = _build_head(layers, parts.head or variant.head, classes)
     if not isinstance(head_module, Head):
         raise FieldmarkError(f"head={parts.head}: must return a fieldmark.models.Head")
     row = published.find_weights(backbone)
@@ -157,6 +158,14 @@ def _build_backbone(parts: _Parts, variant: Variant, classes: int, channels: int
         layers.add_auxiliary_head(layer, name, make(classes))
     layers.insert_attention(parts.after)
     return layers
+
+
+def _build_head(layers: Backbone, make: HeadConstructor, classes: int) -> tuple[Backbone, Head]:
+    """The head, and the backbone in the form that it reads."""
+    channels = tuple(layers.stages.values())
+    if getattr(make.func if isinstance(make, partial) else make, "reads_stages", False):
+        return MultiStageBackbone(OrderedDict(layers.named_children())), make(channels, classes)
+    return layers, make(channels[-1], classes)
 
 
 def _block_attention_arguments(

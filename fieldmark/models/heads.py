@@ -6,6 +6,7 @@ positions. The logit is therefore a class activation map (the class evidence) su
 are computed in closed form, without autograd, so they can be exported.
 """
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -23,6 +24,8 @@ class Head(nn.Module):
     """
 
     fc: nn.Linear
+    reads_stages = False
+    """Whether the features are those of a `MultiStageBackbone`, and `channels` the channels of each stage."""
 
     @property
     def classifier(self) -> nn.Linear:
@@ -43,11 +46,21 @@ class Head(nn.Module):
         raise NotImplementedError
 
     def pre_pool(self, features: Tensor) -> Tensor:
-        """The part of the pooling without parameters, (n, c, h, w) -> (n, c, h', w'); it does not change `forward`."""
+        """The part of the pooling without parameters, (n, c, h, w) -> (n, c, h', w') or (n, d).
+
+        `forward` has the same result for it as for the features.
+        """
         return features
 
+    def embed(self, features: Tensor) -> Tensor:
+        """Embedding of each image, by which images are compared: the mean of the last map, (n, channels).
+
+        The features may be pooled already (`pre_pool`).
+        """
+        return features.mean((2, 3)) if features.ndim == 4 else features
+
     def forward(self, features: Tensor) -> Tensor:
-        x = self.pool_features(features)
+        x = self.pool_features(features) if features.ndim == 4 else features
         for layer in self.classifier_layers:
             x = layer(x)
         return x
@@ -174,6 +187,81 @@ class LinearHead(PooledHead):
 
     def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
         return channel_weighted_sum(features, weights) / (features.shape[2] * features.shape[3])
+
+
+class MultiStage(PooledHead):
+    """Mean and standard deviation of each channel of every stage -> dropout -> [hidden layer] -> FC.
+
+    Evci et al. 2022, "Head2Toe: Utilizing Intermediate Representations for Better Transfer Learning", with all channels
+    in place of selected ones, and with the standard deviation, which measures texture. The features are those of a
+    `MultiStageBackbone`.
+
+    Args:
+        channels: channels of each stage; a number stands for one stage.
+        classes: number of classes.
+        hidden: width of the hidden layer; None for none.
+        dropout: dropout probability of the pooled vector.
+        hidden_dropout: dropout probability behind the hidden layer; None for `dropout`.
+        activation: relu, relu6, silu or hardswish.
+    """
+
+    reads_stages = True
+
+    def __init__(
+        self,
+        channels: int | Sequence[int],
+        classes: int,
+        *,
+        hidden: int | None = None,
+        dropout: float = 0.0,
+        hidden_dropout: float | None = None,
+        activation: str = "relu",
+    ) -> None:
+        widths = (channels,) if isinstance(channels, int) else tuple(channels)
+        super().__init__(
+            2 * sum(widths),
+            classes,
+            hidden=hidden,
+            dropout=dropout,
+            hidden_dropout=hidden_dropout,
+            activation=activation,
+        )
+        self.stage_channels = widths
+
+    @property
+    def groups(self) -> list[int]:
+        """Lengths of the parts of the pooled vector: each stage's means, then each stage's standard deviations."""
+        return [*self.stage_channels, *self.stage_channels]
+
+    def pre_pool(self, features: Tensor) -> Tensor:
+        return self.pool_features(features)
+
+    def embed(self, features: Tensor) -> Tensor:
+        count = sum(self.stage_channels)
+        return super().embed(features[:, count - self.stage_channels[-1] : count])
+
+    def pool_features(self, features: Tensor) -> Tensor:
+        return torch.cat(_mean_and_sd(features), 1)
+
+    def position_contributions(self, features: Tensor, weights: Tensor) -> Tensor:
+        # A standard deviation is the sum over positions of (x - mean)^2 / (positions * sd).
+        mean, sd = _mean_and_sd(features)
+        positions = features.shape[2] * features.shape[3]
+        mean_weights, sd_weights = weights.chunk(2, 1)
+        square_weights = sd_weights / (sd * positions)
+        linear_weights = mean_weights / positions - 2 * mean * square_weights
+        rest = (square_weights * (mean.square() + _VARIANCE_EPS)).sum(1)
+        return channel_weighted_sum(features, torch.cat((linear_weights, square_weights), 1)) + rest[:, None, None]
+
+
+_VARIANCE_EPS = 1e-6
+"""Added to variances: the gradient of their root stays finite."""
+
+
+def _mean_and_sd(features: Tensor) -> tuple[Tensor, Tensor]:
+    """Moments of k channels (n, 2k, h, w) -> their means and standard deviations over the positions, each (n, k)."""
+    mean, square = features.mean((2, 3)).chunk(2, 1)
+    return mean, ((square - mean.square()).clamp_min(0) + _VARIANCE_EPS).sqrt()
 
 
 class GeM(PooledHead):

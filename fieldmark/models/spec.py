@@ -19,7 +19,7 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.models.attention import Attention, Replace
 from fieldmark.models.bilinear import Bilinear, SelfProduct
 from fieldmark.models.gates import CBAM, ECA, ELA, GCT, SE, CoordinateAttention, Mask
-from fieldmark.models.heads import AttentionPool, ClassicHead, GeM, LinearHead
+from fieldmark.models.heads import AttentionPool, ClassicHead, GeM, LinearHead, MultiStage
 from fieldmark.models.network import NetworkSpec
 
 ATTENTIONS: dict[str, Callable[..., Any]] = {
@@ -34,6 +34,7 @@ ATTENTIONS: dict[str, Callable[..., Any]] = {
 }
 HEADS: dict[str, Callable[..., Any]] = {
     "linear": LinearHead,
+    "multi_stage": MultiStage,
     "classic": ClassicHead,
     "gem": GeM,
     "attention_pool": AttentionPool,

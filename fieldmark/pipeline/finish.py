@@ -24,7 +24,7 @@ from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, ExportCheck, expor
 from fieldmark.inference import bundle
 from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import Classifier
-from fieldmark.models import Network
+from fieldmark.models import Head, Network
 from fieldmark.models.ood import OODScorer
 from fieldmark.pipeline.prepare import PreparedData
 from fieldmark.recipes.recipe import Recipe, parse_duration
@@ -141,16 +141,16 @@ def calibrate(trainer: Trainer, prepared: PreparedData, size: int) -> Calibratio
 
 
 def extract_features_and_logits(trainer: Trainer, maps: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
-    """Maps at the cut -> pooled features (n, c) of the last stage and logits (n, classes), in float32."""
+    """Maps at the cut -> embeddings (n, c) and logits (n, classes), in float32."""
     rest, head = trainer.trainable.eval().children()
     width = list(trainer.network.backbone.stages.values())[-1]
-    features, logits = [torch.empty(0, width)], [torch.empty(0, trainer.phase_builder.num_classes)]
+    embeddings, logits = [torch.empty(0, width)], [torch.empty(0, trainer.phase_builder.num_classes)]
     with torch.inference_mode():
         for x in maps:
             last = rest(trainer.fabric.to_device(x))
-            features.append(last.mean((2, 3)).float().cpu())
+            embeddings.append(head.embed(last).float().cpu())
             logits.append(head(last).float().cpu())
-    return torch.cat(features).numpy(), torch.cat(logits).numpy()
+    return torch.cat(embeddings).numpy(), torch.cat(logits).numpy()
 
 
 def _rarer_class(classes: list[str], data: DatasetSplits) -> str:
@@ -221,7 +221,9 @@ def check_export_agreement(export_check: ExportCheck) -> list[str]:
     ]
 
 
-def diagnose_labels_and_curve(out: Path, prepared: PreparedData, recipe: Recipe, reporter: Reporter) -> Diagnosis:
+def diagnose_labels_and_curve(
+    out: Path, prepared: PreparedData, head: Head, recipe: Recipe, reporter: Reporter
+) -> Diagnosis:
     """Likely label errors, added to audit.json, and the learning curve, from the features of the linear probe.
 
     Empty without such features, or if the budget leaves no time.
@@ -233,7 +235,7 @@ def diagnose_labels_and_curve(out: Path, prepared: PreparedData, recipe: Recipe,
     from fieldmark.evaluation import learning_curve
 
     data, paths, groups = prepared.data, list(prepared.groups), list(prepared.groups.values())
-    rows, pooled = label_errors.load_pooled_features(features, data)
+    rows, pooled = label_errors.load_pooled_features(features, data, head)
     labels = [prepared.classes[k] for k in data.labels.tolist()]
     ranking = label_errors.rank_labels(rows, pooled, labels, paths, groups)
     errors = tuple(quality for quality in ranking if quality.is_issue)

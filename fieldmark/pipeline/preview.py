@@ -72,7 +72,7 @@ def _preview_image(
     """The image as evaluated, and augmented with its own random numbers; or why it cannot be read."""
     try:
         content = catalog.files.read_bytes(photo.path)
-        image = decode(content, preprocessing["size"], preprocessing["interpolation"], photo.box)
+        image = decode(content, preprocessing["size"], preprocessing["interpolation"], photo.box, squash=True)
     except (UnreadableImageError, OSError) as error:
         return PreviewImage(photo.path, photo.label, error=str(error))
     transform = build_transform(recipe.augment, size, crop=1.0)

@@ -38,7 +38,7 @@ from fieldmark.training.trainer import Trainer
 
 TIMED_PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
 """Keys of `seconds` in metrics.json, beside "other"."""
-AUTOMATIC_FIELDS = ("backbone", "image_size")
+AUTOMATIC_FIELDS = ("backbone", "image_size", "head")
 """Settings whose None is replaced when a run starts."""
 
 
@@ -361,7 +361,7 @@ def _evaluate(job: TrainingJob, prepared: PreparedTraining, fitted: FittedTraini
     result = finish.finish_run(trainer, data, preprocessing, job.out, reporter)
     diagnosis = finish.Diagnosis()
     if not job.feature_cache_dir:  # runs that are compared have the same images
-        diagnosis = finish.diagnose_labels_and_curve(job.out, data, recipe, reporter)
+        diagnosis = finish.diagnose_labels_and_curve(job.out, data, prepared.network.head, recipe, reporter)
     export_warnings = finish.check_export_agreement(result.export)
     for warning in export_warnings:
         reporter.warning(warning)

@@ -63,8 +63,9 @@ class Recipe(BaseModel):
     after: OptionalText = setting(NETWORK, None)
     """Attention after stages, as `-1:mask` or `-2:se(ratio=8),-1:mask`."""
     head: OptionalText = setting(NETWORK, None)
-    """Head, from the last feature map to the classes: linear, classic, gem, attention_pool, bilinear or self_product,
-    as `bilinear(reduced=64)`; by default the published one."""
+    """Head, from features to classes: multi_stage, linear, classic, gem, attention_pool, bilinear or self_product, as
+    `bilinear(reduced=64)`; by default multi_stage with pretrained weights whose own head is linear, else the published
+    one."""
     aux: bool = setting(NETWORK, False)
     """Train the auxiliary heads of GoogLeNet and Inception-v3 as well, weighted in the loss as in the papers."""
     weights: Text = setting(NETWORK, "imagenet")

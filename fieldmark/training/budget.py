@@ -134,9 +134,9 @@ def measure_costs(trainer: Trainer, recipe: Recipe) -> TrainingCosts:
         batches = list(islice(phase.val_batches(), 6))
         trainer.compute_logits(phase.module, batches[:1])
         start = time.monotonic()
-        trainer.compute_logits(phase.module, batches)
-        n_images, n_own = sum(map(len, batches)), len(builder.val_labels[builder.val_shard])
-        measured.append((np.median(times[2:]), (time.monotonic() - start) * n_own / n_images if n_images else 0.0))
+        n_images = len(trainer.compute_logits(phase.module, batches))
+        seconds, n_own = time.monotonic() - start, len(builder.val_labels[builder.val_shard])
+        measured.append((np.median(times[2:]), seconds * n_own / n_images if n_images else 0.0))
     builder.enter_phase(2)
     return TrainingCosts(*np.mean(measured, 0).tolist())
 

@@ -17,6 +17,7 @@ from fieldmark.core.progress import Reporter
 from fieldmark.data.dataset import AugmentedDataset, DatasetSplits, Normalize, iter_eval_batches
 from fieldmark.models import Backbone, Network, is_added
 from fieldmark.models.fuse_bn import fuse_batch_norms
+from fieldmark.models.stages import LayerInput, StageMaps
 
 TRAIN_FEATURES, VAL_FEATURES, VAL_MAPS = "train_features.npy", "val_features.npy", "val_maps.npy"
 BATCH_SIZE = 32
@@ -70,8 +71,11 @@ class FrozenFeatures:
         """The prefix with its batch norms fused into the convolutions."""
         return self._fuse_bn(self.prefix, nn.Identity())
 
-    def compute_maps(self, images: Tensor) -> Tensor:
-        """uint8 (n, 3, h, w) -> maps (n, c, h', w') after the last frozen layer, without gradients."""
+    def compute_maps(self, images: Tensor) -> LayerInput:
+        """uint8 (n, 3, h, w) -> maps (n, c, h', w') after the last frozen layer, without gradients.
+
+        For a multi-stage head they come with the moments of the stages before.
+        """
         with torch.no_grad():
             return self.fused_prefix(self.normalise(self.fabric.to_device(images)))
 
@@ -81,8 +85,20 @@ class FrozenFeatures:
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(self.fabric.device.type, enabled=False):
             return fuse_batch_norms(layers, before(self.normalise(self.fabric.to_device(images))))
 
+    def unpack_maps(self, rows: Tensor, size: int) -> LayerInput:
+        """Rows of a file of maps -> the maps, of images with `size` pixels."""
+        if not self.network.head.reads_stages:
+            return rows.to(memory_format=torch.channels_last)
+        blank = self.compute_maps(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+        return StageMaps.unpack(rows, tuple(blank[0].shape[1:]))
+
     def split_at_last_stage(self) -> tuple[Backbone, Backbone]:
-        """The trainable backbone, and what the linear probe trains of it: attention added after the last stage."""
+        """The trainable backbone, and what the linear probe trains of it: attention added after the last stage.
+
+        A multi-stage head is fitted alone: that attention is the identity until fine-tuning.
+        """
+        if self.network.head.reads_stages:
+            return self.trainable_backbone, Backbone()
         middle, tail = self.trainable_backbone.split_after(list(self.network.backbone.stages)[-1])
         return (middle, tail) if any(map(is_added, tail.modules())) else (self.trainable_backbone, Backbone())
 
@@ -112,21 +128,21 @@ class FrozenFeatures:
         self.fabric.barrier()  # from here on all files are whole
         return FeaturePair(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in (train_file, val_file)))
 
-    def _pooled_features(self) -> Callable[[Tensor], Tensor]:
+    def _pooled_features(self) -> Callable[[LayerInput], Tensor]:
         """The function from maps after the last frozen layer to the input of what the linear probe trains."""
         middle, tail = self.split_at_last_stage()
         fused = self._fuse_bn(middle.eval(), self.fused_prefix)
         return fused if len(tail) else lambda maps: self.network.head.pre_pool(fused(maps))
 
-    def _features_and_maps(self, compute: Callable[[Tensor], Tensor]) -> Callable[[Tensor], list[Tensor]]:
+    def _features_and_maps(self, compute: Callable[[LayerInput], Tensor]) -> Callable[[Tensor], list[Tensor]]:
         def both(images: Tensor) -> list[Tensor]:
             maps = self.compute_maps(images)
-            return [compute(maps), maps]
+            return [compute(maps), pack_maps(maps)]
 
         return both
 
     def _iter_train_features(
-        self, compute: Callable[[Tensor], Tensor], wants_mirrored: Callable[[float], bool]
+        self, compute: Callable[[LayerInput], Tensor], wants_mirrored: Callable[[float], bool]
     ) -> Iterator[list[Tensor]]:
         """Batches of features of the training images, and of the mirrored ones where they are wanted."""
         start = time.monotonic()
@@ -139,7 +155,7 @@ class FrozenFeatures:
     # ---- maps for fine-tuning
 
     def train_maps(self, size: int) -> np.ndarray:
-        """Maps (n, c, h', w') of the training images at `size` pixels without augmentation, mapped from a file."""
+        """Maps of the training images at `size` pixels without augmentation, mapped from a file (`unpack_maps`)."""
         file = self.folder / f"train_maps_{size}.npy"
         if self.fabric.broadcast(self.fabric.is_global_zero and not file.exists()):
             dataset = AugmentedDataset(
@@ -151,18 +167,19 @@ class FrozenFeatures:
                     yield torch.stack([dataset[0, int(k)][0] for k in indices[first : first + batch_size]])
 
             with torch.inference_mode(), self.fabric.autocast():
-                parts = self._map_distributed(np.arange(len(dataset)), lambda images: [self.compute_maps(images)], load)
+                compute = lambda images: [pack_maps(self.compute_maps(images))]  # noqa: E731
+                parts = self._map_distributed(np.arange(len(dataset)), compute, load)
                 self._write_arrays([file], parts, lambda _: None)
         self.fabric.barrier()
         return np.load(file, mmap_mode="r", allow_pickle=False)
 
-    def val_maps(self, selection: slice = slice(None)) -> Iterator[Tensor]:
+    def val_maps(self, selection: slice = slice(None)) -> Iterator[LayerInput]:
         """Batches of the validation images' maps, in order; of all images, or of some."""
         file = self.folder / VAL_MAPS
         if len(self.prefix) and file.exists():
             maps = np.load(file, mmap_mode="r", allow_pickle=False)[selection]
             for batch in iter_batches(maps, BATCH_SIZE):
-                yield batch.to(memory_format=torch.channels_last)
+                yield self.unpack_maps(batch, self.image_size)
         else:
             for images in iter_eval_batches(self.data.images, self.data.val[selection], self.image_size):
                 yield self.compute_maps(images)
@@ -198,6 +215,11 @@ class FrozenFeatures:
                 for writer, tensor in zip(writers, tensors, strict=False):
                     writer.append(tensor)
                     advance(writer.rows_written)
+
+
+def pack_maps(maps: LayerInput) -> Tensor:
+    """Maps -> rows of a file; the inverse is `FrozenFeatures.unpack_maps`."""
+    return maps.pack() if isinstance(maps, StageMaps) else maps
 
 
 def iter_batches(array: np.ndarray, size: int) -> Iterator[Tensor]:

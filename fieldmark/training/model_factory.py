@@ -8,7 +8,7 @@ import torch
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.dataset import DatasetSplits, compute_channel_statistics
-from fieldmark.models import Network, build, presets
+from fieldmark.models import LinearHead, Network, build, presets
 from fieldmark.models.profile import check_image_size, uncropped_size
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.phases import train_crop_size
@@ -27,6 +27,8 @@ def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
         raise FieldmarkError("--standardise: published weights expect the colours they were trained on; --weights none")
     with torch.device("meta"):
         network = build_network(recipe, 2, weights=False)
+    if _defaults_to_all_stages(network, recipe):
+        recipe = recipe.replace(head=f"multi_stage(dropout={network.head.get_submodule('dropout').p})")
     image_size = recipe.image_size or uncropped_size(network)
     recipe = recipe.replace(image_size=image_size)
     crop_size = train_crop_size(recipe, image_size)
@@ -38,6 +40,16 @@ def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
             f"--start-size is {recipe.start_size}, but training images have {crop_size} pixels: give less"
         )
     return recipe
+
+
+def _defaults_to_all_stages(network: Network, recipe: Recipe) -> bool:
+    """Whether a multi-stage head takes the place of the published one: where that is linear, and is fitted exactly.
+
+    On images unlike ImageNet's it is clearly better, and on others not worse (docs/performance.md).
+    """
+    is_fitted = not recipe.is_from_scratch and recipe.exact and recipe.frozen_epochs > 0
+    is_linear = type(network.head) is LinearHead and not network.head.hidden
+    return is_fitted and is_linear and network.spec.head is None and not recipe.aux
 
 
 def build_network(recipe: Recipe, num_classes: int, weights: bool = True) -> Network:
@@ -57,10 +69,14 @@ def build_network(recipe: Recipe, num_classes: int, weights: bool = True) -> Net
 
 
 def make_preprocessing(network: Network, recipe: Recipe) -> dict[str, Any]:
-    """Preprocessing for evaluation and inference: the weights' own, but of the whole image at the recipe's size."""
+    """Preprocessing for evaluation and inference: the weights' own, but of the whole image at the recipe's size.
+
+    It is squashed to a square: a central crop would cut off what lies at the ends, as a defect of an oblong part.
+    """
     return dataclasses.asdict(network.preprocessing) | {
         "size": recipe.image_size,
         "crop": 1.0,
+        "fit": "squash",
         "boxes": recipe.crop_boxes,
     }
 

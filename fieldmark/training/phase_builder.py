@@ -25,10 +25,11 @@ from fieldmark.data.dataset import (
     iter_train_batches,
 )
 from fieldmark.models import Network, is_added, linear_probe
-from fieldmark.models.heads import Head, LinearHead
+from fieldmark.models.heads import Head, LinearHead, MultiStage
 from fieldmark.models.profile import uncropped_size
+from fieldmark.models.stages import LayerInput
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.frozen_features import FeaturePair, FrozenFeatures, iter_batches
+from fieldmark.training.frozen_features import FeaturePair, FrozenFeatures, iter_batches, pack_maps
 from fieldmark.training.history import LINEAR_PROBE
 from fieldmark.training.phases import (
     BatchSource,
@@ -117,7 +118,8 @@ class PhaseBuilder:
     def has_exact_probe(self) -> bool:
         """Whether the linear probe is solved exactly: it is one linear layer on pooled features, and nothing else."""
         head, (_, tail) = self.network.head, self.frozen_features.split_at_last_stage()
-        return self.recipe.exact and type(head) is LinearHead and not head.hidden and not list(tail.parameters())
+        is_linear = type(head) in (LinearHead, MultiStage) and not head.hidden  # type: ignore[union-attr]
+        return self.recipe.exact and is_linear and not list(tail.parameters())
 
     @property
     def mirrors_train(self) -> bool:
@@ -137,7 +139,7 @@ class PhaseBuilder:
         train, size = features.train[: len(self.data.train)], linear_probe.ROWS_PER_BLOCK
         optimizer = torch.optim.SGD(self.network.head.parameters(), lr=0.0)
 
-        def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(first: int, last: int) -> Iterator[tuple[LayerInput, Tensor]]:
             block = slice(first * size, last * size)
             yield from zip(iter_batches(train[block], size), self.train_labels[block].split(size), strict=True)
 
@@ -162,7 +164,7 @@ class PhaseBuilder:
             part.requires_grad_(True)
         n_train, steps = len(self.data.train), max(1, len(self.data.train) // recipe.batch)
 
-        def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(first: int, last: int) -> Iterator[tuple[LayerInput, Tensor]]:
             for step in range(first, last):
                 epoch, position = divmod(step, steps)
                 order = np.random.default_rng((recipe.seed, 4, epoch)).permutation(n_train)
@@ -215,7 +217,7 @@ class PhaseBuilder:
         mixer = BatchMixer(self.num_classes, seed, recipe.mixup, recipe.cutmix) if has_mixing else None
         ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
 
-        def batches(first: int, last: int) -> Iterator[tuple[Tensor, Tensor]]:
+        def batches(first: int, last: int) -> Iterator[tuple[LayerInput, Tensor]]:
             end_size = train_crop_size(recipe, self.image_size)
             size = progressive_crop_size(recipe.start_size, end_size, first // steps, epochs)
             if recipe.augment == "none" and mixer is None and self._can_cache_maps(size):
@@ -238,12 +240,12 @@ class PhaseBuilder:
         """Whether there are frozen layers, and the maps of all training images are small enough to keep."""
         if not len(self.frozen_features.prefix):
             return False
-        feature_map = self.frozen_features.compute_maps(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        return feature_map.numel() * 4 * len(self.data.train) <= MAX_CACHED_BYTES
+        row = pack_maps(self.frozen_features.compute_maps(torch.zeros(1, 3, size, size, dtype=torch.uint8)))
+        return row.numel() * 4 * len(self.data.train) <= MAX_CACHED_BYTES
 
-    def _cached_batches(self, size: int, sampler: ShuffledBatchSampler) -> Iterator[tuple[Tensor, Tensor]]:
+    def _cached_batches(self, size: int, sampler: ShuffledBatchSampler) -> Iterator[tuple[LayerInput, Tensor]]:
         """Batches of cached feature maps, for training without augmentation."""
         maps = self.frozen_features.train_maps(size)
         for items in sampler:
             indices = [k for _, k in items]
-            yield torch.from_numpy(maps[indices]).to(memory_format=torch.channels_last), self.train_labels[indices]
+            yield self.frozen_features.unpack_maps(torch.from_numpy(maps[indices]), size), self.train_labels[indices]

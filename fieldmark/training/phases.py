@@ -10,9 +10,10 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel
 
 from fieldmark.models import AuxiliaryHead, Network, is_added
+from fieldmark.models.stages import LayerInput
 from fieldmark.recipes.recipe import Recipe
 
-BatchSource = Callable[[int, int], Iterable[tuple[Tensor, Tensor]]]
+BatchSource = Callable[[int, int], Iterable[tuple[LayerInput, Tensor]]]
 """(first step, last step) -> batches of (input of the module, labels)."""
 
 
@@ -24,7 +25,7 @@ class Phase:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     batches: BatchSource
-    val_batches: Callable[[], Iterator[Tensor]]  # the validation images as inputs of the module
+    val_batches: Callable[[], Iterator[LayerInput]]  # the validation images as inputs of the module
     epochs: int
     steps_per_epoch: int
     schedule: str
@@ -116,7 +117,7 @@ def set_train_mode(module: nn.Module, keep_norms: bool) -> None:
 
 
 def training_loss(
-    module: nn.Module, inputs: Tensor, targets: Tensor, smoothing: float, class_weights: Tensor | None = None
+    module: nn.Module, inputs: LayerInput, targets: Tensor, smoothing: float, class_weights: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
     """Cross-entropy of a batch, auxiliary heads by their weight included, and the logits (n, classes).
 

@@ -22,6 +22,7 @@ from fieldmark.core.errors import FieldmarkError, UntrainableRecipeError
 from fieldmark.core.progress import ProgressCallback, Reporter
 from fieldmark.data.dataset import DatasetSplits, seed_torch
 from fieldmark.models import Network
+from fieldmark.models.stages import LayerInput
 from fieldmark.models.state import save_state, snapshot
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import checkpoint
@@ -196,7 +197,7 @@ class Trainer:
         if not self.fabric.is_global_zero:
             self.epoch_sums.zero_()
 
-    def _train_step(self, phase: Phase, module: nn.Module, optimizer: Any, inputs: Tensor, targets: Tensor) -> None:
+    def _train_step(self, phase: Phase, module: nn.Module, optimizer: Any, inputs: LayerInput, targets: Tensor) -> None:
         """One batch: learning rate, forward, backward, update, sums."""
         state, recipe = self.state, self.recipe
         records = [record for record in state.history if record.phase == phase.number]
@@ -211,7 +212,7 @@ class Trainer:
             phase.ema_model.update_parameters(phase.module)
         state.step += 1
 
-    def accumulate_gradients(self, module: nn.Module, inputs: Tensor, targets: Tensor, *step: int) -> Tensor:
+    def accumulate_gradients(self, module: nn.Module, inputs: LayerInput, targets: Tensor, *step: int) -> Tensor:
         """Forward and backward passes of one batch in `recipe.accumulate` chunks.
 
         Returns:
@@ -223,14 +224,15 @@ class Trainer:
         seed_torch(recipe.seed, 3, *step, *rank)  # dropout and its like: each process drops something else
         chunks = list(zip(inputs.chunk(recipe.accumulate), targets.chunk(recipe.accumulate), strict=True))
         for k, (chunk, chunk_targets) in enumerate(chunks):
+            n_chunk = len(chunk_targets)
             waits = k < len(chunks) - 1 and isinstance(module, _FabricModule)
             with self.fabric.no_backward_sync(cast(_FabricModule, module)) if waits else nullcontext():
                 loss, logits = training_loss(
                     module, chunk, chunk_targets, recipe.label_smoothing, self.phase_builder.class_weights
                 )
-                self.fabric.backward(loss * (len(chunk) / len(inputs)))
+                self.fabric.backward(loss * (n_chunk / len(targets)))
             right = (logits.argmax(1) == (chunk_targets if chunk_targets.ndim == 1 else chunk_targets.argmax(1))).sum()
-            sums += torch.stack([loss.detach() * len(chunk), right, torch.tensor(len(chunk)).to(right)])
+            sums += torch.stack([loss.detach() * n_chunk, right, torch.tensor(n_chunk).to(right)])
         return sums
 
     def _update_state(self) -> None:
@@ -301,7 +303,7 @@ class Trainer:
         loss, right = (sums / len(self.data.val)).tolist()
         return loss, right
 
-    def compute_logits(self, module: nn.Module, maps: Iterable[Tensor]) -> Tensor:
+    def compute_logits(self, module: nn.Module, maps: Iterable[LayerInput]) -> Tensor:
         """Logits (n, classes) on the CPU of a module in eval mode and float32."""
         module.eval()
         with torch.inference_mode():

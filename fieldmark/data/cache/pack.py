@@ -229,7 +229,7 @@ def decoding_key(shorter: int, interpolation: str) -> str:
     libraries = ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "zlib", "libtiff", "webp", "avif")
     versions = [features.version(name) for name in libraries]
     digest = hashlib.sha256(repr([CACHE_VERSION, versions, ENTRY_DTYPE.descr]).encode())
-    return f"{shorter}-{interpolation}-{digest.hexdigest()[:12]}"
+    return f"{shorter}-{interpolation}-squash-{digest.hexdigest()[:12]}"
 
 
 def cache_folder() -> Path | None:

@@ -40,7 +40,9 @@ class StreamedImages:
     def __getitem__(self, i: int) -> np.ndarray:
         photo = self.photos[i]
         try:
-            return np.asarray(decode(self.catalog.read_bytes(photo), self.shorter, self.interpolation, photo.box))
+            return np.asarray(
+                decode(self.catalog.read_bytes(photo), self.shorter, self.interpolation, photo.box, squash=True)
+            )
         except UnreadableImageError as error:  # the audit could read it
             raise FieldmarkError(
                 f"{printable(photo.path)} in {self.catalog.root} cannot be read any more ({error}): restore it and"

@@ -252,14 +252,16 @@ function bar({ label, confidence }) {
   return createElement("li", {}, createElement("span", { dir: "auto" }, label), share, track);
 }
 
-/** The map covers the network's input: the central square of the photo, at any size on the page. */
+/** The map covers the network's input, the whole photo or its central square, at any size on the page. */
 function placeOverlay({ part }) {
   const { naturalWidth: width, naturalHeight: height } = part("picture");
-  const [side, opacity] = [(info?.preprocessing.crop ?? 1) * Math.min(width, height), part("slider").value / 100];
+  const { crop = 1, fit = "crop" } = info?.preprocessing ?? {};
+  const [side, opacity] = [crop * Math.min(width, height), part("slider").value / 100];
   part("slider").ariaValueText = percent(opacity, 0);
   if (!side) return; // not loaded yet
   part("frame").style.setProperty("--ratio", width / height);
-  Object.assign(part("heat").style, { width: `${100 * side / width}%`, height: `${100 * side / height}%`, opacity });
+  const covered = fit === "squash" ? [crop, crop] : [side / width, side / height];
+  Object.assign(part("heat").style, { width: `${100 * covered[0]}%`, height: `${100 * covered[1]}%`, opacity });
 }
 
 function remove(removedPhotos) {
