@@ -132,7 +132,9 @@ def center_crop_array(pixels: np.ndarray, size: int) -> np.ndarray:
 def preprocess(
     source: str | Path | bytes | ByteSource, preprocessing: Mapping[str, Any], box: Box | None = None
 ) -> np.ndarray:
-    """Decode an image to the network's input size: uint8 (size, size, 3), not normalised. Raises `UnreadableImageError`.
+    """Decode an image to the network's input size, uint8 (size, size, 3), not normalised.
+
+    Raises `UnreadableImageError`.
 
     Args:
         preprocessing: `size` in pixels, `crop` (part of the shorter side that is kept, 0.875 for most published

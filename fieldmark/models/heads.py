@@ -6,6 +6,7 @@ positions. The logit is therefore a class activation map (the class evidence) su
 are computed in closed form, without autograd, so they can be exported.
 """
 
+import math
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -13,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fieldmark.models.layers import make_activation
+from fieldmark.models.layers import make_activation, without_autocast
 
 
 class Head(nn.Module):
@@ -84,6 +85,10 @@ def _linearize(layers: list[nn.Module], x: Tensor, target: Tensor) -> tuple[Tens
     layer, *others = layers
     if isinstance(layer, nn.Dropout):
         return _linearize(others, x, target)
+    if isinstance(layer, Standardize):
+        weights, rest = _linearize(others, layer(x), target)
+        weights = weights / layer.scale
+        return weights, rest - weights @ layer.mean
     if not isinstance(layer, nn.Linear):
         y = layer(x)
         weights, rest = _linearize(others, y, target)
@@ -189,8 +194,27 @@ class LinearHead(PooledHead):
         return channel_weighted_sum(features, weights) / (features.shape[2] * features.shape[3])
 
 
+class Standardize(nn.Module):
+    """(x - mean) / scale of vectors (n, d); the linear probe sets `mean` (d,) and `scale` ().
+
+    The curvature of the loss of a linear layer is proportional to the mean squared length of its inputs. With inputs of
+    one length a learning rate is stable on any images; on features as they come it is stable on some.
+    """
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(count))
+        self.register_buffer("scale", torch.ones(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return (x - self.mean) / self.scale
+
+
 class MultiStage(PooledHead):
-    """Mean and standard deviation of each channel of every stage -> dropout -> [hidden layer] -> FC.
+    """Mean and standard deviation of each channel of every stage -> standardized -> dropout -> [hidden layer] -> FC.
 
     Evci et al. 2022, "Head2Toe: Utilizing Intermediate Representations for Better Transfer Learning", with all channels
     in place of selected ones, and with the standard deviation, which measures texture. The features are those of a
@@ -227,11 +251,29 @@ class MultiStage(PooledHead):
             activation=activation,
         )
         self.stage_channels = widths
+        self.standardize = Standardize(2 * sum(widths))
 
     @property
-    def groups(self) -> list[int]:
-        """Lengths of the parts of the pooled vector: each stage's means, then each stage's standard deviations."""
-        return [*self.stage_channels, *self.stage_channels]
+    def classifier_layers(self) -> list[nn.Module]:
+        return [self.standardize, *super().classifier_layers]
+
+    def forward(self, features: Tensor) -> Tensor:
+        with without_autocast(features):  # thousands of terms, which bfloat16 cannot add
+            return super().forward(features.float())
+
+    @torch.no_grad()
+    def set_standardization(self, mean: Tensor, variance: float) -> None:
+        """Standardize by the mean (d,) and the mean variance of the pooled vector; the output stays as it is.
+
+        Only for a head without a hidden layer.
+        """
+        scale = math.sqrt(len(mean) * variance / _MEAN_SQUARED_LENGTH)
+        raw_weight = self.fc.weight.double() / self.standardize.scale
+        raw_bias = self.fc.bias.double() - raw_weight @ self.standardize.mean.double()
+        self.fc.weight.copy_(raw_weight * scale)
+        self.fc.bias.copy_(raw_bias + raw_weight @ mean.double().to(raw_weight.device))
+        self.standardize.mean.copy_(mean)
+        self.standardize.scale.fill_(scale)
 
     def pre_pool(self, features: Tensor) -> Tensor:
         return self.pool_features(features)
@@ -254,6 +296,9 @@ class MultiStage(PooledHead):
         return channel_weighted_sum(features, torch.cat((linear_weights, square_weights), 1)) + rest[:, None, None]
 
 
+_MEAN_SQUARED_LENGTH = 100.0
+"""Of the standardized vectors: about that of the last map's means on photos, for which the learning rates were chosen.
+A rate of 0.01 with Nesterov momentum 0.9 is stable up to five times that."""
 _VARIANCE_EPS = 1e-6
 """Added to variances: the gradient of their root stays finite."""
 

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -196,3 +197,10 @@ class StochasticDepth(nn.Module):
             return x
         keep = 1 - self.drop_probability
         return x * torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)
+
+
+def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """A context in which operations on the device of `x` keep float32, whatever surrounds it."""
+    if not torch.amp.is_autocast_available(x.device.type):  # the meta device
+        return nullcontext()
+    return torch.autocast(x.device.type, enabled=False)

@@ -59,7 +59,7 @@ class _StandardizedFeatures:
 
     def __init__(self, features: np.ndarray, device: torch.device) -> None:
         self.features, self.device = features, device
-        self.mean, self.scale = _mean_and_scale(features, device)
+        self.mean, self.scale = mean_and_scale(features, device)
         is_small = features.nbytes <= MAX_BYTES_IN_MEMORY
         self.cached_blocks = list(self._iter_blocks()) if is_small else None
 
@@ -250,7 +250,7 @@ def _choose(solutions: list[Solution]) -> Solution:
     return min(equal, key=lambda one: (abs(math.log(one.weight_decay / DEFAULT_WEIGHT_DECAY)), one.val_loss))
 
 
-def _mean_and_scale(features: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
+def mean_and_scale(features: np.ndarray, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean of each feature (c,), and the root of their mean variance (), read in blocks of rows."""
     total, squares = np.zeros(features.shape[1]), np.zeros(features.shape[1])
     for first in range(0, len(features), ROWS_PER_BLOCK):

@@ -1,4 +1,4 @@
-"""Images -> mean and mean square of every channel of every stage, on the grid of the last map: for the multi-stage head.
+"""Images -> means and mean squares of every stage's channels, on the grid of the last map: for the multi-stage head.
 
 Early stages know of edges, textures and colours what the last map has given up for ImageNet's classes. On images unlike
 ImageNet's a classifier of all stages is the better one (Evci et al. 2022, "Head2Toe: Utilizing Intermediate
@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone
+from fieldmark.models.layers import without_autocast
 
 
 class StageMaps(NamedTuple):
@@ -111,7 +112,7 @@ def _has_stage_ends(layers: nn.Sequential) -> bool:
 
 def average_moments(x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Means of x and of x^2, (n, c, h, w) -> each (n, c, *grid), over equal cells of the map; in float32."""
-    with torch.autocast(x.device.type, enabled=False):  # squares in bfloat16 have no digits left for a variance
+    with without_autocast(x):  # squares in bfloat16 have no digits left for a variance
         x = x.float()
         return _average_cells(x, grid), _average_cells(x.square(), grid)
 

@@ -34,6 +34,14 @@ class TrainingState:
     seen: int = 0
     """Images of the running epoch."""
     history: list[EpochRecord] = field(default_factory=list)
+    lr_scale: float = 1.0
+    """Factor of the learning rates, lowered whenever the training diverged."""
+    reference_loss: float = 0.0
+    """Mean loss of the phase's first steps; 0 before they are done."""
+    window_loss: float = 0.0
+    """Sum of the losses since the last check for divergence."""
+    window_seen: int = 0
+    """Images since then."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":

@@ -136,6 +136,9 @@ class PhaseBuilder:
         labels = self.train_labels.repeat(len(rows) // len(self.train_labels))
         fc, smoothing = self.network.head.classifier, self.recipe.label_smoothing
         linear_probe.fit_logistic_regression(rows, labels, val_rows, self.val_labels, fc, smoothing, self.class_weights)
+        if isinstance(self.network.head, MultiStage):
+            mean, scale = linear_probe.mean_and_scale(rows, fc.weight.device)
+            self.network.head.set_standardization(mean, scale.item() ** 2)
         train, size = features.train[: len(self.data.train)], linear_probe.ROWS_PER_BLOCK
         optimizer = torch.optim.SGD(self.network.head.parameters(), lr=0.0)
 

@@ -25,7 +25,7 @@ from fieldmark.models import Network
 from fieldmark.models.stages import LayerInput
 from fieldmark.models.state import save_state, snapshot
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training import checkpoint
+from fieldmark.training import checkpoint, divergence
 from fieldmark.training.checkpoint import Checkpoint, TrainingState
 from fieldmark.training.history import LINEAR_PROBE, EpochListener, EpochRecord
 from fieldmark.training.phase_builder import PhaseBuilder
@@ -68,6 +68,7 @@ class Trainer:
         self.best_weights: dict[str, Tensor] = {}
         self.state = TrainingState()
         self.epoch_sums = torch.zeros(3, device=self.fabric.device)  # loss, right, seen of the running epoch
+        self.window_sums = torch.zeros(2, device=self.fabric.device)  # loss, seen since the last check for divergence
         self.last_saved_at = time.monotonic()
 
     @property
@@ -146,6 +147,7 @@ class Trainer:
         if self.state.phase == LINEAR_PROBE and self.best_weights:
             self._save_best_weights()
         self.state = TrainingState(phase=phase, history=self.state.history)
+        self.window_sums.zero_()
         self._save_checkpoint()
 
     # ---- epochs and steps
@@ -191,6 +193,10 @@ class Trainer:
             if time.monotonic() - self.last_saved_at > CHECKPOINT_INTERVAL_S:
                 self._save_checkpoint(phase)
 
+    def _can_undo(self) -> bool:
+        """Whether there are weights to return to, and the learning rate can still be lowered."""
+        return bool(self.best_weights) and divergence.can_reduce(self.state.lr_scale)
+
     def _gather_sums(self) -> None:
         """Give the sums of all processes to the main process."""
         self.fabric.all_reduce(self.epoch_sums, reduce_op="sum")  # in place
@@ -202,15 +208,44 @@ class Trainer:
         state, recipe = self.state, self.recipe
         records = [record for record in state.history if record.phase == phase.number]
         total_steps = phase.epochs * phase.steps_per_epoch
-        set_learning_rates(phase.optimizer, lr_factor(phase.schedule, state.step, total_steps, records, recipe.monitor))
+        factor = lr_factor(phase.schedule, state.step, total_steps, records, recipe.monitor)
+        set_learning_rates(phase.optimizer, factor * state.lr_scale)
         optimizer.zero_grad()
-        self.epoch_sums += self.accumulate_gradients(module, inputs, targets, phase.number, state.step)
-        if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
-            self._update_state()
+        sums = self.accumulate_gradients(module, inputs, targets, phase.number, state.step)
+        self.epoch_sums += sums
+        self.window_sums += sums[[0, 2]]
         optimizer.step()
         if phase.ema_model is not None:
             phase.ema_model.update_parameters(phase.module)
         state.step += 1
+        is_epoch_end = state.step % phase.steps_per_epoch == 0
+        if phase.number != LINEAR_PROBE and (is_epoch_end or state.step % divergence.CHECK_EVERY_STEPS == 0):
+            self._check_divergence(phase)
+        if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
+            self._update_state()
+
+    def _check_divergence(self, phase: Phase) -> None:
+        """Return to the best weights, and lower the learning rate, where the last steps did harm."""
+        state, sums = self.state, self.window_sums.clone()
+        self.window_sums.zero_()
+        self.fabric.all_reduce(sums, reduce_op="sum")  # in place
+        total, seen = sums.tolist()
+        loss = total / seen
+        if not state.reference_loss:
+            state.reference_loss = loss
+        if not divergence.has_diverged(loss, state.reference_loss) or not self._can_undo():
+            return
+        self.trainable.load_state_dict(self.best_weights)
+        if phase.ema_model is not None:
+            phase.ema_model.module.load_state_dict(self.best_weights)
+        phase.optimizer.state.clear()
+        if not math.isfinite(self.epoch_sums[0].item()):
+            self.epoch_sums.zero_()
+        state.lr_scale *= divergence.LR_REDUCTION
+        self.reporter.info(
+            f"step {state.step}: the training loss rose from {state.reference_loss:.2f} to {loss:.2f}; "
+            f"going on from the best weights with {state.lr_scale:.2g} x the learning rates"
+        )
 
     def accumulate_gradients(self, module: nn.Module, inputs: LayerInput, targets: Tensor, *step: int) -> Tensor:
         """Forward and backward passes of one batch in `recipe.accumulate` chunks.
@@ -243,7 +278,10 @@ class Trainer:
         """
         self.state.loss, right, seen = self.epoch_sums.tolist()
         self.state.right, self.state.seen = int(right), int(seen)
-        if not math.isfinite(self.state.loss) and self.fabric.is_global_zero:  # a step later it sees what others see
+        self.state.window_loss, window_seen = self.window_sums.tolist()
+        self.state.window_seen = int(window_seen)
+        is_lost = not math.isfinite(self.state.loss) and not self._can_undo()
+        if is_lost and self.fabric.is_global_zero:  # a step later it sees what others see
             raise UntrainableRecipeError(
                 f"the loss is NaN or infinite (phase {self.state.phase}, step {self.state.step}): "
                 "use a lower --lr and --backbone-lr with another --out"
@@ -278,8 +316,8 @@ class Trainer:
             epoch=epoch,
             phase=phase.number,
             lr=phase.optimizer.param_groups[-1]["lr"],
-            train_loss=loss / seen,
-            train_accuracy=right / seen,
+            train_loss=loss / seen if seen else self.state.reference_loss,  # all of its steps were undone
+            train_accuracy=right / seen if seen else 0.0,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             seconds=time.monotonic() - start,
@@ -350,5 +388,7 @@ class Trainer:
         if self.fabric.is_global_zero:
             sums = [self.state.loss, self.state.right, self.state.seen]
             self.epoch_sums += torch.tensor(sums, device=self.epoch_sums.device)
+            window = [self.state.window_loss, self.state.window_seen]
+            self.window_sums += torch.tensor(window, device=self.window_sums.device)
         self.reporter.info(f"resumed in phase {self.state.phase} at step {self.state.step}")
         return resumed
