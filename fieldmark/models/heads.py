@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fieldmark.models.layers import make_activation, without_autocast
+from fieldmark.models.layers import at_least_float32, make_activation, without_autocast
 
 
 class Head(nn.Module):
@@ -259,7 +259,7 @@ class MultiStage(PooledHead):
 
     def forward(self, features: Tensor) -> Tensor:
         with without_autocast(features):  # thousands of terms, which bfloat16 cannot add
-            return super().forward(features.float())
+            return super().forward(at_least_float32(features))
 
     @torch.no_grad()
     def set_standardization(self, mean: Tensor, variance: float) -> None:

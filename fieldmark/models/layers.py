@@ -199,6 +199,11 @@ class StochasticDepth(nn.Module):
         return x * torch.empty(len(x), 1, 1, 1, dtype=x.dtype, device=x.device).bernoulli_(keep).div_(keep)
 
 
+def at_least_float32(x: Tensor) -> Tensor:
+    """Half precision as float32, others as they are."""
+    return x.float() if x.element_size() < 4 else x
+
+
 def without_autocast(x: Tensor) -> AbstractContextManager[Any]:
     """A context in which operations on the device of `x` keep float32, whatever surrounds it."""
     if not torch.amp.is_autocast_available(x.device.type):  # the meta device

@@ -119,7 +119,7 @@ class Network(nn.Module):
             module.start_as_identity()
 
     def features(self, x: Tensor) -> Tensor:
-        """Images (n, channels, h, w) -> what the head reads (n, c, h', w'): the last map, or the moments of all stages."""
+        """Images (n, channels, h, w) -> what the head reads (n, c, h', w'): the last map, or moments of all stages."""
         return self.backbone(x)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone
-from fieldmark.models.layers import without_autocast
+from fieldmark.models.layers import at_least_float32, without_autocast
 
 
 class StageMaps(NamedTuple):
@@ -113,7 +113,7 @@ def _has_stage_ends(layers: nn.Sequential) -> bool:
 def average_moments(x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
     """Means of x and of x^2, (n, c, h, w) -> each (n, c, *grid), over equal cells of the map; in float32."""
     with without_autocast(x):  # squares in bfloat16 have no digits left for a variance
-        x = x.float()
+        x = at_least_float32(x)
         return _average_cells(x, grid), _average_cells(x.square(), grid)
 
 

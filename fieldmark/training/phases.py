@@ -13,6 +13,9 @@ from fieldmark.models import AuxiliaryHead, Network, is_added
 from fieldmark.models.stages import LayerInput
 from fieldmark.recipes.recipe import Recipe
 
+MAX_GRADIENT_NORM = 1.0
+"""On natural photos the gradients of a pretrained network have a norm of 1 to 10. On images with other statistics they
+can have hundreds, and a few such steps destroy it (docs/performance.md)."""
 BatchSource = Callable[[int, int], Iterable[tuple[LayerInput, Tensor]]]
 """(first step, last step) -> batches of (input of the module, labels)."""
 
@@ -85,6 +88,12 @@ def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     """Set every group's learning rate to `factor` times its initial one."""
     for group in optimizer.param_groups:
         group["lr"] = group.setdefault("initial_lr", group["lr"]) * factor
+
+
+def clip_gradients(optimizer: torch.optim.Optimizer) -> None:
+    """Scale all gradients so that their 2-norm is at most `MAX_GRADIENT_NORM` (Pascanu et al. 2013)."""
+    parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+    nn.utils.clip_grad_norm_(parameters, MAX_GRADIENT_NORM)
 
 
 def make_ema_model(module: nn.Module, decay: float) -> AveragedModel:

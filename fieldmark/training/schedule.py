@@ -49,16 +49,24 @@ def best_epoch(history: list[EpochRecord], recipe: Recipe, n_val: int) -> int:
     Where the learning rate falls along a cosine and accuracy is monitored, it is the latest epoch within one standard
     error of the highest: among equals the one that has settled most, and not the luckiest (the one-standard-error rule
     of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3). Otherwise it is the highest accuracy
-    (ties: lower loss) or the lowest loss. The linear probe counts with its last epoch: it settles smoothly.
+    (ties: lower loss) or the lowest loss. The linear probe counts with its last epoch, as it settles smoothly, and is
+    kept unless that epoch of fine-tuning is better.
     """
-    probe = [record for record in history if record.phase == LINEAR_PROBE]
-    records = [*probe[-1:], *history[len(probe) :]]
+    probe = [record for record in history if record.phase == LINEAR_PROBE][-1:]
+    tuned = [record for record in history if record.phase != LINEAR_PROBE]
+    if not probe or not tuned:
+        return _best_of(probe or tuned, recipe, n_val).epoch
+    best = _best_of(tuned, recipe, n_val)
+    return max(probe[0], best, key=lambda record: _score(record, recipe.monitor)).epoch
+
+
+def _best_of(records: list[EpochRecord], recipe: Recipe, n_val: int) -> EpochRecord:
     best = max(records, key=lambda record: _score(record, recipe.monitor))
     highest = best.val_accuracy
     if recipe.schedule != "cosine" or recipe.monitor != "accuracy" or not best.has_validation:
-        return best.epoch
+        return best
     standard_error = math.sqrt(highest * (1 - highest) / n_val)
-    return max(record.epoch for record in records if record.val_accuracy >= highest - standard_error)
+    return [record for record in records if record.val_accuracy >= highest - standard_error][-1]
 
 
 def should_stop_early(history: list[EpochRecord], phase: int, recipe: Recipe, n_val: int) -> bool:

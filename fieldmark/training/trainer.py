@@ -29,7 +29,7 @@ from fieldmark.training import checkpoint, divergence
 from fieldmark.training.checkpoint import Checkpoint, TrainingState
 from fieldmark.training.history import LINEAR_PROBE, EpochListener, EpochRecord
 from fieldmark.training.phase_builder import PhaseBuilder
-from fieldmark.training.phases import Phase, set_learning_rates, set_train_mode, training_loss
+from fieldmark.training.phases import Phase, clip_gradients, set_learning_rates, set_train_mode, training_loss
 from fieldmark.training.schedule import best_epoch, format_epoch, lr_factor, should_stop_early
 
 CHECKPOINT_INTERVAL_S = 20.0
@@ -214,6 +214,8 @@ class Trainer:
         sums = self.accumulate_gradients(module, inputs, targets, phase.number, state.step)
         self.epoch_sums += sums
         self.window_sums += sums[[0, 2]]
+        if phase.number != LINEAR_PROBE and not recipe.is_from_scratch:
+            clip_gradients(phase.optimizer)
         optimizer.step()
         if phase.ema_model is not None:
             phase.ema_model.update_parameters(phase.module)
@@ -231,7 +233,7 @@ class Trainer:
         self.fabric.all_reduce(sums, reduce_op="sum")  # in place
         total, seen = sums.tolist()
         loss = total / seen
-        if not state.reference_loss:
+        if not state.reference_loss and math.isfinite(loss):
             state.reference_loss = loss
         if not divergence.has_diverged(loss, state.reference_loss) or not self._can_undo():
             return
@@ -311,13 +313,14 @@ class Trainer:
 
     def _evaluate_epoch(self, phase: Phase, epoch: int, start: float) -> EpochRecord:
         loss, right, seen = self.epoch_sums.tolist()
+        before = self.state.history[-1] if self.state.history else None  # which counts if all steps were undone
         val_loss, val_accuracy = self._validate(phase)
         return EpochRecord(
             epoch=epoch,
             phase=phase.number,
             lr=phase.optimizer.param_groups[-1]["lr"],
-            train_loss=loss / seen if seen else self.state.reference_loss,  # all of its steps were undone
-            train_accuracy=right / seen if seen else 0.0,
+            train_loss=loss / seen if seen or before is None else before.train_loss,
+            train_accuracy=right / seen if seen or before is None else before.train_accuracy,
             val_loss=val_loss,
             val_accuracy=val_accuracy,
             seconds=time.monotonic() - start,

@@ -290,3 +290,16 @@ def test_the_source_is_left_alone(tmp_path):
     before = path.stat().st_mtime_ns, path.read_bytes()
     decode(path, shorter=20)
     assert (path.stat().st_mtime_ns, path.read_bytes()) == before
+
+
+@pytest.mark.parametrize(("w", "h"), [(90, 60), (60, 90), (400, 50), (64, 64), (3, 500)])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG"])
+def test_squash_keeps_the_whole_image(w: int, h: int, kind: str):
+    photo = scene(w, h)
+    seen = preprocess(encoded(photo, kind), {"size": 64, "crop": 1.0, "fit": "squash"})
+    expected = decode(encoded(photo, kind)).resize((64, 64), Image.Resampling.BICUBIC)
+    assert seen.shape == (64, 64, 3)
+    assert np.abs(seen.astype(int) - np.asarray(expected)).mean() < 3  # a JPEG is decoded at a smaller scale
+    corners = np.asarray(expected)[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int)
+    if kind == "PNG":
+        assert (np.abs(seen[[0, 0, -1, -1], [0, -1, 0, -1]].astype(int) - corners) <= 1).all()

@@ -105,19 +105,24 @@ def test_a_photo_gets_its_label_its_bars_and_its_evidence(visit, served: str, ph
     expect(page.locator(".heat")).to_have_css("opacity", "0")
 
 
+@pytest.mark.parametrize("fit", ["crop", "squash"])
 @pytest.mark.parametrize(("crop", "width"), [(1.0, 360), (0.75, 360), (0.75, 1100)])
-def test_the_map_covers_the_crop_of_the_network(visit, served: str, tmp_path: Path, crop: float, width: int) -> None:
+def test_the_map_covers_what_the_network_sees(
+    visit, served: str, tmp_path: Path, crop: float, width: int, fit: str
+) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # lies on its side, and is 120 x 200 when upright
     Image.new("RGB", (200, 120), "grey").save(tmp_path / "turned.jpg", exif=exif)
     Image.new("RGB", (50, 180), "grey").save(tmp_path / "tall.png")
-    page = visit(served, mock_server(["a"], crop), viewport={"width": width, "height": 700})
+    looks = {"size": 64, "crop": crop, "fit": fit}
+    page = visit(served, mock_server(["a"], preprocessing=looks), viewport={"width": width, "height": 700})
     for name, shape in {"turned.jpg": 120 / 200, "tall.png": 50 / 180}.items():
         choose(page, tmp_path / name)
         drawn, heat = (page.locator(of).bounding_box() for of in (".picture", ".heat"))
         assert drawn["width"] / drawn["height"] == pytest.approx(shape, rel=0.02)
         side = crop * min(drawn["width"], drawn["height"])
-        assert (heat["width"], heat["height"]) == pytest.approx((side, side), abs=0.6)
+        whole = (crop * drawn["width"], crop * drawn["height"])
+        assert (heat["width"], heat["height"]) == pytest.approx(whole if fit == "squash" else (side, side), abs=0.6)
         for start, size in (("x", "width"), ("y", "height")):
             assert heat[start] + heat[size] / 2 == pytest.approx(drawn[start] + drawn[size] / 2, abs=0.6)
         page.locator("#clear").click()

@@ -169,3 +169,28 @@ def test_an_array_file_is_a_npy_file(tmp_path: Path):
         file.append(torch.arange(6.0).view(3, 2))
         file.append(torch.arange(6.0, 10.0).view(2, 2))
     assert np.array_equal(np.load(tmp_path / "a.npy", allow_pickle=False), np.arange(10.0).reshape(5, 2))
+
+
+def test_a_learning_rate_a_hundred_times_too_high_is_noticed_undone_and_lowered(
+    data: DatasetSplits, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    settings = {"exact": True, "head": "multi_stage", "epochs": 4, "steps_per_epoch": 20, "schedule": "constant"}
+    training = trainer(data, tmp_path, "+head=multi_stage", **settings | {"lr": 1.0, "backbone_lr": 0.5})
+    with caplog.at_level("INFO", logger="fieldmark"):
+        history = training.train()
+    probe, *tuned = history
+    assert "going on from the best weights" in caplog.text and training.state.lr_scale < 1
+    chance = math.log(3)
+    assert tuned[-1].train_loss < chance and math.isfinite(tuned[-1].val_loss)
+    assert history[training.best_epoch() - 1].val_accuracy >= probe.val_accuracy
+    assert all(parameter.isfinite().all() for parameter in training.network.parameters())
+
+
+@pytest.mark.parametrize("backbone_lr", [0.005, 1e30])
+def test_a_loss_that_is_not_finite_is_undone_too(data: DatasetSplits, tmp_path: Path, backbone_lr: float):
+    settings = {"exact": True, "epochs": 2, "steps_per_epoch": 5, "backbone_lr": backbone_lr}
+    training = trainer(data, tmp_path, "+head=multi_stage", **settings)
+    history = training.train()
+    assert (training.state.lr_scale < 1) == (backbone_lr > 1)
+    assert all(math.isfinite(record.train_loss) for record in history), history
+    assert all(parameter.isfinite().all() for parameter in training.network.parameters())
