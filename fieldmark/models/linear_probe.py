@@ -101,7 +101,7 @@ class _LogisticRegression:
 
     A few directions hold most of the variance, along which the loss is so much steeper than along the others that
     L-BFGS takes hundreds of steps. It works on coordinates in which their curvature is that of the rest: a quarter of
-    the steps to the same optimum (docs/performance.md).
+    the steps to the same optimum (docs/lab/features_and_fine_tuning.md).
     """
 
     def __init__(self, features: np.ndarray, classes: int, smoothing: float, device: torch.device) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import softmax
-from torch import Tensor
 
 from fieldmark.core import io, runtime
 from fieldmark.core.parallel import ordered_map
@@ -26,6 +25,7 @@ from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import Head, Network
 from fieldmark.models.ood import OODScorer
+from fieldmark.models.stages import LayerInput
 from fieldmark.pipeline.prepare import PreparedData
 from fieldmark.recipes.recipe import Recipe, parse_duration
 from fieldmark.training.trainer import Trainer
@@ -140,9 +140,10 @@ def calibrate(trainer: Trainer, prepared: PreparedData, size: int) -> Calibratio
     )
 
 
-def extract_features_and_logits(trainer: Trainer, maps: Iterable[Tensor]) -> tuple[np.ndarray, np.ndarray]:
+def extract_features_and_logits(trainer: Trainer, maps: Iterable[LayerInput]) -> tuple[np.ndarray, np.ndarray]:
     """Maps at the cut -> embeddings (n, c) and logits (n, classes), in float32."""
-    rest, head = trainer.trainable.eval().children()
+    rest, head = trainer.phase_builder.frozen_features.trainable_backbone, trainer.network.head
+    trainer.trainable.eval()
     width = list(trainer.network.backbone.stages.values())[-1]
     embeddings, logits = [torch.empty(0, width)], [torch.empty(0, trainer.phase_builder.num_classes)]
     with torch.inference_mode():

@@ -28,7 +28,7 @@ def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
     with torch.device("meta"):
         network = build_network(recipe, 2, weights=False)
     if _defaults_to_all_stages(network, recipe):
-        recipe = recipe.replace(head=f"multi_stage(dropout={network.head.get_submodule('dropout').p})")
+        recipe = recipe.replace(head="multi_stage")  # without dropout: its many small weights cancel each other
     image_size = recipe.image_size or uncropped_size(network)
     recipe = recipe.replace(image_size=image_size)
     crop_size = train_crop_size(recipe, image_size)
@@ -45,7 +45,7 @@ def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
 def _defaults_to_all_stages(network: Network, recipe: Recipe) -> bool:
     """Whether a multi-stage head takes the place of the published one: where that is linear, and is fitted exactly.
 
-    On images unlike ImageNet's it is clearly better, and on others not worse (docs/performance.md).
+    On images unlike ImageNet's it is clearly better, and on others not worse (docs/lab/features_and_fine_tuning.md).
     """
     is_fitted = not recipe.is_from_scratch and recipe.exact and recipe.frozen_epochs > 0
     is_linear = type(network.head) is LinearHead and not network.head.hidden

@@ -15,7 +15,7 @@ from fieldmark.recipes.recipe import Recipe
 
 MAX_GRADIENT_NORM = 1.0
 """On natural photos the gradients of a pretrained network have a norm of 1 to 10. On images with other statistics they
-can have hundreds, and a few such steps destroy it (docs/performance.md)."""
+can have hundreds, and a few such steps destroy it (docs/lab/features_and_fine_tuning.md)."""
 BatchSource = Callable[[int, int], Iterable[tuple[LayerInput, Tensor]]]
 """(first step, last step) -> batches of (input of the module, labels)."""
 

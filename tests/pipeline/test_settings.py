@@ -17,6 +17,7 @@ from fieldmark.models import build
 from fieldmark.pipeline.finish import extract_features_and_logits
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
+from fieldmark.training.frozen_features import pack_maps
 from fieldmark.training.trainer import Trainer
 
 OTHER = {
@@ -110,7 +111,7 @@ def batches(training: Trainer, steps: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Maps and targets of phase 2's first steps."""
     training.phase_builder.enter_phase(2)
     found = list(training.phase_builder.build_finetune_phase(2, training.recipe).batches(0, steps))
-    return torch.cat([maps for maps, _ in found]), torch.cat([targets for _, targets in found])
+    return torch.cat([pack_maps(maps) for maps, _ in found]), torch.cat([targets for _, targets in found])
 
 
 @pytest.mark.parametrize(
