@@ -176,7 +176,9 @@ def layer_table(network: Network, size: int) -> list[LayerProfile]:
     layers = [*network.backbone.iter_layers(), ("head", network.head)]
     gates = {name: list(_iter_attention(layer, name)) for name, layer in layers}
     modules = [*(layer for _, layer in layers), *(gate for some in gates.values() for _, gate in some)]
-    costs = _trace_costs(network, size, modules)
+    costs = _trace_costs(network, size, [*modules, network.backbone])
+    # What the backbone computes besides its layers, as the moments of its stages, is for the head.
+    pooling_macs = costs[network.backbone].macs - sum(costs[layer].macs for _, layer in layers[:-1])
     probe_layers, frozen_layers = _trained_in_probe(network), _frozen_in_fine_tuning(network)
     is_replaced = (network.spec.attention or "").startswith("replace(")
     return [
@@ -184,7 +186,7 @@ def layer_table(network: Network, size: int) -> list[LayerProfile]:
             name,
             costs[layer].shape,
             _count_parameters(layer),
-            costs[layer].macs,
+            costs[layer].macs + (pooling_macs if layer is network.head else 0),
             frozen=layer not in probe_layers,
             frozen_in_phase_2=layer in frozen_layers,
             attention=tuple(

@@ -24,6 +24,8 @@ BATCH_SIZE = 32
 
 BatchLoader = Callable[[np.ndarray, int], Iterator[Tensor]]
 """(indices, batch size) -> uint8 batches (n, 3, h, w)."""
+FeatureFunction = Callable[[Tensor, LayerInput | None], Tensor]
+"""(images, their maps after the last frozen layer if they are computed already) -> features."""
 
 
 class FeaturePair(NamedTuple):
@@ -115,7 +117,7 @@ class FrozenFeatures:
         # The other processes do not look: a network disk would show them old listings.
         missing = (not train_file.exists(), not val_file.exists()) if self.fabric.is_global_zero else (False, False)
         needs_train, needs_val = self.fabric.broadcast(missing)
-        compute = self._pooled_features() if needs_train or needs_val else nn.Identity()
+        compute = self._feature_function() if needs_train or needs_val else lambda images, maps: images
         with torch.inference_mode(), reporter.progress_bar("features", "images") as advance:
             if needs_train:
                 parts = self._iter_train_features(compute, wants_mirrored)
@@ -128,29 +130,34 @@ class FrozenFeatures:
         self.fabric.barrier()  # from here on all files are whole
         return FeaturePair(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in (train_file, val_file)))
 
-    def _pooled_features(self) -> Callable[[LayerInput], Tensor]:
-        """The function from maps after the last frozen layer to the input of what the linear probe trains."""
+    def _feature_function(self) -> FeatureFunction:
+        """The function from images, and their maps if they are there, to the input of what the linear probe trains."""
+        head = self.network.head
+        if head.reads_stages:
+            # Of images, not of maps: the moments of a stage are rounded differently before and behind a split, and runs
+            # that share features split at different layers.
+            whole = self._fuse_bn(self.network.backbone.eval(), nn.Identity())
+            return lambda images, _: head.pre_pool(whole(self.normalise(self.fabric.to_device(images))))
         middle, tail = self.split_at_last_stage()
         fused = self._fuse_bn(middle.eval(), self.fused_prefix)
-        return fused if len(tail) else lambda maps: self.network.head.pre_pool(fused(maps))
+        pool = nn.Identity() if len(tail) else head.pre_pool
+        return lambda images, maps: pool(fused(self.compute_maps(images) if maps is None else maps))
 
-    def _features_and_maps(self, compute: Callable[[LayerInput], Tensor]) -> Callable[[Tensor], list[Tensor]]:
+    def _features_and_maps(self, compute: FeatureFunction) -> Callable[[Tensor], list[Tensor]]:
         def both(images: Tensor) -> list[Tensor]:
             maps = self.compute_maps(images)
-            return [compute(maps), pack_maps(maps)]
+            return [compute(images, maps), pack_maps(maps)]
 
         return both
 
     def _iter_train_features(
-        self, compute: Callable[[LayerInput], Tensor], wants_mirrored: Callable[[float], bool]
+        self, compute: FeatureFunction, wants_mirrored: Callable[[float], bool]
     ) -> Iterator[list[Tensor]]:
         """Batches of features of the training images, and of the mirrored ones where they are wanted."""
         start = time.monotonic()
-        yield from self._map_distributed(self.data.train, lambda images: [compute(self.compute_maps(images))])
+        yield from self._map_distributed(self.data.train, lambda images: [compute(images, None)])
         if self.fabric.broadcast(wants_mirrored(time.monotonic() - start)):
-            yield from self._map_distributed(
-                self.data.train, lambda images: [compute(self.compute_maps(images.flip(3)))]
-            )
+            yield from self._map_distributed(self.data.train, lambda images: [compute(images.flip(3), None)])
 
     # ---- maps for fine-tuning
 

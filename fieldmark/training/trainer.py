@@ -209,7 +209,9 @@ class Trainer:
         records = [record for record in state.history if record.phase == phase.number]
         total_steps = phase.epochs * phase.steps_per_epoch
         factor = lr_factor(phase.schedule, state.step, total_steps, records, recipe.monitor)
-        set_learning_rates(phase.optimizer, factor * state.lr_scale)
+        check_every = divergence.steps_per_check(recipe.batch, total_steps)
+        is_measuring = phase.number != LINEAR_PROBE and bool(self.best_weights) and state.step < check_every
+        set_learning_rates(phase.optimizer, 0.0 if is_measuring else factor * state.lr_scale)
         optimizer.zero_grad()
         sums = self.accumulate_gradients(module, inputs, targets, phase.number, state.step)
         self.epoch_sums += sums
@@ -220,22 +222,27 @@ class Trainer:
         if phase.ema_model is not None:
             phase.ema_model.update_parameters(phase.module)
         state.step += 1
-        is_epoch_end = state.step % phase.steps_per_epoch == 0
-        if phase.number != LINEAR_PROBE and (is_epoch_end or state.step % divergence.CHECK_EVERY_STEPS == 0):
-            self._check_divergence(phase)
+        is_complete = state.step % check_every == 0
+        if phase.number != LINEAR_PROBE and (is_complete or state.step % phase.steps_per_epoch == 0):
+            self._check_divergence(phase, is_complete)
         if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
             self._update_state()
 
-    def _check_divergence(self, phase: Phase) -> None:
-        """Return to the best weights, and lower the learning rate, where the last steps did harm."""
+    def _check_divergence(self, phase: Phase, is_complete: bool) -> None:
+        """Return to the best weights, and lower the learning rate, where the last steps did harm.
+
+        At the end of an epoch, before there are enough steps, only a loss that is not finite counts.
+        """
         state, sums = self.state, self.window_sums.clone()
-        self.window_sums.zero_()
         self.fabric.all_reduce(sums, reduce_op="sum")  # in place
         total, seen = sums.tolist()
         loss = total / seen
+        if not is_complete and math.isfinite(loss):
+            return
+        self.window_sums.zero_()
         if not state.reference_loss and math.isfinite(loss):
             state.reference_loss = loss
-        if not divergence.has_diverged(loss, state.reference_loss) or not self._can_undo():
+        if not divergence.has_diverged(loss, state.reference_loss, seen) or not self._can_undo():
             return
         self.trainable.load_state_dict(self.best_weights)
         if phase.ema_model is not None:

@@ -139,7 +139,7 @@ def test_pixels_arrive_once_in_order_in_this_thread(messy):
     unreadable = {file.path for file in found.unreadable}
     assert list(kept) == [i for i, photo in enumerate(catalog.photos) if photo.path not in unreadable]
     for i, pixels in kept.items():
-        assert (pixels == np.asarray(decode(messy / catalog.photos[i].path, shorter=48))).all()
+        assert (pixels == np.asarray(decode(messy / catalog.photos[i].path, shorter=48, squash=True))).all()
     assert steps == [(k + 1, 22) for k in range(22)]
     assert audit_catalog(catalog, shorter=48, workers=1) == found
 
@@ -150,7 +150,9 @@ def test_what_is_known_is_not_decoded_and_changes_no_finding(messy, monkeypatch)
     found = audit_catalog(catalog, shorter=48, on_decoded=lambda _, look: seen.setdefault(look.sha256, look))
     bad = [(messy / file.path).read_bytes() for file in found.unreadable if file.reason != "no such file"]
     decoded: list[bytes] = []
-    monkeypatch.setattr(module, "decode", lambda content, *how: decoded.append(content) or decode(content, *how))
+    monkeypatch.setattr(
+        module, "decode", lambda content, *a, **how: decoded.append(content) or decode(content, *a, **how)
+    )
     again: list[DecodedImage] = []
     assert (
         audit_catalog(catalog, shorter=48, find_cached=seen.get, on_decoded=lambda _, look: again.append(look)) == found

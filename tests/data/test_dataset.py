@@ -46,7 +46,7 @@ def equal_to_prepare(folder: Path, cache: Path, size: int, crop: float) -> None:
     pack, files = pack_of(folder, cache, size, crop)
     judged = EvalDataset(pack, np.arange(len(files))[::-1], size)
     for k, file in enumerate(reversed(files)):
-        expected = preprocess(file, {"size": size, "crop": crop})
+        expected = preprocess(file, {"size": size, "crop": crop, "fit": "squash"})
         np.testing.assert_array_equal(judged.read_image(k), expected, strict=True)
         assert torch.equal(judged[k], torch.from_numpy(expected).permute(2, 0, 1))
 

@@ -137,7 +137,7 @@ def test_any_words_are_read_or_refused(words: str):
         ({"backbone": "resnet18", "head": "bilinear(reduced=-3)"}, "cannot build"),
         ({"backbone": "resnet18", "head": "linear(hidden=0)"}, "cannot build"),
         ({"backbone": "resnet18", "head": "linear(dropout=2)"}, "cannot build"),
-        ({"backbone": "resnet18", "head": "se"}, "no head 'se': .*choose from linear, classic"),
+        ({"backbone": "resnet18", "head": "se"}, "no head 'se': .*choose from linear, multi_stage, classic"),
         ({"backbone": "resnet18", "after": "se"}, "write STAGE:ATTENTION"),
         ({"backbone": "resnet18", "after": "9:se"}, "0 to 3"),
         ({"backbone": "resnet18", "after": "-1:mask,-1:se"}, "each once"),

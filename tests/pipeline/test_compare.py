@@ -35,7 +35,8 @@ def test_rows(compared: Path):
     found = json.loads((compared / "compare.json").read_text())
     plain, se, gem = found["rows"]
     assert [row["network"] for row in found["rows"]] == [
-        "efficientnet_lite0", "efficientnet_lite0+attention=se", "efficientnet_lite0+head=gem",
+        "efficientnet_lite0+head=multi_stage", "efficientnet_lite0+attention=se+head=multi_stage",
+        "efficientnet_lite0+head=gem",
     ]  # fmt: skip
     for row in found["rows"]:
         told = json.loads((Path(row["runs"][0]) / "metrics.json").read_text())
@@ -96,4 +97,4 @@ def test_its_page_is_chinese_where_that_is_asked_for(compared: Path, tmp_path: P
     page = (tmp_path / "out" / "compare.html").read_text(encoding="utf-8")
     assert '<html lang="zh-CN">' in page and "个百分点" in page
     names = [*runs, "efficientnet_lite0", "attention=se", "+head=gem", "Holm"]
-    assert english("\n".join(Words(page).words), names) <= {"p", "M", "MB", "out", "se"}
+    assert english("\n".join(Words(page).words), names) <= {"p", "M", "MB", "out", "se", "head", "multi", "stage"}

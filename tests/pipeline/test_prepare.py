@@ -17,7 +17,7 @@ from fieldmark.pipeline import prepare as module
 from fieldmark.pipeline.prepare import PreparedData, load_prepared_data, prepare_data
 from fieldmark.recipes.recipe import Recipe
 
-LOOK = {"size": 56, "crop": 0.875, "interpolation": "bilinear"}
+LOOK = {"size": 56, "crop": 0.875, "interpolation": "bilinear", "fit": "squash"}
 
 
 @pytest.fixture(autouse=True)
@@ -37,7 +37,7 @@ def photos(small_photos: Path, tmp_path: Path) -> Path:
 def decodings(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """Grows by the file's bytes with every photo that the audit decodes."""
     whole, seen = audit.decode, []
-    monkeypatch.setattr(audit, "decode", lambda content, *how: seen.append(content) or whole(content, *how))
+    monkeypatch.setattr(audit, "decode", lambda content, *a, **how: seen.append(content) or whole(content, *a, **how))
     return seen
 
 

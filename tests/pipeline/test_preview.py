@@ -34,7 +34,7 @@ def test_it_shows_photos_as_they_are_judged_and_trained_on(small_photos: Path, t
     assert found["files"] == [str(tmp_path / "out" / "look.html")]
     shown = pictures(page)
     assert [picture.size for picture in shown] == 5 * [(64, 64), *AUGMENTED_VIEWS * [(48, 48)]]
-    looks = {"size": 64, "crop": 1.0, "interpolation": "bicubic"}
+    looks = {"size": 64, "crop": 1.0, "interpolation": "bicubic", "fit": "squash"}
     for k, row in enumerate(found["preview"]):
         judged = preprocess(small_photos / row["path"], looks)
         assert np.abs(np.asarray(shown[3 * k]).astype(int) - judged).mean() < 8  # JPEG on the page
