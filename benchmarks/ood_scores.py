@@ -65,7 +65,7 @@ def _seen(run: Path, contents: Iterable) -> Iterator[tuple[np.ndarray, np.ndarra
             quick = fuse_batch_norms(network.backbone, x[:2])
         with torch.inference_mode():
             last = quick(x)
-            yield last.mean((2, 3)).numpy(), network.head(last).numpy()
+            yield network.head.embed(last).numpy(), network.head(last).numpy()
 
 
 def scores(t: Told) -> dict[str, Score]:
