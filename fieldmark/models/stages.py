@@ -111,7 +111,7 @@ def _has_stage_ends(layers: nn.Sequential) -> bool:
 
 
 def average_moments(x: Tensor, grid: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-    """Means of x and of x^2, (n, c, h, w) -> each (n, c, *grid), over equal cells of the map; in float32."""
+    """Means of x and of x^2 over the equal cells of a grid: (n, c, h, w) -> each float32 (n, c, rows, columns)."""
     with without_autocast(x):  # squares in bfloat16 have no digits left for a variance
         x = at_least_float32(x)
         return _average_cells(x, grid), _average_cells(x.square(), grid)
