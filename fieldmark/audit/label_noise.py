@@ -17,7 +17,7 @@ MAX_NOISE_RATE = 0.5
 LOG_SCALES = (-2.0, -1.5, -1.0, -0.5, 0.0, 0.5, 1.0, 1.5, 2.0)
 """Logarithms of the factor on log probabilities from which the best one starts."""
 PRIOR_WEIGHT = 5
-"""Weight of all classes in the statistics of one, in images: a rare class is judged by the others."""
+"""Weight of all classes in the statistics of one, in images: a rare class borrows those of the others."""
 MAX_ITERATIONS = 200
 _LEAST_PROBABILITY = 1e-12
 _LEAST_STD = 1e-2

@@ -1,6 +1,6 @@
 """Outliers (dark, blurred, small, ...) and shortcuts: metadata that predicts the class.
 
-An image is judged against its own set: where all are dark or soft, that is the camera, and none is an outlier.
+An image is compared with its own set: where all are dark or soft, that is the camera, and none is an outlier.
 """
 
 import contextlib

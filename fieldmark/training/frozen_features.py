@@ -67,6 +67,7 @@ class FrozenFeatures:
             network.backbone.split_after(last_frozen_layer) if last_frozen_layer else (Backbone(), network.backbone)
         )
         self.prefix = self.prefix.to(fabric.device).eval().requires_grad_(False)
+        self.map_shapes: dict[int, tuple[int, ...]] = {}  # image size -> (c, h', w')
 
     @cached_property
     def fused_prefix(self) -> nn.Module:
@@ -91,8 +92,10 @@ class FrozenFeatures:
         """Rows of a file of maps -> the maps, of images with `size` pixels."""
         if not self.network.head.reads_stages:
             return rows.to(memory_format=torch.channels_last)
-        blank = self.compute_maps(torch.zeros(1, 3, size, size, dtype=torch.uint8))
-        return StageMaps.unpack(rows, tuple(blank[0].shape[1:]))
+        if size not in self.map_shapes:
+            blank = self.compute_maps(torch.zeros(1, 3, size, size, dtype=torch.uint8))
+            self.map_shapes[size] = tuple(blank[0].shape[1:])
+        return StageMaps.unpack(rows, self.map_shapes[size])
 
     def split_at_last_stage(self) -> tuple[Backbone, Backbone]:
         """The trainable backbone, and what the linear probe trains of it: attention added after the last stage.
@@ -174,8 +177,9 @@ class FrozenFeatures:
                     yield torch.stack([dataset[0, int(k)][0] for k in indices[first : first + batch_size]])
 
             with torch.inference_mode(), self.fabric.autocast():
-                compute = lambda images: [pack_maps(self.compute_maps(images))]  # noqa: E731
-                parts = self._map_distributed(np.arange(len(dataset)), compute, load)
+                parts = self._map_distributed(
+                    np.arange(len(dataset)), lambda images: [pack_maps(self.compute_maps(images))], load
+                )
                 self._write_arrays([file], parts, lambda _: None)
         self.fabric.barrier()
         return np.load(file, mmap_mode="r", allow_pickle=False)
