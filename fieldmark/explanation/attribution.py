@@ -48,7 +48,7 @@ def to_network_input(image: np.ndarray, preprocessing: Mapping[str, Any]) -> Ten
 
 
 def evidence(network: Network, x: Tensor, target: int) -> np.ndarray:
-    """Class evidence: the contribution of each position of the last feature map, in logits; plus the bias, the logit.
+    """Class evidence: the contribution of each position of what the head reads, in logits; plus the bias, the logit.
 
     In closed form for every head (models/heads.py). For a linear head it is the class activation map of Zhou et al.
     2016, "Learning Deep Features for Discriminative Localization", equation 2.
@@ -147,7 +147,7 @@ METHODS: Mapping[str, Method] = {
         evidence,
         gettext_noop("evidence"),
         "logits",
-        gettext_noop("Contribution of each position of the last feature map; plus the bias they sum to the logit."),
+        gettext_noop("Contribution of each position of the feature maps; plus the bias they sum to the logit."),
     ),
     "grad_cam": Method(
         grad_cam,
