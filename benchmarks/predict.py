@@ -28,7 +28,7 @@ from fieldmark.exporters import onnx
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import build
-from fieldmark.models.ood import OODScorer
+from fieldmark.models.ood import make_scorer
 
 THEIRS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 
@@ -36,7 +36,7 @@ THEIRS = {"efficientnet_lite0": "tf_efficientnet_lite0"}
 def exported(name: str, folder: Path) -> Classifier:
     """The network with random weights, as a file that answers."""
     network = build(name).eval()
-    known = OODScorer(torch.nn.functional.normalize(torch.randn(1000, list(network.backbone.stages.values())[-1])))
+    known = make_scorer(network)
     names = [f"class {k}" for k in range(1000)]
     info = bundle.make_info(network, names, asdict(network.preprocessing), 1.0, 0.5, "none")
     onnx.export_onnx(network, known, info, folder / f"{name}.onnx")

@@ -24,7 +24,7 @@ from fieldmark.data.decoded import DecodedImage
 from fieldmark.data.image import center_crop_array
 from fieldmark.models import Head, build
 from fieldmark.models.fuse_bn import fuse_batch_norms
-from fieldmark.models.linear_probe import fit_logistic_regression
+from fieldmark.models.linear_probe import WEIGHT_DECAYS, fit_logistic_regression
 from fieldmark.models.presets import PIP_BACKBONES
 from fieldmark.models.profile import uncropped_size
 
@@ -85,8 +85,8 @@ def cross_val_probabilities(
 ) -> np.ndarray:
     """Out-of-fold class probabilities of linear classifiers, float32 (n, classes): no fold splits a group.
 
-    Each classifier has the weight decay, one of five, with the lowest loss on its held-out fold: wrong labels in the
-    training images need a stronger one.
+    The weight decay is chosen on the first fold that is held out, for all folds: wrong labels in the training images
+    need a stronger one.
 
     Args:
         features: float32 (n, c).
@@ -101,11 +101,14 @@ def cross_val_probabilities(
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="The least populated class", category=UserWarning)
         folds = list(splitter.split(features, labels, groups))
-    targets = torch.from_numpy(labels)
+    targets, weight_decays = torch.from_numpy(labels), WEIGHT_DECAYS
     for train, test in folds:
         train = _subsample_classes(train, labels, draw_order, train_fraction)
         fc = nn.Linear(features.shape[1], n_classes)
-        fit_logistic_regression(features[train], targets[train], features[test], targets[test], fc)
+        chosen = fit_logistic_regression(
+            features[train], targets[train], features[test], targets[test], fc, weight_decays=weight_decays
+        )
+        weight_decays = (chosen,)
         with torch.no_grad():
             probabilities[test] = fc(torch.from_numpy(features[test])).softmax(1).numpy()
     return probabilities

@@ -162,7 +162,7 @@ def _collect_outputs(
 
 
 def make_int8_probe(quantized: ModelProto) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """An image -> its logits (classes,) and OOD score components (3,), see `OODScorer.score_components`."""
+    """An image -> its logits (classes,) and OOD score components (5,), see `OODScorer.score_components`."""
     components = next(node.input[0] for node in quantized.graph.node if "known.mean" in node.input)
     probe = make_probe(quantized, ["logits", components])
 
@@ -194,7 +194,7 @@ def recalibrate(
         quantized: the INT8 model.
         info: the info of the FP32 model.
         logits: (n, classes) of the INT8 model.
-        ood_components: OOD score components (n, 3) of the INT8 model.
+        ood_components: OOD score components (n, 5) of the INT8 model.
         labels: true class indices, (n,).
 
     Returns:
@@ -202,9 +202,10 @@ def recalibrate(
     """
     temperature = calibration.fit_temperature(logits, labels)
     components = torch.from_numpy(ood_components)
-    mean, sd = ood.fit_statistics(components)
-    scores = ood.combine_components(components, mean, sd).numpy()
-    set_constants(quantized, dict(zip(CALIBRATION_CONSTANTS, (temperature, mean.numpy(), sd.numpy()), strict=True)))
+    statistics = ood.fit_statistics(components)
+    scores = ood.combine_components(components, *statistics).numpy()
+    values = (temperature, *(value.numpy() for value in statistics))
+    set_constants(quantized, dict(zip(CALIBRATION_CONSTANTS, values, strict=True)))
     info = replace(info, temperature=temperature, threshold=calibration.fit_ood_threshold(scores))
     if info.positive is None:
         return info

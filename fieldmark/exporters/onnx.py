@@ -30,7 +30,7 @@ TOLERANCE = 1e-5
 """Largest difference of a probability between the network and its export that counts as equal."""
 NUM_VERIFICATION_IMAGES = 32
 """Images on which an export is verified, at most: the network in torch takes longer for one than the export."""
-CALIBRATION_CONSTANTS = ("temperature", "known.mean", "known.sd")
+CALIBRATION_CONSTANTS = ("temperature", "known.mean", "known.sd", "known.near_sd", "known.far_sd")
 """Names of the constants of the graph that are fitted to the validation split."""
 
 
@@ -87,7 +87,7 @@ class ExportWrapper(nn.Module):
         features = self.network.features(self.normalise(photos.permute(0, 3, 1, 2)))
         logits = self.network.head(features)
         probabilities = (logits / self.temperature).softmax(1)
-        known_score = self.known(self.network.head.embed(features), logits)
+        known_score = self.known(self.network.head.score_features(features), logits)
         return probabilities, logits, self.network.head.evidence(features, probabilities.argmax(1)), known_score
 
 

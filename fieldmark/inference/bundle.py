@@ -184,17 +184,20 @@ def read_info(model: str | Path) -> BundleInfo:
 
 
 def load_ood_scorer(model: str | Path) -> "OODScorer":
-    """The out-of-distribution scorer: pooled features (n, c), logits (n, classes) -> score (n,).
+    """The out-of-distribution scorer: features (n, d), logits (n, classes) -> score (n,).
 
     Raises:
-        FieldmarkError: it is missing or damaged.
+        FieldmarkError: it is missing, damaged, or of an earlier version.
     """
-    from fieldmark.models.ood import OODScorer
+    from fieldmark.models import rebuild
+    from fieldmark.models.ood import make_scorer
 
-    file = find_onnx_file(model).with_name("known.safetensors")
+    info, file = read_info(model), find_onnx_file(model).with_name("known.safetensors")
     state = _load_tensors(file)
+    if "logit_centroids" not in state:
+        raise FieldmarkError(f"{file} is of an earlier version: train again to export the network anew")
     try:
-        scorer = OODScorer(state["centroids"])
+        scorer = make_scorer(rebuild(info.network))
         scorer.load_state_dict(state)
     except (KeyError, RuntimeError) as error:
         raise FieldmarkError(f"{file} is damaged: {one_line(error)}") from None

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from fieldmark.models.layers import at_least_float32, make_activation, without_autocast
 
@@ -59,6 +60,10 @@ class Head(nn.Module):
         The features may be pooled already (`pre_pool`).
         """
         return features.mean((2, 3)) if features.ndim == 4 else features
+
+    def score_features(self, features: Tensor) -> Tensor:
+        """What the OOD score reads of an image, (n, d): the embedding, or the moments of all stages."""
+        return self.embed(features)
 
     def forward(self, features: Tensor) -> Tensor:
         x = self.pool_features(features) if features.ndim == 4 else features
@@ -212,6 +217,11 @@ class Standardize(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return (x - self.mean) / self.scale
 
+    def reset(self) -> None:
+        """Be the identity, as at first."""
+        self.mean.zero_()
+        self.scale.fill_(1.0)
+
 
 class MultiStage(PooledHead):
     """Mean and standard deviation of each channel of every stage -> standardized -> dropout -> [hidden layer] -> FC.
@@ -262,12 +272,12 @@ class MultiStage(PooledHead):
             return super().forward(at_least_float32(features))
 
     @torch.no_grad()
-    def set_standardization(self, mean: Tensor, variance: float) -> None:
-        """Standardize by the mean (d,) and the mean variance of the pooled vector; the output stays as it is.
+    def set_standardization(self, mean: Tensor, squared_length: float) -> None:
+        """Standardize by the mean (d,) of the pooled vector and the mean squared length of the rest.
 
-        Only for a head without a hidden layer.
+        The output stays as it is. Only for a head without a hidden layer.
         """
-        scale = math.sqrt(len(mean) * variance / _MEAN_SQUARED_LENGTH)
+        scale = math.sqrt(squared_length / _MEAN_SQUARED_LENGTH)
         raw_weight = self.fc.weight.double() / self.standardize.scale
         raw_bias = self.fc.bias.double() - raw_weight @ self.standardize.mean.double()
         self.fc.weight.copy_(raw_weight * scale)
@@ -275,12 +285,30 @@ class MultiStage(PooledHead):
         self.standardize.mean.copy_(mean)
         self.standardize.scale.fill_(scale)
 
+    @property
+    def last_map_columns(self) -> slice:
+        """Where the means of the last map are in the pooled vector."""
+        end = sum(self.stage_channels)
+        return slice(end - self.stage_channels[-1], end)
+
+    @torch.no_grad()
+    def classify_by_last_map(self, weight: Tensor, bias: Tensor) -> None:
+        """Take over a linear classifier of the last map's means, (classes, c) and (classes,); all other weights are 0.
+
+        They are standardized as set before (`set_standardization`).
+        """
+        self.fc.weight.zero_()
+        self.fc.weight[:, self.last_map_columns] = weight * self.standardize.scale
+        self.fc.bias.copy_(bias + weight @ self.standardize.mean[self.last_map_columns])
+
     def pre_pool(self, features: Tensor) -> Tensor:
         return self.pool_features(features)
 
     def embed(self, features: Tensor) -> Tensor:
-        count = sum(self.stage_channels)
-        return super().embed(features[:, count - self.stage_channels[-1] : count])
+        return super().embed(features[:, self.last_map_columns])
+
+    def score_features(self, features: Tensor) -> Tensor:
+        return self.pool_features(features) if features.ndim == 4 else features
 
     def pool_features(self, features: Tensor) -> Tensor:
         return torch.cat(_mean_and_sd(features), 1)
@@ -294,6 +322,28 @@ class MultiStage(PooledHead):
         linear_weights = mean_weights / positions - 2 * mean * square_weights
         rest = (square_weights * (mean.square() + _VARIANCE_EPS)).sum(1)
         return channel_weighted_sum(features, torch.cat((linear_weights, square_weights), 1)) + rest[:, None, None]
+
+
+class LastMapHead(nn.Module):
+    """The part of a MultiStage head that reads the means of the last map; it trains that head's own parameters.
+
+    The weights of the other moments stay as they are: 0 after `MultiStage.classify_by_last_map`.
+    """
+
+    def __init__(self, head: MultiStage) -> None:
+        super().__init__()
+        self.columns, self.standardize, self.dropout, self.fc = (
+            head.last_map_columns,
+            head.standardize,
+            head.dropout,
+            head.fc,
+        )
+
+    def forward(self, last_map: Tensor) -> Tensor:
+        with without_autocast(last_map):
+            means = last_map.mean((2, 3), dtype=torch.promote_types(last_map.dtype, torch.float32))
+            standardized = (means - self.standardize.mean[self.columns]) / self.standardize.scale
+            return functional.linear(self.dropout(standardized), self.fc.weight[:, self.columns], self.fc.bias)
 
 
 _MEAN_SQUARED_LENGTH = 100.0

@@ -5,7 +5,7 @@ steps only approach it (docs/performance.md).
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -196,6 +196,7 @@ def fit_logistic_regression(
     fc: nn.Linear,
     smoothing: float = 0.0,
     class_weights: Tensor | None = None,
+    weight_decays: Sequence[float] = WEIGHT_DECAYS,
 ) -> float:
     """Set `fc` to the solution with the weight decay that the validation set chooses.
 
@@ -212,6 +213,7 @@ def fit_logistic_regression(
         fc: the layer to set, c -> classes.
         smoothing: label smoothing.
         class_weights: weight of each class in the loss (classes,).
+        weight_decays: those to choose from, in falling order.
 
     Returns:
         The weight decay.
@@ -220,7 +222,7 @@ def fit_logistic_regression(
     labels, val_labels = labels.to(device), val_labels.to(device)
     model = _LogisticRegression(features, fc.out_features, smoothing, device)
     solutions = list[Solution]()
-    for weight_decay in WEIGHT_DECAYS if len(val_features) else (DEFAULT_WEIGHT_DECAY,):
+    for weight_decay in weight_decays if len(val_features) else (DEFAULT_WEIGHT_DECAY,):
         model.minimize(labels, class_weights, weight_decay)
         solutions.append(model.solution(val_features, val_labels, weight_decay))
         if len(val_features) > 1 and _is_clearly_worse(solutions[-1], min(solutions, key=lambda one: one.val_loss)):

@@ -24,11 +24,17 @@ from fieldmark.inference import bundle
 from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import Head, Network
-from fieldmark.models.ood import OODScorer
+from fieldmark.models.ood import OODScorer, make_scorer
 from fieldmark.models.stages import LayerInput
 from fieldmark.pipeline.prepare import PreparedData
 from fieldmark.recipes.recipe import Recipe, parse_duration
+from fieldmark.training.frozen_features import TRAIN_FEATURES, TUNED
+from fieldmark.training.history import LINEAR_PROBE
 from fieldmark.training.trainer import Trainer
+
+
+MAX_SCORER_IMAGES = 8192
+"""Training images to which the OOD score is fitted, at most."""
 
 
 @dataclass(frozen=True)
@@ -118,10 +124,12 @@ def calibrate(trainer: Trainer, prepared: PreparedData, size: int) -> Calibratio
     data, features_of = prepared.data, trainer.phase_builder.frozen_features
     reference, labels = prepared.reference_indices, data.labels[data.val]
     reference_maps = map(features_of.compute_maps, iter_eval_batches(data.images, reference, size))
-    reference_features, _ = extract_features_and_logits(trainer, reference_maps)
+    shown = extract_features_and_logits(trainer, reference_maps)
+    reference_features = trainer.network.head.embed(torch.from_numpy(shown[0])).numpy()
     features, logits = extract_features_and_logits(trainer, features_of.val_maps())
     temperature = calibration.fit_temperature(logits, labels)
-    ood_scorer = OODScorer.fit(reference_features, data.labels[reference], features, logits)
+    scorer = make_scorer(trainer.network)
+    ood_scorer = scorer.fit(*(_train_features(trainer) or (*shown, data.labels[reference])), features, logits)
     scores = ood_scorer.score_arrays(features, logits)
     probabilities = softmax(logits / temperature, axis=1)
     positive, decision_threshold = None, 0.5
@@ -141,17 +149,35 @@ def calibrate(trainer: Trainer, prepared: PreparedData, size: int) -> Calibratio
 
 
 def extract_features_and_logits(trainer: Trainer, maps: Iterable[LayerInput]) -> tuple[np.ndarray, np.ndarray]:
-    """Maps at the cut -> embeddings (n, c) and logits (n, classes), in float32."""
+    """Maps at the cut -> features of the OOD score (n, d) and logits (n, classes), in float32."""
     rest, head = trainer.phase_builder.frozen_features.trainable_backbone, trainer.network.head
     trainer.trainable.eval()
-    width = list(trainer.network.backbone.stages.values())[-1]
-    embeddings, logits = [torch.empty(0, width)], [torch.empty(0, trainer.phase_builder.num_classes)]
+    width = len(make_scorer(trainer.network).feature_mean)
+    features, logits = [torch.empty(0, width)], [torch.empty(0, trainer.phase_builder.num_classes)]
     with torch.inference_mode():
         for x in maps:
             last = rest(trainer.fabric.to_device(x))
-            embeddings.append(head.embed(last).float().cpu())
+            features.append(head.score_features(last).float().cpu())
             logits.append(head(last).float().cpu())
-    return torch.cat(embeddings).numpy(), torch.cat(logits).numpy()
+    return torch.cat(features).numpy(), torch.cat(logits).numpy()
+
+
+def _train_features(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
+    """Features of the OOD score, logits and labels of the training images; None where no file has the features.
+
+    A linear probe or a refit that were solved exactly have left them, of the backbone that was kept.
+    """
+    phases = {record.epoch: record.phase for record in trainer.state.history}
+    prefix = "" if phases.get(trainer.best_epoch(), LINEAR_PROBE) == LINEAR_PROBE else TUNED
+    file, head, data = trainer.folder / (prefix + TRAIN_FEATURES), trainer.network.head, trainer.data
+    if not trainer.phase_builder.has_exact_probe or not file.exists():
+        return None
+    rows = slice(0, len(data.train), -(-len(data.train) // MAX_SCORER_IMAGES))
+    features = np.array(np.load(file, mmap_mode="r", allow_pickle=False)[rows])
+    features = features.reshape(len(features), -1)
+    with torch.inference_mode():
+        logits = head(trainer.fabric.to_device(torch.from_numpy(features))).float().cpu().numpy()
+    return features, logits, data.labels[data.train][rows]
 
 
 def _rarer_class(classes: list[str], data: DatasetSplits) -> str:

@@ -34,7 +34,7 @@ from fieldmark.training import budget, checkpoint, distributed, feature_cache
 from fieldmark.training.loggers import LoggerGroup, parse_loggers
 from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe, standardise_inputs
 from fieldmark.training.phases import train_crop_size
-from fieldmark.training.trainer import Trainer
+from fieldmark.training.trainer import BEST_NETWORK_FILE, Trainer
 
 TIMED_PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
 """Keys of `seconds` in metrics.json, beside "other"."""
@@ -398,6 +398,6 @@ def _seconds_by_part(reporter: Reporter) -> dict[str, float]:
 
 def _delete_intermediate_files(folder: Path) -> None:
     """Delete what only the training needed; the record of the packed images goes last (`is_finished`)."""
-    for file in [*folder.glob("*.npy"), folder / "best.safetensors"]:
+    for file in [*folder.glob("*.npy"), folder / BEST_NETWORK_FILE]:
         file.unlink(missing_ok=True)
     pack.delete_record(folder)

@@ -114,14 +114,14 @@ class Recipe(BaseModel):
     unfreeze: Literal["late", "all", "gradual"] = setting(TUNING, "late")
     """Part of the backbone that fine-tuning trains: its `late` stages, `all` of it, or `gradual`: the late ones first,
     then all."""
-    optimizer: Literal["sgd", "adamw", "adam"] = setting(TUNING, "sgd")
-    """Optimizer of fine-tuning: `sgd` (Nesterov momentum 0.9), `adamw` or `adam`."""
+    optimizer: Literal["adamw", "sgd", "adam"] = setting(TUNING, "adamw")
+    """Optimizer of fine-tuning: `adamw`, `sgd` (Nesterov momentum 0.9) or `adam`."""
     lr: float | None = setting(TUNING, None, ge=0)
     """Learning rate of the head and of inserted attention in fine-tuning; by default 0.01 for sgd and 0.001 for the
     others."""
     backbone_lr: float | None = setting(TUNING, None, ge=0)
-    """Learning rate of the backbone in fine-tuning; by default half of `lr`. From scratch, `lr` holds for all
-    layers."""
+    """Learning rate of the backbone in fine-tuning; by default half of `lr` for sgd and 0.3 times `lr` for the others.
+    From scratch, `lr` holds for all layers."""
     find_lr: bool = setting(TUNING, False)
     """Find the learning rates of fine-tuning by a range test (Smith 2017) before it begins."""
     schedule: Literal["cosine", "plateau", "steps", "constant"] = setting(TUNING, "cosine")
@@ -210,7 +210,8 @@ class Recipe(BaseModel):
     def learning_rates(self) -> tuple[float, float]:
         """Learning rates of the head and of the backbone in fine-tuning."""
         head = self.lr if self.lr is not None else 0.01 if self.optimizer == "sgd" else 0.001
-        backbone = self.backbone_lr if self.backbone_lr is not None else head / 2
+        ratio = 0.5 if self.optimizer == "sgd" else 0.3
+        backbone = self.backbone_lr if self.backbone_lr is not None else ratio * head
         return head, head if self.is_from_scratch else backbone
 
     @property

@@ -117,10 +117,13 @@ def describe_training(history: list[dict[str, str]], best: Any, language: Langua
             "Epochs: {n} ({frozen} linear probe, {tuned} fine-tuning).",
             n=len(history),
             frozen=probe_epochs,
-            tuned=len(history) - probe_epochs,
+            tuned=sum(row.get("phase") in ("2", "3") for row in history),
         )
     else:
         text = language("Epochs: {n}.", n=len(history))
+    if any(row.get("phase") == "4" for row in history):
+        refit = language("After fine-tuning, the head was fitted once more (head refit).")
+        text = language.join_sentences([text, refit])
     if finite_float(best) is None:
         return text
     kept = language("The weights of epoch {best}, selected on the validation set, were kept.", best=best)

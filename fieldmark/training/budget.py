@@ -28,8 +28,8 @@ StepCallback = Callable[[float, float], bool | None]
 """Takes the seconds and the loss of a trial step; True ends the trial."""
 MAX_EPOCHS, MAX_EPOCHS_FROM_SCRATCH = 30, 100
 """Most epochs that a budget is spent on: as in the tutorials that the recipes reproduce."""
-MIN_EPOCHS, MIN_STEPS = 3, 200
-"""With fewer of both, fine-tuning ends below the linear probe (docs/performance.md)."""
+MIN_EPOCHS, MIN_STEPS = 1, 100
+"""With fewer of both, fine-tuning is not worth its time (docs/lab/features_and_fine_tuning.md)."""
 TIME_SAFETY_FACTOR = 1.1
 """How much longer an epoch takes than its steps and its validation pass, measured just before: checkpoints, a machine
 that warms up (docs/performance.md)."""
@@ -55,6 +55,8 @@ class TrainingCosts:
     """Of a training step."""
     validation_s: float
     """Of a pass over this process's share of the validation set while fine-tuning."""
+    refit_s: float = 0.0
+    """Of the refit of the head after fine-tuning."""
 
 
 def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
@@ -63,20 +65,24 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
     budget = parse_duration(recipe.budget or "")
     is_spent = trainer.reporter.elapsed() + EXPORT_RESERVE_S >= budget
     if has_probe and trainer.fabric.broadcast(is_spent):  # or some processes would run trial steps without the others
-        return _skip_finetuning(recipe, 0.0)
+        return _skip_finetuning(recipe, 0.0, None)
     costs = measure_costs(trainer, recipe.replace(start_size=None))
     image_size, n_train = trainer.phase_builder.image_size, len(trainer.data.train)
     seconds_per_image = measure_inference_seconds(trainer.network, image_size) if trainer.fabric.is_global_zero else 0.0
-    reserve = EXPORT_RESERVE_S + n_final_images * seconds_per_image + costs.validation_s
+    reserve = EXPORT_RESERVE_S + n_final_images * seconds_per_image + costs.validation_s + costs.refit_s
     seconds_left = (budget - trainer.reporter.elapsed() - reserve) / TIME_SAFETY_FACTOR
     costs = dataclasses.replace(costs, step_s=costs.step_s * _relative_crop_cost(recipe, image_size))
     max_epochs = MAX_EPOCHS_FROM_SCRATCH if recipe.weights == "none" else MAX_EPOCHS
-    fitted = fit_epochs(seconds_left, costs, max(1, n_train // recipe.batch), max_epochs, needs_gain=has_probe)
+    steps_per_pass = max(1, n_train // recipe.batch)
+    fitted = fit_epochs(seconds_left, costs, steps_per_pass, max_epochs, needs_gain=has_probe)
     if fitted is None:
-        return _skip_finetuning(recipe, seconds_left)
+        return _skip_finetuning(recipe, seconds_left, MIN_EPOCHS * (steps_per_pass * costs.step_s + costs.validation_s))
     epochs, steps = fitted
     message = f"plan: {seconds_left:.0f} s left for fine-tuning: {epochs} epochs of {steps} steps"
     message += f", {costs.step_s:.2f} s a step"
+    unused = seconds_left - epochs * (steps * costs.step_s + costs.validation_s)
+    if unused > costs.step_s * steps_per_pass + costs.validation_s:
+        message += f"; {unused:.0f} s of the budget are not needed"
     return Plan(recipe.replace(epochs=epochs, steps_per_epoch=steps), message)
 
 
@@ -103,11 +109,13 @@ def _relative_crop_cost(recipe: Recipe, image_size: int) -> float:
     return sum((progressive_crop_size(recipe.start_size, size, third, 3) / size) ** 2 for third in range(3)) / 3
 
 
-def _skip_finetuning(recipe: Recipe, seconds_left: float) -> Plan:
+def _skip_finetuning(recipe: Recipe, seconds_left: float, seconds_needed: float | None) -> Plan:
     planned = recipe.replace(epochs=0, steps_per_epoch=1)
-    return Plan(
-        planned, f"plan: {max(0, seconds_left):.0f} s left, too little for fine-tuning; the linear probe is kept"
-    )
+    message = f"plan: {max(0, seconds_left):.0f} s left, too little for fine-tuning; the linear probe is kept"
+    if seconds_needed is not None:
+        budget = parse_duration(recipe.budget or "") + (seconds_needed - seconds_left) * TIME_SAFETY_FACTOR
+        message += f"; --budget {math.ceil(budget / 30) * 30}s would be enough for it"
+    return Plan(planned, message)
 
 
 def has_time_for_pass(trainer: Trainer, pass_seconds: float, n_final_images: int) -> bool:
@@ -138,7 +146,22 @@ def measure_costs(trainer: Trainer, recipe: Recipe) -> TrainingCosts:
         seconds, n_own = time.monotonic() - start, len(builder.val_labels[builder.val_shard])
         measured.append((np.median(times[2:]), seconds * n_own / n_images if n_images else 0.0))
     builder.enter_phase(2)
-    return TrainingCosts(*np.mean(measured, 0).tolist())
+    return TrainingCosts(*np.mean(measured, 0).tolist(), refit_s=_estimate_refit_seconds(trainer))
+
+
+def _estimate_refit_seconds(trainer: Trainer) -> float:
+    """Features of the training images, mirrored ones too where the probe used them, and of the validation images.
+
+    Those are evaluated in float32, which is assumed to be half as fast. The solution is assumed to take as long as the
+    linear probe's.
+    """
+    builder, data = trainer.phase_builder, trainer.data
+    if not builder.refits_head:
+        return 0.0
+    views = 2 if builder.has_mirrored_features else 1
+    n_passes = views * len(data.train) + 2 * len(data.val)
+    seconds = builder.frozen_features.measure_seconds_per_image() * n_passes / trainer.fabric.world_size
+    return seconds + trainer.reporter.stage_seconds.get("phase1", 0.0)
 
 
 def find_learning_rates(trainer: Trainer, recipe: Recipe, steps: int = 80) -> Plan:

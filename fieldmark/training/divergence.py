@@ -1,8 +1,9 @@
 """When fine-tuning diverges: the rule by which it is noticed within a few steps.
 
 A learning rate that suits natural photos can destroy the pretrained layers on images with other statistics. The first
-steps leave the weights as they are, and measure the loss of the linear probe on augmented images. A later mean loss
-clearly above it means that the last steps did harm: the trainer goes back to the best weights and lowers the rates.
+steps leave the weights as they are, and measure the loss of the linear probe on augmented images. The next ones raise
+it even where fine-tuning ends well, but an explosion is noticed within a few steps; later, a mean loss clearly above
+that of the first steps means harm. The trainer goes back to the best weights and lowers the rates.
 """
 
 import math
@@ -11,8 +12,10 @@ IMAGES_PER_CHECK = 320
 """Images whose mean loss is compared."""
 MAX_SHARE_OF_STEPS = 0.05
 """Largest share of the steps of a phase between two checks."""
-MAX_LOSS_RATIO, MAX_NOISE = 1.2, 1.5
-"""Largest mean loss of n images: the ratio times that of the first steps, plus the noise divided by the root of n."""
+EARLY_SHARE = 0.3
+"""Share of the steps in which the loss may rise."""
+MAX_EARLY_LOSS_RATIO, MAX_LOSS_RATIO, MAX_NOISE = 3.0, 1.2, 1.5
+"""Largest mean loss of n images: a ratio times that of the first steps, plus the noise divided by the root of n."""
 LR_REDUCTION = 0.3
 """Factor of the learning rates after each divergence."""
 MAX_REDUCTIONS = 6
@@ -24,9 +27,13 @@ def steps_per_check(batch: int, total_steps: int) -> int:
     return max(1, min(math.ceil(IMAGES_PER_CHECK / batch), int(MAX_SHARE_OF_STEPS * total_steps)))
 
 
-def has_diverged(loss: float, reference: float, images: int) -> bool:
-    """Whether the mean loss of some images is clearly above that of the phase's first steps, or not finite."""
-    return not math.isfinite(loss) or loss > MAX_LOSS_RATIO * reference + MAX_NOISE / math.sqrt(images)
+def has_diverged(loss: float, reference: float, images: int, progress: float) -> bool:
+    """Whether the mean loss of some images is clearly above that of the phase's first steps, or not finite.
+
+    `progress` is the share of the phase's steps that are done.
+    """
+    ratio = MAX_EARLY_LOSS_RATIO if progress < EARLY_SHARE else MAX_LOSS_RATIO
+    return not math.isfinite(loss) or loss > ratio * reference + MAX_NOISE / math.sqrt(images)
 
 
 def can_reduce(lr_scale: float) -> bool:

@@ -4,6 +4,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,8 @@ from fieldmark.models.fuse_bn import fuse_batch_norms
 from fieldmark.models.stages import LayerInput, StageMaps
 
 TRAIN_FEATURES, VAL_FEATURES, VAL_MAPS = "train_features.npy", "val_features.npy", "val_maps.npy"
+TUNED = "tuned_"
+"""Before the names of the files of features that were computed after fine-tuning."""
 BATCH_SIZE = 32
 
 BatchLoader = Callable[[np.ndarray, int], Iterator[Tensor]]
@@ -109,13 +112,16 @@ class FrozenFeatures:
 
     # ---- features for the linear probe
 
-    def compute_features(self, reporter: Reporter, wants_mirrored: Callable[[float], bool]) -> FeaturePair:
+    def compute_features(
+        self, reporter: Reporter, wants_mirrored: Callable[[float], bool], prefix: str = ""
+    ) -> FeaturePair:
         """Features of the training and the validation images, by the present weights, pooled as far as the head allows.
 
         `wants_mirrored(seconds)` gets the duration of the pass over the training images and decides whether a mirrored
         pass follows. The maps of the validation images are kept on the way for the evaluation while fine-tuning.
+        `prefix` is that of the files' names: `TUNED` after fine-tuning.
         """
-        train_file, val_file = self.folder / TRAIN_FEATURES, self.folder / VAL_FEATURES
+        train_file, val_file = self.folder / (prefix + TRAIN_FEATURES), self.folder / (prefix + VAL_FEATURES)
         n_train, n_val = len(self.data.train), len(self.data.val)
         # The other processes do not look: a network disk would show them old listings.
         missing = (not train_file.exists(), not val_file.exists()) if self.fabric.is_global_zero else (False, False)
@@ -127,11 +133,28 @@ class FrozenFeatures:
                 with self.fabric.autocast():
                     self._write_arrays([train_file], parts, lambda n: advance(n, max(n, n_train) + n_val))
             if needs_val:
-                files = [val_file, *([self.folder / VAL_MAPS] if len(self.prefix) else [])]
-                parts = self._map_distributed(self.data.val, self._features_and_maps(compute))
+                keeps_maps = len(self.prefix) and not prefix
+                files = [val_file, *([self.folder / VAL_MAPS] if keeps_maps else [])]
+                compute_val = self._features_and_maps(compute) if keeps_maps else lambda images: [compute(images, None)]
+                parts = self._map_distributed(self.data.val, compute_val)
                 self._write_arrays(files, parts, lambda n: advance(n_train + n, n_train + n_val))
         self.fabric.barrier()  # from here on all files are whole
         return FeaturePair(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in (train_file, val_file)))
+
+    def count_train_features(self) -> int:
+        """Rows of the features of the training images; 0 before they are computed."""
+        file = self.folder / TRAIN_FEATURES
+        return len(np.load(file, mmap_mode="r", allow_pickle=False)) if file.exists() else 0
+
+    def measure_seconds_per_image(self, batches: int = 4) -> float:
+        """How long the features of a training image take."""
+        compute, times = self._feature_function(), list[float]()
+        with torch.inference_mode(), self.fabric.autocast():
+            for images in islice(iter_eval_batches(self.data.images, self.data.train, self.image_size), batches):
+                start = time.monotonic()
+                compute(images, None)
+                times.append((time.monotonic() - start) / len(images))
+        return float(np.median(times))
 
     def _feature_function(self) -> FeatureFunction:
         """The function from images, and their maps if they are there, to the input of what the linear probe trains."""

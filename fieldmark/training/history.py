@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-LINEAR_PROBE = 1
-"""Number of the phase that trains the head on the features of frozen layers; later phases are fine-tuning."""
+LINEAR_PROBE, HEAD_REFIT = 1, 4
+"""Numbers of the phases that fit the head alone: on features of the pretrained layers, and of the fine-tuned ones. Those
+between them are fine-tuning."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,7 @@ class EpochRecord:
     epoch: int
     """From 1, over all phases."""
     phase: int
-    """1 for the linear probe, 2 and perhaps 3 for fine-tuning."""
+    """1 for the linear probe, 2 and perhaps 3 for fine-tuning, 4 for the refit of the head."""
     lr: float
     """Learning rate of the head in the last step."""
     train_loss: float
@@ -33,6 +34,10 @@ class EpochRecord:
     @property
     def has_validation(self) -> bool:
         return not math.isnan(self.val_loss)
+
+    @property
+    def is_finetuning(self) -> bool:
+        return LINEAR_PROBE < self.phase < HEAD_REFIT
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)

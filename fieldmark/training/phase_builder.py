@@ -2,7 +2,12 @@
 
 The linear probe (phase 1) trains the head on features computed once: exactly where that is a convex problem.
 Fine-tuning (phase 2) trains the later stages too, and where the recipe unfreezes gradually, phase 3 all of them; there
-a batch goes uint8 images -> normalise -> frozen prefix (no gradients) -> trainable part.
+a batch goes uint8 images -> normalise -> frozen prefix (no gradients) -> trainable part. A head that can be fitted
+exactly is fitted once more on the features of the fine-tuned layers (phase 4).
+
+A multi-stage head is fitted so well that the loss of the training images has nothing left to teach the backbone. So
+fine-tuning goes through a linear classifier of the last map, and the refit takes all stages again
+(docs/lab/features_and_fine_tuning.md).
 """
 
 import hashlib
@@ -25,12 +30,12 @@ from fieldmark.data.dataset import (
     iter_train_batches,
 )
 from fieldmark.models import Network, is_added, linear_probe
-from fieldmark.models.heads import Head, LinearHead, MultiStage
+from fieldmark.models.heads import Head, LastMapHead, LinearHead, MultiStage
 from fieldmark.models.profile import uncropped_size
-from fieldmark.models.stages import LayerInput
+from fieldmark.models.stages import LastMapBackbone, LayerInput
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.frozen_features import FeaturePair, FrozenFeatures, iter_batches, pack_maps
-from fieldmark.training.history import LINEAR_PROBE
+from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE
 from fieldmark.training.phases import (
     BatchSource,
     Phase,
@@ -68,8 +73,8 @@ class PhaseBuilder:
         self.enter_phase(LINEAR_PROBE)
 
     def enter_phase(self, phase: int) -> None:
-        """Split the network for this phase; for the linear probe as for the first phase of fine-tuning."""
-        cut = self.last_frozen_layers[max(0, phase - 2)]
+        """Split the network for this phase: to fit the head alone as for the fine-tuning that follows or precedes."""
+        cut = self.last_frozen_layers[-1 if phase == HEAD_REFIT else max(0, phase - 2)]
         self.frozen_features = FrozenFeatures(self.network, cut, self.data, self.image_size, self.folder, self.fabric)
         self.trainable = nn.Sequential(self.frozen_features.trainable_backbone, self.network.head)
 
@@ -126,8 +131,18 @@ class PhaseBuilder:
         """Whether the linear probe may use the features of mirrored training images too."""
         return self.has_exact_probe and self.recipe.augment != "none"
 
-    def solve_linear_probe(self, features: FeaturePair) -> Phase:
-        """Fit the linear head exactly.
+    @property
+    def refits_head(self) -> bool:
+        """Whether the head is fitted once more after fine-tuning."""
+        return self.has_exact_probe and self.recipe.frozen_epochs > 0 and not self.recipe.is_from_scratch
+
+    @property
+    def has_mirrored_features(self) -> bool:
+        """Whether the linear probe has used the features of mirrored training images too."""
+        return self.frozen_features.count_train_features() > len(self.data.train)
+
+    def solve_linear_probe(self, features: FeaturePair, phase: int = LINEAR_PROBE) -> Phase:
+        """Fit the linear head exactly, in `LINEAR_PROBE` or in `HEAD_REFIT`.
 
         Returns:
             a phase of one epoch with learning rate 0, so that the head is evaluated like the others.
@@ -135,10 +150,12 @@ class PhaseBuilder:
         rows, val_rows = (part.reshape(len(part), math.prod(part.shape[1:])) for part in features)  # perhaps none
         labels = self.train_labels.repeat(len(rows) // len(self.train_labels))
         fc, smoothing = self.network.head.classifier, self.recipe.label_smoothing
+        if isinstance(self.network.head, MultiStage):
+            self.network.head.standardize.reset()  # the solution is one for the features as they are
         linear_probe.fit_logistic_regression(rows, labels, val_rows, self.val_labels, fc, smoothing, self.class_weights)
         if isinstance(self.network.head, MultiStage):
             mean, scale = linear_probe.mean_and_scale(rows, fc.weight.device)
-            self.network.head.set_standardization(mean, scale.item() ** 2)
+            self.network.head.set_standardization(mean, len(mean) * scale.item() ** 2)
         train, size = features.train[: len(self.data.train)], linear_probe.ROWS_PER_BLOCK
         optimizer = torch.optim.SGD(self.network.head.parameters(), lr=0.0)
 
@@ -148,7 +165,7 @@ class PhaseBuilder:
 
         steps = -(-len(train) // size)
         return Phase(
-            LINEAR_PROBE,
+            phase,
             self.network.head,
             optimizer,
             batches,
@@ -192,6 +209,27 @@ class PhaseBuilder:
 
     # ---- fine-tuning
 
+    def start_from_last_map(self, features: FeaturePair) -> None:
+        """Let a multi-stage head that was fitted exactly classify by the last map alone, as well as that can."""
+        head = self.network.head
+        if not (self.refits_head and isinstance(head, MultiStage)):
+            return
+        rows, val_rows = (part[:, head.last_map_columns] for part in features)
+        labels = self.train_labels.repeat(len(rows) // len(self.train_labels))
+        fc = nn.Linear(rows.shape[1], self.num_classes, device=head.fc.weight.device)
+        smoothing = self.recipe.label_smoothing
+        linear_probe.fit_logistic_regression(rows, labels, val_rows, self.val_labels, fc, smoothing, self.class_weights)
+        _, scale = linear_probe.mean_and_scale(rows, fc.weight.device)
+        head.set_standardization(head.standardize.mean.clone(), rows.shape[1] * scale.item() ** 2)
+        head.classify_by_last_map(fc.weight.detach(), fc.bias.detach())
+
+    def _tuned_module(self) -> nn.Module:
+        """What fine-tuning trains, with the parameters and their names in `trainable`."""
+        if not (self.refits_head and isinstance(self.network.head, MultiStage)):
+            return self.trainable
+        backbone = LastMapBackbone.of(self.frozen_features.trainable_backbone)
+        return nn.Sequential(backbone, LastMapHead(self.network.head))
+
     def build_finetune_phase(self, number: int, recipe: Recipe) -> Phase:
         """Train everything after the frozen prefix on augmented images; `recipe` may be a planned one."""
         self.trainable.requires_grad_(True)
@@ -199,16 +237,17 @@ class PhaseBuilder:
         steps = recipe.steps_per_epoch or max(1, len(self.data.train) // recipe.batch)
         frozen = self.frozen_features
         groups = parameter_groups(self.network, frozen.trainable_backbone, recipe)
+        module = self._tuned_module()
         return Phase(
             number,
-            self.trainable,
+            module,
             make_optimizer(groups, recipe),
             self._finetune_batches(number, recipe, epochs, steps),
             lambda: frozen.val_maps(self.val_shard),
             epochs,
             steps,
             recipe.schedule,
-            make_ema_model(self.trainable, recipe.ema) if recipe.ema else None,
+            make_ema_model(module, recipe.ema) if recipe.ema else None,
         )
 
     def _finetune_batches(self, number: int, recipe: Recipe, epochs: int, steps: int) -> BatchSource:

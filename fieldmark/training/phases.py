@@ -12,6 +12,7 @@ from torch.optim.swa_utils import AveragedModel
 from fieldmark.models import AuxiliaryHead, Network, is_added
 from fieldmark.models.stages import LayerInput
 from fieldmark.recipes.recipe import Recipe
+from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE
 
 MAX_GRADIENT_NORM = 1.0
 """On natural photos the gradients of a pretrained network have a norm of 1 to 10. On images with other statistics they
@@ -33,6 +34,11 @@ class Phase:
     steps_per_epoch: int
     schedule: str
     ema_model: AveragedModel | None = None  # EMA of the weights; evaluated instead of `module`
+
+    @property
+    def is_finetuning(self) -> bool:
+        """Whether layers of the backbone train."""
+        return LINEAR_PROBE < self.number < HEAD_REFIT
 
     @property
     def eval_module(self) -> nn.Module:

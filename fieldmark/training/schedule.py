@@ -3,7 +3,7 @@
 import math
 
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.history import LINEAR_PROBE, EpochRecord
+from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochRecord
 
 PLATEAU_FACTOR, PLATEAU_PATIENCE = 0.2, 4
 """Factor and patience (epochs) of ReduceLROnPlateau in the tutorials that the recipes reproduce."""
@@ -46,21 +46,37 @@ def _count_plateaus(history: list[EpochRecord], monitor: str) -> int:
 def best_epoch(history: list[EpochRecord], recipe: Recipe, n_val: int) -> int:
     """Number of the best epoch by the monitored metric on `n_val` validation images; without them the last.
 
+    It is that of the linear probe, which counts with its last epoch as it settles smoothly, of fine-tuning
+    (`best_tuned_epoch`) or of the refit of the head, whichever has the highest accuracy (ties: lower loss) or the lowest
+    loss. 0 where the validation loss of all is not finite.
+    """
+    usable = _with_finite_loss(history, n_val)
+    probe = [record for record in usable if record.phase == LINEAR_PROBE][-1:]
+    refit = [record for record in usable if record.phase == HEAD_REFIT]
+    tuned = [record for record in usable if record.is_finetuning]
+    best = [_best_tuned(tuned, recipe, n_val)] if tuned else []
+    candidates = [*probe, *best, *refit]
+    return max(candidates, key=lambda record: _score(record, recipe.monitor)).epoch if candidates else 0
+
+
+def best_tuned_epoch(history: list[EpochRecord], recipe: Recipe, n_val: int) -> int:
+    """Number of the best epoch of fine-tuning; 0 before the first, and where no validation loss is finite.
+
     Where the learning rate falls along a cosine and accuracy is monitored, it is the latest epoch within one standard
     error of the highest: among equals the one that has settled most, and not the luckiest (the one-standard-error rule
     of Breiman et al. 1984, "Classification and Regression Trees", section 3.4.3). Otherwise it is the highest accuracy
-    (ties: lower loss) or the lowest loss. The linear probe counts with its last epoch, as it settles smoothly, and is
-    kept unless that epoch of fine-tuning is better.
+    (ties: lower loss) or the lowest loss.
     """
-    probe = [record for record in history if record.phase == LINEAR_PROBE][-1:]
-    tuned = [record for record in history if record.phase != LINEAR_PROBE]
-    if not probe or not tuned:
-        return _best_of(probe or tuned, recipe, n_val).epoch
-    best = _best_of(tuned, recipe, n_val)
-    return max(probe[0], best, key=lambda record: _score(record, recipe.monitor)).epoch
+    tuned = [record for record in _with_finite_loss(history, n_val) if record.is_finetuning]
+    return _best_tuned(tuned, recipe, n_val).epoch if tuned else 0
 
 
-def _best_of(records: list[EpochRecord], recipe: Recipe, n_val: int) -> EpochRecord:
+def _with_finite_loss(history: list[EpochRecord], n_val: int) -> list[EpochRecord]:
+    """The epochs that can be compared: without validation images all of them."""
+    return [record for record in history if not n_val or math.isfinite(record.val_loss)]
+
+
+def _best_tuned(records: list[EpochRecord], recipe: Recipe, n_val: int) -> EpochRecord:
     best = max(records, key=lambda record: _score(record, recipe.monitor))
     highest = best.val_accuracy
     if recipe.schedule != "cosine" or recipe.monitor != "accuracy" or not best.has_validation:
@@ -70,11 +86,9 @@ def _best_of(records: list[EpochRecord], recipe: Recipe, n_val: int) -> EpochRec
 
 
 def should_stop_early(history: list[EpochRecord], phase: int, recipe: Recipe, n_val: int) -> bool:
-    """Whether a phase had `recipe.patience` epochs without a better one. The linear probe never stops early."""
-    records = [record for record in history if record.phase == phase]
-    if phase == LINEAR_PROBE or not records:
-        return False
-    return records[-1].epoch - best_epoch(records, recipe, n_val) >= recipe.patience
+    """Whether a phase of fine-tuning had `recipe.patience` epochs without a better one."""
+    records = [record for record in history if record.phase == phase and record.is_finetuning]
+    return bool(records) and records[-1].epoch - best_tuned_epoch(records, recipe, n_val) >= recipe.patience
 
 
 def format_epoch(record: EpochRecord, epochs: int) -> str:

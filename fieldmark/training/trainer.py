@@ -23,17 +23,20 @@ from fieldmark.core.progress import ProgressCallback, Reporter
 from fieldmark.data.dataset import DatasetSplits, seed_torch
 from fieldmark.models import Network
 from fieldmark.models.stages import LayerInput
-from fieldmark.models.state import save_state, snapshot
+from fieldmark.models.state import load_state, save_state, snapshot
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import checkpoint, divergence
 from fieldmark.training.checkpoint import Checkpoint, TrainingState
-from fieldmark.training.history import LINEAR_PROBE, EpochListener, EpochRecord
+from fieldmark.training.frozen_features import TUNED, FeaturePair
+from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochListener, EpochRecord
 from fieldmark.training.phase_builder import PhaseBuilder
 from fieldmark.training.phases import Phase, clip_gradients, set_learning_rates, set_train_mode, training_loss
-from fieldmark.training.schedule import best_epoch, format_epoch, lr_factor, should_stop_early
+from fieldmark.training.schedule import best_epoch, best_tuned_epoch, format_epoch, lr_factor, should_stop_early
 
 CHECKPOINT_INTERVAL_S = 20.0
 """Seconds between checkpoints inside an epoch."""
+BEST_NETWORK_FILE = "best.safetensors"
+"""The best network so far, in the folder of the checkpoint."""
 SYNC_EVERY_STEPS = 50
 """Several processes can save inside an epoch only after a multiple of so many steps."""
 
@@ -100,24 +103,20 @@ class Trainer:
         if resumed is None and self.network.has_untrained_slots:
             self.phase_builder.init_attention_norms()
         if self.state.phase == LINEAR_PROBE:
-            if self.recipe.frozen_epochs and self.recipe.weights != "none":
-                self._run_linear_probe(resumed, allow_mirrored_pass)
-            self._start_finetuning()
+            has_probe = self.recipe.frozen_epochs and self.recipe.weights != "none"
+            self._start_finetuning(self._run_linear_probe(resumed, allow_mirrored_pass) if has_probe else None)
             resumed = None
         with self.reporter.timer("phase2"):
             self.recipe = self.fabric.broadcast(plan_recipe(self) if plan_recipe is not None else self.recipe)
-            while self.recipe.epochs:
-                self._run_phase(self.phase_builder.build_finetune_phase(self.state.phase, self.recipe), resumed)
-                if self.state.phase > len(self.phase_builder.last_frozen_layers):
-                    break
-                self._next_phase()
-                resumed = None
-        if self.best_weights:
-            self.trainable.load_state_dict(self.best_weights)
+            if self.recipe.epochs:
+                self._finetune(resumed)
+        self._load_best_network()
         self.network.eval()
         return self.state.history
 
-    def _run_linear_probe(self, resumed: Checkpoint | None, allow_mirrored_pass: Callable[[float], bool]) -> None:
+    def _run_linear_probe(
+        self, resumed: Checkpoint | None, allow_mirrored_pass: Callable[[float], bool]
+    ) -> FeaturePair:
         """All processes compute the features; the main process trains the head on them."""
         builder = self.phase_builder
         with self.reporter.timer("features"):
@@ -128,24 +127,56 @@ class Trainer:
             with self.reporter.timer("phase1"):
                 solve = builder.solve_linear_probe if builder.has_exact_probe else builder.build_head_phase
                 self._run_phase(solve(features), resumed)
+        return features
 
-    def _start_finetuning(self) -> None:
-        """Enter the first phase of fine-tuning; the other processes get the head from the main process's checkpoint."""
+    def _start_finetuning(self, features: FeaturePair | None) -> None:
+        """Enter the first phase of fine-tuning; the other processes get the head from the main process's checkpoint.
+
+        `features` are those of the linear probe, if there was one.
+        """
         if self.fabric.is_global_zero:
-            self._next_phase()
+            self._load_best_weights()
+            if self.best_weights:
+                self._save_best_weights()
+            if features is not None:
+                self.phase_builder.start_from_last_map(features)
+            self._enter_phase(LINEAR_PROBE + 1)
         self.fabric.barrier()
         if not self.fabric.is_global_zero:
             checkpoint.wait_for_file(self.folder / checkpoint.CHECKPOINT_FILE)
             self._resume()
 
-    def _next_phase(self) -> None:
+    def _finetune(self, resumed: Checkpoint | None) -> None:
+        """The phases of fine-tuning, and the refit of the head where it can be fitted exactly."""
+        builder = self.phase_builder
+        while self.state.phase != HEAD_REFIT:
+            self._run_phase(builder.build_finetune_phase(self.state.phase, self.recipe), resumed)
+            is_last = self.state.phase > len(builder.last_frozen_layers)
+            if is_last and not builder.refits_head:
+                return
+            self._load_best_weights()
+            self._enter_phase(HEAD_REFIT if is_last else self.state.phase + 1)
+            resumed = None
+        features = builder.frozen_features.compute_features(
+            self.reporter, lambda _: builder.has_mirrored_features, prefix=TUNED
+        )
+        if self.fabric.is_global_zero:
+            self._run_phase(builder.solve_linear_probe(features, HEAD_REFIT), None)
+
+    def _load_best_weights(self) -> None:
+        """Take the weights of the present phase's best epoch, or where it had none, of the phase before."""
         if self.best_weights:
             self.trainable.load_state_dict(self.best_weights)
-        phase = self.state.phase + 1
+
+    def _load_best_network(self) -> None:
+        """Take the weights of the best epoch of all."""
+        file = self.folder / BEST_NETWORK_FILE
+        if self.fabric.is_global_zero and self.best_weights:
+            self.network.load_state_dict(load_state(file)[0])
+
+    def _enter_phase(self, phase: int) -> None:
         self.phase_builder.enter_phase(phase)
         self.best_weights = snapshot(self.trainable) if self.best_weights else {}
-        if self.state.phase == LINEAR_PROBE and self.best_weights:
-            self._save_best_weights()
         self.state = TrainingState(phase=phase, history=self.state.history)
         self.window_sums.zero_()
         self._save_checkpoint()
@@ -160,7 +191,7 @@ class Trainer:
                 phase.ema_model.load_state_dict(resumed.ema)
         compiled = self.compile_module(phase)
         epochs_before = sum(record.phase < phase.number for record in self.state.history)
-        label = "linear probe" if phase.number == LINEAR_PROBE else "fine-tuning"
+        label = {LINEAR_PROBE: "linear probe", HEAD_REFIT: "head refit"}.get(phase.number, "fine-tuning")
         with self.reporter.progress_bar(label, "steps") as advance:
             for epoch in range(self.state.step // phase.steps_per_epoch, phase.epochs):
                 if should_stop_early(self.state.history, phase.number, self.recipe, len(self.data.val)):
@@ -171,15 +202,15 @@ class Trainer:
                 self.reporter.info(format_epoch(self.state.history[-1], epochs_before + phase.epochs))
 
     def compile_module(self, phase: Phase) -> Any:
-        """The phase's module, compiled where the recipe asks for it; the linear probe is not worth compiling."""
-        return torch.compile(phase.module) if self.recipe.compile and phase.number != LINEAR_PROBE else phase.module
+        """The phase's module, compiled where the recipe asks for it; a head alone is not worth compiling."""
+        return torch.compile(phase.module) if self.recipe.compile and phase.is_finetuning else phase.module
 
     def _train_epoch(self, phase: Phase, compiled: Any, epoch: int, advance: ProgressCallback) -> None:
         """The steps of an epoch that are left, with checkpoints on the way."""
         module, optimizer = compiled, phase.optimizer
-        has_peers = phase.number != LINEAR_PROBE and self.fabric.world_size > 1
+        has_peers = phase.is_finetuning and self.fabric.world_size > 1
         first, last = epoch * phase.steps_per_epoch, (epoch + 1) * phase.steps_per_epoch
-        if phase.number != LINEAR_PROBE:  # anew: DDP adds in another order from its second step on, as if resumed here
+        if phase.is_finetuning:  # anew: DDP adds in another order from its second step on, as if resumed here
             module, optimizer = self.fabric.setup(compiled, phase.optimizer)
         set_train_mode(phase.module, keep_norms=self.recipe.weights != "none")
         for inputs, targets in phase.batches(self.state.step, last):
@@ -210,20 +241,20 @@ class Trainer:
         total_steps = phase.epochs * phase.steps_per_epoch
         factor = lr_factor(phase.schedule, state.step, total_steps, records, recipe.monitor)
         check_every = divergence.steps_per_check(recipe.batch, total_steps)
-        is_measuring = phase.number != LINEAR_PROBE and bool(self.best_weights) and state.step < check_every
+        is_measuring = phase.is_finetuning and bool(self.best_weights) and state.step < check_every
         set_learning_rates(phase.optimizer, 0.0 if is_measuring else factor * state.lr_scale)
         optimizer.zero_grad()
         sums = self.accumulate_gradients(module, inputs, targets, phase.number, state.step)
         self.epoch_sums += sums
         self.window_sums += sums[[0, 2]]
-        if phase.number != LINEAR_PROBE and not recipe.is_from_scratch:
+        if phase.is_finetuning and not recipe.is_from_scratch:
             clip_gradients(phase.optimizer)
         optimizer.step()
         if phase.ema_model is not None:
             phase.ema_model.update_parameters(phase.module)
         state.step += 1
         is_complete = state.step % check_every == 0
-        if phase.number != LINEAR_PROBE and (is_complete or state.step % phase.steps_per_epoch == 0):
+        if phase.is_finetuning and (is_complete or state.step % phase.steps_per_epoch == 0):
             self._check_divergence(phase, is_complete)
         if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
             self._update_state()
@@ -242,7 +273,8 @@ class Trainer:
         self.window_sums.zero_()
         if not state.reference_loss and math.isfinite(loss):
             state.reference_loss = loss
-        if not divergence.has_diverged(loss, state.reference_loss, seen) or not self._can_undo():
+        progress = state.step / (phase.epochs * phase.steps_per_epoch)
+        if not divergence.has_diverged(loss, state.reference_loss, seen, progress) or not self._can_undo():
             return
         self.trainable.load_state_dict(self.best_weights)
         if phase.ema_model is not None:
@@ -300,20 +332,22 @@ class Trainer:
 
     def _finish_epoch(self, phase: Phase, epoch: int, start: float) -> None:
         """Evaluate on the validation set, append the epoch to the history, keep the best weights, save."""
-        if phase.number != LINEAR_PROBE:
+        if phase.is_finetuning:
             self.fabric.all_reduce(self.epoch_sums, reduce_op="sum")  # in place
         self._update_state()
         record = self._evaluate_epoch(phase, epoch, start)
-        if phase.number != LINEAR_PROBE:
+        if phase.is_finetuning:
             record = self.fabric.broadcast(record)
         self.state.history.append(record)
         self.epoch_sums.zero_()
         self._update_state()
-        if self.best_epoch() == epoch:
+        is_best = self.best_epoch() == epoch
+        is_best_tuned = epoch == best_tuned_epoch(self.state.history, self.recipe, len(self.data.val))
+        if is_best or is_best_tuned:
             self.best_weights = snapshot(self.trainable if phase.ema_model is None else phase.eval_module)
-            if phase.number != LINEAR_PROBE:
-                self._save_best_weights()
-        if phase.number != LINEAR_PROBE or time.monotonic() - self.last_saved_at > CHECKPOINT_INTERVAL_S:
+        if is_best and phase.number != LINEAR_PROBE:
+            self._save_best_weights()
+        if phase.is_finetuning or time.monotonic() - self.last_saved_at > CHECKPOINT_INTERVAL_S:
             self._save_checkpoint(phase)
         if self.listener is not None:
             self.listener.log_epoch(record)
@@ -337,7 +371,7 @@ class Trainer:
         """Mean loss and accuracy on the validation set, each image counted once; NaN if it is empty."""
         if not len(self.data.val):
             return math.nan, math.nan
-        labels, is_shared = self.phase_builder.val_labels, phase.number != LINEAR_PROBE
+        labels, is_shared = self.phase_builder.val_labels, phase.is_finetuning
         if is_shared:
             labels = labels[self.phase_builder.val_shard]
         if is_shared and self.fabric.world_size > 1:  # norms that train have seen other images in each process
@@ -379,7 +413,7 @@ class Trainer:
     def _save_best_weights(self) -> None:
         """Write the best network so far as a file that `--weights` of another run takes."""
         if self.fabric.is_global_zero:
-            save_state(self.folder / "best.safetensors", self.phase_builder.full_state_dict(self.best_weights))
+            save_state(self.folder / BEST_NETWORK_FILE, self.phase_builder.full_state_dict(self.best_weights))
 
     def _resume(self) -> Checkpoint | None:
         """Continue from the checkpoint, if there is one."""

@@ -94,7 +94,7 @@ def test_out_of_fold_means_out_of_group(monkeypatch):
     features[:, 3] = np.arange(60)  # tells who it is
     learned: list[set[int]] = []
 
-    def logistic(rows, *_):
+    def logistic(rows, *_, weight_decays):
         learned.append({groups[int(k)] for k in rows[:, 3]})
 
     monkeypatch.setattr(label_errors, "fit_logistic_regression", logistic)

@@ -21,7 +21,7 @@ from fieldmark.inference import bundle
 from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import Classifier
 from fieldmark.models import Bilinear, Network, build
-from fieldmark.models.ood import OODScorer
+from fieldmark.models.ood import OODScorer, make_scorer
 
 CLASSES = ["cross, blue", "disc", "方 \udce9", "nothing"]
 NETWORKS = {
@@ -67,8 +67,9 @@ def model(request: pytest.FixtureRequest, small_photos: Path, tmp_path_factory: 
         network.train()(x)
     with torch.no_grad():
         features = network.eval().features(x)
-        pooled, logits = features.mean((2, 3)).numpy(), network.head(features).numpy()
-    known = OODScorer.fit(pooled, np.arange(len(photos)) % 3, pooled, logits)  # of the fourth class nothing was shown
+        scored, logits = network.head.score_features(features).numpy(), network.head(features).numpy()
+    labels = np.arange(len(photos)) % 3  # of the fourth class nothing was shown
+    known = make_scorer(network).fit(scored, logits, labels, scored, logits)
     info = bundle.make_info(network, CLASSES, look, 1.7, 0.3, "none")
     file = tmp_path_factory.mktemp("export") / "model.onnx"
     export_onnx(network, known, info, file)
@@ -193,7 +194,7 @@ def test_the_network_is_left_as_it_was(tmp_path: Path):
     """What is exported is a copy, with its norms folded: traced in half the time."""
     network = build("efficientnet_lite0", classes=2).train()
     before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
-    known = OODScorer(torch.zeros(2, 1280))
+    known = OODScorer(2, [1280], 0)
     info = bundle.make_info(network, ["a", "b"], asdict(network.preprocessing) | {"size": 32}, 1.0, 0.0, "none")
     export_onnx(network, known, info, tmp_path / "model.onnx")
     assert network.training and any(getattr(module, "inplace", False) for module in network.modules())
@@ -214,7 +215,7 @@ def export_again(folder: Path, seed: int, norms: bool = True) -> bytes:
         for name, tensor in network.state_dict().items():
             if tensor.is_floating_point() and (norms or "bn" not in name):
                 tensor.copy_(torch.rand(tensor.shape) + 0.5)
-    known = OODScorer(torch.rand(3, 512))
+    known = OODScorer(3, [512], 0)
     look: dict[str, Any] = asdict(network.preprocessing) | {"size": 32}
     file = folder / "model.onnx"
     export_onnx(network, known, bundle.make_info(network, ["a", "b", "c"], look, 1.7, 0.3, "none"), file)

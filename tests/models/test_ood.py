@@ -1,50 +1,102 @@
-"""A photo like those of the training scores high, one of another world low, whatever its confidence."""
+"""A photo like those of the training scores high, one of another world low, whatever its logits."""
 
 import numpy as np
+import pytest
 import torch
 
+from fieldmark.core.errors import FieldmarkError
 from fieldmark.inference import bundle
-from fieldmark.models.ood import OODScorer
+from fieldmark.models import build
+from fieldmark.models.ood import OODScorer, make_scorer
+from fieldmark.models.state import load_state, save_state
+
+GROUPS, LAST_MAP = (10, 30, 10, 30), 1
 
 
 def photos(n: int, seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Features around one of three corners, their labels, and logits that are high for it."""
+    """Features whose second group lies around one of three corners, logits that are high for it, and labels."""
     rng = np.random.default_rng(seed)
     labels = rng.integers(0, 3, n)
-    features = (3 * np.eye(40)[labels] + 0.3 * rng.random((n, 40))).astype(np.float32)
-    logits = (4 * np.eye(3)[labels] + rng.normal(size=(n, 3))).astype(np.float32)
-    return features, labels, logits
+    features = 1 + 0.3 * rng.normal(size=(n, sum(GROUPS)))
+    features[:, 10:40] += 3 * np.eye(30)[labels]
+    logits = 4 * np.eye(3)[labels] + rng.normal(size=(n, 3))
+    return features.astype(np.float32), logits.astype(np.float32), labels
 
 
-def test_both_kinds_of_strangers_score_lower():
-    shown, labels, _ = photos(90, 0)
-    features, _, logits = photos(200, 1)
-    known = OODScorer.fit(shown, labels, features, logits)
-    own = known.score_arrays(*photos(200, 2)[::2])
-    least = np.quantile(known.score_arrays(features, logits), 0.1)
-    assert 0.8 < (own >= least).mean() < 1 and ((own > 0) & (own < 1)).all()
-    rng = np.random.default_rng(3)
-    unsure = known.score_arrays(features, np.zeros_like(logits))  # where they should be, but like none of them
-    elsewhere = known.score_arrays(np.roll(features, 20, 1), logits)  # as sure as ever, but somewhere else
-    assert (unsure < least).mean() > 0.95 and (elsewhere < least).mean() > 0.95
-    longer = known.score_arrays(features * rng.uniform(1, 9, (200, 1)).astype(np.float32), logits + 7)
-    np.testing.assert_allclose(longer, known.score_arrays(features, logits), atol=1e-5)  # lengths say nothing
+def fitted() -> tuple[OODScorer, float]:
+    """A scorer, and the score that 90 % of its validation images reach."""
+    features, logits, _ = photos(200, 1)
+    known = OODScorer(3, GROUPS, LAST_MAP).fit(*photos(300, 0), features, logits)
+    return known, float(np.quantile(known.score_arrays(features, logits), 0.1))
 
 
-def test_of_two_classes_the_share_is_the_same_for_all_and_says_nothing():
+def test_its_own_images_pass():
+    known, least = fitted()
+    own = known.score_arrays(*photos(400, 2)[:2])
+    assert 0.85 < (own >= least).mean() < 0.95 and ((own > 0) & (own < 1)).all()
+
+
+@pytest.mark.parametrize(
+    "stranger",
+    [
+        lambda features, logits: (features, np.zeros_like(logits)),  # where they should be, but like none of them
+        lambda features, logits: (np.roll(features, 10, 1), logits),  # as sure as ever, but somewhere else
+        lambda features, logits: (np.roll(features, 10, 1), 50 * logits),  # and surer than any image of training
+        lambda features, logits: (features + np.r_[np.ones(10), np.zeros(30), np.ones(40)].astype(np.float32), 50 * logits),
+    ],
+    ids=["near", "far", "far and sure", "other stages"],
+)
+def test_strangers_do_not(stranger):
+    known, least = fitted()
+    assert (known.score_arrays(*stranger(*photos(400, 3)[:2])) < least).mean() > 0.95
+
+
+def test_a_constant_in_all_logits_says_nothing():
+    known, _ = fitted()
+    features, logits, _ = photos(50, 4)
+    np.testing.assert_allclose(
+        known.score_arrays(features, logits + 7), known.score_arrays(features, logits), atol=1e-5
+    )
+
+
+def test_of_two_classes_the_direction_of_the_logits_says_nothing():
     rng = np.random.default_rng(0)
     features, logits = rng.random((300, 40)).astype(np.float32), rng.normal(size=(300, 2)).astype(np.float32)
-    known = OODScorer.fit(features, rng.integers(0, 2, 300), features, logits)
+    known = OODScorer(2, [40], 0).fit(features, logits, logits.argmax(1), features, logits)
     parts = (known.score_components(torch.from_numpy(features), torch.from_numpy(logits)) - known.mean) / known.sd
-    assert parts[:, 1].abs().max() < 1e-2 < parts[:, 0].std()
+    assert parts[:, 1:3].abs().max() < 1e-2 < parts[:, 0].std()
+
+
+def test_a_channel_that_is_silent_in_training_does_not_outweigh_the_others():
+    features, logits, labels = photos(300, 0)
+    features[:, 0] = 0
+    val_features, val_logits, _ = photos(200, 1)
+    val_features[:, 0] = 0
+    known = OODScorer(3, GROUPS, LAST_MAP).fit(features, logits, labels, val_features, val_logits)
+    least = np.quantile(known.score_arrays(val_features, val_logits), 0.1)
+    seen, seen_logits, _ = photos(200, 2)
+    seen[:, 0] = 0.05  # a sixth of the deviation of its neighbours
+    assert (known.score_arrays(seen, seen_logits) >= least).mean() > 0.8
 
 
 def test_without_validation_photos_or_a_class():
-    shown, labels, _ = photos(30, 0)
-    known = OODScorer.fit(shown[labels < 2], labels[labels < 2], shown[:0], np.zeros((0, 3), np.float32))
-    assert torch.equal(known.centroids[2], torch.zeros(40))
-    assert np.isfinite(known.score_arrays(shown, np.zeros((30, 3), np.float32))).all()
-    assert known.score_arrays(shown[:0], np.zeros((0, 3), np.float32)).shape == (0,)
+    features, logits, labels = photos(30, 0)
+    some = labels < 2
+    known = OODScorer(3, GROUPS, LAST_MAP).fit(features[some], logits[some], labels[some], features[:0], logits[:0])
+    assert torch.equal(known.centroids[2], torch.zeros(30)) and torch.equal(known.logit_centroids[2], torch.zeros(3))
+    assert np.isfinite(known.score_arrays(features, np.zeros((30, 3), np.float32))).all()
+    assert known.score_arrays(features[:0], logits[:0]).shape == (0,)
+
+
+@pytest.mark.parametrize("words", ["resnet18", "resnet18+head=gem", "efficientnet_lite0+head=multi_stage"])
+def test_it_reads_what_the_head_reads(words: str):
+    network = build(words, classes=3).eval()
+    maps = network.features(torch.rand(2, 3, 64, 64))
+    features, scorer = network.head.score_features(maps), make_scorer(network)
+    assert features.shape == (2, len(scorer.feature_mean)) and sum(scorer.groups) == features.shape[1]
+    last_map = features.split(scorer.groups, 1)[scorer.last_map]
+    torch.testing.assert_close(last_map, network.head.embed(maps))
+    assert last_map.shape[1] == scorer.centroids.shape[1]
 
 
 def test_the_bundle_gives_it_back(small_run):
@@ -52,3 +104,12 @@ def test_the_bundle_gives_it_back(small_run):
     assert known.centroids.shape[0] == len(info.classes)
     torch.testing.assert_close(known.centroids.norm(dim=1), torch.ones(len(info.classes)))
     assert 0 <= info.threshold < 1
+
+
+def test_one_of_an_earlier_version_is_refused_in_one_line(small_run, tmp_path):
+    for name in ("bundle.json", "model.onnx", "known.safetensors"):
+        (tmp_path / name).write_bytes((small_run / "bundle" / name).read_bytes())
+    tensors, _ = load_state(tmp_path / "known.safetensors")
+    save_state(tmp_path / "known.safetensors", {name: tensors[name] for name in ("centroids", "mean", "sd")})
+    with pytest.raises(FieldmarkError, match="earlier version"):
+        bundle.load_ood_scorer(tmp_path)

@@ -9,6 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from fieldmark.pipeline.finish import extract_features_and_logits
+from fieldmark.training.frozen_features import FeaturePair
 
 
 @pytest.mark.parametrize(
@@ -27,7 +28,7 @@ def test_phase_1_is_exact_where_it_is_one_linear_layer(trainer, words: str, sett
     training = trainer(words, frozen_epochs=2, epochs=1, **settings)
     assert training.phase_builder.has_exact_probe == exact
     history = training.train()
-    assert [row.phase for row in history] == ([1, 2] if exact else [1, 1, 2])
+    assert [row.phase for row in history] == ([1, 2, 4] if exact else [1, 1, 2])
     assert all(math.isfinite(row.train_loss) for row in history)
 
 
@@ -70,7 +71,8 @@ def test_batches_of_one_photo_and_of_more_than_there_are(trainer, settings: dict
 def test_a_class_of_one_photo(trainer, few):
     alone = dataclasses.replace(few, train=few.train[:4], val=few.val[:0])
     for settings in ({}, {"imbalance": "sampling"}, {"imbalance": "weights", "exact": False}):
-        assert trainer(data=alone, batch=2, epochs=1, frozen_epochs=2, **settings).train()[-1].phase == 2
+        history = trainer(data=alone, batch=2, epochs=1, frozen_epochs=2, **settings).train()
+        assert history[-1].phase == (4 if settings.get("exact", True) else 2)
 
 
 def test_each_phase_sees_the_photos_anew(trainer):
@@ -128,3 +130,57 @@ def test_a_resumed_phase_gets_the_same_batches(trainer):
     for (maps, targets), (again, same) in zip(whole[3:], late, strict=True):
         assert torch.equal(maps, again) and torch.equal(targets, same)
     assert not np.array_equal(whole[0][0], whole[1][0])
+
+
+# ---- fine-tuning through the last map
+
+
+def test_fine_tuning_of_a_multi_stage_head_goes_through_the_last_map(trainer):
+    """It starts from the best classifier of the last map, and the weights of the other moments stay 0."""
+    training = trainer("+head=multi_stage", epochs=2, ema=0.9)
+    head, builder = training.network.head, training.phase_builder
+    at_start: list[torch.Tensor] = []
+
+    def plan(training):
+        at_start.append(head.fc.weight.detach().clone())
+        module = builder.build_finetune_phase(2, training.recipe).module
+        assert module.state_dict().keys() == training.trainable.state_dict().keys()
+        logits = training.compute_logits(module, builder.frozen_features.val_maps())
+        whole = training.compute_logits(training.trainable, builder.frozen_features.val_maps())
+        torch.testing.assert_close(logits, whole, atol=1e-4, rtol=1e-4)
+        return training.recipe
+
+    refits: list[torch.Tensor] = []
+    enter = builder.enter_phase
+    builder.enter_phase = lambda phase: (refits.append(head.fc.weight.detach().clone()), enter(phase))[1]
+    history = training.train(plan)
+    assert [row.phase for row in history] == [1, 2, 2, 4]
+    others = torch.ones(head.fc.in_features, dtype=torch.bool)
+    others[head.last_map_columns] = False
+    for weight in (*at_start, refits[-1]):
+        assert not weight[:, others].any() and weight[:, ~others].any()
+    assert not torch.equal(at_start[0], refits[-1])
+    assert head.fc.weight[:, others].any() == (training.best_epoch() != 3)
+
+
+def test_the_last_map_alone_has_inputs_of_the_length_that_learning_rates_are_for(trainer):
+    training = trainer("+head=multi_stage", epochs=0)
+    builder, head = training.phase_builder, training.network.head
+    features = builder.frozen_features.compute_features(training.reporter, lambda _: False)
+    builder.solve_linear_probe(features)
+    builder.start_from_last_map(features)
+    means = head.standardize(torch.from_numpy(features.train.copy()))[:, head.last_map_columns]
+    assert means.square().sum(1).mean().item() == pytest.approx(100, rel=1e-2)
+
+
+def test_the_refit_is_exact_on_the_features_of_the_tuned_network(trainer):
+    training = trainer("+head=multi_stage", epochs=1, lr=0.01)
+    *_, refit = training.train()
+    training.network.load_state_dict(training.phase_builder.full_state_dict(training.best_weights))
+    features = training.phase_builder.frozen_features.compute_features(training.reporter, lambda _: False, "again_")
+    loaded = [np.load(training.folder / f"tuned_{split}_features.npy") for split in ("train", "val")]
+    np.testing.assert_allclose(loaded[1], features.val, rtol=1e-3, atol=1e-3)
+    again = training.phase_builder.solve_linear_probe(FeaturePair(*loaded))
+    logits = training.compute_logits(again.module, again.val_batches())
+    loss = F.cross_entropy(logits, training.phase_builder.val_labels).item()
+    assert loss == pytest.approx(refit.val_loss, rel=1e-3)

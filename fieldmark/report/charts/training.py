@@ -22,6 +22,12 @@ from fieldmark.report.charts.frame import (
 )
 
 TITLES = {"loss": gettext_noop("Loss"), "accuracy": gettext_noop("Accuracy")}
+PHASE_NAMES = {
+    "1": gettext_noop("linear probe"),
+    "2": gettext_noop("fine-tuning"),
+    "3": gettext_noop("all layers"),
+    "4": gettext_noop("head refit"),
+}
 
 
 def training_curves(history: Sequence[Mapping[str, Any]], best: int | None = None, language: Language = ENGLISH) -> str:
@@ -83,7 +89,7 @@ def _unfreeze_markers(
         if str(row.get("phase")) == str(before.get("phase")):
             continue
         x_pixel = axes.x(int(row["epoch"]) - 0.5)
-        label = language("all layers") if str(row.get("phase")) == "3" else language("fine-tuning")
+        label = language(PHASE_NAMES.get(str(row.get("phase")), "fine-tuning"))
         label_offset, anchor = (6, "start") if x_pixel < 0.7 * WIDTH else (-6, "end")
         parts.append(f'<line class="mark" x1="{x_pixel}" x2="{x_pixel}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>')
         parts.append(f'<text x="{x_pixel + label_offset}" y="{y}" text-anchor="{anchor}">{label}</text>')

@@ -38,7 +38,7 @@ def test_the_graph_shows_the_operations_by_module(begin, shown, tmp_path: Path):
     network = build("resnet18", classes=2)
     preprocessing = {"mean": [0.5] * 3, "std": [0.5] * 3, "size": 32}
     info = make_info(network, ["a", "b"], preprocessing, 1.0, 0.0, "none")
-    export_onnx(network, OODScorer(torch.zeros(2, 512)), info, tmp_path / "bundle" / "model.onnx")
+    export_onnx(network, OODScorer(2, [512], 0), info, tmp_path / "bundle" / "model.onnx")
     begin(tmp_path, 0, Recipe())[0].close(FIGURES, Recipe())
     drawn = shown(tmp_path).Graph().node
     nodes = {node.name: node for node in drawn}
