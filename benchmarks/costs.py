@@ -76,7 +76,7 @@ def constants(photos: str, name: str, home: Path) -> tuple[dict[str, float], dic
     def features() -> tuple[np.ndarray, np.ndarray]:
         for file in (home / "run" / "resume").glob("*.npy"):
             file.unlink()
-        return trainer.phase_builder.frozen_features.compute_features(quiet, lambda _: False)
+        return trainer.phase_builder.frozen_features.compute_features(quiet)
 
     train, val = features()
     size["features"] = train[0].nbytes

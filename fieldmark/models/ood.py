@@ -2,9 +2,9 @@
 
 It is the smaller of two scores. Near-OOD images, as a species that is not among the classes, look like the images of
 training, but their logits are unusual: no high maximum (Vaze et al. 2022, "Open-Set Recognition: A Good Closed-Set
-Classifier Is All You Need?"), or another pattern than those of any class. Far-OOD images, as a cup among waste, may have
-the highest logits of all, but their features are unlike any of training: those of the last map, which knows of objects,
-and those of all stages, which know of edges, textures and colours (after Sastry & Oore 2020, "Detecting
+Classifier Is All You Need?"), or another pattern than those of any class. Far-OOD images, as a cup among waste, may
+have the highest logits of all, but their features are unlike any of training: those of the last map, which knows of
+objects, and those of all stages, which know of edges, textures and colours (after Sastry & Oore 2020, "Detecting
 Out-of-Distribution Examples with Gram Matrices"). In a sum of both, high logits would let a far image pass
 (docs/lab/features_and_fine_tuning.md).
 """
@@ -32,9 +32,9 @@ outweigh all others."""
 class OODScorer(nn.Module):
     """Features (n, d) and logits (n, classes) -> known_score (n,), between 0 and 1.
 
-    The features are `Head.score_features`, the means of the last map or the moments of all stages, in groups of columns:
-    the means, or the standard deviations, of a stage. With z(x) = (x - mean) / sd by the statistics of the validation set the
-    score is sigmoid(min(z(near), z(far) + 0.8)).
+    The features are `Head.score_features`, the means of the last map or the moments of all stages, in groups of
+    columns: the means, or the standard deviations, of a stage. With z(x) = (x - mean) / sd by the statistics of the
+    validation set the score is sigmoid(min(z(near), z(far) + 0.8)).
 
     - near = z(l) + z(l / norm) + z(p): l is the max logit after subtracting the mean logit, norm the 2-norm of the
       centred logits, and p their largest cosine similarity to the mean of a class.

@@ -32,7 +32,6 @@ from fieldmark.training.frozen_features import TRAIN_FEATURES, TUNED
 from fieldmark.training.history import LINEAR_PROBE
 from fieldmark.training.trainer import Trainer
 
-
 MAX_SCORER_IMAGES = 8192
 """Training images to which the OOD score is fitted, at most."""
 

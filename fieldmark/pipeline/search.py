@@ -35,7 +35,7 @@ from fieldmark.training.trainer import Trainer
 
 JOURNAL, SHARED = "trials.journal", ".shared"
 FINE_TUNING_SETTINGS = {"epochs", *UNFREEZE_FIELDS, *TUNING_FIELDS} - {"augment"}
-"""Settings of fine-tuning alone; `augment` also decides whether the head is trained on mirrored images."""
+"""Settings of fine-tuning alone."""
 PRUNER_STARTUP_TRIALS, PRUNER_WARMUP_STEPS = 5, 3
 """Trials before the first can be pruned, and epochs before any is: there is nothing to compare it with."""
 
@@ -218,7 +218,7 @@ class TrialRunner:
         cache = feature_cache.for_run(self.out / SHARED, builder, folder)
         if recipe.frozen_epochs and recipe.weights != "none" and not cache.restore():
             start = time.monotonic()
-            builder.frozen_features.compute_features(self.reporter, lambda _: builder.mirrors_train)
+            builder.frozen_features.compute_features(self.reporter)
             cache.store(time.monotonic() - start)
 
 

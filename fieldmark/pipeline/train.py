@@ -308,10 +308,7 @@ def _fit(job: TrainingJob, prepared: PreparedTraining, fabric: Fabric) -> Fitted
     cached_feature_seconds = cache.restore() if cache else 0.0
     with distributed.process_group(fabric):
         fabric.broadcast(str(out))
-        trainer.train(
-            lambda trainer: _plan(trainer, out, data.final_images),
-            lambda pass_seconds: budget.has_time_for_pass(trainer, pass_seconds, data.final_images),
-        )
+        trainer.train(lambda trainer: _plan(trainer, out, data.final_images))
     if cache:
         cache.store(reporter.stage_seconds.get("features", 0.0))
     return FittedTraining(trainer, loggers, cached_feature_seconds)

@@ -30,7 +30,7 @@ MAX_EPOCHS, MAX_EPOCHS_FROM_SCRATCH = 30, 100
 """Most epochs that a budget is spent on: as in the tutorials that the recipes reproduce."""
 MIN_EPOCHS, MIN_STEPS = 1, 100
 """With fewer of both, fine-tuning is not worth its time (docs/lab/features_and_fine_tuning.md)."""
-TIME_SAFETY_FACTOR = 1.1
+TIME_SAFETY_FACTOR = 1.2
 """How much longer an epoch takes than its steps and its validation pass, measured just before: checkpoints, a machine
 that warms up (docs/performance.md)."""
 EXPORT_RESERVE_S = 10.0
@@ -118,17 +118,6 @@ def _skip_finetuning(recipe: Recipe, seconds_left: float, seconds_needed: float 
     return Plan(planned, message)
 
 
-def has_time_for_pass(trainer: Trainer, pass_seconds: float, n_final_images: int) -> bool:
-    """Whether the budget has time for another pass of the frozen network over the training images.
-
-    The evaluation after it, in float32, is assumed to be half as fast.
-    """
-    recipe, data = trainer.recipe, trainer.data
-    evaluation_seconds = 2 * pass_seconds / max(1, len(data.train)) * (len(data.val) + n_final_images)
-    seconds_needed = pass_seconds + evaluation_seconds + EXPORT_RESERVE_S
-    return recipe.budget is None or trainer.reporter.elapsed() + seconds_needed <= parse_duration(recipe.budget)
-
-
 def measure_costs(trainer: Trainer, recipe: Recipe) -> TrainingCosts:
     """Measure a training step and a validation pass of fine-tuning; the network is unchanged afterwards.
 
@@ -150,17 +139,16 @@ def measure_costs(trainer: Trainer, recipe: Recipe) -> TrainingCosts:
 
 
 def _estimate_refit_seconds(trainer: Trainer) -> float:
-    """Features of the training images, mirrored ones too where the probe used them, and of the validation images.
+    """How long the features of the training and the validation images and the solution will take.
 
-    Those are evaluated in float32, which is assumed to be half as fast. The solution is assumed to take as long as the
-    linear probe's.
+    Validation images are evaluated in float32, which is assumed to be half as fast. The solution is assumed to take as
+    long as the linear probe's.
     """
     builder, data = trainer.phase_builder, trainer.data
     if not builder.refits_head:
         return 0.0
-    views = 2 if builder.has_mirrored_features else 1
-    n_passes = views * len(data.train) + 2 * len(data.val)
-    seconds = builder.frozen_features.measure_seconds_per_image() * n_passes / trainer.fabric.world_size
+    n_images = len(data.train) + 2 * len(data.val)
+    seconds = builder.frozen_features.measure_seconds_per_image() * n_images / trainer.fabric.world_size
     return seconds + trainer.reporter.stage_seconds.get("phase1", 0.0)
 
 

@@ -35,7 +35,7 @@ class FeaturePair(NamedTuple):
     """Input of the linear probe, each (n, c, h, w) or (n, c), mapped from a file."""
 
     train: np.ndarray
-    """Of the training images, perhaps followed by those of the mirrored ones."""
+    """Of the training images."""
     val: np.ndarray
 
 
@@ -112,14 +112,11 @@ class FrozenFeatures:
 
     # ---- features for the linear probe
 
-    def compute_features(
-        self, reporter: Reporter, wants_mirrored: Callable[[float], bool], prefix: str = ""
-    ) -> FeaturePair:
+    def compute_features(self, reporter: Reporter, prefix: str = "") -> FeaturePair:
         """Features of the training and the validation images, by the present weights, pooled as far as the head allows.
 
-        `wants_mirrored(seconds)` gets the duration of the pass over the training images and decides whether a mirrored
-        pass follows. The maps of the validation images are kept on the way for the evaluation while fine-tuning.
-        `prefix` is that of the files' names: `TUNED` after fine-tuning.
+        The maps of the validation images are kept on the way for the evaluation while fine-tuning. `prefix` is that of
+        the files' names: `TUNED` after fine-tuning.
         """
         train_file, val_file = self.folder / (prefix + TRAIN_FEATURES), self.folder / (prefix + VAL_FEATURES)
         n_train, n_val = len(self.data.train), len(self.data.val)
@@ -129,9 +126,9 @@ class FrozenFeatures:
         compute = self._feature_function() if needs_train or needs_val else lambda images, maps: images
         with torch.inference_mode(), reporter.progress_bar("features", "images") as advance:
             if needs_train:
-                parts = self._iter_train_features(compute, wants_mirrored)
+                parts = self._map_distributed(self.data.train, lambda images: [compute(images, None)])
                 with self.fabric.autocast():
-                    self._write_arrays([train_file], parts, lambda n: advance(n, max(n, n_train) + n_val))
+                    self._write_arrays([train_file], parts, lambda n: advance(n, n_train + n_val))
             if needs_val:
                 keeps_maps = len(self.prefix) and not prefix
                 files = [val_file, *([self.folder / VAL_MAPS] if keeps_maps else [])]
@@ -140,11 +137,6 @@ class FrozenFeatures:
                 self._write_arrays(files, parts, lambda n: advance(n_train + n, n_train + n_val))
         self.fabric.barrier()  # from here on all files are whole
         return FeaturePair(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in (train_file, val_file)))
-
-    def count_train_features(self) -> int:
-        """Rows of the features of the training images; 0 before they are computed."""
-        file = self.folder / TRAIN_FEATURES
-        return len(np.load(file, mmap_mode="r", allow_pickle=False)) if file.exists() else 0
 
     def measure_seconds_per_image(self, batches: int = 4) -> float:
         """How long the features of a training image take."""
@@ -175,15 +167,6 @@ class FrozenFeatures:
             return [compute(images, maps), pack_maps(maps)]
 
         return both
-
-    def _iter_train_features(
-        self, compute: FeatureFunction, wants_mirrored: Callable[[float], bool]
-    ) -> Iterator[list[Tensor]]:
-        """Batches of features of the training images, and of the mirrored ones where they are wanted."""
-        start = time.monotonic()
-        yield from self._map_distributed(self.data.train, lambda images: [compute(images, None)])
-        if self.fabric.broadcast(wants_mirrored(time.monotonic() - start)):
-            yield from self._map_distributed(self.data.train, lambda images: [compute(images.flip(3), None)])
 
     # ---- maps for fine-tuning
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 LINEAR_PROBE, HEAD_REFIT = 1, 4
-"""Numbers of the phases that fit the head alone: on features of the pretrained layers, and of the fine-tuned ones. Those
-between them are fine-tuning."""
+"""Numbers of the phases that fit the head alone: on features of the pretrained layers, and of the fine-tuned ones.
+Those between them are fine-tuning."""
 
 
 @dataclass(frozen=True)

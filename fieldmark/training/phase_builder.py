@@ -112,7 +112,6 @@ class PhaseBuilder:
             network_spec.pad,
             dataset,
             hashlib.sha256(split).hexdigest(),
-            self.mirrors_train,
             recipe.crop_boxes,
         ]
         return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
@@ -127,19 +126,9 @@ class PhaseBuilder:
         return self.recipe.exact and is_linear and not list(tail.parameters())
 
     @property
-    def mirrors_train(self) -> bool:
-        """Whether the linear probe may use the features of mirrored training images too."""
-        return self.has_exact_probe and self.recipe.augment != "none"
-
-    @property
     def refits_head(self) -> bool:
         """Whether the head is fitted once more after fine-tuning."""
         return self.has_exact_probe and self.recipe.frozen_epochs > 0 and not self.recipe.is_from_scratch
-
-    @property
-    def has_mirrored_features(self) -> bool:
-        """Whether the linear probe has used the features of mirrored training images too."""
-        return self.frozen_features.count_train_features() > len(self.data.train)
 
     def solve_linear_probe(self, features: FeaturePair, phase: int = LINEAR_PROBE) -> Phase:
         """Fit the linear head exactly, in `LINEAR_PROBE` or in `HEAD_REFIT`.
@@ -148,15 +137,14 @@ class PhaseBuilder:
             a phase of one epoch with learning rate 0, so that the head is evaluated like the others.
         """
         rows, val_rows = (part.reshape(len(part), math.prod(part.shape[1:])) for part in features)  # perhaps none
-        labels = self.train_labels.repeat(len(rows) // len(self.train_labels))
-        fc, smoothing = self.network.head.classifier, self.recipe.label_smoothing
+        fc = self.network.head.classifier
         if isinstance(self.network.head, MultiStage):
             self.network.head.standardize.reset()  # the solution is one for the features as they are
-        linear_probe.fit_logistic_regression(rows, labels, val_rows, self.val_labels, fc, smoothing, self.class_weights)
+        self._fit(fc, rows, val_rows)
         if isinstance(self.network.head, MultiStage):
             mean, scale = linear_probe.mean_and_scale(rows, fc.weight.device)
             self.network.head.set_standardization(mean, len(mean) * scale.item() ** 2)
-        train, size = features.train[: len(self.data.train)], linear_probe.ROWS_PER_BLOCK
+        train, size = features.train, linear_probe.ROWS_PER_BLOCK
         optimizer = torch.optim.SGD(self.network.head.parameters(), lr=0.0)
 
         def batches(first: int, last: int) -> Iterator[tuple[LayerInput, Tensor]]:
@@ -174,6 +162,11 @@ class PhaseBuilder:
             steps_per_epoch=steps,
             schedule="cosine",
         )
+
+    def _fit(self, fc: nn.Linear, rows: np.ndarray, val_rows: np.ndarray) -> None:
+        """Set `fc` to the best linear classifier of features of the training and the validation images."""
+        smoothing, weights = self.recipe.label_smoothing, self.class_weights
+        linear_probe.fit_logistic_regression(rows, self.train_labels, val_rows, self.val_labels, fc, smoothing, weights)
 
     def build_head_phase(self, features: FeaturePair) -> Phase:
         """Train the head, and attention added after the last stage, on cached features by gradient descent."""
@@ -215,10 +208,8 @@ class PhaseBuilder:
         if not (self.refits_head and isinstance(head, MultiStage)):
             return
         rows, val_rows = (part[:, head.last_map_columns] for part in features)
-        labels = self.train_labels.repeat(len(rows) // len(self.train_labels))
         fc = nn.Linear(rows.shape[1], self.num_classes, device=head.fc.weight.device)
-        smoothing = self.recipe.label_smoothing
-        linear_probe.fit_logistic_regression(rows, labels, val_rows, self.val_labels, fc, smoothing, self.class_weights)
+        self._fit(fc, rows, val_rows)
         _, scale = linear_probe.mean_and_scale(rows, fc.weight.device)
         head.set_standardization(head.standardize.mean.clone(), rows.shape[1] * scale.item() ** 2)
         head.classify_by_last_map(fc.weight.detach(), fc.bias.detach())

@@ -47,8 +47,8 @@ def best_epoch(history: list[EpochRecord], recipe: Recipe, n_val: int) -> int:
     """Number of the best epoch by the monitored metric on `n_val` validation images; without them the last.
 
     It is that of the linear probe, which counts with its last epoch as it settles smoothly, of fine-tuning
-    (`best_tuned_epoch`) or of the refit of the head, whichever has the highest accuracy (ties: lower loss) or the lowest
-    loss. 0 where the validation loss of all is not finite.
+    (`best_tuned_epoch`) or of the refit of the head, whichever has the highest accuracy (ties: lower loss) or the
+    lowest loss. 0 where the validation loss of all is not finite.
     """
     usable = _with_finite_loss(history, n_val)
     probe = [record for record in usable if record.phase == LINEAR_PROBE][-1:]

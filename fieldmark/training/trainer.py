@@ -81,17 +81,11 @@ class Trainer:
 
     # ---- phases
 
-    def train(
-        self,
-        plan_recipe: Callable[["Trainer"], Recipe] | None = None,
-        allow_mirrored_pass: Callable[[float], bool] = lambda _: True,
-    ) -> list[EpochRecord]:
+    def train(self, plan_recipe: Callable[["Trainer"], Recipe] | None = None) -> list[EpochRecord]:
         """Train all phases and leave the best epoch's weights in the network.
 
         Args:
             plan_recipe: called once before fine-tuning; returns the recipe with what was left open, as the epochs.
-            allow_mirrored_pass: gets the seconds of a pass over the training images; returns whether a second,
-                mirrored one may follow in the linear probe.
 
         Returns:
             the history, a record for each epoch.
@@ -104,7 +98,7 @@ class Trainer:
             self.phase_builder.init_attention_norms()
         if self.state.phase == LINEAR_PROBE:
             has_probe = self.recipe.frozen_epochs and self.recipe.weights != "none"
-            self._start_finetuning(self._run_linear_probe(resumed, allow_mirrored_pass) if has_probe else None)
+            self._start_finetuning(self._run_linear_probe(resumed) if has_probe else None)
             resumed = None
         with self.reporter.timer("phase2"):
             self.recipe = self.fabric.broadcast(plan_recipe(self) if plan_recipe is not None else self.recipe)
@@ -114,15 +108,11 @@ class Trainer:
         self.network.eval()
         return self.state.history
 
-    def _run_linear_probe(
-        self, resumed: Checkpoint | None, allow_mirrored_pass: Callable[[float], bool]
-    ) -> FeaturePair:
+    def _run_linear_probe(self, resumed: Checkpoint | None) -> FeaturePair:
         """All processes compute the features; the main process trains the head on them."""
         builder = self.phase_builder
         with self.reporter.timer("features"):
-            features = builder.frozen_features.compute_features(
-                self.reporter, lambda seconds: builder.mirrors_train and allow_mirrored_pass(seconds)
-            )
+            features = builder.frozen_features.compute_features(self.reporter)
         if self.fabric.is_global_zero:
             with self.reporter.timer("phase1"):
                 solve = builder.solve_linear_probe if builder.has_exact_probe else builder.build_head_phase
@@ -157,9 +147,7 @@ class Trainer:
             self._load_best_weights()
             self._enter_phase(HEAD_REFIT if is_last else self.state.phase + 1)
             resumed = None
-        features = builder.frozen_features.compute_features(
-            self.reporter, lambda _: builder.has_mirrored_features, prefix=TUNED
-        )
+        features = builder.frozen_features.compute_features(self.reporter, prefix=TUNED)
         if self.fabric.is_global_zero:
             self._run_phase(builder.solve_linear_probe(features, HEAD_REFIT), None)
 

@@ -42,7 +42,10 @@ def test_its_own_images_pass():
         lambda features, logits: (features, np.zeros_like(logits)),  # where they should be, but like none of them
         lambda features, logits: (np.roll(features, 10, 1), logits),  # as sure as ever, but somewhere else
         lambda features, logits: (np.roll(features, 10, 1), 50 * logits),  # and surer than any image of training
-        lambda features, logits: (features + np.r_[np.ones(10), np.zeros(30), np.ones(40)].astype(np.float32), 50 * logits),
+        lambda features, logits: (
+            features + np.r_[np.ones(10), np.zeros(30), np.ones(40)].astype(np.float32),
+            50 * logits,
+        ),
     ],
     ids=["near", "far", "far and sure", "other stages"],
 )

@@ -73,17 +73,6 @@ def test_a_plan_fits_into_the_budget(speed, budget, elapsed, step, look, photos,
         assert planned.steps_per_epoch <= full
 
 
-def test_a_second_look_at_the_photos_needs_time_for_it(trainer):
-    training = trainer(budget="60s")
-    training.reporter.start_time = time.monotonic() - 40
-    closing = 60 - 40 - plan.EXPORT_RESERVE_S
-    judged = 2 / 18 * (6 + 100)  # of the seconds that the 18 training photos take
-    assert plan.has_time_for_pass(training, 0.9 * closing / (1 + judged), 100)
-    assert not plan.has_time_for_pass(training, 1.1 * closing / (1 + judged), 100)
-    training.recipe = training.recipe.replace(budget=None)
-    assert plan.has_time_for_pass(training, 1e9, 100)
-
-
 def test_measuring_takes_all_phases_and_leaves_no_trace(trainer):
     training = trainer(unfreeze="gradual", ema=0.9, mixup=0.2, accumulate=2)
     training.phase_builder.enter_phase(2)

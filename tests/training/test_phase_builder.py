@@ -112,16 +112,6 @@ def test_what_does_not_vary_is_computed_once(trainer, monkeypatch: pytest.Monkey
         assert torch.equal(targets, same)
 
 
-@pytest.mark.parametrize(
-    ("augment", "again", "looks"), [("standard", True, 2), ("standard", False, 1), ("none", True, 1)]
-)
-def test_phase_1_sees_photos_mirrored_where_they_may_be_and_there_is_time(trainer, augment, again, looks):
-    training, asked = trainer(augment=augment, epochs=0), []
-    training.train(allow_mirrored_pass=lambda seconds: bool(asked.append(seconds)) or again)
-    rows = len(np.load(training.folder / "train_features.npy", allow_pickle=False))
-    assert rows == looks * len(training.data.train) and all(seconds > 0 for seconds in asked)
-
-
 def test_a_resumed_phase_gets_the_same_batches(trainer):
     training = trainer(mixup=0.3, cutmix=0.3, imbalance="sampling", augment="strong")
     training.phase_builder.enter_phase(2)
@@ -166,7 +156,7 @@ def test_fine_tuning_of_a_multi_stage_head_goes_through_the_last_map(trainer):
 def test_the_last_map_alone_has_inputs_of_the_length_that_learning_rates_are_for(trainer):
     training = trainer("+head=multi_stage", epochs=0)
     builder, head = training.phase_builder, training.network.head
-    features = builder.frozen_features.compute_features(training.reporter, lambda _: False)
+    features = builder.frozen_features.compute_features(training.reporter)
     builder.solve_linear_probe(features)
     builder.start_from_last_map(features)
     means = head.standardize(torch.from_numpy(features.train.copy()))[:, head.last_map_columns]
@@ -177,7 +167,7 @@ def test_the_refit_is_exact_on_the_features_of_the_tuned_network(trainer):
     training = trainer("+head=multi_stage", epochs=1, lr=0.01)
     *_, refit = training.train()
     training.network.load_state_dict(training.phase_builder.full_state_dict(training.best_weights))
-    features = training.phase_builder.frozen_features.compute_features(training.reporter, lambda _: False, "again_")
+    features = training.phase_builder.frozen_features.compute_features(training.reporter, "again_")
     loaded = [np.load(training.folder / f"tuned_{split}_features.npy") for split in ("train", "val")]
     np.testing.assert_allclose(loaded[1], features.val, rtol=1e-3, atol=1e-3)
     again = training.phase_builder.solve_linear_probe(FeaturePair(*loaded))

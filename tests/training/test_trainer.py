@@ -75,7 +75,7 @@ WHOLE = ["", "+head=bilinear(reduced=4)", "+after=-1:mask(norm=True)", "+after=1
 def test_features_are_what_the_network_says(words: str, data: DatasetSplits, tmp_path: Path):
     training = trainer(data, tmp_path, words)
     features = torch.from_numpy(
-        np.concatenate(training.phase_builder.frozen_features.compute_features(training.reporter, lambda _: False))
+        np.concatenate(training.phase_builder.frozen_features.compute_features(training.reporter))
     )
     photos = torch.stack([EvalDataset(data.images, np.arange(24), SIZE)[k] for k in range(24)])
     network = training.network.eval()
