@@ -95,7 +95,7 @@ def find_failures(rows: Iterable[Row]) -> Iterator[str]:
     """Runs that end with a training loss at chance, or whose validation accuracy fell below the linear probe's."""
     for row in rows:
         name = f"{row['set']}, seed {row['seed']}, {row['contender']} {row['options']}".strip()
-        tuned = [epoch for epoch in row.get("epochs", []) if epoch["phase"] > 1]
+        tuned = [epoch for epoch in row.get("epochs", []) if epoch["phase"] in (2, 3)]  # 1 and 4 fit the head
         if tuned and tuned[-1]["train_loss"] > 0.95 * row["chance_loss"]:
             last, chance = tuned[-1]["train_loss"], row["chance_loss"]
             yield f"{name}: a training loss of {last:.2f} at the end, where class shares have {chance:.2f}"

@@ -207,7 +207,7 @@ class PhaseBuilder:
         head = self.network.head
         if not (self.refits_head and isinstance(head, MultiStage)):
             return
-        rows, val_rows = (part[:, head.last_map_columns] for part in features)
+        rows, val_rows = (part[:, head.last_map_columns] if len(part) else part for part in features)
         fc = nn.Linear(rows.shape[1], self.num_classes, device=head.fc.weight.device)
         self._fit(fc, rows, val_rows)
         _, scale = linear_probe.mean_and_scale(rows, fc.weight.device)

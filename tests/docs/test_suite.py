@@ -139,7 +139,8 @@ def test_the_table_has_means_over_seeds_and_sets(suite, tmp_path):
 
 def test_runs_that_learn_nothing_or_lose_to_their_probe_are_named(suite):
     def run(loss: float, accuracy: float) -> dict:
-        epochs = [{"phase": 1, "train_loss": 0.5, "val_accuracy": 0.9}, {"phase": 2, "train_loss": loss}]
+        losses = {1: 0.5, 2: loss, 4: 0.4}
+        epochs = [{"phase": phase, "train_loss": value, "val_accuracy": 0.9} for phase, value in losses.items()]
         row = make_row("fieldmark", "trashnet", 0, accuracy)
         return row | {"epochs": epochs, "probe_validation_accuracy": 0.9}
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fieldmark.models import MultiStage, Network, build, rebuild
 from fieldmark.models.hooks import forward_hooks
-from fieldmark.models.stages import MultiStageBackbone, StageMaps, average_moments
+from fieldmark.models.stages import SAMPLED_SIDE, MultiStageBackbone, StageMaps, average_moments
 
 NETWORKS = ["efficientnet_lite0", "resnet18", "densenet121", "alexnet", "inception_v3", "xception", "vgg11"]
 
@@ -49,7 +49,10 @@ def test_the_pooled_vector_holds_the_mean_and_the_standard_deviation_of_every_st
         features = network.features(images())
     plain = build(name, classes=5).eval()
     plain.backbone.load_state_dict(network.backbone.state_dict())
-    maps = [*(outputs[stage] for stage in list(network.backbone.stages)[:-1]), plain.features(images())]
+    whole = [*(outputs[stage] for stage in list(network.backbone.stages)[:-1]), plain.features(images())]
+    strides = [max(1, m.shape[2] // SAMPLED_SIDE) for m in whole]
+    assert max(strides) > 1
+    maps = [m[:, :, ::stride, ::stride] for m, stride in zip(whole, strides, strict=True)]
     expected = [m.mean((2, 3)) for m in maps] + [(m.var((2, 3), unbiased=False) + 1e-6).sqrt() for m in maps]
     pooled = network.head.pool_features(features)
     torch.testing.assert_close(pooled, torch.cat(expected, 1), rtol=1e-3, atol=1e-3)

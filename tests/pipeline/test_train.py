@@ -66,9 +66,10 @@ def test_split_names_every_photo_once(small_run, small_photos):
     assert tested == {row["path"]: row["label"] for row in split if row["split"] == "test"}
 
 
-def test_history_is_of_both_phases(small_run):
+def test_history_is_of_all_phases(small_run):
     history = rows(small_run / "history.csv")
-    assert [(row["epoch"], row["phase"]) for row in history] == [("1", "1"), ("2", "2")]  # the first is solved exactly
+    assert [row["epoch"] for row in history] == ["1", "2", "3"]
+    assert [row["phase"] for row in history] == ["1", "2", "4"]  # the first and the last are solved exactly
     figures = [{name: float(value) for name, value in row.items()} for row in history]
     assert all(0 <= row["val_accuracy"] <= 1 and row["train_loss"] > 0 and row["seconds"] > 0 for row in figures)
     best = json.loads((small_run / "metrics.json").read_text())["best_epoch"]
@@ -184,8 +185,8 @@ def test_without_validation_photos(drawing, tmp_path, epochs):
     assert run.metrics["validation"] is None and run.metrics["test"]["n"] == 2
     assert (run.metrics["temperature"], run.metrics["test"]["threshold"]) == (1, 0)
     history = rows(run.folder / "history.csv")
-    assert [row["phase"] for row in history] == ["1", "2"][: 1 + epochs]
-    assert all(row["val_loss"] in ("nan", "") for row in history) and run.metrics["best_epoch"] == 1 + epochs
+    assert [row["phase"] for row in history] == ["1", "2", "4"][: 1 + 2 * epochs]
+    assert all(row["val_loss"] in ("nan", "") for row in history) and run.metrics["best_epoch"] == 1 + 2 * epochs
     assert {"report.html", "card.md", "curves.svg"} <= {file.name for file in run.folder.iterdir()}
 
 
