@@ -51,7 +51,6 @@ def test_the_pooled_vector_holds_the_mean_and_the_standard_deviation_of_every_st
     plain.backbone.load_state_dict(network.backbone.state_dict())
     whole = [*(outputs[stage] for stage in list(network.backbone.stages)[:-1]), plain.features(images())]
     strides = [max(1, m.shape[2] // SAMPLED_SIDE) for m in whole]
-    assert max(strides) > 1
     maps = [m[:, :, ::stride, ::stride] for m, stride in zip(whole, strides, strict=True)]
     expected = [m.mean((2, 3)) for m in maps] + [(m.var((2, 3), unbiased=False) + 1e-6).sqrt() for m in maps]
     pooled = network.head.pool_features(features)

