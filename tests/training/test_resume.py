@@ -53,7 +53,7 @@ def in_step(phase: int, step: int) -> Job:
     return behind("trainer", "seed_torch", f"args[1:] == (3, {phase}, {step})")
 
 
-BETWEEN = behind("trainer.Trainer", "_next_phase")
+BETWEEN = behind("trainer.Trainer", "_enter_phase")
 WRITING = behind(
     "state", "save_file", "args[1].name == 'checkpoint.safetensors.half' and not os.truncate(args[1], 3000)"
 )
@@ -88,7 +88,10 @@ RUNS: dict[str, tuple[list[str], list[tuple[Job, tuple[int, int] | None]]]] = {
             (WRITING, (2, 2)),
             (in_step(2, 6), (2, 6)),
             (in_step(2, 7) | {"save_every": 1e9}, (2, 6)),  # long after a checkpoint
-            (behind("finish.bundle", "make_info") | {"whole": True}, (2, 8)),
+            (BETWEEN, (4, 0)),
+            (behind("NpyWriter", "append", "args[0].path.name == 'tuned_train_features.npy'"), (4, 0)),
+            (in_step(4, 0), (4, 0)),
+            (behind("finish.bundle", "make_info") | {"whole": True}, (4, 1)),
         ],
     ),
     "much at once": (
