@@ -74,8 +74,8 @@ class Recipe(BaseModel):
     """Input size in pixels for evaluation and prediction, of the whole image; by default the scale that the weights
     expect (256 for those evaluated on the central 224 of 256)."""
     train_size: int | None = setting(INPUT, None, ge=28)
-    """Input size in pixels during training; by default 6/7 of the image size, at which a random crop shows objects as
-    large as the whole image does at evaluation; all of it below 96 pixels and where `augment` crops little."""
+    """Input size in pixels during training; by default 3/4 of the image size, or 6/7 from scratch, since a random crop
+    shows objects larger than the whole image does; all of it below 96 pixels and where `augment` crops little."""
     start_size: int | None = setting(INPUT, None, ge=28)
     """Input size in pixels at the start of fine-tuning; it grows to `train_size` in three steps (progressive
     resizing)."""
