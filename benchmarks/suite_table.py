@@ -145,9 +145,9 @@ def make_page_block(all_rows: list[Row]) -> str:
     text.append(f"Commits {', '.join(sorted(commits))}; {days}; {' and '.join(sorted(machines))}.")
     if others:
         text.append(f"{len(others)} rows of earlier code, other settings or another split are left out.")
-    failures, judged = list(find_failures(rows)), sum("epochs" in row for row in rows)
+    failures, n_compared = list(find_failures(rows)), sum("epochs" in row for row in rows)
     text.append(
-        f"{judged} runs of Fieldmark were held against chance and their linear probe: "
+        f"{n_compared} runs of Fieldmark were compared with chance and with their linear probe: "
         + (
             f"{len(failures)} fell short.\n\n" + "\n".join(f"- {line}" for line in failures)
             if failures

@@ -2,6 +2,7 @@
 
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from typing import Self
 
 from torch import nn
 
@@ -21,6 +22,13 @@ class Backbone(nn.Sequential):
 
     `mark_stage_end` marks the layers that end a stage, also inside nested nn.Sequentials.
     """
+
+    @classmethod
+    def of(cls, layers: "Backbone") -> Self:
+        """A backbone of this class with the same layers, in the same mode."""
+        backbone = cls(OrderedDict(layers.named_children()))
+        backbone.training = layers.training
+        return backbone
 
     @property
     def stages(self) -> dict[str, int]:

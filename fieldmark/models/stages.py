@@ -6,7 +6,6 @@ Representations for Better Transfer Learning").
 """
 
 import math
-from collections import OrderedDict
 from typing import NamedTuple
 
 import torch
@@ -76,13 +75,6 @@ class MultiStageBackbone(Backbone):
 class StagePrefix(Backbone):
     """The first layers of a MultiStageBackbone: images -> StageMaps."""
 
-    @classmethod
-    def of(cls, layers: Backbone) -> "StagePrefix":
-        """The same layers, in the same mode."""
-        prefix = cls(OrderedDict(layers.named_children()))
-        prefix.training = layers.training
-        return prefix
-
     def forward(self, x: Tensor) -> StageMaps:  # type: ignore[override]  # nn.Sequential's parameter is `input`
         ends, last = _run(self, x)
         means, squares = zip(*(average_moments(stage, (1, 1)) for stage in ends), strict=True) if ends else ((), ())
@@ -92,13 +84,6 @@ class StagePrefix(Backbone):
 
 class LastMapBackbone(Backbone):
     """The layers of a MultiStageBackbone, whose output is the last map alone, (n, c, h, w)."""
-
-    @classmethod
-    def of(cls, layers: Backbone) -> "LastMapBackbone":
-        """The same layers, in the same mode."""
-        last_map = cls(OrderedDict(layers.named_children()))
-        last_map.training = layers.training
-        return last_map
 
     def forward(self, x: LayerInput) -> Tensor:  # type: ignore[override]  # nn.Sequential's parameter is `input`
         return super().forward(x.map if isinstance(x, StageMaps) else x)

@@ -130,6 +130,11 @@ class PhaseBuilder:
         """Whether the head is fitted once more after fine-tuning."""
         return self.has_exact_probe and self.recipe.frozen_epochs > 0 and not self.recipe.is_from_scratch
 
+    @property
+    def tunes_last_map(self) -> bool:
+        """Whether fine-tuning goes through a linear classifier of the last map."""
+        return self.refits_head and isinstance(self.network.head, MultiStage)
+
     def solve_linear_probe(self, features: FeaturePair, phase: int = LINEAR_PROBE) -> Phase:
         """Fit the linear head exactly, in `LINEAR_PROBE` or in `HEAD_REFIT`.
 
@@ -205,8 +210,9 @@ class PhaseBuilder:
     def start_from_last_map(self, features: FeaturePair) -> None:
         """Let a multi-stage head that was fitted exactly classify by the last map alone, as well as that can."""
         head = self.network.head
-        if not (self.refits_head and isinstance(head, MultiStage)):
+        if not self.tunes_last_map:
             return
+        assert isinstance(head, MultiStage)
         rows, val_rows = (part[:, head.last_map_columns] if len(part) else part for part in features)
         fc = nn.Linear(rows.shape[1], self.num_classes, device=head.fc.weight.device)
         self._fit(fc, rows, val_rows)
@@ -216,8 +222,9 @@ class PhaseBuilder:
 
     def _tuned_module(self) -> nn.Module:
         """What fine-tuning trains, with the parameters and their names in `trainable`."""
-        if not (self.refits_head and isinstance(self.network.head, MultiStage)):
+        if not self.tunes_last_map:
             return self.trainable
+        assert isinstance(self.network.head, MultiStage)
         backbone = LastMapBackbone.of(self.frozen_features.trainable_backbone)
         return nn.Sequential(backbone, LastMapHead(self.network.head))
 

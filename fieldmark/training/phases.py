@@ -154,11 +154,11 @@ def training_loss(
 
 
 def train_crop_size(recipe: Recipe, size: int) -> int:
-    """Pixels of a training crop for images evaluated at `size` pixels: 6/7 of it in steps of 32, unless it is small.
+    """Pixels of a training crop for images evaluated at `size` pixels: a part of it in steps of 32, unless it is small.
 
-    A crop shows things larger than the whole image does; so much smaller, it shows them at the same size (Touvron et
-    al. 2019, "Fixing the train-test resolution discrepancy"). With pretrained weights it is 3/4: the time is better
-    spent on more steps (docs/lab/features_and_fine_tuning.md).
+    From scratch it is 6/7. A crop shows things larger than the whole image does; so much smaller, it shows them at the
+    same size (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"). With pretrained weights it is 3/4:
+    the time is better spent on more steps (docs/lab/features_and_fine_tuning.md).
     """
     whole = size < 96 or recipe.augment in ("none", "flip-crop")
     share = 6 / 7 if recipe.is_from_scratch else 3 / 4

@@ -37,7 +37,7 @@ def test_its_own_images_pass():
 
 
 @pytest.mark.parametrize(
-    "stranger",
+    "change",
     [
         lambda features, logits: (features, np.zeros_like(logits)),  # where they should be, but like none of them
         lambda features, logits: (np.roll(features, 10, 1), logits),  # as sure as ever, but somewhere else
@@ -49,9 +49,9 @@ def test_its_own_images_pass():
     ],
     ids=["near", "far", "far and sure", "other stages"],
 )
-def test_strangers_do_not(stranger):
+def test_out_of_distribution_images_do_not(change):
     known, least = fitted()
-    assert (known.score_arrays(*stranger(*photos(400, 3)[:2])) < least).mean() > 0.95
+    assert (known.score_arrays(*change(*photos(400, 3)[:2])) < least).mean() > 0.95
 
 
 def test_a_constant_in_all_logits_says_nothing():
