@@ -150,9 +150,17 @@ def code_of(contender: Contender) -> str:
 
 
 def describe_machine() -> str:
-    """Processor and cores."""
-    names = [line.partition(":")[2] for line in Path("/proc/cpuinfo").read_text().splitlines() if "model name" in line]
-    return f"{(names or [platform.machine()])[0].strip()}, {os.cpu_count()} cores"
+    """Processor, whether it computes in bfloat16 (training then takes half of the time), and cores."""
+    text = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    fields = dict(line.split(":", 1) for line in text.replace("\t", "").splitlines() if ":" in line)
+    name = fields.get("model name", platform.machine()).strip()
+    model = (
+        f"{name} family {fields.get('cpu family', '').strip()} model {fields.get('model', '').strip()}"
+        if text
+        else name
+    )
+    has_bf16 = {"avx512_bf16", "amx_bf16"} & set(fields.get("flags", "").split())
+    return f"{model}, {'bfloat16' if has_bf16 else 'no bfloat16'}, {os.cpu_count()} cores"
 
 
 # ---- one training

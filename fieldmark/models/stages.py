@@ -58,10 +58,9 @@ class MultiStageBackbone(Backbone):
     def forward(self, x: LayerInput) -> Tensor:  # type: ignore[override]  # nn.Sequential's parameter is `input`
         before, x = (x.moments, x.map) if isinstance(x, StageMaps) else (None, x)
         ends, last = _run(self, x)
-        maps = [*ends[:-1], last]  # what follows the last stage's end, as a norm, belongs to it
-        grid = last.shape[2:]
-        means, squares = map(list, zip(*(average_moments(stage, grid) for stage in maps), strict=True))
+        means, squares = _moments_of_stages(ends, last)
         if before is not None:
+            grid = last.shape[2:]
             first_means, first_squares = (part[..., None, None].expand(-1, -1, *grid) for part in before.chunk(2, 1))
             means, squares = [first_means, *means], [first_squares, *squares]
         return torch.cat([*means, *squares], 1)
@@ -76,10 +75,7 @@ class StagePrefix(Backbone):
     """The first layers of a MultiStageBackbone: images -> StageMaps."""
 
     def forward(self, x: Tensor) -> StageMaps:  # type: ignore[override]  # nn.Sequential's parameter is `input`
-        ends, last = _run(self, x)
-        means, squares = zip(*(average_moments(stage, (1, 1)) for stage in ends), strict=True) if ends else ((), ())
-        moments = torch.cat([*means, *squares], 1).flatten(1) if ends else last.new_empty(len(last), 0)
-        return StageMaps(last, moments)
+        return _prefix_output(*_run(self, x))
 
 
 class LastMapBackbone(Backbone):
@@ -87,6 +83,31 @@ class LastMapBackbone(Backbone):
 
     def forward(self, x: LayerInput) -> Tensor:  # type: ignore[override]  # nn.Sequential's parameter is `input`
         return super().forward(x.map if isinstance(x, StageMaps) else x)
+
+
+def run_in_two_parts(first: StagePrefix, rest: MultiStageBackbone, x: Tensor) -> tuple[StageMaps, Tensor]:
+    """Outputs of the first layers and of all layers of a split backbone.
+
+    The latter is to the bit that of the whole backbone, wherever it is split: `rest(first(x))` rounds the moments of
+    the first stages differently.
+    """
+    first_ends, between = _run(first, x)
+    ends, last = _run(rest, between)
+    means, squares = _moments_of_stages([*first_ends, *ends], last)
+    return _prefix_output(first_ends, between), torch.cat([*means, *squares], 1)
+
+
+def _moments_of_stages(ends: list[Tensor], last: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Means and mean squares of the stages' maps on the grid of the last map."""
+    maps = [*ends[:-1], last]  # what follows the last stage's end, as a norm, belongs to it
+    means, squares = zip(*(average_moments(stage, last.shape[2:]) for stage in maps), strict=True)
+    return list(means), list(squares)
+
+
+def _prefix_output(ends: list[Tensor], last: Tensor) -> StageMaps:
+    means, squares = zip(*(average_moments(stage, (1, 1)) for stage in ends), strict=True) if ends else ((), ())
+    moments = torch.cat([*means, *squares], 1).flatten(1) if ends else last.new_empty(len(last), 0)
+    return StageMaps(last, moments)
 
 
 def _run(layers: nn.Sequential, x: Tensor) -> tuple[list[Tensor], Tensor]:

@@ -28,8 +28,8 @@ from fieldmark.models.ood import OODScorer, make_scorer
 from fieldmark.models.stages import LayerInput
 from fieldmark.pipeline.prepare import PreparedData
 from fieldmark.recipes.recipe import Recipe, parse_duration
-from fieldmark.training.frozen_features import TRAIN_FEATURES, TUNED
-from fieldmark.training.history import LINEAR_PROBE
+from fieldmark.training.frozen_features import TRAIN_FEATURES, TUNED, VAL_FEATURES
+from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE
 from fieldmark.training.trainer import Trainer
 
 MAX_SCORER_IMAGES = 8192
@@ -120,15 +120,12 @@ def finish_run(
 
 def calibrate(trainer: Trainer, prepared: PreparedData, size: int) -> Calibration:
     """Temperature, OOD score and thresholds, from the validation set and the reference set at `size` pixels."""
-    data, features_of = prepared.data, trainer.phase_builder.frozen_features
-    reference, labels = prepared.reference_indices, data.labels[data.val]
-    reference_maps = map(features_of.compute_maps, iter_eval_batches(data.images, reference, size))
-    shown = extract_features_and_logits(trainer, reference_maps)
-    reference_features = trainer.network.head.embed(torch.from_numpy(shown[0])).numpy()
-    features, logits = extract_features_and_logits(trainer, features_of.val_maps())
+    data, labels = prepared.data, prepared.data.labels[prepared.data.val]
+    computed = _kept_features(trainer, prepared) or _compute_features(trainer, prepared, size)
+    features, logits = computed.validation
+    reference_features = trainer.network.head.embed(torch.from_numpy(computed.reference)).numpy()
     temperature = calibration.fit_temperature(logits, labels)
-    scorer = make_scorer(trainer.network)
-    ood_scorer = scorer.fit(*(_train_features(trainer) or (*shown, data.labels[reference])), features, logits)
+    ood_scorer = make_scorer(trainer.network).fit(*computed.train, computed.train_labels, features, logits)
     scores = ood_scorer.score_arrays(features, logits)
     probabilities = softmax(logits / temperature, axis=1)
     positive, decision_threshold = None, 0.5
@@ -161,22 +158,60 @@ def extract_features_and_logits(trainer: Trainer, maps: Iterable[LayerInput]) ->
     return torch.cat(features).numpy(), torch.cat(logits).numpy()
 
 
-def _train_features(trainer: Trainer) -> tuple[np.ndarray, np.ndarray, np.ndarray] | None:
-    """Features of the OOD score, logits and labels of the training images; None where no file has the features.
+@dataclass(frozen=True)
+class ScoreFeatures:
+    """Features of the OOD score (n, d), each with logits (n, classes), of the network that was kept.
 
-    A linear probe or a refit that were solved exactly have left them, of the backbone that was kept.
+    Attributes:
+        train: of training images, and their labels.
+        validation: of the validation images.
+        reference: of the reference set, without logits.
     """
+
+    train: tuple[np.ndarray, np.ndarray]
+    train_labels: np.ndarray
+    validation: tuple[np.ndarray, np.ndarray]
+    reference: np.ndarray
+
+
+def _kept_features(trainer: Trainer, prepared: PreparedData) -> ScoreFeatures | None:
+    """Those that a linear probe or a refit have left in files when they were solved exactly; None without them."""
     phases = {record.epoch: record.phase for record in trainer.state.history}
-    prefix = "" if phases.get(trainer.best_epoch(), LINEAR_PROBE) == LINEAR_PROBE else TUNED
-    file, head, data = trainer.folder / (prefix + TRAIN_FEATURES), trainer.network.head, trainer.data
-    if not trainer.phase_builder.has_exact_probe or not file.exists():
+    prefix = {LINEAR_PROBE: "", HEAD_REFIT: TUNED}.get(phases.get(trainer.best_epoch(), 0))
+    if prefix is None or not trainer.phase_builder.has_exact_probe:
         return None
-    rows = slice(0, len(data.train), -(-len(data.train) // MAX_SCORER_IMAGES))
-    features = np.array(np.load(file, mmap_mode="r", allow_pickle=False)[rows])
-    features = features.reshape(len(features), -1)
-    with torch.inference_mode():
-        logits = head(trainer.fabric.to_device(torch.from_numpy(features))).float().cpu().numpy()
-    return features, logits, data.labels[data.train][rows]
+    files = [trainer.folder / (prefix + name) for name in (TRAIN_FEATURES, VAL_FEATURES)]
+    if not all(file.exists() for file in files):
+        return None
+    data, head = trainer.data, trainer.network.head
+    train, val = (np.load(file, mmap_mode="r", allow_pickle=False) for file in files)
+
+    def read(features: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
+        some = np.array(features[rows])
+        return some.reshape(len(some), -1)
+
+    def classify(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        with torch.inference_mode():
+            return features, head(trainer.fabric.to_device(torch.from_numpy(features))).float().cpu().numpy()
+
+    rows = slice(0, len(train), -(-len(train) // MAX_SCORER_IMAGES))
+    row_of = {index: row for row, index in enumerate(data.train.tolist())}
+    reference = np.array([row_of[index] for index in prepared.reference_indices.tolist()])
+    return ScoreFeatures(
+        classify(read(train, rows)),
+        data.labels[data.train][rows],
+        classify(read(val, slice(None))),
+        read(train, reference),
+    )
+
+
+def _compute_features(trainer: Trainer, prepared: PreparedData, size: int) -> ScoreFeatures:
+    """Those of the validation set, and of the reference set in place of all training images."""
+    data, frozen, reference = prepared.data, trainer.phase_builder.frozen_features, prepared.reference_indices
+    maps = map(frozen.compute_maps, iter_eval_batches(data.images, reference, size))
+    train = extract_features_and_logits(trainer, maps)
+    validation = extract_features_and_logits(trainer, frozen.val_maps())
+    return ScoreFeatures(train, data.labels[reference], validation, train[0])
 
 
 def _rarer_class(classes: list[str], data: DatasetSplits) -> str:

@@ -56,11 +56,6 @@ class PreparedData:
         share = max(MIN_REFERENCE_PER_CLASS, REFERENCE_IMAGES // max(1, len(by_class)))
         return np.sort(np.concatenate([indices[:: -(-len(indices) // share)] for indices in by_class]))
 
-    @property
-    def final_images(self) -> int:
-        """Number of images of which predictions or features are computed after the training."""
-        return len(self.test_paths) + len(self.reference_indices)
-
 
 def prepare_data(
     catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter

@@ -210,7 +210,7 @@ def _join(fabric: Fabric) -> None:
         data = load_prepared_data(out, recipe)
         network = _build_network(recipe, data)
         trainer = Trainer(network, data.data, recipe, out / "resume", Reporter(quiet=True), fabric)
-        trainer.train(lambda trainer: _plan(trainer, out, data.final_images))
+        trainer.train(lambda trainer: _plan(trainer, out, data))
 
 
 # ---- prepare: everything up to the training
@@ -308,13 +308,13 @@ def _fit(job: TrainingJob, prepared: PreparedTraining, fabric: Fabric) -> Fitted
     cached_feature_seconds = cache.restore() if cache else 0.0
     with distributed.process_group(fabric):
         fabric.broadcast(str(out))
-        trainer.train(lambda trainer: _plan(trainer, out, data.final_images))
+        trainer.train(lambda trainer: _plan(trainer, out, data))
     if cache:
         cache.store(reporter.stage_seconds.get("features", 0.0))
     return FittedTraining(trainer, loggers, cached_feature_seconds)
 
 
-def _plan(trainer: Trainer, out: Path, final_images: int) -> Recipe:
+def _plan(trainer: Trainer, out: Path, data: PreparedData) -> Recipe:
     """The recipe with what depends on measured speed; recorded, so that a resumed run does the same."""
     recipe = trainer.recipe
     if recipe.find_lr:
@@ -322,7 +322,9 @@ def _plan(trainer: Trainer, out: Path, final_images: int) -> Recipe:
         recipe = plan.recipe
         trainer.reporter.info(plan.message)
     if recipe.budget and not recipe.steps_per_epoch:
-        plan = budget.plan_epochs(trainer, recipe, final_images)
+        # Features of the reference set are computed at the end, unless a head that was solved exactly has left them.
+        n_reference = 0 if trainer.phase_builder.refits_head else len(data.reference_indices)
+        plan = budget.plan_epochs(trainer, recipe, len(data.test_paths) + n_reference)
         recipe = plan.recipe
         trainer.reporter.info(plan.message)
     if recipe != trainer.recipe and trainer.fabric.is_global_zero:

@@ -33,7 +33,9 @@ MIN_EPOCHS, MIN_STEPS = 1, 100
 TIME_SAFETY_FACTOR = 1.2
 """How much longer an epoch takes than its steps and its validation pass, measured just before: checkpoints, a machine
 that warms up (docs/performance.md)."""
-EXPORT_RESERVE_S = 10.0
+TRIAL_STEPS = 6
+"""Steps that are measured and undone; the first two warm up."""
+EXPORT_RESERVE_S = 14.0
 """Seconds that a budget keeps for export and report, besides the final evaluation (docs/performance.md)."""
 MAX_BATCH_SIZE = 256
 """Largest batch that is found automatically: with more, fewer steps learn less in the same time."""
@@ -68,7 +70,7 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
         return _skip_finetuning(recipe, 0.0, None)
     costs = measure_costs(trainer, recipe.replace(start_size=None))
     image_size, n_train = trainer.phase_builder.image_size, len(trainer.data.train)
-    seconds_per_image = measure_inference_seconds(trainer.network, image_size) if trainer.fabric.is_global_zero else 0.0
+    seconds_per_image = _inference_seconds(trainer) if trainer.fabric.is_global_zero else 0.0
     reserve = EXPORT_RESERVE_S + n_final_images * seconds_per_image + costs.validation_s + costs.refit_s
     seconds_left = (budget - trainer.reporter.elapsed() - reserve) / TIME_SAFETY_FACTOR
     costs = dataclasses.replace(costs, step_s=costs.step_s * _relative_crop_cost(recipe, image_size))
@@ -127,29 +129,47 @@ def measure_costs(trainer: Trainer, recipe: Recipe) -> TrainingCosts:
     for number in range(2, 2 + len(builder.last_frozen_layers)):
         builder.enter_phase(number)
         times: list[float] = []
-        phase = _run_trial_steps(trainer, number, recipe, 8, lambda seconds, _, times=times: times.append(seconds))
-        batches = list(islice(phase.val_batches(), 6))
+        phase = _run_trial_steps(trainer, number, recipe, TRIAL_STEPS, lambda s, _, times=times: times.append(s))
+        batches = list(islice(phase.val_batches(), 3))
         trainer.compute_logits(phase.module, batches[:1])
         start = time.monotonic()
         n_images = len(trainer.compute_logits(phase.module, batches))
         seconds, n_own = time.monotonic() - start, len(builder.val_labels[builder.val_shard])
         measured.append((np.median(times[2:]), seconds * n_own / n_images if n_images else 0.0))
     builder.enter_phase(2)
-    return TrainingCosts(*np.mean(measured, 0).tolist(), refit_s=_estimate_refit_seconds(trainer))
+    step, validation = np.mean(measured, 0).tolist()
+    return TrainingCosts(step, validation, refit_s=_estimate_refit_seconds(trainer, validation))
 
 
-def _estimate_refit_seconds(trainer: Trainer) -> float:
+def _estimate_refit_seconds(trainer: Trainer, validation_s: float) -> float:
     """How long the features of the training and the validation images and the solution will take.
 
-    Validation images are evaluated in float32, which is assumed to be half as fast. The solution is assumed to take as
-    long as the linear probe's.
+    From kept maps an image takes as long as in a validation pass, and a fifth more for the moments of the stages. The
+    solution is assumed to take as long as the linear probe's.
     """
-    builder, data = trainer.phase_builder, trainer.data
+    builder, data, seconds = trainer.phase_builder, trainer.data, trainer.reporter.stage_seconds
     if not builder.refits_head:
         return 0.0
-    n_images = len(data.train) + 2 * len(data.val)
-    seconds = builder.frozen_features.measure_seconds_per_image() * n_images / trainer.fabric.world_size
-    return seconds + trainer.reporter.stage_seconds.get("phase1", 0.0)
+    n_own = len(builder.val_labels[builder.val_shard])
+    if builder.has_train_maps and n_own:
+        features = 1.2 * validation_s * (len(data.train) / trainer.fabric.world_size + n_own) / n_own
+    else:
+        features = seconds.get("features") or _measure_feature_seconds(trainer)
+    return features + seconds.get("phase1", 0.0)
+
+
+def _measure_feature_seconds(trainer: Trainer) -> float:
+    """Estimated seconds for all features, where validation images are evaluated in float32: half as fast at worst."""
+    n_images = (len(trainer.data.train) + 2 * len(trainer.data.val)) / trainer.fabric.world_size
+    return trainer.phase_builder.frozen_features.measure_seconds_per_image() * n_images
+
+
+def _inference_seconds(trainer: Trainer) -> float:
+    """Estimated seconds that the exported model takes for one image: on a CPU not more than its features have taken."""
+    features, data = trainer.reporter.stage_seconds.get("features", 0.0), trainer.data
+    if features and trainer.fabric.world_size == 1 and trainer.fabric.device.type == "cpu":
+        return features / (len(data.train) + len(data.val))
+    return measure_inference_seconds(trainer.network, trainer.phase_builder.image_size)
 
 
 def find_learning_rates(trainer: Trainer, recipe: Recipe, steps: int = 80) -> Plan:

@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -18,17 +18,19 @@ from fieldmark.core.progress import Reporter
 from fieldmark.data.dataset import AugmentedDataset, DatasetSplits, Normalize, iter_eval_batches
 from fieldmark.models import Backbone, Network, is_added
 from fieldmark.models.fuse_bn import fuse_batch_norms
-from fieldmark.models.stages import LayerInput, StageMaps
+from fieldmark.models.stages import LayerInput, MultiStageBackbone, StageMaps, StagePrefix, run_in_two_parts
 
-TRAIN_FEATURES, VAL_FEATURES, VAL_MAPS = "train_features.npy", "val_features.npy", "val_maps.npy"
+TRAIN_FEATURES, VAL_FEATURES = "train_features.npy", "val_features.npy"
+TRAIN_MAPS, VAL_MAPS = "train_maps.npy", "val_maps.npy"
 TUNED = "tuned_"
 """Before the names of the files of features that were computed after fine-tuning."""
 BATCH_SIZE = 32
 
+Split = Literal["train", "val"]
 BatchLoader = Callable[[np.ndarray, int], Iterator[Tensor]]
 """(indices, batch size) -> uint8 batches (n, 3, h, w)."""
-FeatureFunction = Callable[[Tensor, LayerInput | None], Tensor]
-"""(images, their maps after the last frozen layer if they are computed already) -> features."""
+FeatureFunction = Callable[[Tensor], tuple[Tensor, LayerInput]]
+"""Images -> features, and the maps after the last frozen layer."""
 
 
 class FeaturePair(NamedTuple):
@@ -50,7 +52,8 @@ class FrozenFeatures:
         data: images, labels and splits.
         size: side of the evaluated images, in pixels.
         folder: keeps `TRAIN_FEATURES` and `VAL_FEATURES` for the linear probe, `VAL_MAPS` for the evaluation while
-            fine-tuning, and a `train_maps_SIZE.npy` where fine-tuning uses no augmentation.
+            fine-tuning, `TRAIN_MAPS` for the features of fine-tuned layers, and a `train_maps_SIZE.npy` where
+            fine-tuning uses no augmentation.
         fabric: devices and precision; several processes share the work.
     """
 
@@ -112,31 +115,83 @@ class FrozenFeatures:
 
     # ---- features for the linear probe
 
-    def compute_features(self, reporter: Reporter, prefix: str = "") -> FeaturePair:
-        """Features of the training and the validation images, by the present weights, pooled as far as the head allows.
+    def compute_features(self, reporter: Reporter, *, keeps_train_maps: bool = False) -> FeaturePair:
+        """Features of the training and the validation images, pooled as far as the head allows.
 
-        The maps of the validation images are kept on the way for the evaluation while fine-tuning. `prefix` is that of
-        the files' names: `TUNED` after fine-tuning.
+        The maps of the validation images are kept on the way for the evaluation while fine-tuning; with
+        `keeps_train_maps` those of the training images too, for `compute_tuned_features`.
         """
-        train_file, val_file = self.folder / (prefix + TRAIN_FEATURES), self.folder / (prefix + VAL_FEATURES)
-        n_train, n_val = len(self.data.train), len(self.data.val)
+        train_files, val_files = [self.folder / TRAIN_FEATURES], [self.folder / VAL_FEATURES]
+        if len(self.prefix):
+            val_files.append(self.folder / VAL_MAPS)
+            train_files += [self.folder / TRAIN_MAPS] if keeps_train_maps else []
+        return self._write_features(train_files, val_files, self._features_of_images, reporter)
+
+    def compute_tuned_features(self, reporter: Reporter) -> FeaturePair:
+        """The same by the present weights, after fine-tuning: from the maps after the frozen layers if they are kept.
+
+        The files' names start with `TUNED`.
+        """
+        has_maps = self.fabric.broadcast(all((self.folder / name).exists() for name in (TRAIN_MAPS, VAL_MAPS)))
+        train_files, val_files = ([self.folder / (TUNED + name)] for name in (TRAIN_FEATURES, VAL_FEATURES))
+        compute = self._features_of_maps if has_maps and len(self.prefix) else self._features_of_images
+        return self._write_features(train_files, val_files, compute, reporter)
+
+    def _write_features(
+        self,
+        train_files: list[Path],
+        val_files: list[Path],
+        compute_parts: Callable[[], Callable[[Split], Iterator[list[Tensor]]]],
+        reporter: Reporter,
+    ) -> FeaturePair:
+        """Write the files that are missing, and open the first of the training and of the validation images.
+
+        Those of the training images are computed in the training precision, the others in float32.
+        """
         # The other processes do not look: a network disk would show them old listings.
-        missing = (not train_file.exists(), not val_file.exists()) if self.fabric.is_global_zero else (False, False)
+        missing = [not files[0].exists() for files in (train_files, val_files)] if self.fabric.is_global_zero else []
         needs_train, needs_val = self.fabric.broadcast(missing)
-        compute = self._feature_function() if needs_train or needs_val else lambda images, maps: images
+        n_train, total = len(self.data.train), len(self.data.train) + len(self.data.val)
         with torch.inference_mode(), reporter.progress_bar("features", "images") as advance:
-            if needs_train:
-                parts = self._map_distributed(self.data.train, lambda images: [compute(images, None)])
+            compute = compute_parts() if needs_train or needs_val else None
+            if compute and needs_train:
                 with self.fabric.autocast():
-                    self._write_arrays([train_file], parts, lambda n: advance(n, n_train + n_val))
-            if needs_val:
-                keeps_maps = len(self.prefix) and not prefix
-                files = [val_file, *([self.folder / VAL_MAPS] if keeps_maps else [])]
-                compute_val = self._features_and_maps(compute) if keeps_maps else lambda images: [compute(images, None)]
-                parts = self._map_distributed(self.data.val, compute_val)
-                self._write_arrays(files, parts, lambda n: advance(n_train + n, n_train + n_val))
+                    self._write_arrays(train_files, compute("train"), lambda n: advance(n, total))
+            if compute and needs_val:
+                self._write_arrays(val_files, compute("val"), lambda n: advance(n_train + n, total))
         self.fabric.barrier()  # from here on all files are whole
-        return FeaturePair(*(np.load(file, mmap_mode="r", allow_pickle=False) for file in (train_file, val_file)))
+        return FeaturePair(
+            *(np.load(files[0], mmap_mode="r", allow_pickle=False) for files in (train_files, val_files))
+        )
+
+    def _features_of_images(self) -> Callable[[Split], Iterator[list[Tensor]]]:
+        """The function from a split to batches of its features and of its packed maps."""
+        function = self._feature_function()
+
+        def compute(images: Tensor) -> list[Tensor]:
+            features, maps = function(images)
+            return [features, pack_maps(maps)]
+
+        return lambda split: self._map_distributed(getattr(self.data, split), compute)
+
+    def _features_of_maps(self) -> Callable[[Split], Iterator[list[Tensor]]]:
+        """The function from a split to batches of its features, from the maps that are kept."""
+        layers = self._fuse_bn(self.split_at_last_stage()[0].eval(), self.fused_prefix)
+        pool = self._pooling()
+
+        def compute(rows: Tensor) -> list[Tensor]:
+            return [pool(layers(self.fabric.to_device(self.unpack_maps(rows, self.image_size))))]
+
+        def compute_split(split: Split) -> Iterator[list[Tensor]]:
+            file = self.folder / {"train": TRAIN_MAPS, "val": VAL_MAPS}[split]
+            maps = np.load(file, mmap_mode="r", allow_pickle=False)
+
+            def load(indices: np.ndarray, size: int) -> Iterator[Tensor]:
+                return (torch.from_numpy(maps[indices[k : k + size]]) for k in range(0, len(indices), size))
+
+            return self._map_distributed(np.arange(len(maps)), compute, load)
+
+        return compute_split
 
     def measure_seconds_per_image(self, batches: int = 4) -> float:
         """How long the features of a training image take."""
@@ -144,29 +199,37 @@ class FrozenFeatures:
         with torch.inference_mode(), self.fabric.autocast():
             for images in islice(iter_eval_batches(self.data.images, self.data.train, self.image_size), batches):
                 start = time.monotonic()
-                compute(images, None)
+                compute(images)
                 times.append((time.monotonic() - start) / len(images))
         return float(np.median(times))
 
     def _feature_function(self) -> FeatureFunction:
-        """The function from images, and their maps if they are there, to the input of what the linear probe trains."""
-        head = self.network.head
-        if head.reads_stages:
-            # Of images, not of maps: the moments of a stage are rounded differently before and behind a split, and runs
-            # that share features split at different layers.
-            whole = self._fuse_bn(self.network.backbone.eval(), nn.Identity())
-            return lambda images, _: head.pre_pool(whole(self.normalise(self.fabric.to_device(images))))
-        middle, tail = self.split_at_last_stage()
-        fused = self._fuse_bn(middle.eval(), self.fused_prefix)
-        pool = nn.Identity() if len(tail) else head.pre_pool
-        return lambda images, maps: pool(fused(self.compute_maps(images) if maps is None else maps))
+        """The function from images to the input of what the linear probe trains, and their maps."""
+        head, pool = self.network.head, self._pooling()
+        if not head.reads_stages:
+            fused = self._fuse_bn(self.split_at_last_stage()[0].eval(), self.fused_prefix)
 
-    def _features_and_maps(self, compute: FeatureFunction) -> Callable[[Tensor], list[Tensor]]:
-        def both(images: Tensor) -> list[Tensor]:
-            maps = self.compute_maps(images)
-            return [compute(images, maps), pack_maps(maps)]
+            def compute(images: Tensor) -> tuple[Tensor, LayerInput]:
+                maps = self.compute_maps(images)
+                return pool(fused(maps)), maps
 
-        return both
+            return compute
+        whole = self._fuse_bn(self.network.backbone.eval(), nn.Identity())
+        assert isinstance(whole, MultiStageBackbone)
+        if not self.last_frozen_layer:
+            return lambda images: (pool(whole(self.normalise(self.fabric.to_device(images)))), images)
+        first, rest = whole.split_after(self.last_frozen_layer)
+        assert isinstance(first, StagePrefix) and isinstance(rest, MultiStageBackbone)
+
+        def compute_both(images: Tensor) -> tuple[Tensor, LayerInput]:
+            maps, features = run_in_two_parts(first, rest, self.normalise(self.fabric.to_device(images)))
+            return pool(features), maps
+
+        return compute_both
+
+    def _pooling(self) -> nn.Module | Callable[[Tensor], Tensor]:
+        """What is done to the output of the backbone, as far as the linear probe trains nothing of it."""
+        return nn.Identity() if len(self.split_at_last_stage()[1]) else self.network.head.pre_pool
 
     # ---- maps for fine-tuning
 

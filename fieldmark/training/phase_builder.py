@@ -34,7 +34,7 @@ from fieldmark.models.heads import Head, LastMapHead, LinearHead, MultiStage
 from fieldmark.models.profile import uncropped_size
 from fieldmark.models.stages import LastMapBackbone, LayerInput
 from fieldmark.recipes.recipe import Recipe
-from fieldmark.training.frozen_features import FeaturePair, FrozenFeatures, iter_batches, pack_maps
+from fieldmark.training.frozen_features import TRAIN_MAPS, FeaturePair, FrozenFeatures, iter_batches, pack_maps
 from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE
 from fieldmark.training.phases import (
     BatchSource,
@@ -129,6 +129,21 @@ class PhaseBuilder:
     def refits_head(self) -> bool:
         """Whether the head is fitted once more after fine-tuning."""
         return self.has_exact_probe and self.recipe.frozen_epochs > 0 and not self.recipe.is_from_scratch
+
+    @property
+    def keeps_train_maps(self) -> bool:
+        """Whether the refit starts from the maps of the training images after the layers that stay frozen."""
+        return (
+            self.refits_head
+            and self.recipe.epochs != 0
+            and len(self.last_frozen_layers) == 1
+            and self._can_cache_maps(self.image_size)
+        )
+
+    @property
+    def has_train_maps(self) -> bool:
+        """Whether those maps were kept, in this run or before it was resumed."""
+        return self.keeps_train_maps and (self.folder / TRAIN_MAPS).exists()
 
     @property
     def tunes_last_map(self) -> bool:

@@ -43,20 +43,24 @@ def _count_plateaus(history: list[EpochRecord], monitor: str) -> int:
     return count
 
 
-def best_epoch(history: list[EpochRecord], recipe: Recipe, n_val: int) -> int:
-    """Number of the best epoch by the monitored metric on `n_val` validation images; without them the last.
+def best_epoch(history: list[EpochRecord], recipe: Recipe, n_val: int, *, refits_head: bool = False) -> int:
+    """Number of the best epoch on `n_val` validation images; without them the last.
 
-    It is that of the linear probe, which counts with its last epoch as it settles smoothly, of fine-tuning
-    (`best_tuned_epoch`) or of the refit of the head, whichever has the highest accuracy (ties: lower loss) or the
-    lowest loss. 0 where the validation loss of all is not finite.
+    It is that of the linear probe, which counts with its last epoch as it settles smoothly, or of fine-tuning
+    (`best_tuned_epoch`), whichever has the highest accuracy (ties: lower loss) or the lowest loss, as
+    `recipe.monitor` says. Where fine-tuning ends with a refit of the head, it competes through that alone: the best of
+    many epochs is also the luckiest. Of the probe and the refit the one with the lower loss is the best: both are
+    exact solutions for the same loss, and accuracy hangs on single images. 0 where no validation loss is finite.
     """
     usable = _with_finite_loss(history, n_val)
     probe = [record for record in usable if record.phase == LINEAR_PROBE][-1:]
     refit = [record for record in usable if record.phase == HEAD_REFIT]
     tuned = [record for record in usable if record.is_finetuning]
-    best = [_best_tuned(tuned, recipe, n_val)] if tuned else []
-    candidates = [*probe, *best, *refit]
-    return max(candidates, key=lambda record: _score(record, recipe.monitor)).epoch if candidates else 0
+    candidates = [*probe, *refit] if refits_head else []
+    if not candidates:
+        candidates = [*probe, *([_best_tuned(tuned, recipe, n_val)] if tuned else [])]
+    monitor = "loss" if refits_head else recipe.monitor
+    return max(candidates, key=lambda record: _score(record, monitor)).epoch if candidates else 0
 
 
 def best_tuned_epoch(history: list[EpochRecord], recipe: Recipe, n_val: int) -> int:

@@ -27,7 +27,7 @@ from fieldmark.models.state import load_state, save_state, snapshot
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import checkpoint, divergence
 from fieldmark.training.checkpoint import Checkpoint, TrainingState
-from fieldmark.training.frozen_features import TUNED, FeaturePair
+from fieldmark.training.frozen_features import FeaturePair
 from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochListener, EpochRecord
 from fieldmark.training.phase_builder import PhaseBuilder
 from fieldmark.training.phases import Phase, clip_gradients, set_learning_rates, set_train_mode, training_loss
@@ -112,7 +112,9 @@ class Trainer:
         """All processes compute the features; the main process trains the head on them."""
         builder = self.phase_builder
         with self.reporter.timer("features"):
-            features = builder.frozen_features.compute_features(self.reporter)
+            features = builder.frozen_features.compute_features(
+                self.reporter, keeps_train_maps=builder.keeps_train_maps
+            )
         if self.fabric.is_global_zero:
             with self.reporter.timer("phase1"):
                 solve = builder.solve_linear_probe if builder.has_exact_probe else builder.build_head_phase
@@ -147,7 +149,7 @@ class Trainer:
             self._load_best_weights()
             self._enter_phase(HEAD_REFIT if is_last else self.state.phase + 1)
             resumed = None
-        features = builder.frozen_features.compute_features(self.reporter, prefix=TUNED)
+        features = builder.frozen_features.compute_tuned_features(self.reporter)
         if self.fabric.is_global_zero:
             self._run_phase(builder.solve_linear_probe(features, HEAD_REFIT), None)
 
@@ -382,7 +384,8 @@ class Trainer:
 
     def best_epoch(self) -> int:
         """Number of the epoch whose weights the network holds; 0 where none was trained."""
-        return best_epoch(self.state.history, self.recipe, len(self.data.val)) if self.state.history else 0
+        history, n_val = self.state.history, len(self.data.val)
+        return best_epoch(history, self.recipe, n_val, refits_head=self.phase_builder.refits_head) if history else 0
 
     # ---- checkpoints
 

@@ -10,7 +10,14 @@ from torch import Tensor, nn
 
 from fieldmark.models import MultiStage, Network, build, rebuild
 from fieldmark.models.hooks import forward_hooks
-from fieldmark.models.stages import SAMPLED_SIDE, MultiStageBackbone, StageMaps, average_moments
+from fieldmark.models.stages import (
+    SAMPLED_SIDE,
+    MultiStageBackbone,
+    StageMaps,
+    StagePrefix,
+    average_moments,
+    run_in_two_parts,
+)
 
 NETWORKS = ["efficientnet_lite0", "resnet18", "densenet121", "alexnet", "inception_v3", "xception", "vgg11"]
 
@@ -66,7 +73,10 @@ def test_split_anywhere_it_computes_the_same(name: str):
     for stage in list(network.backbone.stages)[:-1]:
         first, rest = network.backbone.split_after(stage)
         maps = first(x)
-        assert isinstance(maps, StageMaps)
+        assert isinstance(maps, StageMaps) and isinstance(first, StagePrefix) and isinstance(rest, MultiStageBackbone)
+        both = run_in_two_parts(first, rest, x)
+        assert all(torch.equal(a, b) for a, b in zip(both[0], maps, strict=True))
+        assert torch.equal(both[1], network.features(x))  # to the bit, wherever it is split
         torch.testing.assert_close(network.head(rest(maps)), expected, rtol=1e-4, atol=1e-4)
         unpacked = StageMaps.unpack(maps.pack(), tuple(maps.map.shape[1:]))
         assert all(torch.equal(a, b) for a, b in zip(maps, unpacked, strict=True))

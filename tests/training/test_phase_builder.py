@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from torch.nn import functional as F
 
 from fieldmark.pipeline.finish import extract_features_and_logits
-from fieldmark.training.frozen_features import FeaturePair
+from fieldmark.training.frozen_features import TRAIN_MAPS, FeaturePair
 
 
 @pytest.mark.parametrize(
@@ -163,13 +164,17 @@ def test_the_last_map_alone_has_inputs_of_the_length_that_learning_rates_are_for
     assert means.square().sum(1).mean().item() == pytest.approx(100, rel=1e-2)
 
 
-def test_the_refit_is_exact_on_the_features_of_the_tuned_network(trainer):
+def test_the_refit_is_exact_on_the_features_of_the_tuned_network(trainer, tmp_path: Path):
     training = trainer("+head=multi_stage", epochs=1, lr=0.01)
     *_, refit = training.train()
     training.network.load_state_dict(training.phase_builder.full_state_dict(training.best_weights))
-    features = training.phase_builder.frozen_features.compute_features(training.reporter, "again_")
     loaded = [np.load(training.folder / f"tuned_{split}_features.npy") for split in ("train", "val")]
-    np.testing.assert_allclose(loaded[1], features.val, rtol=1e-3, atol=1e-3)
+    frozen = training.phase_builder.frozen_features
+    assert (training.folder / TRAIN_MAPS).exists()  # from which they were computed
+    frozen.folder = tmp_path / "images"
+    frozen.folder.mkdir()
+    for kept, computed in zip(loaded, frozen.compute_features(training.reporter), strict=True):
+        np.testing.assert_allclose(kept, computed, rtol=1e-3, atol=1e-3)
     again = training.phase_builder.solve_linear_probe(FeaturePair(*loaded))
     logits = training.compute_logits(again.module, again.val_batches())
     loss = F.cross_entropy(logits, training.phase_builder.val_labels).item()

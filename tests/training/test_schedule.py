@@ -69,6 +69,17 @@ def test_the_best_epoch():
     assert best_epoch(nothing, Recipe(), 0) == best_epoch(nothing, plateau, 0) == 2
 
 
+def test_where_the_head_is_refitted_fine_tuning_competes_through_the_refit_alone():
+    """By the loss: accuracy hangs on single images, and the best of many epochs is the luckiest."""
+    history = rows((1, 0.80, 0.5), (2, 0.9, 0.4), (2, 0.9, 0.3))
+    assert best_epoch(history, Recipe(), 50, refits_head=True) == 1  # so far
+    refit = EpochRecord(4, 4, 0.1, 1.0, 0.5, val_loss=0.45, val_accuracy=0.78, seconds=1.0)
+    assert best_epoch([*history, refit], Recipe(), 50, refits_head=True) == 4
+    worse = EpochRecord(4, 4, 0.1, 1.0, 0.5, val_loss=0.55, val_accuracy=0.85, seconds=1.0)
+    assert best_epoch([*history, worse], Recipe(), 50, refits_head=True) == 1
+    assert best_epoch([*history, worse], Recipe(), 50) == 3
+
+
 @pytest.mark.parametrize(("photos", "best"), [(10**6, 3), (200, 4), (60, 5)])
 def test_the_latest_epoch_within_one_standard_error_is_the_best(photos: int, best: int):
     """0.8 is sure to 0.028 of 200 photos, and to 0.052 of 60."""
