@@ -1,10 +1,14 @@
 """The documentation as a site: `make docs`. Pages are Markdown; the reference comes from the docstrings."""
 
 import ast
-import subprocess
-import sys
 from importlib import import_module
 from pathlib import Path
+
+import typer
+from typer.cli import get_docs_for_click
+
+from fieldmark.cli.main import app
+from fieldmark.cli.options import unhide_options
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "fieldmark"
@@ -27,9 +31,11 @@ autodoc_typehints_description_target = "documented"
 
 
 def _command_line(_app) -> None:
-    """reference/command_line.md: what `fieldmark VERB --help` says, by typer's own means."""
-    words = [sys.executable, "-m", "typer", "fieldmark.cli.main", "utils", "docs", "--name", "fieldmark"]
-    said = subprocess.run(words, check=True, capture_output=True, text=True).stdout
+    """reference/command_line.md: what `fieldmark VERB --help-all` says, by typer's own means."""
+    command = typer.main.get_command(app)
+    for verb in command.commands.values():
+        unhide_options(verb)
+    said = get_docs_for_click(obj=command, ctx=typer.Context(command), name="fieldmark")
     (HERE / "reference" / "command_line.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
 
 

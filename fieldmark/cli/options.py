@@ -2,10 +2,12 @@
 
 import functools
 import inspect
+import re
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from fieldmark.core import io
 from fieldmark.core.progress import LOGGER
@@ -26,6 +28,11 @@ SHARED_FIELDS = tuple(
     if name not in ("quality", "backbone", "attention", "after", "head", "aux", "folds", "fold")
 )
 """The fields of a recipe that several networks can share."""
+COMMON_FIELDS = ("backbone", "quality", "weights", "image_size", "epochs", "budget", "batch", "lr", "augment")
+COMMON_FIELDS += ("group_by", "split_file", "positive", "seed")
+"""The fields that --help shows of a command with many; --help-all shows the rest."""
+MAX_SHOWN = 20
+"""Fields of a recipe that a command's --help shows without hiding the rarer ones."""
 CHECK_OUT_HELP = "New folder for a page of all issues and a CSV for decisions."
 JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, and nothing else there.")]
 
@@ -55,26 +62,62 @@ def print_result(data: Any, lines: Iterable[str], warnings: Iterable[str], as_js
     print("\n".join(map(sanitize_for_terminal, lines)))
 
 
+def show_all_options(context: typer.Context, is_requested: bool) -> None:
+    """The help of a command with the options that --help hides."""
+    if is_requested:
+        unhide_options(context.command)
+        if text := context.get_help():  # with Rich it is printed already
+            print(text)
+        raise typer.Exit
+
+
+def unhide_options(command: Any) -> None:
+    """Let the help of a command show all its options."""
+    for parameter in command.params:
+        parameter.hidden = False
+
+
+HelpAllOption = Annotated[
+    bool,
+    typer.Option("--help-all", callback=show_all_options, is_eager=True, help="Show all options and exit."),
+]
+
+
 def with_recipe_options(command: Callable[..., None], *names: str) -> Callable[..., None]:
     """The command with an option for each of these fields of Recipe (by default all) in place of `**settings`."""
-    command_parameters = [
+    parameters = [
         p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
     ]
-    parameters = []
-    for field, info in Recipe.model_fields.items():
-        if names and field not in names:
-            continue
-        text = recipes.help_text(field) + ("" if info.default is None else f" [default: {info.default}]")
-        name, type_ = recipes.option_name(field), recipes.value_type(field)
-        option = typer.Option(f"{name}/--no-{name[2:]}" if type_ is bool else name, help=text, show_default=False)
-        annotation = Annotated[type_ | None, option]
-        parameters.append(inspect.Parameter(field, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation))
+    fields = [field for field in Recipe.model_fields if not names or field in names]
+    has_hidden = len(fields) > MAX_SHOWN
+    parameters += [_recipe_option(field, is_hidden=has_hidden and field not in COMMON_FIELDS) for field in fields]
+    if has_hidden:
+        parameters.append(_keyword("help_all", False, HelpAllOption))
 
     @functools.wraps(command)
-    def with_options(*args: Any, **kwargs: Any) -> None:
+    def with_options(*args: Any, help_all: bool = False, **kwargs: Any) -> None:
         command(*args, **kwargs)
 
-    signature = inspect.Signature([*command_parameters, *parameters])
+    signature = inspect.Signature(parameters)
     with_options.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads the options from
     with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
     return with_options
+
+
+def _recipe_option(field: str, *, is_hidden: bool) -> inspect.Parameter:
+    """The option of a field, in the panel of its section."""
+    default, section = Recipe.model_fields[field].default, recipes.section(field)
+    text = to_markup(recipes.help_text(field)) + ("" if default is None else f" [dim]Default: {default}.[/dim]")
+    name, type_ = recipes.option_name(field), recipes.value_type(field)
+    flags = f"{name}/--no-{name[2:]}" if type_ is bool else name
+    option = typer.Option(flags, help=text, show_default=False, hidden=is_hidden, rich_help_panel=section)
+    return _keyword(field, None, Annotated[type_ | None, option])
+
+
+def _keyword(name: str, default: Any, annotation: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def to_markup(text: str) -> str:
+    """Text with `code` in bold, for Rich."""
+    return re.sub(r"`([^`]+)`", r"[bold]\1[/bold]", escape(text))

@@ -87,8 +87,11 @@ class _ConsoleHandler(logging.Handler):
 
 
 @contextmanager
-def log_to_stderr() -> Iterator[None]:
-    """Show all messages on stderr inside the block, as the command line does."""
+def log_to_stderr(is_shown: bool = True) -> Iterator[None]:
+    """Show all messages on stderr inside the block, as the command line does, or leave everything as it is."""
+    if not is_shown:
+        yield
+        return
     handler, level, propagate = _ConsoleHandler(), LOGGER.level, LOGGER.propagate
     LOGGER.addHandler(handler)
     LOGGER.setLevel(logging.INFO)

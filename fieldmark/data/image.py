@@ -49,7 +49,7 @@ class UnreadableImageError(Exception):
 
 
 def decode(
-    source: str | Path | bytes | ByteSource,
+    source: str | Path | bytes | ByteSource | Image.Image,
     shorter: int | None = None,
     interpolation: str = "bicubic",
     box: Box | None = None,
@@ -70,6 +70,9 @@ def decode(
     Raises:
         UnreadableImageError: the image cannot be read or decoded, and no other exception.
     """
+    if isinstance(source, Image.Image):
+        rgb = _upright_rgb(source)
+        return rgb if shorter is None else _resize(rgb, shorter, interpolation, squash)
     if isinstance(source, str | Path):
         source = read_file(Path(source))
     content = source if isinstance(source, bytes) else source.read()
@@ -94,6 +97,19 @@ def decode(
         return rgb if shorter is None else _resize(rgb, shorter, interpolation, squash)
     except Exception as error:  # Pillow raises exceptions of many types on damaged files
         raise _to_unreadable_error(error, content) from error
+
+
+def _upright_rgb(image: Image.Image) -> Image.Image:
+    """An open image as upright RGB; it stays as it is."""
+    _ignore_pillow_warnings()
+    try:
+        _check_size(image.width, image.height)
+        upright = image
+        with contextlib.suppress(Exception):  # a damaged EXIF block does not make pixels unreadable
+            upright = ImageOps.exif_transpose(image)
+        return _to_rgb(upright)
+    except Exception as error:
+        raise _to_unreadable_error(error, b"") from error
 
 
 def read_file(path: Path) -> bytes:
@@ -130,7 +146,7 @@ def center_crop_array(pixels: np.ndarray, size: int) -> np.ndarray:
 
 
 def preprocess(
-    source: str | Path | bytes | ByteSource, preprocessing: Mapping[str, Any], box: Box | None = None
+    source: str | Path | bytes | ByteSource | Image.Image, preprocessing: Mapping[str, Any], box: Box | None = None
 ) -> np.ndarray:
     """Decode an image to the network's input size, uint8 (size, size, 3), not normalised.
 

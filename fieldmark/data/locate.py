@@ -14,6 +14,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import PIL.Image
+
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import has_image_extension
 from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
@@ -67,7 +69,7 @@ class UnreadableSource(NamedTuple):
         raise UnreadableImageError(self.reason)
 
 
-ImageSource = str | bytes | ContainedImage | RemoteImage | UnreadableSource
+ImageSource = str | bytes | ContainedImage | RemoteImage | UnreadableSource | PIL.Image.Image
 """What `image.decode` opens."""
 
 

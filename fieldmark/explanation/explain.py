@@ -8,10 +8,12 @@ import copy
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from html import escape
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import PIL.Image
 import torch
 from torch import Tensor
 
@@ -21,11 +23,13 @@ from fieldmark.core.parallel import ordered_map
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import ascii_file_name, summarize_names
 from fieldmark.data.image import UnreadableImageError, preprocess
-from fieldmark.data.locate import ImageSource, find_images
+from fieldmark.data.locate import ImageSource
+from fieldmark.data.thumbnails import to_data_uri
 from fieldmark.explanation import attribution, faithfulness, overlay
 from fieldmark.explanation.neighbours import Neighbour, load_reference_set
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.inputs import ImageInput, find_inputs
 
 N_RANDOM_MAPS = 4
 """Random maps that a map is compared with; a negative swaps deletion and insertion, so that each counts twice."""
@@ -146,6 +150,33 @@ class ExplainedImage:
     runner_up: ClassEvidence | None
     """The most probable class besides the target."""
 
+    @property
+    def label(self) -> str:
+        """The predicted class."""
+        return self.explanation.label
+
+    @property
+    def confidence(self) -> float:
+        """Its temperature-scaled probability, 0 to 1."""
+        return self.explanation.confidence
+
+    def overlay(self, method: str | None = None) -> PIL.Image.Image:
+        """The map of a method (by default the first that was computed) over the image, with a legend."""
+        name = next(iter(self.maps)) if method is None else method
+        if name not in self.maps:
+            raise ValueError(f"method={name!r}, but can be {' or '.join(self.maps)}")
+        return overlay.overlay_with_legend(self.image, self.maps[name], attribution.METHODS[name].unit)
+
+    def _repr_html_(self) -> str:
+        """The overlays and the prediction, in a notebook."""
+        pictures = "".join(
+            f"<figure style='display:inline-block;margin:4px'><img src='{to_data_uri(self.overlay(name), 480)}'>"
+            f"<figcaption>{escape(name)}: {escape(self.explanation.target)}</figcaption></figure>"
+            for name in self.maps
+        )
+        note = "" if self.explanation.known else " (out of distribution?)"
+        return f"<div><b>{escape(self.label)} {self.confidence:.1%}</b>{note}<br>{pictures}</div>"
+
 
 class Explainer:
     """Explains the predictions of a run, one image at a time.
@@ -234,9 +265,9 @@ class Explainer:
 
 
 def explain_images(
-    explainer: Explainer, photos: Sequence[str | Path], reporter: Reporter
+    explainer: Explainer, images: ImageInput, reporter: Reporter
 ) -> Iterator[ExplainedImage | Unexplained]:
-    """Explain the predictions for files, folders and globs, in order.
+    """Explain the predictions for images of all kinds that `Classifier.predict` takes, in order.
 
     Raises:
         FieldmarkError: a file does not exist.
@@ -249,7 +280,7 @@ def explain_images(
         except UnreadableImageError as error:
             return path, error
 
-    sources = list(find_images(photos))
+    sources = list(find_inputs(images))
     with reporter.progress_bar("explaining", "photos") as advance:
         for k, (path, image) in enumerate(ordered_map(read, sources, num_workers=1)):
             is_unreadable = isinstance(image, UnreadableImageError)

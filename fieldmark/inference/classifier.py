@@ -2,9 +2,9 @@
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -13,12 +13,15 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.parallel import ordered_map
 from fieldmark.core.text import one_line
 from fieldmark.data.image import UnreadableImageError, preprocess
-from fieldmark.data.locate import ImageSource, find_images
+from fieldmark.data.locate import ImageSource
 from fieldmark.inference.bundle import BundleInfo, find_onnx_file
+from fieldmark.inference.inputs import ImageInput, find_inputs, is_single
 from fieldmark.inference.prediction import Prediction, RankedClass
 
 if TYPE_CHECKING:
     import onnxruntime as ort
+
+    from fieldmark.inference.embedding import Embedder
 
 CPU = ("CPUExecutionProvider",)
 GPU_PROVIDERS = {"CUDAExecutionProvider": {"use_tf32": "0"}, "ROCMExecutionProvider": {}}
@@ -79,7 +82,7 @@ class Classifier:
     Raises:
         FieldmarkError: there is no model, it is damaged, or a later version wrote it.
 
-    >>> fieldmark.load("RUN").predict("photo.jpg")[0].label  # doctest: +SKIP
+    >>> fieldmark.load("RUN").predict("photo.jpg").label  # doctest: +SKIP
     'glass'
     """
 
@@ -96,6 +99,7 @@ class Classifier:
         self.classes = self.info.classes
         self.output_names = [output.name for output in self.session.get_outputs()]
         self._has_warned = False
+        self._embedder: Embedder | None = None
 
     def infer(self, image: np.ndarray) -> ModelOutputs:
         """The outputs for one image, uint8 (size, size, 3) from `preprocess`; for any thread."""
@@ -131,21 +135,73 @@ class Classifier:
         except UnreadableImageError as error:
             return Prediction(path, error=str(error))
 
-    def predict(self, photos: str | Path | bytes | Iterable[str | Path | bytes], top: int = 5) -> list[Prediction]:
-        """Predictions for files, folders, globs, shards or an image's bytes, in order.
+    def predict(self, images: ImageInput, top: int = 5) -> Any:
+        """The `Prediction` for one image, or a list of them for several, in order.
 
         Args:
-            photos: one or several of these.
+            images: a path, an address, bytes, a file opened in binary mode, a PIL image or a uint8 array
+                (height, width, 3): one of these, or a list or an iterator of them. For a folder, a glob or an archive
+                the result is a list.
             top: number of classes in `Prediction.top`.
+
+        Raises:
+            TypeError: something that is no image, such as an array of floats.
+            ValueError: an array of a shape that no image has, a closed file, or one image that cannot be read. Of
+                several images, one that cannot be read has a prediction with `error`.
         """
-        return list(self.stream([photos] if isinstance(photos, str | Path | bytes) else photos, top))
+        if (single := self._find_single(images)) is None:
+            return list(self.stream(images, top))
+        self.warn_about_crops()
+        return self.to_prediction(single[0], self._infer_or_raise(*single), top)
+
+    def predict_proba(self, images: ImageInput) -> np.ndarray:
+        """Probabilities of the classes: float32 (classes,) for one image, (n, classes) for several; as `predict`.
+
+        Raises:
+            TypeError, ValueError: as `predict`; also if one of several images cannot be read.
+        """
+        self.warn_about_crops()
+        if (single := self._find_single(images)) is not None:
+            return self._infer_or_raise(*single)["probabilities"]
+        rows = ordered_map(lambda item: self._infer_or_raise(*item), find_inputs(images), runtime.available_cpus())
+        return np.array([row["probabilities"] for row in rows], np.float32).reshape(-1, len(self.classes))
+
+    def embed(self, images: ImageInput) -> np.ndarray:
+        """Features of the last layer before the classifier: float32 (d,) for one image, (n, d) for several.
+
+        Needs PyTorch, and a run or a bundle in place of an exported file alone.
+        """
+        from fieldmark.inference.embedding import Embedder
+
+        if self._embedder is None:
+            self._embedder = Embedder(self.file.parent, self.info)
+        if (single := self._find_single(images)) is not None:
+            return self._embedder.embed(*single)
+        rows = [self._embedder.embed(*item) for item in find_inputs(images)]
+        return np.array(rows, np.float32).reshape(len(rows), self._embedder.width)
+
+    def _find_single(self, images: ImageInput) -> tuple[str, ImageSource] | None:
+        """Name and source of the image if this is one; None for several."""
+        if not is_single(images):
+            return None
+        found = list(find_inputs(images))
+        return found[0] if len(found) == 1 else None  # an address may be that of a folder
+
+    def _infer_or_raise(self, name: str, source: ImageSource) -> ModelOutputs:
+        try:
+            return self.infer_source(source)
+        except UnreadableImageError as error:
+            raise ValueError(f"{name or 'the image'} cannot be predicted: {error}") from None
 
     def stream(
-        self, photos: Iterable[str | Path | bytes], top: int = 5, skip: Callable[[str], bool] = lambda path: False
+        self, images: ImageInput, top: int = 5, skip: Callable[[str], bool] = lambda path: False
     ) -> Iterator[Prediction]:
-        """As `predict`, one by one; images for whose path `skip` is true are left out."""
+        """Predictions one by one, also for a single image; images for whose path `skip` is true are left out.
+
+        An image that cannot be read has a prediction with `error`.
+        """
         self.warn_about_crops()
-        sources = (source for source in find_images(photos) if not skip(source[0]))
+        sources = (source for source in find_inputs(images) if not skip(source[0]))
         yield from ordered_map(
             lambda item: self.predict_source(item[0], item[1], top), sources, runtime.available_cpus()
         )

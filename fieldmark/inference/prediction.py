@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from html import escape
 from typing import Any
 
 
@@ -45,6 +46,19 @@ class Prediction:
         row = {"path": self.path, "label": self.label, "confidence": self.confidence, "known": self.known, "top": top}
         extras = {"heatmap": self.heatmap, "evidence": self.evidence}
         return row | {name: value for name, value in extras.items() if value is not None}
+
+    def _repr_html_(self) -> str:
+        """The most probable classes as bars, in a notebook."""
+        if self.error is not None:
+            return f"<p><b>{escape(self.path)}</b>: {escape(self.error)}</p>"
+        note = "" if self.known else " <em>(out of distribution?)</em>"
+        rows = "".join(
+            f"<tr><td style='text-align:left'>{escape(ranked.label)}</td><td>{ranked.confidence:.1%}</td>"
+            f"<td style='width:12em'><div style='background:#4878a8;height:.8em;width:{100 * ranked.confidence:.1f}%'>"
+            "</div></td></tr>"
+            for ranked in self.top
+        )
+        return f"<table><caption>{escape(self.path)}{note}</caption>{rows}</table>"
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> "Prediction":

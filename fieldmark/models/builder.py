@@ -38,6 +38,9 @@ def build(
     channels: int = 3,
     aux: bool = False,
     pad: int = 0,
+    num_classes: int | None = None,
+    pretrained: bool | None = None,
+    in_chans: int | None = None,
 ) -> Network:
     """Build a network of the zoo, in training mode.
 
@@ -54,6 +57,9 @@ def build(
         channels: input channels, 3 for RGB.
         aux: build the auxiliary heads of the paper.
         pad: pixels of zero padding on each side of the input, which class evidence then covers too.
+        num_classes: timm's word for `classes`.
+        pretrained: timm's word for `weights="imagenet"`.
+        in_chans: timm's word for `channels`.
 
     Raises:
         FieldmarkError: unknown names, weights that do not fit, or weights that cannot be downloaded.
@@ -65,6 +71,9 @@ def build(
       (fc): Linear(in_features=1280, out_features=6, bias=True)
     )
     """
+    classes = _either("num_classes", num_classes, "classes", classes, 1000)
+    channels = _either("in_chans", in_chans, "channels", channels, 3)
+    weights = _either("pretrained", "imagenet" if pretrained else None, "weights", weights, None)
     for name, number in (("classes", classes), ("channels", channels)):
         if number < 1:
             raise FieldmarkError(f"{name}={number}: must be at least 1")
@@ -104,6 +113,15 @@ def rebuild(network_spec: NetworkSpec | Mapping[str, Any]) -> Network:
         network.start_attention_as_identity()
         network.spec = replace(network.spec, inserted=True)
     return network
+
+
+def _either(timm_word: str, timm_value: Any, word: str, value: Any, default: Any) -> Any:
+    """The argument under whichever of its two names it was given."""
+    if timm_value is None:
+        return value
+    if value not in (default, timm_value):
+        raise FieldmarkError(f"{timm_word}= and {word}= are two words for one argument: give one of them")
+    return timm_value
 
 
 class _Parts(NamedTuple):

@@ -1,16 +1,21 @@
 """`Run`: the folder of a finished training and its metrics."""
 
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fieldmark.core import io
 from fieldmark.data.cache import pack
+from fieldmark.evaluation.results import Interval, Metrics
 from fieldmark.inference.classifier import Classifier
 from fieldmark.report.run_metrics import RunMetrics
 
+if TYPE_CHECKING:
+    import pandas
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Run:
     """A finished training.
 
@@ -36,12 +41,56 @@ class Run:
         """The same with types."""
         return RunMetrics.from_dict(self.metrics)
 
+    @property
+    def test(self) -> Metrics | None:
+        """Metrics of the test split, as `accuracy` and `ci95`; None without test images."""
+        return self.results.test
+
+    @property
+    def validation(self) -> Metrics | None:
+        """Metrics of the validation split; None without validation images."""
+        return self.results.validation
+
+    @property
+    def history(self) -> "pandas.DataFrame":
+        """A row for each epoch: phase, loss and accuracy in training and validation, seconds. Needs pandas."""
+        import pandas
+
+        return pandas.read_csv(self.folder / "history.csv")
+
+    @property
+    def report(self) -> Path:
+        """The page with the results."""
+        return self.folder / "report.html"
+
+    def __repr__(self) -> str:
+        accuracy = f", test accuracy {self.test.accuracy:.1%}" if self.test else ""
+        return f"Run({str(self.folder)!r}{accuracy})"
+
+    def _repr_html_(self) -> str:
+        """The metrics and the curves of the training, in a notebook."""
+        rows = "".join(
+            f"<tr><th style='text-align:left'>{name}</th><td>{metrics.n:,} images</td><td>{metrics.accuracy:.1%}</td>"
+            f"<td>{_interval(metrics.ci95)}</td><td>{metrics.balanced_accuracy:.1%}</td><td>{metrics.coverage:.1%}</td></tr>"
+            for name, metrics in (("test", self.test), ("validation", self.validation))
+            if metrics
+        )
+        header = "<tr><th></th><th></th><th>accuracy</th><th>95 % CI</th><th>balanced</th><th>coverage</th></tr>"
+        curves = self.folder / "curves.svg"
+        picture = curves.read_text(encoding="utf-8") if curves.exists() else ""
+        link = f"<p>report: <code>{escape(str(self.report))}</code></p>"
+        return f"<table>{header}{rows}</table><div style='max-width:640px'>{picture}</div>{link}"
+
     def classifier(self) -> Classifier:
         """The trained classifier; with cross-validation, that of the fold with the best validation accuracy."""
         is_cross_validation = bool(self.metrics.get("folds"))
         return Classifier(
             self.folder / Path(self.metrics["bundle"]).parent.name if is_cross_validation else self.folder
         )
+
+
+def _interval(bounds: Interval | None) -> str:
+    return "" if bounds is None else f"{bounds[0]:.1%} to {bounds[1]:.1%}"
 
 
 def is_finished(folder: Path) -> bool:

@@ -9,8 +9,10 @@ import itertools
 import shlex
 import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -31,6 +33,7 @@ from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe, ineffective_settings
 from fieldmark.report.run_metrics import RunMetrics
 from fieldmark.training import budget, checkpoint, distributed, feature_cache
+from fieldmark.training.callbacks import CallbackGroup
 from fieldmark.training.loggers import LoggerGroup, parse_loggers
 from fieldmark.training.model_factory import build_network, make_preprocessing, resolve_recipe, standardise_inputs
 from fieldmark.training.phases import train_crop_size
@@ -52,6 +55,8 @@ def train(
     started: float | None = None,
     command: str | None = None,
     feature_cache_dir: Path | None = None,
+    callbacks: Sequence[Any] = (),
+    quiet: bool = False,
 ) -> Run:
     """Train a classifier on a folder of images and write everything into the run folder `out`.
 
@@ -64,6 +69,8 @@ def train(
         started: `time.monotonic()` of the start, from which a budget counts; by default the time of the call.
         command: the command that repeats the run, for the report.
         feature_cache_dir: a folder in which several runs share the features of their frozen layers.
+        callbacks: objects with methods of `fieldmark.Callback`; on one device only.
+        quiet: send no message and draw no bar.
 
     Returns:
         The finished run; its `metrics` are the content of metrics.json.
@@ -72,11 +79,14 @@ def train(
         FieldmarkError: anything that the user can correct.
     """
     job = _resolve(Path(photos), recipe or Recipe(), out, resume, started, command, feature_cache_dir)
+    job = replace(job, callbacks=callbacks, quiet=quiet)
     if job.has_recipe and is_finished(job.out):
         return Run.load(job.out)
     if job.recipe.folds and not job.recipe.fold:
         return _train_folds(job)
     if distributed.needs_workers(job.recipe):
+        if callbacks:
+            raise FieldmarkError("callbacks follow a training on one device: set --devices to 1")
         return _launch_workers(job)
     fabric = distributed.make_fabric(job.recipe)
     if not fabric.is_global_zero:
@@ -108,6 +118,8 @@ class TrainingJob:
     started: float | None
     command: str | None
     feature_cache_dir: Path | None
+    callbacks: Sequence[Any] = ()
+    quiet: bool = False
 
     def require_new(self) -> None:
         """Raise FieldmarkError if the run folder exists and is not to be resumed."""
@@ -124,7 +136,7 @@ def _resolve(
     command: str | None,
     feature_cache_dir: Path | None,
 ) -> TrainingJob:
-    folder = Path(out) if out is not None else _default_run_dir(photos)
+    folder = Path(out) if out is not None else default_run_dir(photos)
     has_recipe = resume and (folder / "recipe.yaml").exists()
     recipe = distributed.resolve_devices(requested)
     if has_recipe:
@@ -136,7 +148,7 @@ def _resolve(
     return TrainingJob(photos, folder, requested, recipe, resume, has_recipe, started, command, feature_cache_dir)
 
 
-def _default_run_dir(photos: Path) -> Path:
+def default_run_dir(photos: Path) -> Path:
     """The first free name in `runs/` for a run on these images."""
     name = photos.resolve().name
     names = itertools.chain([name], (f"{name}-{k}" for k in itertools.count(2)))
@@ -180,7 +192,8 @@ def _train_folds(job: TrainingJob) -> Run:
     job.require_new()
 
     def train_fold(recipe: Recipe, folder: Path) -> Run:
-        return train(job.photos, recipe, out=folder, resume=job.resume, command=job.command)
+        settings = {"resume": job.resume, "command": job.command, "callbacks": job.callbacks, "quiet": job.quiet}
+        return train(job.photos, recipe, out=folder, **settings)
 
     return cross_validate(train_fold, job.recipe, job.out)
 
@@ -235,7 +248,7 @@ def _prepare(job: TrainingJob) -> PreparedTraining:
     recipe = job.recipe
     if recipe.budget and not job.has_recipe:  # the plan of another run, in its recipe, does not apply to this one
         recipe = recipe.replace(steps_per_epoch=None)
-    recipe = resolve_recipe(recipe, Reporter(started=job.started).info)
+    recipe = resolve_recipe(recipe, Reporter(started=job.started, quiet=job.quiet).info)
     catalog = load_recipe_catalog(job.photos, recipe)
     torch.manual_seed(recipe.seed)
     network = build_network(recipe, len(catalog.classes))  # fails if weights are unavailable or do not fit
@@ -245,7 +258,7 @@ def _prepare(job: TrainingJob) -> PreparedTraining:
         recipe = recipe.replace(batch=budget.find_batch_size(network, size, len(catalog.photos), parts))
     is_new = not job.out.exists()
     _make_run_folder(job.out, recipe)
-    reporter = Reporter(job.out / "log.txt", job.started)
+    reporter = Reporter(job.out / "log.txt", job.started, job.quiet)
     try:
         with reporter.timer("decode"):
             data = prepare_data(catalog, preprocessing, recipe, job.out, reporter)
@@ -299,7 +312,8 @@ class FittedTraining:
 def _fit(job: TrainingJob, prepared: PreparedTraining, fabric: Fabric) -> FittedTraining:
     out, data, reporter = job.out, prepared.data, prepared.reporter
     loggers = LoggerGroup(out, prepared.recipe, reporter.warning)
-    trainer = Trainer(prepared.network, data.data, prepared.recipe, out / "resume", reporter, fabric, loggers)
+    listener = CallbackGroup(loggers, job.callbacks)
+    trainer = Trainer(prepared.network, data.data, prepared.recipe, out / "resume", reporter, fabric, listener)
     if not job.has_recipe:
         for line in ineffective_settings(job.requested, trainer.phase_builder.has_exact_probe):
             reporter.warning(line)
@@ -308,7 +322,8 @@ def _fit(job: TrainingJob, prepared: PreparedTraining, fabric: Fabric) -> Fitted
     cached_feature_seconds = cache.restore() if cache else 0.0
     with distributed.process_group(fabric):
         fabric.broadcast(str(out))
-        trainer.train(lambda trainer: _plan(trainer, out, data))
+        history = trainer.train(lambda trainer: _plan(trainer, out, data))
+    listener.end(history)
     if cache:
         cache.store(reporter.stage_seconds.get("features", 0.0))
     return FittedTraining(trainer, loggers, cached_feature_seconds)

@@ -138,7 +138,8 @@ class Recipe(BaseModel):
     disables it."""
     monitor: Literal["accuracy", "loss"] = setting(TUNING, "accuracy")
     """Validation metric that selects the best epoch: `accuracy` (with `cosine` the latest epoch within one standard
-    error of the highest) or `loss`."""
+    error of the highest) or `loss`. Of two heads that were fitted exactly, before and after fine-tuning, the lower loss
+    is always the better."""
     patience: int = setting(TUNING, 10, ge=1)
     """Early stopping: epochs of fine-tuning without improvement; the weights of the best epoch are kept."""
     budget: OptionalText = setting(COMPUTE, None)
@@ -237,6 +238,12 @@ def option_name(field: str) -> str:
 def help_text(field: str) -> str:
     """The text under a field of `Recipe`, on one line."""
     return " ".join((Recipe.model_fields[field].description or "").split())
+
+
+def section(field: str) -> str:
+    """The section of the help that a field belongs to."""
+    extra = Recipe.model_fields[field].json_schema_extra
+    return str(extra["section"]) if isinstance(extra, dict) else ""
 
 
 def choices(field: str) -> tuple[Any, ...]:

@@ -46,6 +46,23 @@ class EpochRecord:
 HISTORY_COLUMNS = [field.name for field in dataclasses.fields(EpochRecord)]
 
 
+class StopTraining(Exception):
+    """Raised by a callback after an epoch: fine-tuning ends; the best weights are kept, tested and reported."""
+
+
+class Callback:
+    """Follows a training from Python; override what is needed. Any object with some of these methods will do."""
+
+    def on_train_begin(self, history: Sequence[EpochRecord]) -> None:
+        """The training starts, or continues after the epochs of `history`."""
+
+    def on_epoch_end(self, record: EpochRecord) -> None:
+        """An epoch is done, the linear probe and the refit of the head among them; may raise `StopTraining`."""
+
+    def on_train_end(self, history: Sequence[EpochRecord]) -> None:
+        """All epochs are done; the evaluation and the report follow."""
+
+
 class EpochListener(Protocol):
     """Receives the epochs of a training while it runs."""
 

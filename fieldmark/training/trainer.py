@@ -28,7 +28,7 @@ from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import checkpoint, divergence
 from fieldmark.training.checkpoint import Checkpoint, TrainingState
 from fieldmark.training.frozen_features import FeaturePair
-from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochListener, EpochRecord
+from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochListener, EpochRecord, StopTraining
 from fieldmark.training.phase_builder import PhaseBuilder
 from fieldmark.training.phases import Phase, clip_gradients, set_learning_rates, set_train_mode, training_loss
 from fieldmark.training.schedule import best_epoch, best_tuned_epoch, format_epoch, lr_factor, should_stop_early
@@ -51,7 +51,7 @@ class Trainer:
         folder: keeps the checkpoint and the cached features.
         reporter: gets a line for each epoch and the stages' durations.
         fabric: devices and precision; by default this process on the CPU.
-        listener: receives every epoch.
+        listener: receives every epoch; by `StopTraining` it ends fine-tuning.
     """
 
     def __init__(
@@ -73,6 +73,7 @@ class Trainer:
         self.epoch_sums = torch.zeros(3, device=self.fabric.device)  # loss, right, seen of the running epoch
         self.window_sums = torch.zeros(2, device=self.fabric.device)  # loss, seen since the last check for divergence
         self.last_saved_at = time.monotonic()
+        self.is_stopped = False
 
     @property
     def trainable(self) -> nn.Module:
@@ -101,8 +102,9 @@ class Trainer:
             self._start_finetuning(self._run_linear_probe(resumed) if has_probe else None)
             resumed = None
         with self.reporter.timer("phase2"):
-            self.recipe = self.fabric.broadcast(plan_recipe(self) if plan_recipe is not None else self.recipe)
-            if self.recipe.epochs:
+            if not self.is_stopped:
+                self.recipe = self.fabric.broadcast(plan_recipe(self) if plan_recipe is not None else self.recipe)
+            if self.recipe.epochs and not self.is_stopped:
                 self._finetune(resumed)
         self._load_best_network()
         self.network.eval()
@@ -143,7 +145,7 @@ class Trainer:
         builder = self.phase_builder
         while self.state.phase != HEAD_REFIT:
             self._run_phase(builder.build_finetune_phase(self.state.phase, self.recipe), resumed)
-            is_last = self.state.phase > len(builder.last_frozen_layers)
+            is_last = self.is_stopped or self.state.phase > len(builder.last_frozen_layers)
             if is_last and not builder.refits_head:
                 return
             self._load_best_weights()
@@ -184,7 +186,9 @@ class Trainer:
         label = {LINEAR_PROBE: "linear probe", HEAD_REFIT: "head refit"}.get(phase.number, "fine-tuning")
         with self.reporter.progress_bar(label, "steps") as advance:
             for epoch in range(self.state.step // phase.steps_per_epoch, phase.epochs):
-                if should_stop_early(self.state.history, phase.number, self.recipe, len(self.data.val)):
+                if self.is_stopped or should_stop_early(
+                    self.state.history, phase.number, self.recipe, len(self.data.val)
+                ):
                     break
                 start = time.monotonic()
                 self._train_epoch(phase, compiled, epoch, advance)
@@ -340,7 +344,10 @@ class Trainer:
         if phase.is_finetuning or time.monotonic() - self.last_saved_at > CHECKPOINT_INTERVAL_S:
             self._save_checkpoint(phase)
         if self.listener is not None:
-            self.listener.log_epoch(record)
+            try:
+                self.listener.log_epoch(record)
+            except StopTraining:
+                self.is_stopped = True
 
     def _evaluate_epoch(self, phase: Phase, epoch: int, start: float) -> EpochRecord:
         loss, right, seen = self.epoch_sums.tolist()

@@ -3,6 +3,8 @@
 import csv
 import json
 import os
+import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -26,8 +28,12 @@ ANSWER = {"path", "label", "confidence", "known", "top"}
 def test_help_reads_well_and_lists_every_verb(command):
     done = command("--help")
     assert (done.code, done.err) == (0, "")
-    assert all(f"  {verb} " in done.out for verb in VERBS)
+    lines = [line.strip("│ ") for line in done.out.splitlines()]
+    assert all(sum(line.startswith(f"{verb} ") for line in lines) == 1 for verb in VERBS)
+    assert all(f"─ {panel} ─" in done.out for panel in ("Data", "Train", "Evaluate", "Use", "Networks"))
+    assert not any(line.endswith("...") for line in lines) and max(map(len, done.out.splitlines())) <= 80
     assert command().out == done.out  # nothing asked: what could be asked
+    assert command("--version").out == f"fieldmark {fieldmark.__version__}\n"
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -35,14 +41,46 @@ def test_help_of_a_verb(here, verb):
     done = here(verb, "--help")
     assert (done.code, done.err) == (0, "")
     assert "--json" in done.out and "Traceback" not in done.out
+    assert done.out.count(f"fieldmark {verb}") >= 3  # examples
 
 
 def test_help_of_train_explains_every_setting(here):
     from fieldmark.recipes.recipe import Recipe, help_text, option_name
 
-    words = " ".join(here("train", "--help").out.split())
+    def words(option: str) -> str:
+        return " ".join(here("train", option).out.replace("│", " ").split())
+
+    some, all_ = words("--help"), words("--help-all")
     for name in Recipe.model_fields:
-        assert option_name(name) in words and help_text(name)[:20] in words
+        assert f" {option_name(name)} " in all_ and help_text(name)[:20].replace("`", "") in all_
+    shown = [name for name in Recipe.model_fields if f" {option_name(name)} " in some]
+    assert len(shown) < 15 and {"budget", "epochs", "backbone", "group_by"} <= set(shown)
+
+
+def test_help_shows_only_options_that_do_something(here):
+    assert "--epochs" not in here("look", "--help").out and "--augment" in here("look", "--help").out
+    for verb in ("compare", "search"):
+        assert not {"--folds", "--devices", "--nodes"} & set(here(verb, "--help-all").out.split())
+
+
+def test_every_example_of_the_help_is_understood(here, monkeypatch):
+    """Its options exist: each is parsed, and runs into what is not there."""
+    examples = [
+        line.strip().removeprefix("fieldmark ")
+        for verb in VERBS
+        for line in here(verb, "--help").out.splitlines()
+        if line.strip().startswith(f"fieldmark {verb}") and verb not in ("demo", "zoo", "bench")
+    ]
+    assert len(examples) >= 3 * (len(VERBS) - 3)
+    for example in examples:
+        done = here(*shlex.split(example))
+        assert done.code == 2 and "No such option" not in done.err and "--help" not in done.err, (example, done.err)
+
+
+def test_colours_respect_no_color(command):
+    colour = re.compile(r"\x1b\[[0-9;]*3[0-9]")
+    assert colour.search(command("--help", FORCE_COLOR="1").out)
+    assert not colour.search(command("--help", FORCE_COLOR="1", NO_COLOR="1").out)
 
 
 def test_help_imports_nothing_heavy():

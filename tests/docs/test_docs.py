@@ -105,8 +105,9 @@ def test_links_between_pages_lead_somewhere():
 
 def test_every_option_that_a_page_names_is_one():
     help_ = "".join(
-        subprocess.run([sys.executable, "-m", "fieldmark.cli", verb, "--help"], capture_output=True, text=True).stdout
+        subprocess.run([sys.executable, "-m", "fieldmark.cli", verb, option], capture_output=True, text=True).stdout
         for verb in VERBS
+        for option in ("--help", "--help-all")
     )
     known = set(re.findall(r"--[a-z][a-z-]+", help_))
     torchrun = {"--nnodes", "--nproc-per-node", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}

@@ -33,7 +33,7 @@ def without_path(predictions: list[Prediction]) -> list[Prediction]:
 @pytest.fixture(scope="module")
 def alone(classifier: Classifier, small_photos: Path) -> dict[str, Prediction]:
     """The prediction for each image by itself."""
-    return {str(f): classifier.predict(f)[0] for f in sorted(small_photos.glob("*/*.jpg"))}
+    return {str(f): classifier.predict(f) for f in sorted(small_photos.glob("*/*.jpg"))}
 
 
 def test_it_knows_the_photos(alone: dict[str, Prediction]):
@@ -75,7 +75,7 @@ def test_what_came_before_changes_nothing(classifier: Classifier, alone: dict[st
 @pytest.mark.parametrize("part", [".", "bundle", "bundle/model.onnx"])
 def test_run_bundle_and_file_answer_alike(part: str, small_run: Path, alone: dict[str, Prediction]):
     path, prediction = next(iter(alone.items()))
-    assert Classifier(small_run / part).predict(path) == [prediction]
+    assert Classifier(small_run / part).predict(path) == prediction
 
 
 def test_bad_photos_are_rows_in_their_place(classifier: Classifier, alone: dict[str, Prediction], tmp_path: Path):
@@ -93,7 +93,7 @@ def test_bad_photos_are_rows_in_their_place(classifier: Classifier, alone: dict[
         assert list(prediction.to_dict()) == ["path", "error"]
         assert prediction.error and "\n" not in prediction.error and prediction.label is None
         assert Prediction.from_dict(prediction.to_dict()) == prediction
-    (nameless,) = classifier.predict(b"GIF89a")
+    (nameless,) = classifier.predict([b"GIF89a"])
     assert nameless.path == "" and nameless.error
     (tmp_path / "empty").mkdir()
     assert classifier.predict([]) == classifier.predict(tmp_path / "empty") == []
@@ -102,7 +102,7 @@ def test_bad_photos_are_rows_in_their_place(classifier: Classifier, alone: dict[
 @pytest.mark.parametrize("top", [1, 2, 3, 5, 1000])
 def test_top(classifier: Classifier, alone: dict[str, Prediction], top: int):
     path, prediction = next(iter(alone.items()))
-    (cut,) = classifier.predict(path, top=top)
+    cut = classifier.predict(path, top=top)
     assert cut == replace(prediction, top=prediction.top[:top])
     assert len(cut.top) == min(top, 3)
 
@@ -113,7 +113,7 @@ def test_the_threshold_decides_what_is_known(small_run: Path, alone: dict[str, P
     score = float(classifier.infer(preprocess(path, classifier.info.preprocessing))["known_score"])
     for least, known in ((score, True), (score + 1e-4, False)):
         classifier.info = replace(classifier.info, threshold=least)
-        assert classifier.predict(path)[0].known is known
+        assert classifier.predict(path).known is known
 
 
 # ---- which photos
@@ -206,7 +206,7 @@ def test_a_gpu_is_used_where_onnxruntime_supports_it(
     classifier = Classifier(small_run)
     assert sessions[-1] == used and len(sessions) == 1 + broken
     path, prediction = next(iter(alone.items()))
-    assert classifier.predict(path) == [prediction]
+    assert classifier.predict(path) == prediction
     Classifier(small_run, providers=["CPUExecutionProvider"])
     assert sessions[-1] == ["CPUExecutionProvider"]
 

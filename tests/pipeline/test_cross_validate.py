@@ -33,7 +33,7 @@ def test_the_classifier_is_that_of_the_best_fold(folds, tmp_path: Path, small_ph
     assert run.metrics["bundle"] == str(tmp_path / "run" / "fold-2" / "bundle")
     classifier = run.classifier()
     assert classifier.file == tmp_path / "run" / "fold-2" / "bundle" / "model.onnx"
-    assert classifier.predict(next(small_photos.glob("*/*.jpg")))[0].label in classifier.classes
+    assert classifier.predict(next(small_photos.glob("*/*.jpg"))).label in classifier.classes
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert Run.load(moved).classifier().file.parent == moved / "fold-2" / "bundle"
 

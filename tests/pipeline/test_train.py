@@ -238,7 +238,7 @@ def test_a_grey_network_of_28_pixels(small_photos, tmp_path):
     photo = next(small_photos.glob("*/*.jpg"))
     with Image.open(photo) as opened:
         ImageOps.grayscale(opened).save(tmp_path / "grey.png")
-    colour, grey = (run.classifier().predict(str(file))[0] for file in (photo, tmp_path / "grey.png"))
+    colour, grey = (run.classifier().predict(str(file)) for file in (photo, tmp_path / "grey.png"))
     assert grey.label == colour.label and grey.confidence == pytest.approx(colour.confidence, abs=0.02)
     assert run.metrics["export"]["label_agreement"] == 1
 

@@ -63,9 +63,7 @@ def photo(small_photos: Path) -> Path:
 def expected_text(small_run: Path) -> Callable[[Path], str]:
     """Photo -> the English text of its card: the prediction of `fieldmark.load`."""
     classifier = fieldmark.load(small_run)
-    return lambda file: "{label} {confidence:.1%}".format(**classifier.predict(file)[0].to_dict()).replace(
-        "%", "\u00a0%"
-    )
+    return lambda file: "{label} {confidence:.1%}".format(**classifier.predict(file).to_dict()).replace("%", "\u00a0%")
 
 
 def choose(page: Any, *files: Path) -> Any:
