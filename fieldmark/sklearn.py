@@ -1,7 +1,6 @@
 """Fieldmark as an estimator of scikit-learn, for cross_val_score, GridSearchCV and pipelines."""
 
 import os
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -85,8 +84,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.classes_ = unique_labels(labels)
         if len(self.classes_) < 2:
             raise ValueError(f"y has {len(self.classes_)} class; a classifier needs two")
-        self._folder = tempfile.TemporaryDirectory(prefix="fieldmark-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
+        self._folder = io.TemporaryFolder()
+        folder = self._folder.path
         number_of = {label: number for number, label in enumerate(self.classes_.tolist())}
         numbers = [number_of[label] for label in labels.tolist()]
         manifest = _write_manifest(images, numbers, folder / "data")

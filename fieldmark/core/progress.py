@@ -17,6 +17,9 @@ LOGGER = logging.getLogger("fieldmark")
 
 CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
 
+STEP_WIDTH = 14
+"""Characters of the column with the names of a run's steps."""
+
 ProgressCallback = Callable[[int, int], None]
 """Takes (done, total)."""
 
@@ -48,14 +51,27 @@ class Reporter:
         """One line, as a warning."""
         self._send(logging.WARNING, text)
 
+    def step(self, name: str, text: str) -> None:
+        """One line that names a step of the run and says what came of it."""
+        self.info(f"{name:<{STEP_WIDTH}}{text}")
+
+    def row(self, text: str, log_text: str = "", name: str = "") -> None:
+        """A row of a table, or a step with that name; the log file gets `log_text` in its place."""
+        if not self.quiet:
+            LOGGER.info("%s", f"{name:<{STEP_WIDTH}}{sanitize_for_terminal(text)}")
+        if log_text:
+            self._log(log_text)
+
     def _send(self, level: int, text: str) -> None:
         text = sanitize_for_terminal(text)
         if not self.quiet:
             LOGGER.log(level, "%s", text)
+        self._log(f"warning: {text}" if level == logging.WARNING else text)
+
+    def _log(self, text: str) -> None:
         if self.log_file is not None:
-            prefix = "warning: " if level == logging.WARNING else ""
             with self.log_file.open("a", encoding="utf-8") as file:
-                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {prefix}{text}\n")
+                file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S} {text}\n")
 
     @contextmanager
     def timer(self, name: str) -> Iterator[None]:

@@ -14,8 +14,6 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import PIL.Image
-
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import has_image_extension
 from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
@@ -69,7 +67,7 @@ class UnreadableSource(NamedTuple):
         raise UnreadableImageError(self.reason)
 
 
-ImageSource = str | bytes | ContainedImage | RemoteImage | UnreadableSource | PIL.Image.Image
+ImageSource = str | bytes | ContainedImage | RemoteImage | UnreadableSource
 """What `image.decode` opens."""
 
 

@@ -23,13 +23,12 @@ from fieldmark.core.parallel import ordered_map
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import ascii_file_name, summarize_names
 from fieldmark.data.image import UnreadableImageError, preprocess
-from fieldmark.data.locate import ImageSource
 from fieldmark.data.thumbnails import to_data_uri
 from fieldmark.explanation import attribution, faithfulness, overlay
 from fieldmark.explanation.neighbours import Neighbour, load_reference_set
 from fieldmark.inference import bundle
 from fieldmark.inference.classifier import Classifier
-from fieldmark.inference.inputs import ImageInput, find_inputs
+from fieldmark.inference.inputs import ImageInput, InputSource, find_inputs
 
 N_RANDOM_MAPS = 4
 """Random maps that a map is compared with; a negative swaps deletion and insertion, so that each counts twice."""
@@ -273,7 +272,7 @@ def explain_images(
         FieldmarkError: a file does not exist.
     """
 
-    def read(item: tuple[str, ImageSource]) -> tuple[str, np.ndarray | UnreadableImageError]:
+    def read(item: tuple[str, InputSource]) -> tuple[str, np.ndarray | UnreadableImageError]:
         path, source = item
         try:
             return path, preprocess(source, explainer.preprocessing)

@@ -13,9 +13,8 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.parallel import ordered_map
 from fieldmark.core.text import one_line
 from fieldmark.data.image import UnreadableImageError, preprocess
-from fieldmark.data.locate import ImageSource
 from fieldmark.inference.bundle import BundleInfo, find_onnx_file
-from fieldmark.inference.inputs import ImageInput, find_inputs, is_single
+from fieldmark.inference.inputs import ImageInput, InputSource, find_inputs, is_single
 from fieldmark.inference.prediction import Prediction, RankedClass
 
 if TYPE_CHECKING:
@@ -110,7 +109,7 @@ class Classifier:
         values = self.session.run(self.output_names, {"photos": images})
         return [dict(zip(self.output_names, map(np.asarray, row), strict=True)) for row in zip(*values, strict=True)]
 
-    def infer_source(self, source: ImageSource | Path) -> ModelOutputs:
+    def infer_source(self, source: InputSource | Path) -> ModelOutputs:
         """The outputs for an image's file or bytes.
 
         Raises:
@@ -128,7 +127,7 @@ class Classifier:
         is_known = bool(outputs["known_score"] >= self.info.threshold)
         return Prediction(path, ranked[0].label, ranked[0].confidence, is_known, ranked)
 
-    def predict_source(self, path: str, source: ImageSource, top: int = 5) -> Prediction:
+    def predict_source(self, path: str, source: InputSource, top: int = 5) -> Prediction:
         """The prediction for one image, from any thread; an image that cannot be read gives one with `error`."""
         try:
             return self.to_prediction(path, self.infer_source(source), top)
@@ -180,14 +179,14 @@ class Classifier:
         rows = [self._embedder.embed(*item) for item in find_inputs(images)]
         return np.array(rows, np.float32).reshape(len(rows), self._embedder.width)
 
-    def _find_single(self, images: ImageInput) -> tuple[str, ImageSource] | None:
+    def _find_single(self, images: ImageInput) -> tuple[str, InputSource] | None:
         """Name and source of the image if this is one; None for several."""
         if not is_single(images):
             return None
         found = list(find_inputs(images))
         return found[0] if len(found) == 1 else None  # an address may be that of a folder
 
-    def _infer_or_raise(self, name: str, source: ImageSource) -> ModelOutputs:
+    def _infer_or_raise(self, name: str, source: InputSource) -> ModelOutputs:
         try:
             return self.infer_source(source)
         except UnreadableImageError as error:

@@ -15,6 +15,8 @@ from fieldmark.data.locate import CONTAINER_SUFFIXES, ImageSource, find_images, 
 SingleInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
 """One image; a path or an address may also be that of several."""
 ImageInput = SingleInput | Iterable[SingleInput]
+InputSource = ImageSource | Image.Image
+"""What `image.decode` opens: an image found on the disk or in the net, or one in memory."""
 ACCEPTED = (
     "a path, an address, bytes, a file opened in binary mode, a PIL image or a uint8 array (height, width, 3), "
     "or several of these"
@@ -32,7 +34,7 @@ def is_single(images: Any) -> bool:
     return os.path.lexists(name) or not (glob.has_magic(name) or (is_url(name) and name.endswith("/")))
 
 
-def find_inputs(images: Any) -> Iterator[tuple[str, ImageSource]]:
+def find_inputs(images: Any) -> Iterator[tuple[str, InputSource]]:
     """Name and source of each image; what comes without a name has an empty one.
 
     Raises:

@@ -3,13 +3,12 @@
 import functools
 import os
 import re
-import tempfile
-import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
+from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import LOGGER, Reporter, log_to_stderr
 from fieldmark.data import in_memory
@@ -28,7 +27,8 @@ if TYPE_CHECKING:
     from fieldmark.pipeline.run import Run
     from fieldmark.report.results import Comparison, SearchResult
 
-P, T = ParamSpec("P"), TypeVar("T")
+P = ParamSpec("P")
+T = TypeVar("T")
 RunLike = Any
 """A `Run`, a `Classifier`, or the path of a run or a bundle."""
 ARGUMENT_NAMES = {
@@ -122,12 +122,12 @@ def train(
     from fieldmark.pipeline.train import default_run_dir
     from fieldmark.pipeline.train import train as run_training
 
-    settings = _recipe_of(recipe, recipe_fields)
+    settings, folder = _recipe_of(recipe, recipe_fields), None if out is None else Path(out)
     if not in_memory.is_on_disk(data):
-        out = Path(out) if out is not None else default_run_dir(Path(type(data).__name__.lower()))
-        data = in_memory.write_manifest(data, out.with_name(f"{out.name}-data"))
+        folder = folder or default_run_dir(Path(type(data).__name__.lower()))
+        data = in_memory.write_manifest(data, folder.with_name(f"{folder.name}-data"))
     with log_to_stderr(_shows(progress)):
-        return run_training(data, settings, out=out, resume=resume, callbacks=tuple(callbacks), quiet=not progress)
+        return run_training(data, settings, out=folder, resume=resume, callbacks=tuple(callbacks), quiet=not progress)
 
 
 @speaks_python
@@ -212,7 +212,7 @@ def export(
 
     with _reporter(progress) as reporter:
         photos = None if data is None else os.fspath(data)
-        return export_run(_path_of(model), out, reporter, photos=photos, int8=int8, openvino=openvino)
+        return export_run(_path_of(model), Path(out), reporter, photos=photos, int8=int8, openvino=openvino)
 
 
 @speaks_python
@@ -329,17 +329,8 @@ def _source_of(data: Any) -> tuple[Path, object | None]:
     """The path of a dataset, and what holds the temporary folder if it was in memory."""
     if in_memory.is_on_disk(data):
         return Path(data), None
-    folder = _TemporaryFolder()
+    folder = io.TemporaryFolder()
     return in_memory.write_manifest(data, folder.path), folder
-
-
-class _TemporaryFolder:
-    """A folder that lives as long as this object."""
-
-    def __init__(self) -> None:
-        directory = tempfile.TemporaryDirectory(prefix="fieldmark-", ignore_cleanup_errors=True)
-        self.path = Path(directory.name)
-        weakref.finalize(self, directory.cleanup)
 
 
 def _recipe_of(recipe: Recipe | str | os.PathLike[str] | None, fields: dict[str, Any]) -> Recipe:

@@ -75,7 +75,7 @@ def prepare_data(
     prepared = load_prepared_data(out, recipe, catalog)
     train, val, test = (len(split) for split in (prepared.data.train, prepared.data.val, prepared.data.test))
     images, classes = pluralize(train + val + test, "image"), len(prepared.classes)
-    reporter.info(f"{images} of {classes} classes: {train} training, {val} validation, {test} test")
+    reporter.step("Data", f"{images} of {classes} classes: {train:,} training, {val:,} validation, {test:,} test")
     return prepared
 
 
@@ -134,6 +134,9 @@ def _audit_and_split(
     report = replace(report, catalog_warnings=(*usable.catalog.warnings, *_warn_missing_test(catalog)))
     for warning in report.warnings:
         reporter.warning(warning)
+    n = len(report.warnings)
+    found = f"{pluralize(n, 'warning')}; fieldmark check PHOTOS --out DIR shows the images" if n else "no issues found"
+    reporter.step("Audit", found)
     fingerprint = dataset_fingerprint(catalog, report)
     if (out / "split.csv").exists() and RunAudit.load(out).fingerprint != fingerprint:
         raise FieldmarkError(f"images in {catalog.root} have changed since {out} was started: train into another --out")

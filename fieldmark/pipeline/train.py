@@ -335,13 +335,13 @@ def _plan(trainer: Trainer, out: Path, data: PreparedData) -> Recipe:
     if recipe.find_lr:
         plan = budget.find_learning_rates(trainer, recipe)
         recipe = plan.recipe
-        trainer.reporter.info(plan.message)
+        trainer.reporter.step("Plan", plan.message)
     if recipe.budget and not recipe.steps_per_epoch:
         # Features of the reference set are computed at the end, unless a head that was solved exactly has left them.
         n_reference = 0 if trainer.phase_builder.refits_head else len(data.reference_indices)
         plan = budget.plan_epochs(trainer, recipe, len(data.test_paths) + n_reference)
         recipe = plan.recipe
-        trainer.reporter.info(plan.message)
+        trainer.reporter.step("Plan", plan.message)
     if recipe != trainer.recipe and trainer.fabric.is_global_zero:
         recipes.write_recipe(recipe, out / "recipe.yaml")
     return recipe
@@ -357,11 +357,16 @@ def _finish(job: TrainingJob, prepared: PreparedTraining, fitted: FittedTraining
     reporter, out = prepared.reporter, job.out
     with reporter.timer("evaluate"):
         metrics = _evaluate(job, prepared, fitted)
+    if metrics.test is not None:
+        low, high = metrics.test.ci95 or (0.0, 1.0)
+        images = f"{metrics.test.n:,} images"
+        reporter.step("Test", f"accuracy {metrics.test.accuracy:.1%} (95 % CI {low:.1%} to {high:.1%}) on {images}")
     with reporter.timer("report"):
         _write_metrics(out, metrics, reporter)
         write_report(out, prepared.catalog.files, get_language(prepared.recipe.lang))
         fitted.loggers.close(metrics.to_dict(), fitted.trainer.recipe)
     _write_metrics(out, metrics, reporter)  # again, with the time of the report
+    reporter.step("Report", f"{out / 'report.html'}, after {reporter.elapsed():.0f} s")
     _delete_intermediate_files(out / "resume")
     return Run.load(out)
 

@@ -80,7 +80,7 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
     if fitted is None:
         return _skip_finetuning(recipe, seconds_left, MIN_EPOCHS * (steps_per_pass * costs.step_s + costs.validation_s))
     epochs, steps = fitted
-    message = f"plan: {seconds_left:.0f} s left for fine-tuning: {epochs} epochs of {steps} steps"
+    message = f"{seconds_left:.0f} s left for fine-tuning: {epochs} epochs of {steps} steps"
     message += f", {costs.step_s:.2f} s a step"
     unused = seconds_left - epochs * (steps * costs.step_s + costs.validation_s)
     if unused > costs.step_s * steps_per_pass + costs.validation_s:
@@ -113,7 +113,7 @@ def _relative_crop_cost(recipe: Recipe, image_size: int) -> float:
 
 def _skip_finetuning(recipe: Recipe, seconds_left: float, seconds_needed: float | None) -> Plan:
     planned = recipe.replace(epochs=0, steps_per_epoch=1)
-    message = f"plan: {max(0, seconds_left):.0f} s left, too little for fine-tuning; the linear probe is kept"
+    message = f"{max(0, seconds_left):.0f} s left, too little for fine-tuning; the linear probe is kept"
     if seconds_needed is not None:
         budget = parse_duration(recipe.budget or "") + (seconds_needed - seconds_left) * TIME_SAFETY_FACTOR
         message += f"; --budget {math.ceil(budget / 30) * 30}s would be enough for it"
@@ -193,7 +193,7 @@ def find_learning_rates(trainer: Trainer, recipe: Recipe, steps: int = 80) -> Pl
     backbone_lr = float(f"{learning_rate * backbone / head:.1e}")
     return Plan(
         recipe.replace(find_lr=False, lr=learning_rate, backbone_lr=backbone_lr),
-        f"plan: learning rates {learning_rate:g} for the head, {backbone_lr:g} for the backbone",
+        f"learning rates {learning_rate:g} for the head, {backbone_lr:g} for the backbone",
     )
 
 

@@ -104,6 +104,34 @@ def format_epoch(record: EpochRecord, epochs: int) -> str:
     )
 
 
+EPOCH_TABLE_HEADER = "epoch  train loss  accuracy  val. loss  accuracy  seconds"
+
+
+def epoch_row(record: EpochRecord) -> str:
+    """An epoch as a row below `EPOCH_TABLE_HEADER`."""
+    return (
+        f"{record.epoch:>5}{record.train_loss:>12.3f}{record.train_accuracy:>10.1%}"
+        f"{record.val_loss:>11.3f}{record.val_accuracy:>10.1%}{record.seconds:>9.1f}"
+    )
+
+
+def describe_choice(history: list[EpochRecord], best: int, *, refits_head: bool) -> str:
+    """Which weights were kept, and why, in one line; empty without epochs."""
+    kept = next((record for record in history if record.epoch == best), None)
+    if kept is None:
+        return ""
+    names = {LINEAR_PROBE: "the linear probe", HEAD_REFIT: "the fine-tuned network with its head fitted anew"}
+    name = names.get(kept.phase, f"epoch {kept.epoch} of fine-tuning")
+    others = [record for record in history if record.phase != kept.phase and record.has_validation]
+    if not others or not kept.has_validation:
+        return name
+    if refits_head:
+        rival = [record for record in others if record.phase in names][-1:]
+        losses = "".join(f", {names[record.phase]} has {record.val_loss:.4f}" for record in rival)
+        return f"{name}: validation loss {kept.val_loss:.4f}{losses}"
+    return f"{name}: validation accuracy {kept.val_accuracy:.1%}, loss {kept.val_loss:.4f}"
+
+
 def _score(record: EpochRecord, monitor: str) -> tuple[float, ...]:
     if not record.has_validation:
         return (record.epoch,)

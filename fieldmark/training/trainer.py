@@ -31,7 +31,16 @@ from fieldmark.training.frozen_features import FeaturePair
 from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochListener, EpochRecord, StopTraining
 from fieldmark.training.phase_builder import PhaseBuilder
 from fieldmark.training.phases import Phase, clip_gradients, set_learning_rates, set_train_mode, training_loss
-from fieldmark.training.schedule import best_epoch, best_tuned_epoch, format_epoch, lr_factor, should_stop_early
+from fieldmark.training.schedule import (
+    EPOCH_TABLE_HEADER,
+    best_epoch,
+    best_tuned_epoch,
+    describe_choice,
+    epoch_row,
+    format_epoch,
+    lr_factor,
+    should_stop_early,
+)
 
 CHECKPOINT_INTERVAL_S = 20.0
 """Seconds between checkpoints inside an epoch."""
@@ -73,7 +82,7 @@ class Trainer:
         self.epoch_sums = torch.zeros(3, device=self.fabric.device)  # loss, right, seen of the running epoch
         self.window_sums = torch.zeros(2, device=self.fabric.device)  # loss, seen since the last check for divergence
         self.last_saved_at = time.monotonic()
-        self.is_stopped = False
+        self.is_stopped = self.has_table = False
 
     @property
     def trainable(self) -> nn.Module:
@@ -108,6 +117,9 @@ class Trainer:
                 self._finetune(resumed)
         self._load_best_network()
         self.network.eval()
+        refits_head = self.phase_builder.refits_head
+        if choice := describe_choice(self.state.history, self.best_epoch(), refits_head=refits_head):
+            self.reporter.step("Kept", choice)
         return self.state.history
 
     def _run_linear_probe(self, resumed: Checkpoint | None) -> FeaturePair:
@@ -117,6 +129,9 @@ class Trainer:
             features = builder.frozen_features.compute_features(
                 self.reporter, keeps_train_maps=builder.keeps_train_maps
             )
+        n_images, seconds = len(self.data.train) + len(self.data.val), self.reporter.stage_seconds["features"]
+        size, name = builder.image_size, self.network.spec.backbone
+        self.reporter.step("Features", f"{name} at {size} pixels, {n_images:,} images in {seconds:.0f} s")
         if self.fabric.is_global_zero:
             with self.reporter.timer("phase1"):
                 solve = builder.solve_linear_probe if builder.has_exact_probe else builder.build_head_phase
@@ -186,14 +201,28 @@ class Trainer:
         label = {LINEAR_PROBE: "linear probe", HEAD_REFIT: "head refit"}.get(phase.number, "fine-tuning")
         with self.reporter.progress_bar(label, "steps") as advance:
             for epoch in range(self.state.step // phase.steps_per_epoch, phase.epochs):
-                if self.is_stopped or should_stop_early(
-                    self.state.history, phase.number, self.recipe, len(self.data.val)
-                ):
+                if self.is_stopped and phase.number != HEAD_REFIT:
+                    break
+                if should_stop_early(self.state.history, phase.number, self.recipe, len(self.data.val)):
                     break
                 start = time.monotonic()
                 self._train_epoch(phase, compiled, epoch, advance)
                 self._finish_epoch(phase, epochs_before + epoch + 1, start)
-                self.reporter.info(format_epoch(self.state.history[-1], epochs_before + phase.epochs))
+                self._report_epoch(phase, epochs_before + phase.epochs)
+
+    def _report_epoch(self, phase: Phase, epochs: int) -> None:
+        """A head that was fitted exactly is one step of the run; other epochs are the rows of a table."""
+        record = self.state.history[-1]
+        log_text = format_epoch(record, epochs)
+        if phase.epochs == 1 and not phase.is_finetuning:
+            name = {LINEAR_PROBE: "Linear probe", HEAD_REFIT: "Head refit"}[phase.number]
+            metrics = f"; validation accuracy {record.val_accuracy:.1%}, loss {record.val_loss:.4f}"
+            self.reporter.row(f"fitted exactly{metrics if record.has_validation else ''}", log_text, name)
+            return
+        if not self.has_table:
+            self.has_table = True
+            self.reporter.row(EPOCH_TABLE_HEADER, name="Fine-tuning" if phase.is_finetuning else "Linear probe")
+        self.reporter.row(epoch_row(record), log_text)
 
     def compile_module(self, phase: Phase) -> Any:
         """The phase's module, compiled where the recipe asks for it; a head alone is not worth compiling."""

@@ -174,20 +174,18 @@ def test_export_and_load_module(run: fm.Run, tmp_path: Path):
     assert not module.training and sum(p.numel() for p in module.parameters()) == run.metrics["parameters"]
 
 
-def test_finished_runs_are_compared(run: fm.Run, tmp_path: Path):
-    comparison = fm.compare([run, run.folder], out=tmp_path / "page", progress=False)
-    assert [row.accuracy for row in comparison.rows] == [run.test.accuracy] * len(comparison.rows)  # type: ignore[union-attr]
-    assert (tmp_path / "page").is_dir() and json.dumps(comparison.to_dict())
-    with pytest.raises(FieldmarkError, match="two networks or two finished runs"):
-        fm.compare([run], progress=False)
-
-
 def test_networks_are_compared_on_a_table(small_photos: Path, tmp_path: Path):
     paths = sorted(small_photos.glob("*/*.jpg"))
     table = pandas.DataFrame({"path": paths, "label": [path.parent.name for path in paths]})
     networks = ["efficientnet_lite0", "efficientnet_lite0+head=linear"]
     comparison = fm.compare(table, networks, seeds=1, out=tmp_path / "out", progress=False, epochs=0, **SETTINGS)
     assert len(comparison.rows) == 2 and comparison.rows[1].difference is not None
+    runs = [run for row in comparison.rows for run in row.runs]
+    again = fm.compare([fm.Run.load(Path(runs[0])), runs[1]], out=tmp_path / "again", progress=False)
+    assert [row.accuracy for row in again.rows] == [row.accuracy for row in comparison.rows]
+    assert (tmp_path / "again").is_dir() and json.dumps(again.to_dict())
+    with pytest.raises(FieldmarkError, match="two networks or two finished runs"):
+        fm.compare(runs[:1], progress=False)
 
 
 # ---- build

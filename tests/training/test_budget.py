@@ -176,7 +176,7 @@ def test_the_plan_of_a_budget_is_made_once(start, tmp_path: Path):
     ended = start(tmp_path / "run", words, first=NOW.format(closing=2) + "runtime.PROCESS_START -= 100")
     assert ended.code == 0, ended.said
     assert (tmp_path / "run" / "recipe.yaml").read_text() == recipe
-    assert (tmp_path / "run" / "log.txt").read_text().count("plan: ") == 2  # rates and epochs, once each
+    assert (tmp_path / "run" / "log.txt").read_text().count(" Plan ") == 2  # rates and epochs, once each
     said = re.search(r"(\d+) epochs of (\d+) steps", killed.said)
     assert said and (int(said[1]), int(said[2])) == (planned.epochs, planned.steps_per_epoch)
 
@@ -190,5 +190,5 @@ def test_a_budget_that_is_spent_leaves_phase_2_out(here, small_photos: Path, tmp
     monkeypatch.setattr(finish, "finish_run", stop)
     ended = here("train", small_photos, "--out", tmp_path / "run", *OPTIONS, "--budget", "5s")
     assert ended.err.endswith("fieldmark: stopped\n") and "too little for fine-tuning" in ended.err
-    assert "phase 1" in ended.err and "phase 2)" not in ended.err
+    assert "Linear probe" in ended.err and "val. loss" not in ended.err
     assert Recipe(**yaml.safe_load((tmp_path / "run" / "recipe.yaml").read_text())).epochs == 0
