@@ -1,6 +1,7 @@
 """The documentation as a site: `make docs`. Pages are Markdown; the reference comes from the docstrings."""
 
 import ast
+import re
 from importlib import import_module
 from pathlib import Path
 
@@ -15,8 +16,9 @@ PACKAGE = HERE.parent / "fieldmark"
 
 project = "Fieldmark"
 copyright = "the Fieldmark developers, Apache-2.0"
-extensions = ["myst_parser", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
 exclude_patterns = ["build"]
+nb_execution_mode = "off"  # a test runs the notebook
 html_theme = "furo"
 html_title = project
 html_show_sphinx = False
@@ -36,6 +38,7 @@ def _command_line(_app) -> None:
     for verb in command.commands.values():
         unhide_options(verb)
     said = get_docs_for_click(obj=command, ctx=typer.Context(command), name="fieldmark")
+    said = re.sub(r"\[/?bold\]", "`", re.sub(r"\[/?dim\]", "", said)).replace("\\[", "[")  # Rich's markup
     (HERE / "reference" / "command_line.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
 
 

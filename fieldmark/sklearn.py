@@ -66,7 +66,7 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         self.quality, self.batch, self.augment, self.lr = quality, batch, augment, lr
         self.recipe, self.out, self.random_state, self.verbose = recipe, out, random_state, verbose
 
-    def fit(self, X: Any, y: Sequence[Any]) -> "ImageClassifier":
+    def fit(self, X: Any, y: Any) -> "ImageClassifier":
         """Train on images X with labels y.
 
         Args:

@@ -1,6 +1,7 @@
 """The estimator of scikit-learn."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ from sklearn.preprocessing import FunctionTransformer
 import fieldmark as fm
 from fieldmark.sklearn import ImageClassifier
 
-SETTINGS = {"image_size": 64, "batch": 8, "epochs": 0, "random_state": 0}
+SETTINGS: dict[str, Any] = {"image_size": 64, "batch": 8, "epochs": 0, "random_state": 0}
 
 
 @pytest.fixture(scope="module")
@@ -58,7 +59,7 @@ def test_it_cross_validates_and_stands_in_a_pipeline(paths: list[str], labels: n
 
 def test_it_keeps_the_rules_of_estimators(paths: list[str], labels: np.ndarray):
     estimator = ImageClassifier(**SETTINGS, backbone="efficientnet_lite0")
-    copy = clone(estimator).set_params(epochs=3)
+    copy: Any = clone(estimator).set_params(epochs=3)
     assert copy.get_params() == {**estimator.get_params(), "epochs": 3} and "epochs=3" in repr(copy)
     with pytest.raises(NotFittedError):
         estimator.predict(paths)

@@ -1,6 +1,7 @@
 """Messages and progress of a run: `logging`, a progress bar on stderr, a log file; stdout stays free for JSON."""
 
 import logging
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +16,16 @@ from fieldmark.core.text import sanitize_for_terminal
 LOGGER = logging.getLogger("fieldmark")
 """All messages of the library. Python shows warnings by default, the command line shows all (`log_to_stderr`)."""
 
-CONSOLE = Console(stderr=True, highlight=False, soft_wrap=True, emoji=False)
+
+
+def is_in_notebook() -> bool:
+    """Whether this is the kernel of a notebook."""
+    shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+    return type(shell).__name__ == "ZMQInteractiveShell"
+
+
+# In a notebook stderr is red, and Rich's own output is a block for each line.
+CONSOLE = Console(stderr=not is_in_notebook(), highlight=False, soft_wrap=True, emoji=False, force_jupyter=False)
 
 STEP_WIDTH = 14
 """Characters of the column with the names of a run's steps."""
@@ -84,13 +94,38 @@ class Reporter:
 
     @contextmanager
     def progress_bar(self, description: str, unit: str = "") -> Iterator[ProgressCallback]:
-        """A progress bar with the remaining time; nothing is drawn on anything but a terminal."""
+        """A progress bar with the remaining time; nothing is drawn on anything but a terminal or a notebook."""
+        if is_in_notebook() and not self.quiet:
+            line = _NotebookLine(description, unit)
+            yield line.update
+            line.clear()
+            return
         columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
         time_left = (TimeRemainingColumn(), TextColumn("left"))
         is_hidden = self.quiet or not CONSOLE.is_terminal
         with Progress(*columns, *time_left, console=CONSOLE, transient=True, disable=is_hidden) as progress:
             task = progress.add_task(description, total=None)
             yield lambda done, total: progress.update(task, completed=done, total=total)
+
+
+class _NotebookLine:
+    """Progress on one line of a notebook's cell, written anew at most four times a second."""
+
+    def __init__(self, description: str, unit: str) -> None:
+        self.description, self.unit, self.width, self.last = description, unit, 0, 0.0
+
+    def update(self, done: int, total: int) -> None:
+        if time.monotonic() - self.last > 0.25:
+            self.last = time.monotonic()
+            self._write(f"{self.description}: {done:,} of {total:,} {self.unit}")
+
+    def clear(self) -> None:
+        self._write("")
+        print("\r", end="", flush=True)
+
+    def _write(self, text: str) -> None:
+        print(f"\r{text:<{self.width}}", end="", flush=True)
+        self.width = len(text)
 
 
 class _ConsoleHandler(logging.Handler):

@@ -4,7 +4,6 @@ The slow tests follow the tutorials, too, from top to bottom.
 """
 
 import re
-import shlex
 import shutil
 import zipfile
 from pathlib import Path
@@ -14,6 +13,7 @@ import pytest
 import torch
 import typer.main
 from containers import cub
+from pages import commands
 from PIL import Image
 from served import running
 
@@ -27,13 +27,6 @@ ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted(page for page in ROOT.glob("docs/tutorials/*.md") if ".zh-CN" not in page.name)]
 SMALL = ["--image-size", "64", "--train-size", "64", "--batch", "8", "--seed", "0"]
 """What is written behind a training, and wins; the rest of the command stays as a reader types it."""
-
-
-def commands(page: Path) -> list[list[str]]:
-    """The words of each line in the blocks of shell, without what stands behind #."""
-    blocks = re.findall(r"^```sh\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    lines = "".join(blocks).replace("\\\n", " ").replace(" && ", "\n").splitlines()
-    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def made_small(words: list[str]) -> list[str]:

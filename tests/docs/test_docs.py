@@ -10,6 +10,7 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from pages import python_blocks
 
 from fieldmark.models import VARIANTS, rebuild, spec
 
@@ -36,7 +37,7 @@ GENERATED = {"command_line", *(folder.name for folder in (DOCS.parent / "fieldma
 
 def examples(file: Path) -> str:
     """The Python of a page, in one piece."""
-    return "\n".join(re.findall(r"^```python\n(.*?)^```", file.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE))
+    return "\n".join(python_blocks(file.read_text(encoding="utf-8")))
 
 
 @pytest.fixture
@@ -118,10 +119,12 @@ def test_every_option_that_a_page_names_is_one():
         DOCS / "scale.md",
         DOCS / "recipes.md",
         DOCS / "concepts.md",
+        DOCS / "guides" / "coming-from.md",
         *DOCS.glob("tutorials/*.md"),
     )
     for page in (*pages, DOCS.parent / "README.md"):
-        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", page.read_text(encoding="utf-8")))
+        text = re.sub(r"^```text.*?^```", "", page.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+        named = set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))
         assert named - known - torchrun - {"--logdir", "--help", "--batch"} == set(), page.name
 
 
