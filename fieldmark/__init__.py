@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fieldmark.pipeline.api import explain as explain
     from fieldmark.pipeline.api import export as export
     from fieldmark.pipeline.api import load_module as load_module
+    from fieldmark.pipeline.api import push as push
     from fieldmark.pipeline.api import search as search
     from fieldmark.pipeline.api import train as train
     from fieldmark.pipeline.check_report import CheckReport as CheckReport
@@ -56,6 +57,7 @@ __all__ = [
     "export",
     "load",
     "load_module",
+    "push",
     "search",
     "sklearn",
     "train",
@@ -63,7 +65,7 @@ __all__ = [
 
 __version__ = _version("fieldmark")
 
-_API = ("check", "compare", "evaluate", "explain", "export", "load_module", "search", "train")
+_API = ("check", "compare", "evaluate", "explain", "export", "load_module", "push", "search", "train")
 _LAZY_IMPORTS = {
     "Callback": ("fieldmark.training.history", "Callback"),
     "CheckReport": ("fieldmark.pipeline.check_report", "CheckReport"),

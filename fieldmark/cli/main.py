@@ -28,7 +28,14 @@ app = typer.Typer(
 )
 
 UsageError: Any = typer.BadParameter.__base__
-EXTRAS = {"pyarrow": "parquet", "openvino": "openvino", "fsspec": "ray", "ray": "ray", "optuna": "search"}
+EXTRAS = {
+    "huggingface_hub": "hub",
+    "pyarrow": "parquet",
+    "openvino": "openvino",
+    "fsspec": "ray",
+    "ray": "ray",
+    "optuna": "search",
+}
 """Package -> the extra that installs it; `train` has the others."""
 EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
 LOOK_FIELDS = (
@@ -152,6 +159,14 @@ _add(
     "export RUN --out OUT",
     "export RUN --out OUT --int8",
     "export RUN --out OUT --openvino",
+)
+_add(
+    "Use",
+    "Upload a classifier with its model card to the hub.",
+    use.push,
+    "push RUN user/name",
+    "push RUN user/name --private",
+    "push RUN user/name --json",
 )
 _add(
     "Use",

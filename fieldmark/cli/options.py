@@ -21,7 +21,9 @@ PhotosArgument = Annotated[
         metavar="PHOTOS", help="Folder with a folder of images per class, or with train/, val/ and test/ of them."
     ),
 ]
-ModelArgument = Annotated[str, typer.Argument(metavar="MODEL", help="A run, its bundle, or an exported .onnx file.")]
+ModelArgument = Annotated[
+    str, typer.Argument(metavar="MODEL", help="A run, its bundle, an .onnx file, or hf://user/name.")
+]
 SHARED_FIELDS = tuple(
     name
     for name in Recipe.model_fields

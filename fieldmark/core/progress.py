@@ -17,7 +17,6 @@ LOGGER = logging.getLogger("fieldmark")
 """All messages of the library. Python shows warnings by default, the command line shows all (`log_to_stderr`)."""
 
 
-
 def is_in_notebook() -> bool:
     """Whether this is the kernel of a notebook."""
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None

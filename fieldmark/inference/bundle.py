@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import one_line
+from fieldmark.inference import hub
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -154,12 +155,12 @@ def save(folder: Path, info: BundleInfo, network: "Network", ood_scorer: "OODSco
 
 
 def find_onnx_file(model: str | Path) -> Path:
-    """The ONNX model of a run, a bundle folder or an exported file.
+    """The ONNX model of a run, a bundle folder, an exported file or an address on the hub.
 
     Raises:
         FieldmarkError: there is no model, or the run has not finished.
     """
-    model = Path(model)
+    model = hub.download_bundle(str(model)) if hub.is_hub_address(model) else Path(model)
     if model.is_file() and model.suffix == ".onnx":
         return model
     for folder in (model / "bundle", model):

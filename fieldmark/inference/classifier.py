@@ -74,7 +74,7 @@ class Classifier:
     other images of a call.
 
     Args:
-        model: a run, a bundle or an exported .onnx file.
+        model: a run, a bundle, an exported .onnx file, or hf://user/name on the hub.
         providers: onnxruntime's execution providers in order of preference, for example `["CPUExecutionProvider"]`; by
             default a CUDA or ROCm GPU if onnxruntime supports it here, else the CPU.
 

@@ -12,6 +12,7 @@ from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import LOGGER, Reporter, log_to_stderr
 from fieldmark.data import in_memory
+from fieldmark.inference import hub
 from fieldmark.inference.classifier import Classifier
 from fieldmark.inference.inputs import ImageInput
 from fieldmark.recipes import recipe as recipes
@@ -216,6 +217,23 @@ def export(
 
 
 @speaks_python
+def push(model: RunLike, repository: str, *, private: bool = False) -> str:
+    """Upload the classifier of a finished run with its model card to the hub, and return its address for `load`.
+
+    Args:
+        model: a `Run`, or the path of one.
+        repository: as user/name; it is made if there is none.
+        private: whether a new repository is private.
+
+    Raises:
+        FieldmarkError: the run has not finished, or the hub refuses.
+    """
+    from fieldmark.exporters.push import push_run
+
+    return push_run(_path_of(model), repository, private=private)
+
+
+@speaks_python
 def compare(
     data: Any,
     networks: Sequence[str] = (),
@@ -320,6 +338,8 @@ def _path_of(model: RunLike) -> Path:
     if isinstance(model, Classifier):
         run = model.file.parent.parent
         return run if (run / "metrics.json").exists() else model.file.parent
+    if hub.is_hub_address(model):
+        return hub.download_bundle(str(model))
     if isinstance(model, str | os.PathLike):
         return Path(model)
     raise TypeError(f"{type(model).__name__} is not taken: give a Run, a Classifier or the path of a run")

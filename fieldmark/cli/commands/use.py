@@ -88,6 +88,22 @@ def export(
     raise typer.Exit(0 if result.is_equivalent else 1)
 
 
+def push(
+    run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    repository: Annotated[str, typer.Argument(metavar="USER/NAME", help="The repository; made if there is none.")],
+    private: Annotated[bool, typer.Option("--private", help="Make a new repository private.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Upload the classifier of a run with its model card to the Hugging Face hub: weights, ONNX file, classes.
+
+    No images and no predictions are uploaded. `hf auth login` or HF_TOKEN gives access.
+    """
+    from fieldmark.exporters.push import push_run
+
+    address = push_run(run, repository, private=private)
+    print_result({"address": address}, [f"Use:  fieldmark predict {address} PHOTO"], [], as_json)
+
+
 def serve(
     model: ModelArgument,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
