@@ -36,6 +36,12 @@ class MeanStd(NamedTuple):
 IMAGENET_MEAN_STD = MeanStd((123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
 HALF_MEAN_STD = MeanStd((127.5,) * 3, (127.5,) * 3)  # maps 0..255 to -1..1
 IMAGENET_PREPROCESSING = Preprocessing(224, 0.875, *IMAGENET_MEAN_STD, "bilinear")
+TIMM_VGG_RENAMES = (
+    (r"^pre_logits\.fc1\.", "classifier.0."),
+    (r"^pre_logits\.fc2\.", "classifier.3."),
+    (r"^head\.fc\.", "classifier.6."),
+)
+"""timm's names of VGG's fully connected layers, which are convolutions there -> ours, which are torchvision's."""
 DENSENET_RENAMES = ((r"(denselayer\d+\.(?:norm|conv))\.([12])\.", r"\1\2."),)
 
 
@@ -121,6 +127,7 @@ def _timm_weights(
 
 
 _densenet = partial(_torchvision_weights, renames=DENSENET_RENAMES)
+_vgg = partial(_torchvision_weights, renames=TIMM_VGG_RENAMES)
 _efficientnet = partial(_timm_weights, renames=EFFICIENTNET)
 _lite = partial(_timm_weights, mean_std=HALF_MEAN_STD, interpolation="bilinear")
 _inception = partial(_timm_weights, size=299, mean_std=HALF_MEAN_STD)
@@ -181,14 +188,14 @@ PUBLISHED_WEIGHTS: dict[str, PublishedWeights] = {
     "seresnet152": _senet("legacy_seresnet152.in1k", 78.66, 94.37),
     "seresnext50_32x4d": _senet("legacy_seresnext50_32x4d.in1k", 79.076, 94.432),
     "seresnext101_32x4d": _senet("legacy_seresnext101_32x4d.in1k", 80.23, 95.026),
-    "vgg11": _torchvision_weights("VGG11", 69.02, 88.628),
-    "vgg11_bn": _torchvision_weights("VGG11_BN", 70.37, 89.81),
-    "vgg13": _torchvision_weights("VGG13", 69.928, 89.246),
-    "vgg13_bn": _torchvision_weights("VGG13_BN", 71.586, 90.374),
-    "vgg16": _torchvision_weights("VGG16", 71.592, 90.382),
-    "vgg16_bn": _torchvision_weights("VGG16_BN", 73.36, 91.516),
-    "vgg19": _torchvision_weights("VGG19", 72.376, 90.876),
-    "vgg19_bn": _torchvision_weights("VGG19_BN", 74.218, 91.842),
+    "vgg11": _vgg("VGG11", 69.02, 88.628),
+    "vgg11_bn": _vgg("VGG11_BN", 70.37, 89.81),
+    "vgg13": _vgg("VGG13", 69.928, 89.246),
+    "vgg13_bn": _vgg("VGG13_BN", 71.586, 90.374),
+    "vgg16": _vgg("VGG16", 71.592, 90.382),
+    "vgg16_bn": _vgg("VGG16_BN", 73.36, 91.516),
+    "vgg19": _vgg("VGG19", 72.376, 90.876),
+    "vgg19_bn": _vgg("VGG19_BN", 74.218, 91.842),
     "xception": _inception("legacy_xception.tf_in1k", 79.04, 94.382, crop=0.8975, on_hub=False),
 }
 

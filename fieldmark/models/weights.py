@@ -161,7 +161,14 @@ def _match_names(
     if "fc" not in variant.head_names:  # no class layer is published, so the head is not in the file
         names = {key: name for key, name in names.items() if not name.startswith("head.")}
     file = {key if key in names else rename_key(key, renames): tensor for key, tensor in state.items()}
+    file = {key: _as_linear(tensor, own.get(names.get(key, ""))) for key, tensor in file.items()}
     return _KeyMatch(file, {key: own[name] for key, name in names.items()}, names, is_own_format=False)
+
+
+def _as_linear(tensor: Tensor, own: Tensor | None) -> Tensor:
+    """A convolution over a whole map as the linear layer that it is (VGG's in timm); other tensors as they are."""
+    is_linear = own is not None and own.ndim == 2 and tensor.ndim == 4 and tensor.numel() == own.numel()
+    return tensor.flatten(1) if is_linear else tensor
 
 
 def _published_name(key: str, names: Mapping[str, str]) -> str:

@@ -243,3 +243,15 @@ def test_lites_say_what_the_reference_package_says(number: int):
         photo = prepare(image.convert("RGB"), ours.preprocessing)
     expected = theirs(photo)
     assert (ours(photo) - expected).abs().max() < 1e-5 * expected.abs().max()
+
+
+def test_the_names_of_timm_for_vgg_are_taken(tmp_path: Path):
+    """Its fully connected layers are convolutions there."""
+    timm = pytest.importorskip("timm")
+    torch.manual_seed(3)
+    theirs = timm.create_model("vgg11_bn", num_classes=5).eval()
+    save_file(theirs.state_dict(), tmp_path / "vgg.safetensors")
+    ours = build("vgg11_bn", classes=5, weights=tmp_path / "vgg.safetensors").eval()
+    x = torch.randn(1, 3, 224, 224)
+    with torch.no_grad():
+        torch.testing.assert_close(ours(x), theirs(x), rtol=1e-4, atol=1e-5)
