@@ -10,10 +10,10 @@
 """
 
 import os as _os
-from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    __version__: str
     from fieldmark import sklearn as sklearn
     from fieldmark.core.errors import FieldmarkError as FieldmarkError
     from fieldmark.inference.classifier import Classifier as Classifier
@@ -63,8 +63,6 @@ __all__ = [
     "train",
 ]
 
-__version__ = _version("fieldmark")
-
 _API = ("check", "compare", "evaluate", "explain", "export", "load_module", "push", "search", "train")
 _LAZY_IMPORTS = {
     "Callback": ("fieldmark.training.history", "Callback"),
@@ -83,6 +81,10 @@ _LAZY_IMPORTS = {
 
 def __getattr__(name: str) -> Any:
     """Import late: `import fieldmark` and prediction need no torch."""
+    if name == "__version__":
+        from importlib.metadata import version  # 40 ms
+
+        return version("fieldmark")
     from importlib import import_module
 
     if name == "sklearn":

@@ -7,7 +7,6 @@ import os
 import sys
 import traceback
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Annotated, Any
 
 import typer
@@ -196,6 +195,8 @@ _add(
 
 def _show_version(is_requested: bool) -> None:
     if is_requested:
+        from importlib.metadata import version
+
         print(f"fieldmark {version('fieldmark')}")
         raise typer.Exit
 
