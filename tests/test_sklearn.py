@@ -59,7 +59,8 @@ def test_it_cross_validates_and_stands_in_a_pipeline(paths: list[str], labels: n
 
 def test_it_keeps_the_rules_of_estimators(paths: list[str], labels: np.ndarray):
     estimator = ImageClassifier(**SETTINGS, backbone="efficientnet_lite0")
-    copy: Any = clone(estimator).set_params(epochs=3)
+    copy: Any = clone(estimator)
+    copy.set_params(epochs=3)
     assert copy.get_params() == {**estimator.get_params(), "epochs": 3} and "epochs=3" in repr(copy)
     with pytest.raises(NotFittedError):
         estimator.predict(paths)

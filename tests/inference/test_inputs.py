@@ -151,7 +151,7 @@ def test_features_come_from_the_network(classifier: Classifier, small_run: Path,
     features = classifier.embed(paths)
     assert features.shape[0] == 3 and features.dtype == np.float32
     np.testing.assert_allclose(classifier.embed(paths[0]), features[0])
-    module = fieldmark.load_module(small_run)
+    module: Any = fieldmark.load_module(small_run)
     size, mean, std = (getattr(module.preprocessing, name) for name in ("size", "mean", "std"))
     assert features.shape[1] == list(module.backbone.stages.values())[-1] and size > 0 and len(mean) == len(std) == 3
     alone = tmp_path / "alone.onnx"

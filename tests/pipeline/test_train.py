@@ -214,9 +214,9 @@ def test_nothing_is_written_into_a_folder_that_is_no_run(small_photos, tmp_path)
 
 def test_a_run_without_a_name_gets_one(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    assert run_module._default_run_dir(Path("some/photos")) == Path("runs/photos")
+    assert run_module.default_run_dir(Path("some/photos")) == Path("runs/photos")
     (tmp_path / "runs" / "photos").mkdir(parents=True)
-    assert run_module._default_run_dir(Path("some/photos")) == Path("runs/photos-2")
+    assert run_module.default_run_dir(Path("some/photos")) == Path("runs/photos-2")
 
 
 # ---- networks that are small, grey, or have more than one head
