@@ -4,7 +4,7 @@ import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 
@@ -133,6 +133,12 @@ class Classifier:
             return self.to_prediction(path, self.infer_source(source), top)
         except UnreadableImageError as error:
             return Prediction(path, error=str(error))
+
+    @overload
+    def predict(self, images: list[Any] | tuple[Any, ...] | Iterator[Any], top: int = 5) -> list[Prediction]: ...
+
+    @overload
+    def predict(self, images: ImageInput, top: int = 5) -> Any: ...
 
     def predict(self, images: ImageInput, top: int = 5) -> Any:
         """The `Prediction` for one image, or a list of them for several, in order.

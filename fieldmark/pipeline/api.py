@@ -75,8 +75,8 @@ def check(data: Any, *, quick: bool = False, progress: bool = True, **recipe_fie
     """Audit a dataset before training: unreadable images, duplicates, leaks, outliers, likely label errors.
 
     Args:
-        data: a folder, an archive or a manifest, a DataFrame (`path`, `label`[, `split`, `group`]), or a dataset of
-            (PIL image, label). Nothing of it is changed.
+        data: a folder, an archive or a manifest, a DataFrame with the columns `path`, `label` and perhaps `split` and
+            `group`, or a dataset of (PIL image, label). Nothing of it is changed.
         quick: leave out the search for label errors, for which a network embeds every image.
         progress: show progress and warnings.
         recipe_fields: `group_by`, `split_file`, `apply`, `crop_boxes`, `lang`.

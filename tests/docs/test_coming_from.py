@@ -38,7 +38,14 @@ def at_hand(small_photos: Path, drawing, tmp_path: Path, monkeypatch: pytest.Mon
     return tmp_path
 
 
-@pytest.mark.parametrize("section", SECTIONS, ids=lambda section: section.split()[0])
+QUICK = ("timm", "Without")
+PARAMETERS = [
+    pytest.param(section, marks=[] if section.startswith(QUICK) else pytest.mark.slow, id=section.split()[0])
+    for section in SECTIONS
+]
+
+
+@pytest.mark.parametrize("section", PARAMETERS)
 def test_the_python_of_a_section_runs(section: str, at_hand: Path):
     blocks = python_blocks(section)
     assert blocks
@@ -53,6 +60,7 @@ def small_command(words: list[str]) -> list[str]:
     return [*words, *steps, "--backbone", "efficientnet_lite0"]
 
 
+@pytest.mark.slow
 def test_its_commands_run_in_their_order(at_hand: Path, here):
     given = commands(PAGE)
     assert {words[1] for words in given} == {"train", "check", "predict", "explain", "evaluate", "export", "zoo"}
