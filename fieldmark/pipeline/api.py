@@ -59,7 +59,7 @@ def speaks_python(function: Callable[P, T]) -> Callable[P, T]:
 
 
 def _in_python_words(message: str) -> str:
-    """`--image-size is 7` -> `image_size= is 7`, `--no-exact` -> `exact=False`."""
+    """`--batch 8` -> `batch=8`, `--image-size is 7` -> `image_size= is 7`, `--no-exact` -> `exact=False`."""
 
     def argument(match: re.Match[str]) -> str:
         name = match[1].replace("-", "_")
@@ -67,7 +67,7 @@ def _in_python_words(message: str) -> str:
             return f"{name[3:]}=False"
         return f"{ARGUMENT_NAMES.get(name, name)}="
 
-    return re.sub(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])", argument, message)
+    return re.sub(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])(?: (?=[\d'\"]))?", argument, message)
 
 
 @speaks_python

@@ -188,7 +188,7 @@ def _kept_features(trainer: Trainer, prepared: PreparedData) -> ScoreFeatures | 
 
     def read(features: np.ndarray, rows: slice | np.ndarray) -> np.ndarray:
         some = np.array(features[rows])
-        return some.reshape(len(some), -1)
+        return some.reshape(len(some), math.prod(train.shape[1:]))  # perhaps there are no validation images
 
     def classify(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         with torch.inference_mode():

@@ -129,6 +129,7 @@ def test_errors_speak_python(small_photos: Path, tmp_path: Path):
     assert _in_python_words("--batch is 3 (--no-exact takes steps), a--b, 3--4") == (
         "batch= is 3 (exact=False takes steps), a--b, 3--4"
     )
+    assert _in_python_words("started with --batch 8, not 32") == "started with batch=8, not 32"
     assert _in_python_words("repeat --vary, or more --seeds") == "repeat space=, or more seeds="
 
 
@@ -186,6 +187,25 @@ def test_networks_are_compared_on_a_table(small_photos: Path, tmp_path: Path):
     assert (tmp_path / "again").is_dir() and json.dumps(again.to_dict())
     with pytest.raises(FieldmarkError, match="two networks or two finished runs"):
         fm.compare(runs[:1], progress=False)
+
+
+@pytest.mark.slow
+def test_hyperparameters_are_searched(small_photos: Path, tmp_path: Path):
+    pytest.importorskip("optuna")
+    result = fm.search(
+        small_photos,
+        trials=2,
+        space=["label_smoothing=0,0.2"],
+        out=tmp_path / "out",
+        progress=False,
+        epochs=0,
+        **SETTINGS,
+    )
+    assert len(result.trials) == 2 and result.best in result.trials and result.test is not None
+    with pytest.raises(FieldmarkError, match=r"exists: give another out=, or resume=True"):
+        fm.search(small_photos, out=tmp_path / "out", progress=False)
+    with pytest.raises(FieldmarkError, match=r"leave folds=, devices=, nodes=, budget= out"):
+        fm.search(small_photos, out=tmp_path / "other", progress=False, folds=3)
 
 
 # ---- build

@@ -60,7 +60,7 @@ def test_nothing_stays_if_the_first_fold_fails(tmp_path: Path):
 # ---- a given option that differs from the recipe of the run
 
 
-@pytest.mark.parametrize(("settings", "says"), [({"batch": 32}, "--batch 8, not 32"), ({"seed": 1}, "--seed 0, not 1")])
+@pytest.mark.parametrize(("settings", "says"), [({"batch": 32}, "batch=8, not 32"), ({"seed": 1}, "seed=0, not 1")])
 def test_resume_refuses_another_value_the_default_too(
     settings, says, small_run: Path, small_photos: Path, tmp_path: Path
 ):
