@@ -104,6 +104,7 @@ def _upright_rgb(image: Image.Image) -> Image.Image:
     _ignore_pillow_warnings()
     try:
         _check_size(image.width, image.height)
+        image.load()
         upright = image
         with contextlib.suppress(Exception):  # a damaged EXIF block does not make pixels unreadable
             upright = ImageOps.exif_transpose(image)

@@ -11,7 +11,7 @@ from PIL import Image
 from fieldmark.core import io
 from fieldmark.core.text import summarize_names
 from fieldmark.data.catalog import SPLIT_ALIASES
-from fieldmark.data.image import decode
+from fieldmark.data.image import UnreadableImageError, decode
 
 MANIFEST_NAME = "manifest.csv"
 PATH_COLUMNS = ("path", "file_name", "filename", "file")
@@ -62,7 +62,8 @@ def write_manifest(data: Any, folder: Path) -> Path:
 
 
 def _is_table(data: Any) -> bool:
-    return hasattr(data, "columns") and hasattr(data, "itertuples")
+    """Whether this is a DataFrame, of pandas or of another library."""
+    return hasattr(data, "columns") and hasattr(data, "__getitem__") and not isinstance(data, Mapping)
 
 
 def _rows_of_table(table: Any) -> Iterator[dict[str, Any]]:
@@ -75,15 +76,21 @@ def _rows_of_table(table: Any) -> Iterator[dict[str, Any]]:
             "and may have split, group and box"
         )
     kept = [name for name in OPTIONAL_COLUMNS if name in columns]
-    for path, label, *others in zip(
-        *(table[column] for column in (path_column, columns["label"], *map(columns.__getitem__, kept))), strict=True
-    ):
-        row = {"path": os.path.abspath(path), "label": label}
-        yield row | {name: "" if _is_missing(value) else value for name, value in zip(kept, others, strict=True)}
+    names = ("path", "label", *kept)
+    series = (table[column] for column in (path_column, columns["label"], *map(columns.__getitem__, kept)))
+    for number, values in enumerate(zip(*series, strict=True)):
+        row = {name: "" if _is_missing(value) else value for name, value in zip(names, values, strict=True)}
+        if row["path"] == "" or row["label"] == "":
+            raise ValueError(f"row {number} of the DataFrame has no {'path' if row['path'] == '' else 'label'}")
+        yield row | {"path": os.path.abspath(row["path"])}
 
 
 def _is_missing(value: Any) -> bool:
-    return value is None or value != value  # NaN and pandas' own
+    """Whether it is None, NaN or pandas' own missing value."""
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA
+        return True
 
 
 def _write_images(dataset: LabelledImages, folder: Path, split: str) -> Iterator[dict[str, Any]]:
@@ -94,8 +101,12 @@ def _write_images(dataset: LabelledImages, folder: Path, split: str) -> Iterator
     for index in range(len(dataset)):
         image, label = _image_and_label(dataset[index], index)
         file = images_folder / f"{index:06d}.png"
+        try:
+            pixels = decode(image)
+        except UnreadableImageError as error:
+            raise ValueError(f"item {index} of the dataset cannot be read: {error}") from None
         with io.atomic_path(file) as partial:
-            decode(image).save(partial, format="PNG", compress_level=1)
+            pixels.save(partial, format="PNG", compress_level=1)
         row = {"path": file.relative_to(folder).as_posix(), "label": _class_name(label, names)}
         yield row | ({"split": split} if split else {})
 

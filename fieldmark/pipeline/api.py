@@ -37,9 +37,10 @@ ARGUMENT_NAMES = {
     "whole": "full_training",
     "network": "networks",
     "class": "target",
-    "devices": "devices",
 }
 """Options of the command line whose argument in Python has another name."""
+FLAGS = frozenset({"resume", "quick", "tta", "int8", "openvino", "private", "full_training"})
+"""Arguments, besides settings of a recipe, that are on or off."""
 
 
 def speaks_python(function: Callable[P, T]) -> Callable[P, T]:
@@ -65,7 +66,9 @@ def _in_python_words(message: str) -> str:
         name = match[1].replace("-", "_")
         if name.startswith("no_"):
             return f"{name[3:]}=False"
-        return f"{ARGUMENT_NAMES.get(name, name)}="
+        name = ARGUMENT_NAMES.get(name, name)
+        is_flag = name in FLAGS or (name in Recipe.model_fields and recipes.value_type(name) is bool)
+        return f"{name}=True" if is_flag else f"{name}="
 
     return re.sub(r"(?<![\w-])--([a-z][a-z0-9-]*[a-z0-9])(?: (?=[\d'\"]))?", argument, message)
 

@@ -1,5 +1,6 @@
 """DataFrames and datasets of Python as sources of images."""
 
+import io
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,30 @@ def test_names_of_classes_and_splits(tmp_path: Path):
     assert read_catalog(write_manifest(texts, tmp_path / "texts")).classes == ("ü", "玻璃")
 
 
+def truncated() -> Image.Image:
+    """An image that is opened, and cannot be loaded."""
+    content = io.BytesIO()
+    image(0).resize((200, 200)).save(content, "JPEG")
+    return Image.open(io.BytesIO(content.getvalue()[:900]))
+
+
+def test_another_table_does_as_well(small_photos: Path, tmp_path: Path):
+    """Anything with columns by name."""
+
+    class Frame:
+        def __init__(self, columns: dict[str, list[Any]]) -> None:
+            self.values = columns
+
+        columns = property(lambda self: list(self.values))
+
+        def __getitem__(self, name: str) -> list[Any]:
+            return self.values[name]
+
+    paths = sorted(small_photos.glob("*/*.jpg"))
+    frame = Frame({"file_name": paths, "label": [k % 2 for k in range(len(paths))]})
+    assert read_catalog(write_manifest(frame, tmp_path / "data")).classes == ("0", "1")
+
+
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
@@ -82,6 +107,9 @@ def test_names_of_classes_and_splits(tmp_path: Path):
         (Pairs([(torch.zeros(3, 4, 4), 0)]), TypeError, "item 0 .*Tensor.*without a transform to tensors"),
         (Rows([{"pixels": 1, "label": 0}]), TypeError, "item 0 .*pixels, label"),
         (Pairs([]), ValueError, "empty"),
+        (pandas.DataFrame({"path": ["a.jpg", "b.jpg"], "label": ["a", None]}), ValueError, "row 1 .* has no label"),
+        (pandas.DataFrame({"path": ["a.jpg", pandas.NA], "label": [1, 2]}), ValueError, "row 1 .* has no path"),
+        (Pairs([(truncated(), 0)]), ValueError, "item 0 .* cannot be read: truncated"),
         (3, TypeError, "int is not taken: give a path, a DataFrame"),
         ({"a": 1}, TypeError, "dict is not taken"),
     ],

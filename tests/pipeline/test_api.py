@@ -122,7 +122,7 @@ def test_a_linear_probe_can_be_the_end(small_photos: Path, tmp_path: Path):
 def test_errors_speak_python(small_photos: Path, tmp_path: Path):
     with pytest.raises(FieldmarkError, match=r"^image_size= is 'x', but must be"):
         fm.train(small_photos, out=tmp_path / "run", image_size="x")
-    with pytest.raises(FieldmarkError, match=r"exists.*out=.*resume="):
+    with pytest.raises(FieldmarkError, match=r"exists: give another out=, or resume=True to continue it"):
         fm.train(small_photos, out=tmp_path, progress=False)
     with pytest.raises(FieldmarkError, match="'imagesize' is no setting of a recipe; image_size"):
         fm.train(small_photos, imagesize=3)
@@ -130,6 +130,7 @@ def test_errors_speak_python(small_photos: Path, tmp_path: Path):
         "batch= is 3 (exact=False takes steps), a--b, 3--4"
     )
     assert _in_python_words("started with --batch 8, not 32") == "started with batch=8, not 32"
+    assert _in_python_words("--find-lr sets them, or --whole") == "find_lr=True sets them, or full_training=True"
     assert _in_python_words("repeat --vary, or more --seeds") == "repeat space=, or more seeds="
 
 
