@@ -74,7 +74,8 @@ def test_pixels_are_predicted_as_a_file_without_loss(kind: str, classifier: Clas
     expected = classifier.predict(tmp_path / "same.png")
     source = FROM_PIXELS[kind](photo)
     before = np.array(source)
-    assert replace(classifier.predict(source), path="") == replace(expected, path="")
+    prediction: Any = classifier.predict(source)
+    assert replace(prediction, path="") == replace(expected, path="")
     assert np.array_equal(np.array(source), before)  # and stay as they are
 
 
