@@ -38,18 +38,9 @@ EXTRAS = {
 """Package -> the extra that installs it; `train` has the others."""
 EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
 LOOK_FIELDS = (
-    "quality",
-    "backbone",
-    "weights",
-    "image_size",
-    "train_size",
-    "pad",
-    "channels",
-    "augment",
-    "seed",
-    "lang",
+    *("quality", "backbone", "weights", "image_size", "train_size", "pad", "channels", "augment", "seed", "lang"),
+    *("group_by", "split_file", "apply", "crop_boxes"),
 )
-LOOK_FIELDS += ("group_by", "split_file", "apply", "crop_boxes")
 ONE_DEVICE_FIELDS = ("folds", "fold", "devices", "nodes")
 """Fields that comparisons and searches refuse: they train one run after the other."""
 COMPARE_FIELDS = tuple(name for name in SHARED_FIELDS if name not in ONE_DEVICE_FIELDS)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.hub import hidden_progress_bar
 
 PREFIX = "hf://"
 REQUIRED_FILES = ("bundle.json", "model.onnx")
@@ -49,11 +50,6 @@ def download_bundle(address: str) -> Path:
 
 def _download(repository: str, name: str, revision: str | None) -> Path:
     import huggingface_hub as hub
-    from huggingface_hub.utils import tqdm
 
-    class HiddenProgressBar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": True})
-
-    settings: dict[str, Any] = {"etag_timeout": TIMEOUT_SECONDS, "tqdm_class": HiddenProgressBar}
+    settings: dict[str, Any] = {"etag_timeout": TIMEOUT_SECONDS, "tqdm_class": hidden_progress_bar()}
     return Path(hub.hf_hub_download(repository, name, revision=revision, **settings))

@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 from urllib.parse import urlparse
 from urllib.request import Request, urlopen
 
@@ -20,6 +19,7 @@ import torch
 
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.hub import hidden_progress_bar
 
 TIMEOUT_SECONDS = 5.0
 """How long a server may take to respond."""
@@ -78,11 +78,6 @@ def download_url(url: str) -> Path:
 def download_from_hub(repository: str, name: str = HUB_FILE) -> Path:
     """A file of a repository on the hub (the public one, or that of HF_ENDPOINT), in the hub's own cache."""
     import huggingface_hub as hub
-    from huggingface_hub.utils import tqdm
-
-    class HiddenProgressBar(tqdm):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs | {"disable": True})
 
     url = hub.hf_hub_url(repository, name)
     with download_errors(f"{repository}/{name}", f"fetch {url} from the hub and pass it by --weights FILE"):
@@ -90,7 +85,9 @@ def download_from_hub(repository: str, name: str = HUB_FILE) -> Path:
         if not isinstance(cached, str):
             # Offline, hf_hub_download itself would retry for half a minute.
             hub.get_hf_file_metadata(url, timeout=TIMEOUT_SECONDS)
-            cached = hub.hf_hub_download(repository, name, etag_timeout=TIMEOUT_SECONDS, tqdm_class=HiddenProgressBar)
+            cached = hub.hf_hub_download(
+                repository, name, etag_timeout=TIMEOUT_SECONDS, tqdm_class=hidden_progress_bar()
+            )
         # The cache links to a file that is named by the server's entity tag, the SHA-256 of a large file; on a file
         # system without links the tag is not kept.
         content = Path(cached).resolve()
