@@ -147,15 +147,15 @@ def _estimate_refit_seconds(trainer: Trainer, validation_s: float) -> float:
     From kept maps an image takes as long as in a validation pass, and a fifth more for the moments of the stages. The
     solution is assumed to take as long as the linear probe's.
     """
-    builder, data, seconds = trainer.phase_builder, trainer.data, trainer.reporter.stage_seconds
+    builder, data = trainer.phase_builder, trainer.data
     if not builder.refits_head:
         return 0.0
     n_own = len(builder.val_labels[builder.val_shard])
     if builder.has_train_maps and n_own:
         features = 1.2 * validation_s * (len(data.train) / trainer.fabric.world_size + n_own) / n_own
     else:
-        features = seconds.get("features") or _measure_feature_seconds(trainer)
-    return features + seconds.get("phase1", 0.0)
+        features = trainer.feature_seconds or _measure_feature_seconds(trainer)
+    return features + trainer.reporter.stage_seconds.get("phase1", 0.0)
 
 
 def _measure_feature_seconds(trainer: Trainer) -> float:
@@ -166,7 +166,7 @@ def _measure_feature_seconds(trainer: Trainer) -> float:
 
 def _inference_seconds(trainer: Trainer) -> float:
     """Estimated seconds that the exported model takes for one image: on a CPU not more than its features have taken."""
-    features, data = trainer.reporter.stage_seconds.get("features", 0.0), trainer.data
+    features, data = trainer.feature_seconds, trainer.data
     if features and trainer.fabric.world_size == 1 and trainer.fabric.device.type == "cpu":
         return features / (len(data.train) + len(data.val))
     return measure_inference_seconds(trainer.network, trainer.phase_builder.image_size)

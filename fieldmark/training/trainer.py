@@ -27,7 +27,7 @@ from fieldmark.models.state import load_state, save_state, snapshot
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training import checkpoint, divergence
 from fieldmark.training.checkpoint import Checkpoint, TrainingState
-from fieldmark.training.frozen_features import FeaturePair
+from fieldmark.training.frozen_features import TRAIN_FEATURES, FeaturePair
 from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochListener, EpochRecord, StopTraining
 from fieldmark.training.phase_builder import PhaseBuilder
 from fieldmark.training.phases import Phase, clip_gradients, set_learning_rates, set_train_mode, training_loss
@@ -83,6 +83,7 @@ class Trainer:
         self.window_sums = torch.zeros(2, device=self.fabric.device)  # loss, seen since the last check for divergence
         self.last_saved_at = time.monotonic()
         self.is_stopped = self.has_table = False
+        self.feature_seconds = 0.0  # of the linear probe, if they were computed now and not read from a file
 
     @property
     def trainable(self) -> nn.Module:
@@ -124,12 +125,13 @@ class Trainer:
 
     def _run_linear_probe(self, resumed: Checkpoint | None) -> FeaturePair:
         """All processes compute the features; the main process trains the head on them."""
-        builder = self.phase_builder
+        builder, is_kept = self.phase_builder, (self.folder / TRAIN_FEATURES).exists()
         with self.reporter.timer("features"):
             features = builder.frozen_features.compute_features(
                 self.reporter, keeps_train_maps=builder.keeps_train_maps
             )
         n_images, seconds = len(self.data.train) + len(self.data.val), self.reporter.stage_seconds["features"]
+        self.feature_seconds = 0.0 if is_kept else seconds
         size, name = builder.image_size, self.network.spec.backbone
         self.reporter.step("Features", f"{name} at {size} pixels, {n_images:,} images in {seconds:.0f} s")
         if self.fabric.is_global_zero:
@@ -214,7 +216,7 @@ class Trainer:
         """A head that was fitted exactly is one step of the run; other epochs are the rows of a table."""
         record = self.state.history[-1]
         log_text = format_epoch(record, epochs)
-        if phase.epochs == 1 and not phase.is_finetuning:
+        if self.phase_builder.has_exact_probe and not phase.is_finetuning:
             name = {LINEAR_PROBE: "Linear probe", HEAD_REFIT: "Head refit"}[phase.number]
             metrics = f"; validation accuracy {record.val_accuracy:.1%}, loss {record.val_loss:.4f}"
             self.reporter.row(f"fitted exactly{metrics if record.has_validation else ''}", log_text, name)

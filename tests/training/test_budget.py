@@ -24,7 +24,7 @@ class Stage:
 
     def __init__(self, photos: int, elapsed: float) -> None:
         self.network, self.data, self.phase_builder, self.fabric, self.reporter = self, self, self, self, self
-        self.elapsed, self.stage_seconds = lambda: elapsed, dict[str, float]()
+        self.elapsed, self.feature_seconds = lambda: elapsed, 0.0
         self.train, self.image_size, self.is_global_zero = range(photos), 224, True
 
     def broadcast(self, value: Any) -> Any:
