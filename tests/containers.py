@@ -74,6 +74,18 @@ def table(catalog: Catalog) -> set[tuple[bytes, str, str | None]]:
 WANTED = {(content, path.split("/")[1], path.split("/")[0]) for path, content in CONTENT.items()}
 
 
+def touch(root: Path, *names: str) -> Path:
+    """Files that only have the names of photos; a name that ends in "/" is a folder."""
+    for name in names:
+        path = root / name
+        if name.endswith("/"):
+            path.mkdir(parents=True, exist_ok=True)
+        else:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(b"photo")
+    return root
+
+
 def folder(root: Path) -> Path:
     for path, content in CONTENT.items():
         (root / path).parent.mkdir(parents=True, exist_ok=True)

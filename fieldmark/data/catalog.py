@@ -1,14 +1,14 @@
 """The index of a dataset: path, label, split, group and box of each image."""
 
-import unicodedata
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from fieldmark.core.text import printable, summarize_names
 from fieldmark.data.image import Box
+from fieldmark.data.split_names import class_key
 
 if TYPE_CHECKING:
     from fieldmark.data.readers.files import FileTree
@@ -20,13 +20,6 @@ IMAGE_EXTENSIONS = frozenset(
         *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".heic", ".heif"),
     )
 )
-SPLIT_ALIASES = {
-    **dict.fromkeys(("train", "training"), "train"),
-    **dict.fromkeys(("val", "valid", "validation", "dev"), "val"),
-    **dict.fromkeys(("test", "testing"), "test"),
-}
-"""Accepted spellings of the names of splits."""
-
 
 @dataclass(frozen=True)
 class Photo:
@@ -104,11 +97,45 @@ def lost_class_warnings(lost: Iterable[str]) -> tuple[str, ...]:
     )
 
 
+class MergedSpellings(NamedTuple):
+    """Photos whose class is spelled in one way in all splits, and a line on each spelling that was changed."""
+
+    photos: list[Photo]
+    warnings: list[str]
+
+
+def merge_spellings(photos: list[Photo]) -> MergedSpellings:
+    """Give classes that other splits spell otherwise ("glass", "Glass") the spelling of the training images.
+
+    Two spellings within one split are left as they are: they may be two classes.
+    """
+    splits_of: dict[str, set[str | None]] = defaultdict(set)
+    for photo in photos:
+        splits_of[photo.label].add(photo.split)
+    spellings: dict[str, list[str]] = defaultdict(list)
+    for label in sorted(splits_of):
+        spellings[class_key(label)].append(label)
+    renamed: dict[str, str] = {}
+    for labels in spellings.values():
+        trained = [label for label in labels if "train" in splits_of[label]]
+        n_splits = sum(len(splits_of[label]) for label in labels)
+        if len(labels) > 1 and len(trained) == 1 and n_splits == len(set.union(*(splits_of[label] for label in labels))):
+            renamed |= {label: trained[0] for label in labels if label != trained[0]}
+    warnings = [
+        f'class "{printable(label)}" of the {" and ".join(sorted(map(str, splits_of[label])))} images is taken as '
+        f'"{printable(name)}" of the training images'
+        for label, name in renamed.items()
+    ]
+    if not renamed:
+        return MergedSpellings(photos, [])
+    return MergedSpellings([replace(p, label=renamed.get(p.label, p.label)) for p in photos], warnings)
+
+
 def similar_class_warnings(classes: Iterable[str]) -> Iterator[str]:
     """One line for each set of names that differ only in case, white space or Unicode form."""
     names_by_key = defaultdict(list)
     for name in sorted(classes):
-        names_by_key["".join(unicodedata.normalize("NFKC", name).split()).casefold()].append(f'"{printable(name)}"')
+        names_by_key[class_key(name)].append(f'"{printable(name)}"')
     for names in names_by_key.values():
         if len(names) > 1:
             yield f"classes {' and '.join(names)} differ only in case or white space: are they one class?"

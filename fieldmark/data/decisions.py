@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.core.text import pluralize, printable
+from fieldmark.core.text import pluralize, printable, summarize_names
 from fieldmark.data.catalog import Catalog, Photo, lost_class_warnings, trainable_classes
 from fieldmark.data.readers import read_catalog, tables
-from fieldmark.data.readers.files import Folder
-from fieldmark.data.splits import read_split_file
+from fieldmark.data.splits import parse_split_rows
 from fieldmark.recipes.recipe import Recipe
 
 DECISION_COLUMNS = ("path", "label", "decision", "to", "finding", "detail")
@@ -46,9 +45,13 @@ def apply_decisions(catalog: Catalog, file: Path) -> Catalog:
     """
     name, excluded, labels = printable(str(file)), set[str](), dict[str, str]()
     known_paths = {photo.path for photo in catalog.photos}
-    for number, row in enumerate(tables.read_rows(Folder(file.parent), file.name), 1):
+    table = tables.read_table_file(file)
+    if table.rows and not {"path", "decision"} <= table.rows[0].keys():
+        columns = summarize_names(sorted(map(printable, table.rows[0])))
+        raise FieldmarkError(f"{name} has the columns {columns}; decisions need path and decision")
+    for number, row in enumerate(table.rows, 1):
         try:
-            decision = _parse_decision(row)
+            decision = _parse_decision(row, table, known_paths, catalog.classes)
             if decision.action and decision.path not in known_paths:
                 raise ValueError(f"{printable(decision.path)} is not among the photos of {catalog.root}")
             if decision.action == "exclude":
@@ -67,7 +70,7 @@ def apply_decisions(catalog: Catalog, file: Path) -> Catalog:
         if photo.path not in excluded
     ]
     summary = f"{name}: {pluralize(len(excluded), 'photo')} excluded, {len(labels.keys() - excluded):,} relabelled"
-    return _replace_images(catalog, photos, [summary])
+    return _replace_images(catalog, photos, [*(f"{name}: {note}" for note in table.notes), summary])
 
 
 class _Decision(NamedTuple):
@@ -76,8 +79,10 @@ class _Decision(NamedTuple):
     new_label: str
 
 
-def _parse_decision(row: dict[str, Any]) -> _Decision:
+def _parse_decision(row: dict[str, Any], table: tables.Table, paths: set[str], classes: Sequence[str]) -> _Decision:
     path, action, new_label = (str(row.get(column) or "") for column in ("path", "decision", "to"))
+    path = table.name_on_disk(path, paths.__contains__)
+    new_label = table.name_on_disk(new_label, classes.__contains__)
     action = action.strip().lower()
     if action not in _ACTIONS:
         raise ValueError(f"{printable(action)!r} is none of exclude, relabel and keep (or nothing)")
@@ -88,7 +93,7 @@ def _parse_decision(row: dict[str, Any]) -> _Decision:
 
 def apply_split_file(catalog: Catalog, file: Path) -> Catalog:
     """The images that a split file lists, with its splits and labels."""
-    name, rows = printable(str(file)), {row.path: row for row in read_split_file(file)}
+    name, (rows, notes) = printable(str(file)), _read_split_rows(catalog, file)
     photos = [
         replace(photo, split=rows[photo.path].split, label=rows[photo.path].label or photo.label)
         for photo in catalog.photos
@@ -99,12 +104,28 @@ def apply_split_file(catalog: Catalog, file: Path) -> Catalog:
     n_unlisted, n_missing = len(catalog.photos) - len(photos), len(rows) - len(photos)
     labels_before = {photo.path: photo.label for photo in catalog.photos}
     n_relabelled = sum(photo.label != labels_before[photo.path] for photo in photos)
-    warnings = [f"{pluralize(n_unlisted, 'photo')} not listed in {name} left out"] if n_unlisted else []
+    warnings = [f"{name}: {note}" for note in notes]
+    warnings += [f"{pluralize(n_unlisted, 'photo')} not listed in {name} left out"] if n_unlisted else []
     warnings += [f"{pluralize(n_missing, 'photo')} of {name} not found"] if n_missing else []
     warnings += (
         [f"{pluralize(n_relabelled, 'photo')} with the label of {name}, not of its folder"] if n_relabelled else []
     )
     return _replace_images(catalog, photos, warnings)
+
+
+def _read_split_rows(catalog: Catalog, file: Path) -> tuple[dict[str, Photo], tuple[str, ...]]:
+    """The rows of a split file by path, and lines on how it was read: a spreadsheet may have saved it otherwise."""
+    table, paths = tables.read_table_file(file), {photo.path for photo in catalog.photos}
+    rows = parse_split_rows(file, table.rows)
+    renamed = (
+        replace(
+            row,
+            path=table.name_on_disk(row.path, paths.__contains__),
+            label=table.name_on_disk(row.label, catalog.classes.__contains__),
+        )
+        for row in rows
+    )
+    return {row.path: row for row in renamed}, table.notes
 
 
 def _replace_images(catalog: Catalog, photos: Sequence[Photo], warnings: list[str]) -> Catalog:

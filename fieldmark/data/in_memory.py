@@ -9,13 +9,11 @@ import numpy as np
 from PIL import Image
 
 from fieldmark.core import io
-from fieldmark.core.text import summarize_names
-from fieldmark.data.catalog import SPLIT_ALIASES
 from fieldmark.data.image import UnreadableImageError, decode
+from fieldmark.data.readers.columns import find_columns
+from fieldmark.data.split_names import resolve_split
 
 MANIFEST_NAME = "manifest.csv"
-PATH_COLUMNS = ("path", "file_name", "filename", "file")
-OPTIONAL_COLUMNS = ("split", "group", "box")
 ACCEPTED = (
     "a path, a DataFrame with the columns path and label, or a dataset of (PIL image, label), such as torchvision's "
     "and Hugging Face's"
@@ -47,8 +45,9 @@ def write_manifest(data: Any, folder: Path) -> Path:
     """
     if _is_table(data):
         rows = list(_rows_of_table(data))
-    elif isinstance(data, Mapping) and data and all(str(name).lower() in SPLIT_ALIASES for name in data):
-        rows = [row for name, part in data.items() for row in _write_images(part, folder, SPLIT_ALIASES[name.lower()])]
+    elif isinstance(data, Mapping) and data and all(resolve_split(str(name), data) for name in data):
+        splits = {name: resolve_split(str(name), data) or "" for name in data}
+        rows = [row for name, part in data.items() for row in _write_images(part, folder, splits[name])]
     elif isinstance(data, Mapping) or not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
         raise TypeError(f"{type(data).__name__} is not taken: give {ACCEPTED}")
     else:
@@ -68,21 +67,25 @@ def _is_table(data: Any) -> bool:
 
 def _rows_of_table(table: Any) -> Iterator[dict[str, Any]]:
     """Rows of a manifest, with absolute paths."""
-    columns = {str(name).strip().lower(): name for name in table.columns}
-    path_column = next((columns[name] for name in PATH_COLUMNS if name in columns), None)
-    if path_column is None or "label" not in columns:
-        raise ValueError(
-            f"the DataFrame has the columns {summarize_names(list(map(str, table.columns)))}; it needs path and label, "
-            "and may have split, group and box"
-        )
-    kept = [name for name in OPTIONAL_COLUMNS if name in columns]
-    names = ("path", "label", *kept)
-    series = (table[column] for column in (path_column, columns["label"], *map(columns.__getitem__, kept)))
-    for number, values in enumerate(zip(*series, strict=True)):
-        row = {name: "" if _is_missing(value) else value for name, value in zip(names, values, strict=True)}
-        if row["path"] == "" or row["label"] == "":
-            raise ValueError(f"row {number} of the DataFrame has no {'path' if row['path'] == '' else 'label'}")
-        yield row | {"path": os.path.abspath(row["path"])}
+    names = [str(name).strip().lower() for name in table.columns]
+    series = (table[column] for column in table.columns)
+    rows = [
+        {name: "" if _is_missing(value) else value for name, value in zip(names, values, strict=True)}
+        for values in zip(*series, strict=True)
+    ]
+    if not rows:
+        return
+    try:
+        columns = find_columns(rows)
+    except ValueError as error:
+        raise ValueError(f"the DataFrame {error}") from None
+    has_split = any(columns.split(row) for row in rows)
+    for number, row in enumerate(rows):
+        path, label = row[columns.path], columns.label(row)
+        if path == "" or label is None:
+            raise ValueError(f"row {number} of the DataFrame has no {'path' if path == '' else 'label'}")
+        split = {"split": columns.split(row) or ""} if has_split else {}
+        yield {"path": os.path.abspath(path), "label": label, **split, **{n: row[n] for n in ("group", "box") if n in row}}
 
 
 def _is_missing(value: Any) -> bool:

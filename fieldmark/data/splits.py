@@ -2,8 +2,9 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
@@ -74,8 +75,13 @@ def read_split_file(path: Path) -> tuple[Photo, ...]:
     """
     if not path.is_file():
         raise FieldmarkError(f"{printable(str(path))} cannot be read as a split file (no such file)")
+    return parse_split_rows(path, io.read_csv(path))
+
+
+def parse_split_rows(path: Path, rows: Iterable[Mapping[str, Any]]) -> tuple[Photo, ...]:
+    """The images in the rows of the split file `path`; raises as `read_split_file`."""
     photos = list[Photo]()
-    for number, row in enumerate(io.read_csv(path), 2):
+    for number, row in enumerate(rows, 2):
         image_path, label, split = (row.get(column) or "" for column in SPLIT_COLUMNS[:3])
         if not image_path or split not in SPLITS:
             raise _not_a_split_file_error(path, number)

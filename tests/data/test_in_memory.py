@@ -102,7 +102,7 @@ def test_another_table_does_as_well(small_photos: Path, tmp_path: Path):
 @pytest.mark.parametrize(
     ("data", "error", "message"),
     [
-        (pandas.DataFrame({"file": ["a.jpg"], "class": ["a"]}), ValueError, "needs path and label"),
+        (pandas.DataFrame({"file": ["a.jpg"], "score": [0.5]}), ValueError, "needs path and label"),
         (pandas.DataFrame({"path": [], "label": []}), ValueError, "empty"),
         (Pairs([(torch.zeros(3, 4, 4), 0)]), TypeError, "item 0 .*Tensor.*without a transform to tensors"),
         (Rows([{"pixels": 1, "label": 0}]), TypeError, "item 0 .*pixels, label"),

@@ -10,7 +10,14 @@ from pathlib import Path
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable
-from fieldmark.data.catalog import Catalog, Photo, lost_class_warnings, similar_class_warnings, trainable_classes
+from fieldmark.data.catalog import (
+    Catalog,
+    Photo,
+    lost_class_warnings,
+    merge_spellings,
+    similar_class_warnings,
+    trainable_classes,
+)
 from fieldmark.data.readers import arrays, cub, folders, huggingface, tables, webdataset
 from fieldmark.data.readers.archives import open_container
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, ReaderResult
@@ -39,22 +46,36 @@ def read_catalog(source: str | Path, min_classes: int = 2, group_by: str | None 
         FieldmarkError: there are fewer classes with images, or the files are damaged or unsafe.
     """
     path = Path(source)
-    if path.suffix.lower() in MANIFEST_SUFFIXES and path.is_file():
+    if path.suffix.lower() in (*MANIFEST_SUFFIXES, ".txt") and path.is_file():
         result = tables.read_manifest(Folder(path.parent), path.name, group_by)
         return replace(_build_catalog(result, min_classes, group_by), manifest=path)
     files = open_container(path)
     result = next((listed for format in _FORMAT_READERS if (listed := format(files))), None)
     if result is None:
-        result = tables.find_manifests(files, group_by) or folders.list_images(files)
+        result = tables.find_manifests(files, group_by) or _read_folders(files, min_classes, group_by)
     return _build_catalog(result, min_classes, group_by)
 
 
+def _read_folders(files: FileTree, min_classes: int, group_by: str | None) -> ReaderResult:
+    """The images of the class folders; where the folders give no classes, those of a table beside them."""
+    try:
+        result = folders.list_images(files)
+    except FieldmarkError:
+        if table := tables.find_label_tables(files, group_by):
+            return table
+        raise
+    if len(trainable_classes(result.photos)) < max(2, min_classes):
+        return tables.find_label_tables(files, group_by) or result
+    return result
+
+
 def _build_catalog(result: ReaderResult, min_classes: int, group_by: str | None) -> Catalog:
-    labels = {photo.label for photo in result.photos}
-    trainable = trainable_classes(result.photos)
+    spellings = merge_spellings(result.photos)
+    labels = {photo.label for photo in spellings.photos}
+    trainable = trainable_classes(spellings.photos)
     if len(trainable) < min_classes:
-        raise folders.too_few_classes_error(result.files, result.photos)
-    photos, ungrouped_warnings = result.photos, list[str]()
+        raise folders.too_few_classes_error(result.files, spellings.photos)
+    photos, ungrouped_warnings = spellings.photos, list[str]()
     if group_by and not any(photo.group is not None for photo in photos):
         photos = _group_by_pattern(photos, group_by)
         n_ungrouped = sum(photo.group is None for photo in photos)
@@ -65,7 +86,9 @@ def _build_catalog(result: ReaderResult, min_classes: int, group_by: str | None)
         )
     kept = sorted((photo for photo in photos if photo.label in trainable), key=lambda photo: photo.path)
     warnings = (
+        *filter(None, [result.files.note]),
         *result.warnings,
+        *spellings.warnings,
         *lost_class_warnings(labels - trainable),
         *ungrouped_warnings,
         *similar_class_warnings(trainable),

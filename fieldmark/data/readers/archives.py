@@ -19,17 +19,19 @@ from pathlib import Path
 from typing import IO, Any
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.core.text import printable
+from fieldmark.core.text import printable, summarize_names
 from fieldmark.data.catalog import has_image_extension
 from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, FolderListing, is_ignored, join_path
+from fieldmark.data.readers.text import GB2312, is_gbk
 
 ARCHIVE_SUFFIXES = frozenset((".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".tbz2", ".txz", ".7z", ".rar", ".zst"))
+_WORKBOOK_SUFFIXES = (".xlsx", ".xlsm", ".xls", ".ods", ".numbers")
 MAX_UNPACKED_BYTES = 2**30
 MAX_COMPRESSION_RATIO = 100
 """An archive that exceeds both is refused as a bomb: images hardly compress."""
 _DECOMPRESSORS = {b"\x1f\x8b": gzip.open, b"BZ": bz2.open, b"\xfd7": lzma.open}
-_GB2312 = re.compile(rb"([\x00-\x7f]|[\xa1-\xf7][\xa1-\xfe])*")
+_UTF8_FLAG = 0x800  # of a zip's member: its name is UTF-8
 _READ_ERRORS = (OSError, EOFError, ValueError, NotImplementedError, zipfile.BadZipFile, tarfile.TarError)
 _READ_ERRORS += (zlib.error, lzma.LZMAError)
 MAX_MEMBERS = 10_000_000
@@ -46,6 +48,8 @@ def open_container(path: Path) -> FileTree:
             return Folder(path)
         with path.open("rb") as file:
             header = file.read(512)
+        if path.suffix.lower() in _WORKBOOK_SUFFIXES:
+            raise FieldmarkError(f"{name} is a workbook: save the table as CSV UTF-8 and give that")
         if header.startswith(b"PK"):  # not is_zipfile, which looks at the end, where a tar may hold a zip
             return ZipArchive(path)
         if any(header.startswith(magic) for magic in _DECOMPRESSORS) or tarfile.is_tarfile(path):
@@ -61,6 +65,7 @@ class Archive:
     """Base of zip and tar. If all files are in one folder, paths are relative to that folder."""
 
     root: Path
+    note = ""
     members: Mapping[str, Any]  # by full name
 
     def build_tree(self) -> None:
@@ -123,15 +128,15 @@ class ZipArchive(Archive):
         self.root, self.lock = root, threading.Lock()
         self.archive, self.owner_pid = zipfile.ZipFile(root), os.getpid()
         self.members: dict[str, zipfile.ZipInfo] = {}
-        for info in self.archive.infolist():
-            if info.is_dir():
-                continue
+        infos = [info for info in self.archive.infolist() if not info.is_dir()]
+        names, self.note = _decode_member_names(infos)
+        for info, name in zip(infos, names, strict=True):
             if info.flag_bits & 1:
                 raise self.refusal("it is encrypted; unpack it first")
             if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                 raise self.refusal("it is packed in a way that cannot be read in small steps; unpack it first")
             link = stat.S_ISLNK(info.external_attr >> 16)
-            self.members[self.validate_name(_decode_member_name(info), info.file_size, link)] = info
+            self.members[self.validate_name(name, info.file_size, link)] = info
         unpacked = sum(info.file_size for info in self.members.values())
         if unpacked > max(MAX_UNPACKED_BYTES, MAX_COMPRESSION_RATIO * root.stat().st_size):
             raise self.refusal(
@@ -252,12 +257,25 @@ class TarArchive(Archive):
         return content
 
 
-def _decode_member_name(info: zipfile.ZipInfo) -> str:
-    """The name of a file in a zip: UTF-8, GBK of Chinese Windows, or code page 437, the original default."""
-    if info.flag_bits & 0x800:
-        return info.orig_filename
-    raw = info.orig_filename.encode("cp437", "replace")
+def _decode_member_names(infos: list[zipfile.ZipInfo]) -> tuple[list[str], str]:
+    """The names of the files in a zip, and a line if they are read as GBK: one decision for all.
+
+    Those that do not say they are UTF-8 are that if all can be; else GBK of Chinese Windows if all can be; else code
+    page 437, the original default.
+    """
+    raw = b"\0".join(_raw_name(info) for info in infos if not info.flag_bits & _UTF8_FLAG)
     try:
-        return raw.decode("utf-8")
-    except UnicodeDecodeError:  # a single byte above ASCII is a Western letter, pairs of these are Chinese
-        return raw.decode("gbk") if _GB2312.fullmatch(raw) else info.orig_filename
+        encoding = "gbk" if is_gbk(raw, raw.decode("utf-8")) else "utf-8"
+    except UnicodeDecodeError:
+        encoding = "gbk" if GB2312.fullmatch(raw) else "cp437"
+    names = [
+        info.orig_filename if info.flag_bits & _UTF8_FLAG else _raw_name(info).decode(encoding, "replace")
+        for info in infos
+    ]
+    folders = list(dict.fromkeys(name.rpartition("/")[0] for name in names if not name.isascii()))
+    note = f"the names in the archive are read as GBK (Chinese): {summarize_names(folders, 3)}"
+    return names, note if encoding == "gbk" else ""
+
+
+def _raw_name(info: zipfile.ZipInfo) -> bytes:
+    return info.orig_filename.encode("cp437", "replace")

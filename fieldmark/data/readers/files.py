@@ -11,16 +11,21 @@ from fieldmark.data import image
 from fieldmark.data.catalog import Photo
 from fieldmark.data.image import UnreadableImageError
 
-MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
+MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 FolderListing = tuple[list[str], list[str]]
 """The names of a folder's subfolders and of its files, sorted, without those that `is_ignored`."""
 
 
 class FileTree(Protocol):
-    """Files below `root`; paths are written with "/"."""
+    """Files below `root`; paths are written with "/".
+
+    Attributes:
+        note: a line for people on how the names were read, if that is not obvious.
+    """
 
     root: Path
+    note: str
 
     def list_folder(self, folder: str = "") -> FolderListing:
         """The content of a folder."""
@@ -51,6 +56,8 @@ class ReaderResult(NamedTuple):
 class VirtualTree:
     """A file tree of one level of folders, which are shards or tables; a subclass says what is in each."""
 
+    note = ""
+
     def __init__(self, root: Path, folders: Iterable[str]) -> None:
         self.root, self.folders = root, list(folders)
 
@@ -71,6 +78,8 @@ class VirtualTree:
 
 class Folder:
     """A folder on the disk; links are followed, except in circles."""
+
+    note = ""
 
     def __init__(self, root: Path) -> None:
         self.root = root

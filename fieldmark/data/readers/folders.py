@@ -1,11 +1,12 @@
-"""Reader of class folders, and of train/, val/ and test/ with class folders in them."""
+"""Reader of class folders, and of train/, val/ and test/ with class folders in them (`layout.find_layout`)."""
 
 from collections.abc import Iterator
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable, summarize_names
-from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension, trainable_classes
-from fieldmark.data.readers.files import FileTree, ReaderResult, join_path
+from fieldmark.data.catalog import Photo, has_image_extension, trainable_classes
+from fieldmark.data.readers.files import FileTree, ReaderResult
+from fieldmark.data.readers.layout import Layout, find_layout
 
 _LAYOUT_HINT = (
     "put the photos of each class into a folder named after it, as in {folder}/cat/1.jpg and {folder}/dog/2.jpg"
@@ -23,21 +24,27 @@ def list_images(files: FileTree) -> ReaderResult:
     folders, top = files.list_folder()
     if not folders:
         raise FieldmarkError(_no_class_folders_message(files, top))
-    splits = _split_folders(files, folders)
-    other_folders = [name for name in folders if name not in splits] if splits else []
+    layout = find_layout(files)
     loose_files, photos, empty = list(top), list[Photo](), set[str]()
-    for folder, split in splits.items() or [("", None)]:
-        labels, strays = files.list_folder(folder)
-        loose_files += strays if splits else []
-        for label in labels:
-            paths = list(files.walk(join_path(folder, label)))
-            images = [Photo(path, label, split) for path in paths if has_image_extension(path)]
-            photos += images
-            loose_files += [path for path in paths if not has_image_extension(path)]
-            if not images and split in (None, "train"):
-                empty.add(label)
+    for folder in layout.classes:
+        paths = list(files.walk(folder.path))
+        images = [Photo(path, folder.label, folder.split) for path in paths if has_image_extension(path)]
+        photos += images
+        loose_files += [path for path in paths if not has_image_extension(path)]
+        if not images and folder.split in (None, "train"):
+            empty.add(folder.label)
+    for parent in filter(None, layout.parents):
+        loose_files += files.list_folder(parent)[1]
     empty -= {photo.label for photo in photos}
-    return ReaderResult(files, photos, list(_skipped_warnings(loose_files, other_folders, sorted(empty))))
+    warnings = [*layout.warnings, *_unlabelled_warnings(files, layout)]
+    warnings += _skipped_warnings(loose_files, layout.others, sorted(empty))
+    return ReaderResult(files, photos, warnings)
+
+
+def _unlabelled_warnings(files: FileTree, layout: Layout) -> Iterator[str]:
+    for folder in layout.unlabelled:
+        n = sum(map(has_image_extension, files.walk(folder)))
+        yield f"{pluralize(n, 'photo')} in {printable(folder)} left out: they have no label"
 
 
 def too_few_classes_error(files: FileTree, photos: list[Photo]) -> FieldmarkError:
@@ -66,13 +73,6 @@ def _skipped_warnings(loose: list[str], other_folders: list[str], empty: list[st
         yield f"folders beside those of the splits left out: {summarize_names(other_folders)}"
     if empty:
         yield f"class folders without photos left out: {summarize_names(empty)}"
-
-
-def _split_folders(files: FileTree, folders: list[str]) -> dict[str, str]:
-    """The split of each folder; empty if the folders are classes (a class of vehicles may be called "train")."""
-    named = {name: SPLIT_ALIASES[name.lower()] for name in folders if name.lower() in SPLIT_ALIASES}
-    is_split_layout = len(set(named.values())) > 1 or len(named) == len(folders)
-    return named if is_split_layout and any(files.list_folder(name)[0] for name in named) else {}
 
 
 def _no_class_folders_message(files: FileTree, top: list[str]) -> str:

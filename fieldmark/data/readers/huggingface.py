@@ -5,7 +5,6 @@ Reads the layout of a hub (data/train-00000-of-00001.parquet) and that of `save_
 """
 
 import json
-import re
 import threading
 from collections.abc import Iterator
 from functools import lru_cache
@@ -15,10 +14,11 @@ from typing import Any, NamedTuple
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
-from fieldmark.data.catalog import SPLIT_ALIASES, Photo
+from fieldmark.data.catalog import Photo
 from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.readers.files import FileTree, Folder, ReaderResult, VirtualTree
 from fieldmark.data.readers.tables import import_pyarrow
+from fieldmark.data.split_names import resolve_split, splits_of_files
 
 _LABEL_COLUMNS = ("label", "labels", "fine_label", "class")
 _IMAGE_COLUMNS = ("image", "img", "photo")
@@ -84,11 +84,12 @@ def list_images(files: FileTree) -> ReaderResult | None:
     """The images of such a folder; None if this is another dataset. Raises `FieldmarkError` if it is damaged."""
     if not isinstance(files, Folder):
         return None
-    data_folders = [name for name in files.list_folder()[0] if name == "data" or name.lower() in SPLIT_ALIASES]
+    data_folders = [name for name in files.list_folder()[0] if name == "data" or resolve_split(name)]
     paths = [path for folder in ("", *data_folders) for path in _data_file_names(files, folder)]
     if not paths:
         return None
     parts, photos = {}, list[Photo]()
+    splits = splits_of_files({name for path in paths for name in path.rpartition("/")[::2]})
     for path in paths:
         try:
             part, labels = _read_labels(files.root / path)
@@ -98,7 +99,8 @@ def list_images(files: FileTree) -> ReaderResult | None:
         if part is None:
             return None
         parts[path] = part
-        split, rows = _split_of_path(path), enumerate(labels)
+        folder, _, name = path.rpartition("/")
+        split, rows = splits[name] or splits[folder], enumerate(labels)
         photos += [Photo(f"{path}/{row:06}", label, split) for row, label in rows if label is not None]
     return ReaderResult(DatasetFiles(files.root, parts), photos, [])
 
@@ -188,9 +190,3 @@ def _class_names(schema: Any, label: str) -> list[str]:
         return json.loads(schema.metadata[b"huggingface"])["info"]["features"][label]["names"]
     except (KeyError, TypeError, ValueError):
         return []
-
-
-def _split_of_path(path: str) -> str | None:
-    """The split named by the file (train-00000-of-00001.parquet), or else by its folder."""
-    folder, _, name = path.rpartition("/")
-    return SPLIT_ALIASES.get(re.split(r"[-_.]", name)[0].lower()) or SPLIT_ALIASES.get(folder.lower())

@@ -1,26 +1,60 @@
 """Reader of manifests: CSV, JSON lines or Parquet with the columns path, label and optionally split, group and box.
 
-The split.csv of a run is one, and Hugging Face's metadata.csv, whose path is called file_name.
+The split.csv of a run is one, and Hugging Face's metadata.csv, and the tables of competitions, whose columns have other
+names (columns.py) and whose paths lack folder or extension (`_PathResolver`).
 """
 
-import csv
-import io
+import itertools
 import json
 import math
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+import os
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.core.text import printable
-from fieldmark.data.catalog import SPLIT_ALIASES, Photo
+from fieldmark.core.text import pluralize, printable, summarize_names
+from fieldmark.data.catalog import Photo, has_image_extension
 from fieldmark.data.image import Box, UnreadableImageError
-from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, ReaderResult, join_path
+from fieldmark.data.readers.columns import KNOWN_COLUMNS, PATH_COLUMNS, Columns, Row, find_columns
+from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, ReaderResult, join_path
+from fieldmark.data.readers.text import decode_text, split_rows
+from fieldmark.data.split_names import resolve_split, splits_of_files
 
 MANIFEST_NAMES = ("manifest", "metadata", "labels", "split")
 """Names, without extension, by which a manifest is found in a folder or an archive."""
-_PATH_COLUMNS = ("path", "file_name", "filename", "file")
-Row = dict[str, Any]
+_OWN_PATH_COLUMNS = PATH_COLUMNS[:4]
+_LIST_LINE = re.compile(r"(.+?\.[A-Za-z0-9]{3,4})[ \t]+(\S.*)")
+_MAX_TABLES = 50  # beside photos; of more, none is the one
+_SAMPLED_PATHS = 20
+
+
+@dataclass(frozen=True)
+class Table:
+    """The rows of a table, with column names in lower case.
+
+    Attributes:
+        encoding: of a text.
+        notes: lines on how it was read, where that is not obvious.
+    """
+
+    rows: list[Row]
+    encoding: str = "utf-8"
+    notes: tuple[str, ...] = ()
+
+    def name_on_disk(self, name: str, known: Callable[[str], bool]) -> str:
+        """A name of this table as the file system has it: perhaps as bytes in the table's encoding."""
+        if known(name) or self.encoding == "utf-8":
+            return name
+        try:
+            raw = os.fsdecode(name.encode(self.encoding))
+        except UnicodeEncodeError:
+            return name
+        return raw if known(raw) else name
 
 
 def find_manifests(files: FileTree, group_by: str | None = None) -> ReaderResult | None:
@@ -29,17 +63,53 @@ def find_manifests(files: FileTree, group_by: str | None = None) -> ReaderResult
     None if there is none; a table beside class folders is no manifest unless it has the columns of one.
     """
     folders, _ = files.list_folder()
-    splits = {name: SPLIT_ALIASES[name.lower()] for name in folders if name.lower() in SPLIT_ALIASES}
     if name := _manifest_name(files, ""):
-        if not folders or column_names(read_rows(files, name)) >= {"path", "label"}:
-            return read_manifest(files, name, group_by)
-        return None
+        return read_manifest(files, name, group_by) if not folders or _is_own_manifest(files, name) else None
+    splits = {name: split for name in folders if (split := resolve_split(name, folders))}
     named = {folder: name for folder in splits if (name := _manifest_name(files, folder))}
-    photos = list[Photo]()
+    photos, warnings = list[Photo](), list[str]()
     for folder, name in named.items():
-        images = read_manifest(files, join_path(folder, name), group_by).photos
-        photos += [replace(p, path=join_path(folder, p.path), split=p.split or splits[folder]) for p in images]
-    return ReaderResult(files, photos, []) if photos else None
+        listed = read_manifest(files, join_path(folder, name), group_by, folder)
+        photos += [replace(p, split=p.split or splits[folder]) for p in listed.photos]
+        warnings += listed.warnings
+    return ReaderResult(files, photos, warnings) if photos else None
+
+
+def find_label_tables(files: FileTree, group_by: str | None = None) -> ReaderResult | None:
+    """The images that a table at the top of `files` lists, whatever it is called; None if there is none.
+
+    Tables that are named after splits (train.csv, test.csv) are read together.
+
+    Raises:
+        FieldmarkError: several tables list images.
+    """
+    _, names = files.list_folder()
+    tables = [name for name in names if name.lower().endswith(MANIFEST_SUFFIXES)]
+    found = {name: result for name in tables[:_MAX_TABLES] if (result := _read_if_it_lists_photos(files, name, group_by))}
+    if len(found) < 2:
+        return next(iter(found.values()), None)
+    splits = splits_of_files(list(found))
+    if len(set(splits.values()) - {None}) < len(found):
+        raise FieldmarkError(
+            f"{printable(str(files.root))} holds several tables that list photos ({summarize_names(list(found), 3)}): "
+            "give the path of one"
+        )
+    photos = [replace(p, split=p.split or splits[name]) for name, result in found.items() for p in result.photos]
+    return ReaderResult(files, photos, [warning for result in found.values() for warning in result.warnings])
+
+
+def _read_if_it_lists_photos(files: FileTree, name: str, group_by: str | None) -> ReaderResult | None:
+    try:
+        result = read_manifest(files, name, group_by)
+    except FieldmarkError:  # another table: a submission, measurements
+        return None
+    listed = {photo.path for photo in result.photos}
+    found = [path in listed for path in files.walk() if has_image_extension(path)]
+    n_unlisted = len(found) - sum(found)
+    if n_unlisted == len(found):
+        return None
+    note = f"{printable(name)}: {pluralize(n_unlisted, 'photo')} not listed left out: they have no label"
+    return result._replace(warnings=[*result.warnings, *([note] if n_unlisted else [])])
 
 
 def _manifest_name(files: FileTree, folder: str) -> str | None:
@@ -49,63 +119,127 @@ def _manifest_name(files: FileTree, folder: str) -> str | None:
     )
 
 
-def read_manifest(files: FileTree, name: str, group_by: str | None = None) -> ReaderResult:
+def _is_own_manifest(files: FileTree, name: str) -> bool:
+    """Whether a table beside folders has the column label and one of paths, by their own names."""
+    columns = set(next(iter(read_table(files, name).rows), {}))
+    return "label" in columns and not columns.isdisjoint(_OWN_PATH_COLUMNS)
+
+
+def read_manifest(files: FileTree, name: str, group_by: str | None = None, folder: str = "") -> ReaderResult:
     """The images that a manifest lists, with paths relative to `files`.
 
     Groups are read from the column `group_by` if there is such a column, and from `group` if it is not given.
 
+    Args:
+        folder: to which the paths of the manifest are relative.
+
     Raises:
         FieldmarkError: the manifest is damaged, lacks a column, or has an invalid row.
     """
-    photos: dict[str, Photo] = {}
-    table_rows = [
-        {str(column).strip().lower(): value for column, value in row.items()} for row in read_rows(files, name)
-    ]
+    table = read_table(files, name)
+    if not table.rows:
+        return ReaderResult(files, [], [])
+    try:
+        columns = find_columns(table.rows)
+    except ValueError as error:
+        raise FieldmarkError(f"{printable(name)} {error}") from None
     group = "group"
-    if table_rows:
-        if not column_names(table_rows) >= {"path", "label"}:
-            column_list = ", ".join(sorted(map(printable, table_rows[0])))
-            raise FieldmarkError(
-                f"{printable(name)} has the columns {column_list}; "
-                "it needs path and label, and may have split, group and box"
-            )
-        if group_by:  # without such a column it is a regular expression
-            group = group_by.lower() if group_by.lower() in table_rows[0] else ""
-    for number, row in enumerate(table_rows, 1):
+    if group_by:  # without such a column it is a regular expression
+        group = group_by.lower() if group_by.lower() in table.rows[0] else ""
+    photos: dict[str, Photo] = {}
+    paths = _PathResolver(files, table, columns, name, folder)
+    for number, row in enumerate(table.rows, 1):
         try:
-            photo = _parse_photo(row | {"group": row.get(group)})
+            photo = _parse_photo(row, paths, group)
             if photo.path in photos:
                 raise ValueError(f"{printable(photo.path)} is listed twice")
         except ValueError as error:
             raise FieldmarkError(f"{printable(name)}, photo {number}: {error}") from None
         photos[photo.path] = photo
-    return ReaderResult(files, list(photos.values()), [])
+    listed, notes = _split_by_folder(list(photos.values()), folder)
+    notes = [*table.notes, *columns.notes, *paths.notes(), *notes]
+    return ReaderResult(files, listed, [f"{printable(name)}: {note}" for note in notes])
 
 
-def column_names(table_rows: Iterable[Row]) -> set[str]:
-    """The columns in the first row, in lower case, with `path` if there is one of its other names."""
-    first = {str(column).strip().lower() for column in next(iter(table_rows), {})}
-    return first | {"path"} if first & set(_PATH_COLUMNS) else first
+def _split_by_folder(photos: list[Photo], folder: str) -> tuple[list[Photo], list[str]]:
+    """The images with the splits that their folders are named after, if the table names none."""
+    if folder or any(photo.split for photo in photos) or not all("/" in photo.path for photo in photos):
+        return photos, []
+    tops = {photo.path.partition("/")[0] for photo in photos}
+    splits = {top: split for top in tops if (split := resolve_split(top, tops))}
+    if splits.keys() != tops or len(set(splits.values())) < 2:
+        return photos, []
+    note = f"the splits are those of the folders {summarize_names(sorted(tops))}"
+    return [replace(photo, split=splits[photo.path.partition("/")[0]]) for photo in photos], [note]
 
 
-def read_rows(files: FileTree, name: str) -> Iterator[Row]:
+# ---- rows
+
+
+def read_table(files: FileTree, name: str) -> Table:
     """The rows of a CSV, JSON lines or Parquet file. Raises `FieldmarkError` if it cannot be read."""
     try:
         content = files.read_bytes(name)
         match name.rpartition(".")[2].lower():
             case "parquet":
-                yield from _read_parquet(content)
+                return Table([_lower_names(row) for row in _read_parquet(content)])
             case "jsonl":
-                for line in _open_text(content):
-                    if line.strip():
-                        row = json.loads(line)
-                        if not isinstance(row, dict):
-                            raise ValueError("a line is no object")
-                        yield row
+                decoded = decode_text(content)
+                return Table(list(_read_json_lines(decoded.text)), decoded.encoding, tuple(filter(None, [decoded.note])))
             case _:
-                yield from csv.DictReader(_open_text(content))
-    except (UnreadableImageError, ValueError, csv.Error) as error:
+                return _read_text_table(content)
+    except (UnreadableImageError, ValueError) as error:
         raise FieldmarkError(f"{printable(join_path(str(files.root), name))} cannot be read ({error})") from None
+
+
+def read_table_file(file: Path) -> Table:
+    """`read_table` of a file."""
+    return read_table(Folder(file.parent), file.name)
+
+
+def _read_json_lines(text: str) -> Iterator[Row]:
+    for line in text.splitlines():
+        if line.strip():
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError("a line is no object")
+            yield _lower_names(row)
+
+
+def _lower_names(row: Row) -> Row:
+    return {str(column).strip().lower(): value for column, value in row.items()}
+
+
+def _read_text_table(content: bytes) -> Table:
+    """Rows of values separated by commas, semicolons or tabs; or lines of a path and a class without a header."""
+    text, encoding, note = decode_text(content)
+    notes = [note] if note else []
+    first = next((line for line in text.splitlines() if line.strip()), "")
+    if (match := _LIST_LINE.fullmatch(first.strip())) and has_image_extension(match[1]) and "," not in first:
+        rows: Iterable[list[str]] = _read_list_lines(text)
+        names = ["path", "label"]
+    else:
+        rows = split_rows(text, KNOWN_COLUMNS)
+        names = [name.strip("\ufeff ").lower() for name in next(iter(rows), [])]
+        rows = itertools.chain(rows)
+    if len(names) in (2, 3) and has_image_extension(names[0]):
+        rows = split_rows(text, KNOWN_COLUMNS)
+        names = ["path", "label", "split"][: len(names)]
+        notes.append("it has no header: the first column is read as the path, the second as the class")
+    if len(set(names)) < len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"it has two columns called {printable(twice) or 'nothing'}")
+    return Table([dict(itertools.zip_longest(names, row)) for row in rows], encoding, tuple(notes))
+
+
+def _read_list_lines(text: str) -> Iterator[list[str]]:
+    """Lines of a path and a class, as the lists of ImageNet and Caffe."""
+    for number, line in enumerate(text.splitlines(), 1):
+        if line.strip():
+            match = _LIST_LINE.fullmatch(line.strip())
+            if match is None:
+                raise ValueError(f"line {number} is no path and class")
+            yield [match[1], match[2]]
 
 
 def import_pyarrow() -> Any:
@@ -124,22 +258,79 @@ def _read_parquet(content: bytes) -> Iterable[Row]:
         raise ValueError(str(error).splitlines()[0]) from None
 
 
-def _open_text(content: bytes) -> io.StringIO:
-    return io.StringIO(content.decode("utf-8-sig", "surrogateescape"), newline="")
+# ---- one image
 
 
-def _parse_photo(row: Row) -> Photo:
-    path = next((row[name] for name in _PATH_COLUMNS if row.get(name) not in (None, "")), None)
-    label, split, group = (row.get(name) for name in ("label", "split", "group"))
-    if path is None or label in (None, ""):
+class _PathResolver:
+    """Finds the files that a table means: by the path, by its bytes in the table's encoding, or by the file name."""
+
+    def __init__(self, files: FileTree, table: Table, columns: Columns, name: str, folder: str) -> None:
+        self.files, self.table, self.columns, self.folder, self.n_by_name = files, table, columns, folder, 0
+        self.split = splits_of_files([name.rpartition("/")[2]]).popitem()[1] or "train"
+        sample = [join_path(folder, self.path_of(row) or "") for row in table.rows[:_SAMPLED_PATHS]]
+        self.is_exact = all(map(self._exists, sample))
+
+    @cached_property
+    def paths(self) -> set[str]:
+        """All files, relative to `files`."""
+        return set(self.files.walk(self.folder))
+
+    @cached_property
+    def by_name(self) -> dict[str, list[str]]:
+        """The images by file name, and by file name without extension."""
+        found = defaultdict[str, list[str]](list)
+        for path in self.paths:
+            if has_image_extension(path):
+                name = path.rpartition("/")[2]
+                found[name].append(path)
+                found[name.rpartition(".")[0]].append(path)
+        return found
+
+    def path_of(self, row: Row) -> str | None:
+        """The path in a row as it is written, with "/"."""
+        value = next((row[name] for name in (self.columns.path, *_OWN_PATH_COLUMNS) if row.get(name) not in (None, "")), None)
+        return None if value is None else str(value).strip().replace("\\", "/").removeprefix("./")
+
+    def resolve(self, path: str) -> str:
+        """The path below `files`; as it is if there is no such file, or if several have its name."""
+        full = join_path(self.folder, path)
+        if self.is_exact or os.path.isabs(path):
+            return full
+        known = self.table.name_on_disk(full, self.paths.__contains__)
+        if known in self.paths:
+            return known
+        name = self.table.name_on_disk(path.rpartition("/")[2], self.by_name.__contains__)
+        found = self.by_name.get(name, [])
+        for is_meant in (self._is_in_folder(full), self._is_in_split()):  # train.csv means the photos in train/
+            found = list(filter(is_meant, found)) or found
+        if len(found) != 1:
+            return full
+        self.n_by_name += 1
+        return found[0]
+
+    def _is_in_folder(self, path: str) -> Callable[[str], bool]:
+        return lambda found: found.endswith(path) or found.rpartition(".")[0].endswith(path)
+
+    def _is_in_split(self) -> Callable[[str], bool]:
+        return lambda found: self.split in splits_of_files(found.split("/")[:-1]).values()
+
+    def notes(self) -> list[str]:
+        return [f"{pluralize(self.n_by_name, 'photo')} found by file name"] if self.n_by_name else []
+
+    def _exists(self, path: str) -> bool:
+        if isinstance(self.files, Folder):
+            return os.path.lexists(self.files.root / path)
+        return path in self.paths
+
+
+def _parse_photo(row: Row, paths: _PathResolver, group: str) -> Photo:
+    path, label, group_name = paths.path_of(row), paths.columns.label(row), row.get(group)
+    if not path or label is None:
         raise ValueError("path or label is missing")
-    if "://" in (path := str(path)):
+    if "://" in path:
         raise ValueError(f"{printable(path)} is an address: get the photos first")
-    if split not in (None, "") and str(split).lower() not in SPLIT_ALIASES:
-        raise ValueError(f"split is {split!r}, but can be train, val or test")
-    split_name = SPLIT_ALIASES[str(split).lower()] if split not in (None, "") else None
-    path = path.replace("\\", "/").removeprefix("./")
-    return Photo(path, str(label), split_name, None if group in (None, "") else str(group), _parse_box(row.get("box")))
+    group_text = None if group_name in (None, "") else str(group_name)
+    return Photo(paths.resolve(path), label, paths.columns.split(row), group_text, _parse_box(row.get("box")))
 
 
 def _parse_box(value: Any) -> Box | None:

@@ -7,7 +7,6 @@ line of classes.txt beside the shards, if there is such a line, and else its own
 
 import io
 import json
-import re
 import tarfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -17,10 +16,11 @@ from PIL import Image
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable
-from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension
+from fieldmark.data.catalog import Photo, has_image_extension
 from fieldmark.data.image import Box, UnreadableImageError, read_file
 from fieldmark.data.readers.archives import TarArchive
 from fieldmark.data.readers.files import FileTree, Folder, ReaderResult, VirtualTree
+from fieldmark.data.split_names import splits_of_files
 
 _LABEL_FIELDS = ("cls", "label", "class", "label_name")
 """Fields of KEY.json: the first that is there is the class."""
@@ -51,8 +51,9 @@ def list_images(files: FileTree) -> ReaderResult | None:
     ):
         return None
     classes, photos, n_unlabelled = _read_class_names(files), list[Photo](), 0
+    splits = splits_of_files(tars)
     for shard, tar in tars.items():
-        split = SPLIT_ALIASES.get(re.split(r"[-_.\d]", shard)[0].lower())
+        split = splits[shard]
         for name in filter(has_image_extension, tar.members):
             label, group, box = _read_annotation(tar, name)
             if label is None:

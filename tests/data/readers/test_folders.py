@@ -1,25 +1,14 @@
 """Folders as people have them -> a table, a warning, or one clear line."""
 
 import os
-from pathlib import Path
 
 import pytest
+from containers import touch as make
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
 from fieldmark.data.catalog import Photo
 from fieldmark.data.readers import read_catalog
-
-
-def make(root: Path, *names: str) -> Path:
-    for name in names:
-        path = root / name
-        if name.endswith("/"):
-            path.mkdir(parents=True, exist_ok=True)
-        else:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_bytes(b"photo")
-    return root
 
 
 def test_class_folders(tmp_path):
@@ -55,7 +44,7 @@ def test_a_test_folder_without_classes_gives_no_photos(tmp_path):
     catalog = read_catalog(make(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "test/1.jpg", "models/c/1.jpg"))
     assert [photo.split for photo in catalog.photos] == ["train", "train"]
     assert catalog.warnings == (
-        "1 photo outside the class folders left out",
+        "1 photo in test left out: they have no label",
         "folders beside those of the splits left out: models",
     )
 
