@@ -37,6 +37,7 @@ class ReadableSubset:
     catalog: Catalog
     groups: tuple[int, ...]
     indices: tuple[int, ...]
+    hard_groups: tuple[int, ...] = ()
 
 
 def audit_catalog(
@@ -104,7 +105,8 @@ def drop_unreadable(catalog: Catalog, report: AuditReport) -> ReadableSubset:
         warnings += (f"classes without readable photos to train on left out: {summarize_names(lost_classes)}",)
     photos, classes = tuple(catalog.photos[i] for i in rows), tuple(sorted(readable_classes))
     subset = replace(catalog, photos=photos, classes=classes, warnings=warnings)
-    return ReadableSubset(subset, tuple(report.groups[i] for i in rows), tuple(rows))
+    groups, hard_groups = (tuple(number[i] for i in rows) for number in (report.groups, report.hard_groups))
+    return ReadableSubset(subset, groups, tuple(rows), hard_groups)
 
 
 class _ReadImage(NamedTuple):
@@ -185,6 +187,7 @@ class _Collector:
             shortcuts=tuple(outliers.find_shortcuts([photos[i].label for i in self.stats], [*self.stats.values()])),
             catalog_warnings=self.catalog.warnings,
             groups=tuple(_merge_given_groups(near_root, given_groups.values()).tolist()),
+            hard_groups=tuple(_merge_given_groups(first_identical, given_groups.values()).tolist()),
             file_hashes=tuple(self.file_hashes),
         )
         readable = Counter(photo.label for i, photo in enumerate(photos) if i not in self.failures)

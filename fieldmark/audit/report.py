@@ -122,6 +122,7 @@ class AuditReport:
     catalog_warnings: tuple[str, ...] = ()
     audit_warnings: tuple[str, ...] = ()
     groups: tuple[int, ...] = ()
+    hard_groups: tuple[int, ...] = ()
     file_hashes: tuple[str, ...] = ()
 
     @property

@@ -2,7 +2,8 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,104 @@ from fieldmark.data.catalog import Catalog, Photo
 
 SPLITS = ("train", "val", "test")
 SPLIT_COLUMNS = ["path", "label", "split", "group"]
+MIN_SPARED_SHARE = 0.15
+"""Part of a class beside its largest family of near-duplicates below which the family is divided: half of what the
+validation and the test split take together."""
+
+
+@dataclass(frozen=True)
+class DrawnSplits:
+    """The splits of a dataset.
+
+    Attributes:
+        splits: train, val or test for each image.
+        divided_classes: classes of which near-duplicates are in several splits, since they have hardly anything else.
+    """
+
+    splits: tuple[str, ...]
+    divided_classes: tuple[str, ...] = ()
+
+    def classes_without(self, split: str, catalog: Catalog) -> list[str]:
+        """The classes that have no image in a split."""
+        present = {photo.label for photo, name in zip(catalog.photos, self.splits, strict=True) if name == split}
+        return [name for name in catalog.classes if name not in present]
+
+
+def draw_splits(
+    catalog: Catalog,
+    groups: Sequence[int],
+    hard_groups: Sequence[int],
+    *,
+    seed: int = 0,
+    fold: tuple[int, int] | None = None,
+    trained_on: Collection[int] = (),
+    **options: Any,
+) -> DrawnSplits:
+    """`assign_splits`, where classes that would have no test images divide their near-duplicates.
+
+    A fixed camera makes all images of a class near-duplicates. Kept together, they would all be training images.
+
+    Args:
+        groups: of near-duplicates and given groups, as `AuditReport.groups`.
+        hard_groups: of copies and given groups, which are never divided, as `AuditReport.hard_groups`.
+        trained_on: images that the initial weights were trained on, as positions in the catalog; they stay in train.
+        options: as `assign_splits`.
+
+    Raises:
+        FieldmarkError: as `assign_splits`; or the weights were trained on test images, or on all images.
+    """
+    n_splits = max(3, fold[1] if fold else 0)
+    divided = _classes_of_one_family(catalog, groups, hard_groups, n_splits)
+    offset = max(groups, default=0) + 1
+    used = [
+        offset + hard if photo.label in divided else group
+        for photo, group, hard in zip(catalog.photos, groups, hard_groups, strict=True)
+    ]
+    pinned = _refuse_trained_on(catalog, trained_on, fold, options.get("allow_leaks", False))
+    splits = assign_splits(catalog, used, seed=seed, fold=fold, pinned=pinned, **options)
+    if pinned and "test" not in splits:
+        raise FieldmarkError(
+            f"the initial weights were trained on {'all' if len(pinned) == len(splits) else 'nearly all'} of these "
+            "images, so that none are left for a test: give a test/ folder, or other weights"
+        )
+    return DrawnSplits(splits, tuple(sorted(divided)))
+
+
+def _classes_of_one_family(
+    catalog: Catalog, groups: Sequence[int], hard_groups: Sequence[int], n_splits: int
+) -> set[str]:
+    """Classes of which hardly an image could leave the training split unless near-duplicates are divided."""
+    families: dict[str, Counter[int]] = defaultdict(Counter)
+    copies: dict[str, set[int]] = defaultdict(set)
+    for photo, group, hard in zip(catalog.photos, groups, hard_groups, strict=True):
+        if photo.split in (None, "train"):
+            families[photo.label][group] += 1
+            copies[photo.label].add(hard)
+    return {
+        label
+        for label, sizes in families.items()
+        if len(copies[label]) > len(sizes)
+        and (
+            len(sizes) < n_splits
+            or sizes.total() - sizes.most_common(1)[0][1] < MIN_SPARED_SHARE * sizes.total()
+        )
+    }
+
+
+def _refuse_trained_on(
+    catalog: Catalog, trained_on: Collection[int], fold: tuple[int, int] | None, allow_leaks: bool
+) -> Collection[int]:
+    """The images that must stay in train; raises FieldmarkError if they are to be tested on."""
+    if not trained_on or allow_leaks:
+        return ()
+    tested = [i for i in trained_on if catalog.photos[i].split in ("test", "val")]
+    if fold or tested:
+        n, where = len(trained_on) if fold else len(tested), "a fold" if fold else "the given test or validation images"
+        raise FieldmarkError(
+            f"the initial weights were trained on {pluralize(n, 'image')} that are in {where}: test metrics would be "
+            "optimistic (leakage); start from other weights, or accept it with --allow-leaks"
+        )
+    return trained_on
 
 
 def assign_splits(
@@ -25,6 +124,7 @@ def assign_splits(
     group_leaks: Sequence[str] = (),
     allow_leaks: bool = False,
     fold: tuple[int, int] | None = None,
+    pinned: Collection[int] = (),
 ) -> tuple[str, ...]:
     """The split of each image (train, val or test), stratified by class; a group is never divided.
 
@@ -38,6 +138,7 @@ def assign_splits(
         leaks: images in several of the given splits, as `AuditReport.leaks`.
         group_leaks: groups in several of the given splits.
         fold: (k, n) makes the k-th of n parts the test split, k from 1, whatever splits are given.
+        pinned: images that stay in train, with their groups, as positions in the catalog.
 
     Raises:
         FieldmarkError: there are leaks and `allow_leaks` is not set, or no training images.
@@ -51,7 +152,8 @@ def assign_splits(
     members = _rows_by_group(groups, (i for i, split in enumerate(splits) if split == "train"))
     if not members:
         raise FieldmarkError(f"{printable(str(catalog.root))} holds no photos to train on: add a folder train/")
-    for group, split in _assign_groups(catalog, members, missing_fractions, seed).items():
+    pinned_groups = {groups[i] for i in pinned}
+    for group, split in _assign_groups(catalog, members, missing_fractions, seed, pinned_groups).items():
         for i in members[group]:
             splits[i] = split
     return tuple(splits)
@@ -144,13 +246,18 @@ def _assign_fold(
 
 
 def _assign_groups(
-    catalog: Catalog, members: dict[int, list[int]], fractions: dict[str, float], seed: int
+    catalog: Catalog,
+    members: dict[int, list[int]],
+    fractions: dict[str, float],
+    seed: int,
+    pinned: Collection[int] = (),
 ) -> dict[int, str]:
     """The groups that leave the training split, by number, and the split that each gets.
 
     Args:
         members: the images of each group, as rows of the catalog.
         fractions: the splits to fill, in this order, with this part of the images of each class.
+        pinned: groups that stay.
     """
     photos = catalog.photos
     label_counts = {group: Counter(photos[i].label for i in rows) for group, rows in members.items()}
@@ -169,7 +276,9 @@ def _assign_groups(
         candidates += [(group, quota.lacks_class_in) for group in smallest_first]
         for group, is_candidate in candidates:
             labels = label_counts[group]
-            can_leave_train = all(label in quota.wanted and groups_left[label] > n_later[label] + 1 for label in labels)
+            can_leave_train = group not in pinned and all(
+                label in quota.wanted and groups_left[label] > n_later[label] + 1 for label in labels
+            )
             if group not in split_by_group and can_leave_train and is_candidate(labels):
                 split_by_group[group] = split
                 quota.assigned.update(labels)

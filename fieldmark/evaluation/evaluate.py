@@ -1,7 +1,7 @@
 """Metrics of a run's classifier on its own test split, or on another data set whose classes are aligned by name."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +15,14 @@ from fieldmark.core.parallel import ordered_map
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import pluralize, printable, summarize_names
 from fieldmark.data.catalog import Catalog, Photo
+from fieldmark.data.decoded import content_hash, thumbnail
 from fieldmark.data.image import UnreadableImageError, preprocess
+from fieldmark.data.image_hashes import HashCollector, ImageHashes
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.splits import read_split_file
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
 from fieldmark.evaluation.results import LearningCurve, Metrics
+from fieldmark.inference.bundle import read_trained_on
 from fieldmark.inference.classifier import Classifier, ModelOutputs
 from fieldmark.inference.run_folder import load_catalog, read_dataset_path
 
@@ -35,6 +38,8 @@ class Evaluation(Metrics):
 
     warnings: tuple[str, ...]
     """Images of unknown classes, classes without images, images of the training, unreadable ones."""
+    n_trained: int = 0
+    """Images that the classifier was trained on, which are left out."""
     is_own_test_split: bool
     """Whether the images are the test split of the run itself."""
     learning_curve: LearningCurve | None = None
@@ -42,7 +47,9 @@ class Evaluation(Metrics):
 
     def to_dict(self) -> dict[str, Any]:
         curve = {"learning_curve": self.learning_curve and self.learning_curve.to_dict()}
-        return super().to_dict() | (curve if self.is_own_test_split else {}) | {"warnings": list(self.warnings)}
+        return super().to_dict() | (
+            (curve if self.is_own_test_split else {"trained_on": self.n_trained}) | {"warnings": list(self.warnings)}
+        )
 
 
 @dataclass(frozen=True)
@@ -56,8 +63,6 @@ class Selection:
     """Groups as found by the run's audit; empty for another data set."""
     unknown_classes: list[str]
     """Classes of the data set that the classifier does not have."""
-    absent_classes: list[str]
-    """Classes of the classifier without an image."""
 
 
 def evaluate(
@@ -67,6 +72,7 @@ def evaluate(
     *,
     tta: bool = False,
     positive: str | None = None,
+    moved_to: str | Path | None = None,
 ) -> Evaluation:
     """Metrics of a run's classifier on its test split, or on another data set: its test split if it has one, else all.
 
@@ -78,29 +84,39 @@ def evaluate(
         reporter: shows the progress.
         tta: test-time augmentation: average the logits of four views of each image (`tta_views`).
         positive: the positive one of two classes; by default the classifier's own.
+        moved_to: where the run's own images are now, if they were moved.
 
     Raises:
         FieldmarkError: there is no finished run, no readable image, or no image of the classifier's classes.
     """
     classifier = Classifier(run)
     decision_threshold, positive = _decision_threshold(classifier, positive)
-    selection = _select_images(classifier, Path(run), photos, reporter)
-    predictions, unreadable = _predict(classifier, selection, tta, reporter)
+    if photos is not None and moved_to is not None:
+        raise FieldmarkError("give other images to evaluate on, or --photos where the run's own ones are now")
+    selection = _select_images(classifier, Path(run), photos, moved_to, reporter)
+    predictions, hashes, unreadable = _predict(classifier, selection, tta, reporter)
+    trained = _TrainedImages() if photos is None else _find_trained_images(run, hashes)
+    if trained.n == len(predictions):
+        raise FieldmarkError(f"{trained.text(trained.n)}: give images that it has not seen")
+    if trained.n:
+        predictions = predictions.select(~trained.rows)
     metrics = compute_metrics(predictions, classifier.classes, classifier.info.threshold, positive, decision_threshold)
-    n_trained = len(_training_paths(Path(run), selection.catalog.source) & {photo.path for photo in selection.images})
     return Evaluation(
         **vars(metrics),
-        warnings=tuple(_warnings(selection, n_trained, unreadable)),
+        warnings=tuple(_warnings(selection, trained, metrics, unreadable)),
+        n_trained=trained.n,
         is_own_test_split=photos is None,
         learning_curve=_read_learning_curve(Path(run)) if photos is None else None,
     )
 
 
-def _select_images(classifier: Classifier, run: Path, photos: str | Path | None, reporter: Reporter) -> Selection:
+def _select_images(
+    classifier: Classifier, run: Path, photos: str | Path | None, moved_to: str | Path | None, reporter: Reporter
+) -> Selection:
     """The images of the classifier's classes in the run's test split or in another data set."""
     groups: dict[str, str] = {}
     if photos is None:
-        catalog, images, groups = _test_images(run)
+        catalog, images, groups = _test_images(run, moved_to)
     else:
         catalog = read_catalog(photos, min_classes=1)
         for warning in catalog.warnings:
@@ -111,23 +127,56 @@ def _select_images(classifier: Classifier, run: Path, photos: str | Path | None,
     if not images:
         names = summarize_names([printable(name) for name in classifier.classes])
         raise FieldmarkError(f"no image in {catalog.root} is of a class of {run}: {names}")
-    return Selection(catalog, images, groups, sorted(present - classes), sorted(classes - present))
+    return Selection(catalog, images, groups, sorted(present - classes))
+
+
+@dataclass(frozen=True)
+class _TrainedImages:
+    """Images that a classifier was trained on.
+
+    Attributes:
+        rows: which they are, bool (n,).
+        n_identical: how many are the same files.
+        model: the classifier.
+    """
+
+    rows: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    n_identical: int = 0
+    model: str = ""
+
+    @property
+    def n(self) -> int:
+        return int(self.rows.sum())
+
+    def text(self, n_images: int) -> str:
+        """How many, of `n_images`."""
+        which = "all" if self.n == n_images else f"{self.n:,} of"
+        encoded = f", {self.n - self.n_identical:,} of them encoded anew" if self.n > self.n_identical else ""
+        return f"{which} {pluralize(n_images, 'image')} were used to train {self.model}{encoded}"
+
+
+def _find_trained_images(run: str | Path, hashes: ImageHashes) -> _TrainedImages:
+    trained_on = read_trained_on(run)
+    if trained_on is None:
+        return _TrainedImages()
+    return _TrainedImages(trained_on.contains(hashes), int(trained_on.is_identical(hashes).sum()), str(run))
 
 
 def _predict(
     classifier: Classifier, selection: Selection, tta: bool, reporter: Reporter
-) -> tuple[Predictions, list[str]]:
-    """Predictions of the readable images, and the paths of the others."""
+) -> tuple[Predictions, ImageHashes, list[str]]:
+    """Predictions and hashes of the readable images, and the paths of the others."""
     class_index = {printable(name): k for k, name in enumerate(classifier.classes)}
-    readable, outputs, unreadable = list[Photo](), list[ModelOutputs](), list[str]()
+    readable, outputs, hashes, unreadable = list[Photo](), list[ModelOutputs](), HashCollector(), list[str]()
     results = _infer_images(classifier, selection, tta)
     with reporter.progress_bar("evaluating", "photos") as advance:
-        for k, (photo, output) in enumerate(zip(selection.images, results, strict=True)):
-            if output is None:
+        for k, (photo, result) in enumerate(zip(selection.images, results, strict=True)):
+            if result is None:
                 unreadable.append(photo.path)
             else:
                 readable.append(photo)
-                outputs.append({name: output[name] for name in PREDICTION_OUTPUTS})  # the evidence takes memory
+                outputs.append({name: result.outputs[name] for name in PREDICTION_OUTPUTS})  # evidence takes memory
+                hashes.add(result.sha256, result.thumbnail)
             advance(k + 1, len(selection.images))
     if not readable:
         raise FieldmarkError(f"no image in {selection.catalog.root} can be read; see `fieldmark check`")
@@ -136,16 +185,19 @@ def _predict(
         labels=np.array([class_index[printable(photo.label)] for photo in readable]),
         groups=_group_indices(readable, selection.group_of_path),
     )
-    return predictions, unreadable
+    return predictions, hashes.hashes(), unreadable
 
 
-def _warnings(selection: Selection, n_trained: int, unreadable: list[str]) -> Iterator[str]:
-    if n_trained:
-        yield f"{pluralize(n_trained, 'image')} were used in training: the metrics are optimistic"
+def _warnings(
+    selection: Selection, trained: _TrainedImages, metrics: Metrics, unreadable: list[str]
+) -> Iterator[str]:
+    if trained.n:
+        n = metrics.n + trained.n
+        yield f"{trained.text(n)}: the metrics are those of the other {metrics.n:,}"
     if selection.unknown_classes:
         yield f"images of unknown classes excluded: {summarize_names(selection.unknown_classes)}"
-    if selection.absent_classes:
-        yield f"no images of {summarize_names(selection.absent_classes)}"
+    if metrics.absent_classes:
+        yield f"no images of {summarize_names(metrics.absent_classes)}: accuracy is that of the other classes"
     if unreadable:
         yield f"{pluralize(len(unreadable), 'image')} could not be read: {summarize_names(unreadable)}"
 
@@ -161,21 +213,32 @@ def tta_views(image: np.ndarray) -> Iterator[np.ndarray]:
         yield np.ascontiguousarray(view[:, ::-1])
 
 
-def _infer_images(classifier: Classifier, selection: Selection, tta: bool) -> Iterator[ModelOutputs | None]:
+@dataclass(frozen=True)
+class _InferredImage:
+    """Outputs for one image, and what its hashes are made of."""
+
+    outputs: ModelOutputs
+    sha256: str
+    thumbnail: np.ndarray
+
+
+def _infer_images(classifier: Classifier, selection: Selection, tta: bool) -> Iterator[_InferredImage | None]:
     """Outputs of each image, in order; None for an unreadable one."""
     preprocessing, temperature = classifier.info.preprocessing, classifier.info.temperature
 
-    def infer(photo: Photo) -> ModelOutputs | None:
+    def infer(photo: Photo) -> _InferredImage | None:
         box = photo.box if preprocessing.get("boxes") else None
         try:
-            pixels = preprocess(selection.catalog.read_bytes(photo), preprocessing, box)
+            content = selection.catalog.read_bytes(photo)
+            pixels = preprocess(content, preprocessing, box)
         except UnreadableImageError:
             return None
+        hashed = content_hash(content, box), thumbnail(Image.fromarray(pixels))
         if not tta:
-            return classifier.infer(pixels)
+            return _InferredImage(classifier.infer(pixels), *hashed)
         views = [classifier.infer(view) for view in tta_views(pixels)]
         mean = {name: np.mean([view[name] for view in views], 0) for name in ("logits", "known_score")}
-        return mean | {"probabilities": softmax(mean["logits"] / temperature)}
+        return _InferredImage(mean | {"probabilities": softmax(mean["logits"] / temperature)}, *hashed)
 
     return ordered_map(infer, selection.images, runtime.available_cpus())
 
@@ -197,24 +260,18 @@ def _group_indices(photos: list[Photo], group_of_path: dict[str, str]) -> np.nda
     return np.unique(names, return_inverse=True)[1]
 
 
-def _training_paths(run: Path, root: Path) -> set[str]:
-    """The training and validation images of the run, if `root` is its own data set."""
-    try:
-        if read_dataset_path(run) != root.resolve():
-            return set()
-        return {photo.path for photo in read_split_file(run / "split.csv") if photo.split != "test"}
-    except FieldmarkError:  # a bundle without its run
-        return set()
-
-
-def _test_images(run: Path) -> tuple[Catalog, list[Photo], dict[str, str]]:
+def _test_images(run: Path, moved_to: str | Path | None) -> tuple[Catalog, list[Photo], dict[str, str]]:
     """A run's data set, its test split, and the group of each image as found by the run's audit."""
     read_dataset_path(run)  # raises if it is no run
     rows = [photo for photo in read_split_file(run / "split.csv") if photo.split == "test"]
     if not rows:
         raise FieldmarkError(f"{run} has no test split: give another data set to evaluate on")
-    catalog = load_catalog(run)
+    catalog = load_catalog(run, moved_to)
     boxes = {photo.path: photo.box for photo in catalog.photos}
+    if moved_to is not None:
+        rows = [row for row in rows if row.path in boxes]
+        if not rows:
+            raise FieldmarkError(f"{moved_to} has none of the test images of {run}")
     groups = {row["path"]: row.get("group") or "" for row in io.read_csv(run / "predictions.csv")}
     return catalog, [replace(photo, box=boxes.get(photo.path)) for photo in rows], groups
 

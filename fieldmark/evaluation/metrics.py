@@ -61,6 +61,10 @@ class Predictions:
     def __len__(self) -> int:
         return len(self.labels)
 
+    def select(self, rows: np.ndarray) -> "Predictions":
+        """Those of some of the images."""
+        return Predictions(**{name: array[rows] for name, array in vars(self).items()})
+
     def save(self, file: Path) -> None:
         with io.atomic_path(file) as partial, partial.open("wb") as handle:
             np.savez_compressed(handle, **vars(self))
@@ -118,8 +122,9 @@ def compute_metrics(
     }
     shares, intervals = _shares(ratios, bootstrap)
     means, mean_intervals, per_class = _class_metrics(bootstrap, labels, predicted, classes)
-    ece = expected_calibration_error(confidence, correct)
-    intervals |= mean_intervals | {"ece": _ece_interval(bootstrap, confidence, correct, ece)}
+    ece = expected_calibration_error(confidence, correct) if len(np.unique(labels)) == k else None
+    ece_interval = None if ece is None else _ece_interval(bootstrap, confidence, correct, ece)
+    intervals |= mean_intervals | {"ece": ece_interval}
     binary = None
     if k == 2 and len(np.unique(labels)) == 2:
         index = classes.index(positive) if positive else int(np.argmin(np.bincount(labels, minlength=2)))
@@ -173,17 +178,19 @@ def _as_interval(bounds: list[float]) -> Interval:
 
 def _class_metrics(
     bootstrap: GroupBootstrap, labels: np.ndarray, predicted: np.ndarray, classes: list[str]
-) -> tuple[dict[str, float], Intervals, dict[str, ClassMetrics]]:
-    """Means over the classes that have images, their intervals, and the metrics of each class."""
+) -> tuple[dict[str, float | None], Intervals, dict[str, ClassMetrics]]:
+    """Means over the classes, their intervals, and the metrics of each class; no means if a class has no images."""
     k, correct = len(classes), predicted == labels
     true, called, both = one_hot(labels, k), one_hot(predicted, k), one_hot(labels, k, correct)
     # scikit-learn documents the number; its annotation knows the words only.
     scores = sk_metrics.precision_recall_fscore_support(labels, predicted, labels=list(range(k)), zero_division=0)  # type: ignore[arg-type]
     precision, recall, f1, support = map(np.asarray, scores)
-    has_images = support > 0
-    means = {"balanced_accuracy": float(recall[has_images].mean()), "macro_f1": float(f1[has_images].mean())}
-    resampled = _resampled_means(*(bootstrap.resampled_totals(c)[:, has_images] for c in (true, called, both)))
-    intervals: Intervals = {name: bootstrap.interval(resampled[name], mean) for name, mean in means.items()}
+    means: dict[str, float | None] = {"balanced_accuracy": None, "macro_f1": None}
+    intervals: Intervals = dict.fromkeys(means)
+    if support.all():
+        means = {"balanced_accuracy": float(recall.mean()), "macro_f1": float(f1.mean())}
+        resampled = _resampled_means(*map(bootstrap.resampled_totals, (true, called, both)))
+        intervals = {name: bootstrap.interval(resampled[name], mean) for name, mean in means.items() if mean is not None}
     recall_intervals = bootstrap.ratio_intervals(both, true).tolist()
     precision_intervals = bootstrap.ratio_intervals(both, called).tolist()
     n_predicted = np.bincount(predicted, minlength=k)

@@ -151,17 +151,17 @@ class Metrics:
     """Share of the images that are accepted: OOD score at `threshold` or above."""
     accuracy_known: float | None
     """Accuracy of the accepted images (selective accuracy); None if none is."""
-    balanced_accuracy: float
-    """Mean recall over the classes that have images."""
-    macro_f1: float
-    """Mean F1 over the classes that have images."""
+    balanced_accuracy: float | None
+    """Mean recall over the classes; None if a class has no images."""
+    macro_f1: float | None
+    """Mean F1 over the classes; None if a class has no images."""
     per_class: Mapping[str, ClassMetrics]
     confusion: tuple[tuple[int, ...], ...]
     """Images by true class (row) and predicted class (column), in the order of the classes."""
     confused: tuple[ConfusedPair, ...]
     """The pairs of classes that are confused most often, most images first."""
-    ece: float
-    """Expected calibration error of the temperature-scaled probabilities."""
+    ece: float | None
+    """Expected calibration error of the temperature-scaled probabilities; None if a class has no images."""
     loss: float
     """Mean cross-entropy in nats."""
     threshold: float
@@ -174,6 +174,11 @@ class Metrics:
     """None unless there are two classes, both with images."""
     sd: float | None = None
     """Standard deviation of the accuracy between folds; None without cross-validation."""
+
+    @property
+    def absent_classes(self) -> list[str]:
+        """Classes without images: the accuracy is that of the others."""
+        return [name for name, row in self.per_class.items() if not row.n]
 
     @property
     def ci95(self) -> Interval | None:

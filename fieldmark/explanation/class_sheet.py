@@ -59,9 +59,9 @@ class ClassSheet:
         FieldmarkError: there is no finished run, it has no test images, or its data set is gone.
     """
 
-    def __init__(self, run: str | Path) -> None:
+    def __init__(self, run: str | Path, photos: str | Path | None = None) -> None:
         self.classifier, run = Classifier(run), Path(run)
-        self.catalog, predictions = load_catalog(run), read_test_predictions(run)
+        self.catalog, predictions = load_catalog(run, photos), read_test_predictions(run)
         if not predictions:
             raise FieldmarkError(f"{run / 'predictions.csv'} holds no test images: name images to explain")
         self.preprocessing = self.classifier.info.preprocessing

@@ -8,7 +8,7 @@
 Reading `bundle.json` needs no torch; `save`, `load_network` and `load_ood_scorer` do.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import one_line
+from fieldmark.data import image_hashes
 from fieldmark.inference import hub
 
 if TYPE_CHECKING:
@@ -144,12 +145,23 @@ def make_info(
     )
 
 
-def save(folder: Path, info: BundleInfo, network: "Network", ood_scorer: "OODScorer") -> None:
-    """Write `model.safetensors`, `known.safetensors` and `bundle.json` into the folder."""
+def save(
+    folder: Path,
+    info: BundleInfo,
+    network: "Network",
+    ood_scorer: "OODScorer",
+    trained_on: image_hashes.ImageHashes | None = None,
+) -> None:
+    """Write `model.safetensors`, `known.safetensors` and `bundle.json` into the folder.
+
+    Args:
+        trained_on: hashes of the training and validation images, which go with the weights.
+    """
     from fieldmark.models.state import save_state
 
     folder.mkdir(parents=True, exist_ok=True)
-    save_state(folder / "model.safetensors", network.state_dict())
+    metadata = {} if trained_on is None else {image_hashes.METADATA_KEY: trained_on.to_text()}
+    save_state(folder / "model.safetensors", network.state_dict(), metadata=metadata)
     save_state(folder / "known.safetensors", ood_scorer.state_dict())
     io.write_json(folder / "bundle.json", info.to_dict())
 
@@ -163,12 +175,21 @@ def find_onnx_file(model: str | Path) -> Path:
     model = hub.download_bundle(str(model)) if hub.is_hub_address(model) else Path(model)
     if model.is_file() and model.suffix == ".onnx":
         return model
-    for folder in (model / "bundle", model):
+    for folder in (model / "bundle", model, *_chosen_bundle(model)):
         if (folder / "model.onnx").is_file():
             return folder / "model.onnx"
     if (model / "recipe.yaml").is_file():
         raise FieldmarkError(f"the run {model} has not finished; resume it: fieldmark train ... --out {model} --resume")
     raise FieldmarkError(f"{model} is no run, bundle or exported model" + ("" if model.exists() else ": it is missing"))
+
+
+def _chosen_bundle(folder: Path) -> Iterator[Path]:
+    """The bundle of the best fold of a cross-validation, or of the best trial of a search."""
+    try:
+        bundle = io.read_json(folder / "metrics.json").get("bundle")
+        yield folder / Path(bundle).parent.name / "bundle"
+    except (OSError, AttributeError, TypeError, FieldmarkError):
+        yield from sorted(folder.glob("best-*/bundle"))
 
 
 def read_info(model: str | Path) -> BundleInfo:
@@ -223,6 +244,19 @@ def load_network(model: str | Path) -> "Network":
     except (KeyError, TypeError, RuntimeError) as error:
         raise FieldmarkError(f"{file} is damaged or of another network: {one_line(error)}") from None
     return network.eval()
+
+
+def read_trained_on(model: str | Path) -> image_hashes.ImageHashes | None:
+    """Hashes of the images that a run or bundle was trained on; None if they were not kept, as by an exported file.
+
+    Raises:
+        FieldmarkError: they are damaged.
+    """
+    file = find_onnx_file(model).with_name("model.safetensors")
+    try:
+        return image_hashes.read_trained_on(file)
+    except ValueError as error:
+        raise FieldmarkError(f"{file}: {error}") from None
 
 
 def _load_tensors(file: Path) -> "dict[str, Tensor]":

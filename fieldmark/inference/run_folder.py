@@ -1,9 +1,10 @@
 """A finished run -> the images it was trained on, where they still are, their splits, and its language."""
 
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
@@ -11,15 +12,18 @@ from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import ENGLISH, Language, finite_float, get_language
 from fieldmark.core.parallel import ordered_map
-from fieldmark.core.text import printable
+from fieldmark.core.text import pluralize, printable
 from fieldmark.data.catalog import Catalog, Photo
 from fieldmark.data.image import UnreadableImageError, preprocess
+from fieldmark.data.image_hashes import ImageHashes
+from fieldmark.data.moved import MovedFiles, find_moved
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.splits import read_split_file
 from fieldmark.inference.bundle import BundleInfo, PreprocessingInfo
 from fieldmark.recipes import recipe as recipes
 
 T = TypeVar("T")
+IMAGE_HASHES_FILE = "images.npz"
 
 
 def read_dataset_path(run: Path) -> Path:
@@ -34,13 +38,62 @@ def read_dataset_path(run: Path) -> Path:
         raise FieldmarkError(f"{run} is not a finished run (it has no audit.json): pass the images as PHOTOS") from None
 
 
-def load_catalog(run: Path) -> Catalog:
-    """The images of the run's dataset.
+def load_catalog(run: Path, photos: str | Path | None = None) -> Catalog:
+    """The images of the run's dataset, under the paths that the run knows.
+
+    Args:
+        photos: where they are now, if they were moved, also under other names: they are found by their content.
 
     Raises:
-        FieldmarkError: the folder is not a finished run, or the dataset is gone.
+        FieldmarkError: the folder is not a finished run, or its images are not there.
     """
-    return read_catalog(read_dataset_path(run), min_classes=1)
+    source = read_dataset_path(run)
+    if photos is not None:
+        return _find_moved_images(run, read_catalog(photos, min_classes=1))
+    try:
+        return read_catalog(source, min_classes=1)
+    except FieldmarkError as error:
+        raise FieldmarkError(f"{error}; if the images of {run} were moved, say where they are by --photos") from None
+
+
+def _find_moved_images(run: Path, catalog: Catalog) -> Catalog:
+    """The images of a run in another place."""
+    rows, hashes = {row.path: row for row in read_split_file(run / "split.csv")}, load_image_hashes(run)
+    content = dict(zip(hashes.paths, hashes.hashes.content.tolist(), strict=True)) if hashes else {}
+    boxes = {photo.path: photo.box for photo in catalog.photos}
+    # Runs of earlier versions have no hashes: their images are taken to have kept their paths.
+    moved = find_moved(catalog, content) if content else {path: path for path in rows if path in boxes}
+    found = tuple(replace(row, box=boxes[moved[path]]) for path, row in rows.items() if path in moved)
+    if not found:
+        raise FieldmarkError(f"{printable(str(catalog.root))} has none of the {len(rows):,} images of {run}")
+    warnings = catalog.warnings
+    if n_gone := len(rows) - len(found):
+        warnings += (f"{pluralize(n_gone, 'image')} of {run} not found in {printable(str(catalog.root))}",)
+    classes = tuple(sorted({photo.label for photo in found}))
+    return replace(catalog, files=MovedFiles(catalog.files, moved), photos=found, classes=classes, warnings=warnings)
+
+
+class RunImages(NamedTuple):
+    """The readable images of a run by path, and their hashes in that order."""
+
+    paths: list[str]
+    hashes: ImageHashes
+
+
+def save_image_hashes(run: Path, images: RunImages) -> None:
+    """Write RUN/images.npz, atomically."""
+    with io.atomic_path(run / IMAGE_HASHES_FILE) as partial, partial.open("wb") as handle:
+        np.savez_compressed(handle, paths=np.array(images.paths, str), **vars(images.hashes))
+
+
+def load_image_hashes(run: Path) -> RunImages | None:
+    """What `save_image_hashes` wrote; None in a run of an earlier version, or if it is damaged."""
+    try:
+        with np.load(run / IMAGE_HASHES_FILE, allow_pickle=False) as arrays:
+            hashes = ImageHashes(arrays["content"], arrays["signatures"], float(arrays["max_distance"]))
+            return RunImages(arrays["paths"].tolist(), hashes)
+    except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):
+        return None
 
 
 def resolve_language(run: Path, lang: str | None = None) -> Language:
@@ -111,12 +164,8 @@ class RunSplits:
         Raises:
             FieldmarkError: there are no such images.
         """
-        source = photos or read_dataset_path(run)
-        try:
-            catalog = read_catalog(source, min_classes=1)
-        except FieldmarkError as error:
-            hint = "" if photos else "; if the images were moved, pass them as PHOTOS"
-            raise FieldmarkError(f"{error}{hint}") from None
+        has_split = (run / "split.csv").is_file()
+        catalog = load_catalog(run, photos) if has_split or photos is None else read_catalog(photos, min_classes=1)
         photos_by_path, split_file = {photo.path: photo for photo in catalog.photos}, run / "split.csv"
         split_rows = read_split_file(split_file) if split_file.is_file() else ()
         rows = [replace(row, box=photos_by_path[row.path].box) for row in split_rows if row.path in photos_by_path]

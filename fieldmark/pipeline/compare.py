@@ -2,7 +2,7 @@
 
 import shutil
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -168,8 +168,8 @@ def _summarize_network(network: str, runs: list[ComparedRun]) -> ComparisonRow:
         n=len(runs[0].outcomes),
         seeds=[run.seed for run in runs],
         accuracies=accuracies,
-        macro_f1=statistics.fmean(run.test.macro_f1 for run in runs),
-        ece=statistics.fmean(run.test.ece for run in runs),
+        macro_f1=_mean_if_known(run.test.macro_f1 for run in runs),
+        ece=_mean_if_known(run.test.ece for run in runs),
         seconds=statistics.fmean(sum(seconds.values()) for seconds in parts),
         megabytes=(runs[0].folder / "bundle" / "model.onnx").stat().st_size / 1e6,
         images_per_s=measure_throughput(runs[0].folder),
@@ -200,3 +200,9 @@ def _count_costs(run: ComparedRun) -> tuple[int, list[AttentionCost]]:
         params, macs = sum(gate.params for gate in same), sum(gate.macs for gate in same)
         costs.append(AttentionCost(kind, len(same), params, macs))
     return sum(layer.macs for layer in layers), costs
+
+
+def _mean_if_known(values: Iterable[float | None]) -> float | None:
+    """The mean; None if a value is missing, as a macro average where a class has no test images."""
+    known = list(values)
+    return None if None in known else statistics.fmean(value for value in known if value is not None)

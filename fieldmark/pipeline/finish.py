@@ -15,6 +15,7 @@ from fieldmark.core import io, runtime
 from fieldmark.core.parallel import ordered_map
 from fieldmark.core.progress import Reporter
 from fieldmark.data.dataset import DatasetSplits, EvalDataset, iter_eval_batches
+from fieldmark.data.image_hashes import ImageHashes
 from fieldmark.evaluation import calibration
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
 from fieldmark.evaluation.results import LearningCurve, Metrics
@@ -23,10 +24,11 @@ from fieldmark.exporters.onnx import NUM_VERIFICATION_IMAGES, ExportCheck, expor
 from fieldmark.inference import bundle
 from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import Classifier
+from fieldmark.inference.run_folder import load_image_hashes
 from fieldmark.models import Head, Network
 from fieldmark.models.ood import OODScorer, make_scorer
 from fieldmark.models.stages import LayerInput
-from fieldmark.pipeline.prepare import PreparedData
+from fieldmark.pipeline.prepare import PreparedData, read_hashes_of_weights
 from fieldmark.recipes.recipe import Recipe, parse_duration
 from fieldmark.training.frozen_features import TRAIN_FEATURES, TUNED, VAL_FEATURES
 from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE
@@ -98,7 +100,8 @@ def finish_run(
     data, size = prepared.data, preprocessing["size"]
     fitted = calibrate(trainer, prepared, size)
     network = trainer.network.cpu()
-    info = _write_bundle(out / "bundle", network, prepared, preprocessing, fitted)
+    trained_on = _hashes_of_trained(out, prepared, trainer.recipe)
+    info = _write_bundle(out / "bundle", network, prepared, preprocessing, fitted, trained_on)
     paths, reference = list(prepared.groups), prepared.reference_indices.tolist()
     labels = [prepared.classes[data.labels[k]] for k in reference]
     save_reference_set(out, [paths[k] for k in reference], labels, fitted.reference_features)
@@ -220,8 +223,26 @@ def _rarer_class(classes: list[str], data: DatasetSplits) -> str:
     return classes[int(np.bincount(data.labels[all_indices], minlength=2).argmin())]
 
 
+def _hashes_of_trained(out: Path, prepared: PreparedData, recipe: Recipe) -> ImageHashes | None:
+    """Hashes of the training and validation images, and of those that the initial weights were trained on.
+
+    None if an earlier version has started the run.
+    """
+    images = load_image_hashes(out)
+    if images is None:
+        return None
+    own = images.hashes.select(np.concatenate([prepared.data.train, prepared.data.val]))
+    earlier = read_hashes_of_weights(recipe)
+    return own if earlier is None else own.union(earlier)
+
+
 def _write_bundle(
-    folder: Path, network: Network, prepared: PreparedData, preprocessing: dict[str, Any], fitted: Calibration
+    folder: Path,
+    network: Network,
+    prepared: PreparedData,
+    preprocessing: dict[str, Any],
+    fitted: Calibration,
+    trained_on: ImageHashes | None,
 ) -> BundleInfo:
     """Write weights, bundle.json and model.onnx; return the content of bundle.json."""
     info = bundle.make_info(
@@ -234,7 +255,7 @@ def _write_bundle(
     )
     if fitted.positive is not None:
         info = dataclasses.replace(info, positive=fitted.positive, decision=fitted.decision_threshold)
-    bundle.save(folder, info, network, fitted.ood_scorer)
+    bundle.save(folder, info, network, fitted.ood_scorer, trained_on)
     export_onnx(network, fitted.ood_scorer, info, folder / "model.onnx")
     return info
 

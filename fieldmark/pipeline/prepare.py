@@ -1,5 +1,6 @@
 """Catalog + recipe -> audited, split and packed images, kept in the run folder."""
 
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -7,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fieldmark.audit.audit import audit_catalog, dataset_fingerprint, drop_unreadable
+from fieldmark.audit.audit import ReadableSubset, audit_catalog, dataset_fingerprint, drop_unreadable
 from fieldmark.audit.report import AuditReport, RunAudit
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
@@ -19,8 +20,10 @@ from fieldmark.data.catalog import Catalog
 from fieldmark.data.dataset import DatasetSplits
 from fieldmark.data.decisions import load_recipe_catalog
 from fieldmark.data.decoded import DecodedImage
+from fieldmark.data.image_hashes import HashCollector, ImageHashes, read_trained_on
 from fieldmark.data.readers.huggingface import DatasetFiles
-from fieldmark.data.splits import assign_splits, read_split_file, write_split_file
+from fieldmark.data.splits import DrawnSplits, draw_splits, read_split_file, write_split_file
+from fieldmark.inference.run_folder import RunImages, save_image_hashes
 from fieldmark.recipes.recipe import Recipe
 
 REFERENCE_IMAGES, MIN_REFERENCE_PER_CLASS = 400, 8
@@ -68,7 +71,7 @@ def prepare_data(
     _check_recipe(recipe, catalog)
     has_split = (out / "split.csv").exists()
     if has_split:
-        _refuse_changed_images(catalog, out)
+        refuse_changed_images(catalog, out)
     if not (has_split and _is_packed(out / "resume", recipe)):
         _audit_and_split(catalog, preprocessing, recipe, out, reporter)
         runtime.trim_malloc()  # of a hundred thousand images it is too much to keep
@@ -120,18 +123,26 @@ def _audit_and_split(
     catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, out: Path, reporter: Reporter
 ) -> None:
     """Write audit.json, quarantine.csv, split.csv and the packed images into the run folder."""
-    report, packed = _audit_and_pack(catalog, preprocessing, recipe, out / "resume", reporter)
+    audited = _audit_and_pack(catalog, preprocessing, recipe, out / "resume", reporter)
+    report, packed = audited.report, audited.packed
     usable = drop_unreadable(catalog, report)
-    assignment = assign_splits(
+    trained_on = _find_trained_on(recipe, audited, usable)
+    drawn = draw_splits(
         usable.catalog,
         usable.groups,
+        usable.hard_groups,
         seed=recipe.seed,
         leaks=report.leaks,
         group_leaks=report.group_leaks,
         allow_leaks=recipe.allow_leaks,
         fold=(recipe.fold, recipe.folds) if recipe.folds else None,
+        trained_on=trained_on,
     )
-    report = replace(report, catalog_warnings=(*usable.catalog.warnings, *_warn_missing_test(catalog)))
+    warnings = [*usable.catalog.warnings, *_warn_missing_test(catalog), *_split_warnings(usable.catalog, drawn)]
+    if trained_on:
+        n = pluralize(len(trained_on), "image")
+        warnings.append(f"the initial weights were trained on {n} of these, which stay among the training images")
+    report = replace(report, catalog_warnings=tuple(warnings))
     for warning in report.warnings:
         reporter.warning(warning)
     n = len(report.warnings)
@@ -143,13 +154,63 @@ def _audit_and_split(
     RunAudit(report, str(catalog.source.resolve()), fingerprint, usable.catalog.classes).save(out)
     io.write_json(out / "resume" / "packed.json", {catalog.photos[i].path: report.groups[i] for i in packed})
     io.write_csv(out / "quarantine.csv", [file.to_dict() for file in report.unreadable], ["path", "reason"])
-    write_split_file(out / "split.csv", usable.catalog, assignment)
+    save_image_hashes(out, RunImages([catalog.photos[i].path for i in packed], audited.hashes))
+    write_split_file(out / "split.csv", usable.catalog, drawn.splits)
+
+
+def _find_trained_on(recipe: Recipe, audited: "_AuditedImages", usable: ReadableSubset) -> set[int]:
+    """The usable images that the recipe's weights were trained on, as positions in that catalog.
+
+    Raises:
+        FieldmarkError: the weights' record of their images is damaged.
+    """
+    hashes = read_hashes_of_weights(recipe)
+    if hashes is None:
+        return set()
+    contained = {i for i, found in zip(audited.packed, hashes.contains(audited.hashes), strict=True) if found}
+    return {k for k, i in enumerate(usable.indices) if i in contained}
+
+
+def read_hashes_of_weights(recipe: Recipe) -> ImageHashes | None:
+    """Hashes of the images that the recipe's initial weights were trained on; None if they carry none."""
+    weights = Path(recipe.weights)
+    try:
+        return read_trained_on(weights) if weights.suffix == ".safetensors" and weights.is_file() else None
+    except ValueError as error:
+        raise FieldmarkError(f"{weights}: {error}") from None
+
+
+def _split_warnings(catalog: Catalog, drawn: DrawnSplits) -> Iterator[str]:
+    """Lines on classes whose metrics are unknown or optimistic."""
+    if drawn.divided_classes:
+        yield (
+            f"nearly all images of {summarize_names(drawn.divided_classes)} are near-duplicates of each other, so they "
+            "were divided among the splits: test metrics are optimistic for other scenes"
+        )
+    for split, consequence in (("test", "their accuracy stays unknown"), ("val", "they do not count in validation")):
+        if split in drawn.splits and (names := drawn.classes_without(split, catalog)):
+            name = {"val": "validation"}.get(split, split)
+            yield f"classes without {name} images ({consequence}): {summarize_names(names)}"
+
+
+@dataclass(frozen=True)
+class _AuditedImages:
+    """What one pass over the files gives.
+
+    Attributes:
+        packed: the readable images, as positions in the catalog.
+        hashes: of those.
+    """
+
+    report: AuditReport
+    packed: list[int]
+    hashes: ImageHashes
 
 
 def _audit_and_pack(
     catalog: Catalog, preprocessing: dict[str, Any], recipe: Recipe, resume: Path, reporter: Reporter
-) -> tuple[AuditReport, list[int]]:
-    """One pass over the files. Returns the issues, and the readable images as indices into the catalog.
+) -> _AuditedImages:
+    """One pass over the files.
 
     Unless the images are streamed, their resized pixels are written into `resume`.
     """
@@ -157,13 +218,14 @@ def _audit_and_pack(
         "shorter": round(preprocessing["size"] / preprocessing["crop"]),
         "interpolation": preprocessing["interpolation"],
     }
-    packed: list[int] = []
+    packed, collector = list[int](), HashCollector()
     cached = decoding_key(**resize) if recipe.nodes == 1 else ""  # other machines see the run folder alone
     with ExitStack() as stack:
         packer = None if recipe.stream else stack.enter_context(MemmapWriter(resume, cached, reporter.info))
 
         def keep(i: int, image: DecodedImage) -> None:
             packed.append(i)
+            collector.add(image.sha256, image.thumbnail)
             if packer is not None:
                 packer.add(image)
 
@@ -174,10 +236,11 @@ def _audit_and_pack(
             StreamedImages.write_record(resume, **resize)
         else:
             packer.finish()
-    return report, packed
+    return _AuditedImages(report, packed, collector.hashes_of_groups([report.groups[i] for i in packed]))
 
 
-def _refuse_changed_images(catalog: Catalog, out: Path) -> None:
+def refuse_changed_images(catalog: Catalog, out: Path) -> None:
+    """Raise FieldmarkError if the catalog has other images than the run in `out` was started with."""
     current_paths, unreadable = {photo.path for photo in catalog.photos}, RunAudit.load(out).report.unreadable
     recorded_paths = {*io.read_json(out / "resume" / "packed.json"), *(file.path for file in unreadable)}
     if current_paths != recorded_paths:

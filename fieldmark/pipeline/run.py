@@ -1,11 +1,14 @@
 """`Run`: the folder of a finished training and its metrics."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fieldmark.core import io
+from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.cache import pack
 from fieldmark.evaluation.results import Interval, Metrics
 from fieldmark.inference.classifier import Classifier
@@ -71,7 +74,7 @@ class Run:
         """The metrics and the curves of the training, in a notebook."""
         rows = "".join(
             f"<tr><th style='text-align:left'>{name}</th><td>{metrics.n:,} images</td><td>{metrics.accuracy:.1%}</td>"
-            f"<td>{_interval(metrics.ci95)}</td><td>{metrics.balanced_accuracy:.1%}</td><td>{metrics.coverage:.1%}</td></tr>"
+            f"<td>{_interval(metrics.ci95)}</td><td>{_share(metrics.balanced_accuracy)}</td><td>{metrics.coverage:.1%}</td></tr>"
             for name, metrics in (("test", self.test), ("validation", self.validation))
             if metrics
         )
@@ -89,8 +92,34 @@ class Run:
         )
 
 
+def _share(value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}"
+
+
 def _interval(bounds: Interval | None) -> str:
     return "" if bounds is None else f"{bounds[0]:.1%} to {bounds[1]:.1%}"
+
+
+@contextmanager
+def exclusive_run(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into the same folder.
+
+    Raises:
+        FieldmarkError: another process does it already.
+    """
+    from filelock import FileLock, Timeout
+
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise FieldmarkError(f"another process is training into {folder}: wait for it, or give another --out") from None
+    try:
+        yield
+    finally:
+        Path(lock.lock_file).unlink(missing_ok=True)
+        lock.release()
 
 
 def is_finished(folder: Path) -> bool:

@@ -21,13 +21,14 @@ from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import get_language
 from fieldmark.core.progress import Reporter
+from fieldmark.core.text import summarize_names
 from fieldmark.data.cache import pack
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.decisions import load_recipe_catalog
 from fieldmark.models import Network
 from fieldmark.pipeline.cross_validate import cross_validate, validate_folds
-from fieldmark.pipeline.prepare import PreparedData, load_prepared_data, prepare_data
-from fieldmark.pipeline.run import Run, is_finished
+from fieldmark.pipeline.prepare import PreparedData, load_prepared_data, prepare_data, refuse_changed_images
+from fieldmark.pipeline.run import Run, exclusive_run, is_finished
 from fieldmark.pipeline.worker import train_on_devices
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe, ineffective_settings
@@ -81,6 +82,7 @@ def train(
     job = _resolve(Path(photos), recipe or Recipe(), out, resume, started, command, feature_cache_dir)
     job = replace(job, callbacks=callbacks, quiet=quiet)
     if job.has_recipe and is_finished(job.out):
+        _refuse_changed_dataset(job)
         return Run.load(job.out)
     if job.recipe.folds and not job.recipe.fold:
         return _train_folds(job)
@@ -92,8 +94,9 @@ def train(
     if not fabric.is_global_zero:
         _join(fabric)
         raise SystemExit(0)  # only the main process goes on
-    prepared = _prepare(job)
-    return _finish(job, prepared, _fit(job, prepared, fabric))
+    with exclusive_run(job.out):
+        prepared = _prepare(job)
+        return _finish(job, prepared, _fit(job, prepared, fabric))
 
 
 # ---- resolve: which run this is
@@ -185,6 +188,17 @@ def _reconcile(started: Recipe, requested: Recipe, explicit: frozenset[str], out
     return started.replace(devices=requested.devices, nodes=requested.nodes) if is_elastic else started
 
 
+def _refuse_changed_dataset(job: TrainingJob) -> None:
+    """Raise FieldmarkError if a finished run is to be resumed on other images; those that are gone are not needed."""
+    if not (job.out / "split.csv").exists():
+        return
+    try:
+        catalog = load_recipe_catalog(job.photos, job.recipe)
+    except FieldmarkError:
+        return
+    refuse_changed_images(catalog, job.out)
+
+
 # ---- several trainings, several processes
 
 
@@ -221,6 +235,7 @@ def _join(fabric: Fabric) -> None:
         checkpoint.wait_for_file(out / "recipe.yaml")
         recipe = recipes.read_recipe(out / "recipe.yaml")
         data = load_prepared_data(out, recipe)
+        recipe = _limit_batch(recipe, data)
         network = _build_network(recipe, data)
         trainer = Trainer(network, data.data, recipe, out / "resume", Reporter(quiet=True), fabric)
         trainer.train(lambda trainer: _plan(trainer, out, data))
@@ -266,11 +281,20 @@ def _prepare(job: TrainingJob) -> PreparedTraining:
         if is_new:  # nothing is lost, and the same command works once the images are corrected
             shutil.rmtree(job.out)
         raise
+    if recipe != (recipe := _limit_batch(recipe, data)):
+        reporter.info(f"the batch is {recipe.batch}, since there are {len(data.data.train):,} training images")
     if len(data.classes) != len(catalog.classes):  # a class has no readable image
         network = _build_network(recipe, data)
     else:
         standardise_inputs(network, recipe, data.data)
     return PreparedTraining(recipe, catalog, data, network, reporter)
+
+
+def _limit_batch(recipe: Recipe, data: PreparedData) -> Recipe:
+    """The recipe with a batch of no more than all training images, in equal parts for all processes."""
+    parts = recipe.devices * recipe.nodes * recipe.accumulate
+    largest = max(1, len(data.data.train) // parts) * parts
+    return recipe.replace(batch=largest) if recipe.batch and recipe.batch > largest else recipe
 
 
 def _require_run_folder(out: Path) -> None:
@@ -359,8 +383,11 @@ def _finish(job: TrainingJob, prepared: PreparedTraining, fitted: FittedTraining
         metrics = _evaluate(job, prepared, fitted)
     if metrics.test is not None:
         low, high = metrics.test.ci95 or (0.0, 1.0)
-        images = f"{metrics.test.n:,} images"
-        reporter.step("Test", f"accuracy {metrics.test.accuracy:.1%} (95 % CI {low:.1%} to {high:.1%}) on {images}")
+        images, absent = f"{metrics.test.n:,} images", metrics.test.absent_classes
+        unknown = f", none of {summarize_names(absent)}" if absent else ""
+        reporter.step(
+            "Test", f"accuracy {metrics.test.accuracy:.1%} (95 % CI {low:.1%} to {high:.1%}) on {images}{unknown}"
+        )
     with reporter.timer("report"):
         _write_metrics(out, metrics, reporter)
         write_report(out, prepared.catalog.files, get_language(prepared.recipe.lang))

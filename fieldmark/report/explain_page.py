@@ -113,14 +113,20 @@ def write_explanations(
     return ExplainReport((page, *overlays), tuple(results))
 
 
-def write_class_sheet(run: str | Path, out: Path, reporter: Reporter, language: Language = ENGLISH) -> ExplainReport:
+def write_class_sheet(
+    run: str | Path,
+    out: Path,
+    reporter: Reporter,
+    language: Language = ENGLISH,
+    photos: str | Path | None = None,
+) -> ExplainReport:
     """Write sheet.html, examples of each class of the run's test split, into the new folder `out`.
 
     Raises:
         FieldmarkError: `out` exists, the run has no test images, or none of them can be read.
     """
     io.require_new(out)
-    sheet = ClassSheet(run)
+    sheet = ClassSheet(run, photos)
     n_images = sum(len(of_class.examples) for of_class in sheet.classes)
     side = next(side for limit, side in SHEET_IMAGE_SIDES if n_images <= limit)
     sections, results, characters_left = list[TemplateContext](), list[ExplainedExample](), MAX_SHEET_CHARACTERS

@@ -48,8 +48,8 @@ class ComparisonRow:
     n: int
     seeds: Sequence[int]
     accuracies: Sequence[float]
-    macro_f1: float
-    ece: float
+    macro_f1: float | None
+    ece: float | None
     seconds: float
     megabytes: float
     images_per_s: float

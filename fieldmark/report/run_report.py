@@ -14,6 +14,7 @@ from markupsafe import Markup
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import ENGLISH, Language, finite_float, gettext_noop
 from fieldmark.core.io import read_csv
+from fieldmark.core.text import summarize_names
 from fieldmark.data.readers.files import FileTree
 from fieldmark.inference.run_folder import load_catalog, resolve_language
 from fieldmark.recipes import recipe as recipes
@@ -69,14 +70,26 @@ def write_report(run: Path, files: FileTree | None, language: Language = ENGLISH
     return [run / name for name in texts]
 
 
-def rewrite_report(run: Path, lang: str | None = None) -> tuple[list[Path], list[str]]:
+def rewrite_report(
+    run: Path, lang: str | None = None, photos: str | Path | None = None
+) -> tuple[list[Path], list[str]]:
     """Write the report of a finished run anew, in the language of its recipe or another.
 
-    -> the files, and a line on the photos where they are gone, and the page goes without them. Raises FieldmarkError.
+    Args:
+        photos: where the images of the run are now, if they were moved.
+
+    Returns:
+        The files, and a line if the images are gone and there was no page that would lose its pictures.
+
+    Raises:
+        FieldmarkError: there is no such run, or the page that is there has pictures and the images are gone.
     """
+    warnings = list[str]()
     try:
-        files, warnings = load_catalog(examples.fold_folders(run)[0]).files, list[str]()
+        files = load_catalog(examples.fold_folders(run)[0], photos).files
     except (OSError, FieldmarkError) as error:
+        if photos is not None or (run / "report.html").exists():
+            raise FieldmarkError(f"the report is left as it is, since it would lose its pictures: {error}") from None
         files, warnings = None, [f"the images cannot be read, so the page goes without them: {error}"]
     return write_report(run, files, resolve_language(run, lang)), warnings
 
@@ -116,6 +129,7 @@ def _template_context(
         "title": wording.page_title(classes, language),
         "tested": bool(run_metrics.get("test")),
         "split_metrics": split_metrics,
+        "absent": summarize_names(wording.absent_classes(split_metrics)),
         "folds": [fold["test"] for fold in run_metrics.get("folds") or [] if fold.get("test")],
         "summary": wording.summarize(run_metrics, language),
         "baseline": wording.majority_baseline(split_metrics),

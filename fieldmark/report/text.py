@@ -7,6 +7,7 @@ from typing import Any
 from markupsafe import Markup
 
 from fieldmark.core.i18n import ENGLISH, Language, finite_float, format_number
+from fieldmark.core.text import summarize_names
 
 Metrics = dict[str, Any]
 MIN_TRAIN_IMAGES, MIN_TEST_IMAGES = 50, 20
@@ -43,6 +44,15 @@ def summarize(run_metrics: Metrics, language: Language = ENGLISH) -> str:
         "classes": classes,
         "share": language.percent(accuracy),
     }
+    if absent := absent_classes(split_metrics):
+        return language(
+            "{where} the accuracy is {share} (95 % CI {range}) over {present} of {classes} classes; that of {names} is"
+            " unknown, since there are no images of them.",
+            **values,
+            range=language.interval(bounds),
+            present=classes - len(absent),
+            names=summarize_names(absent),
+        )
     if n < MIN_IMAGES_FOR_DECIMALS:
         text = language(
             "{where} the accuracy over {classes} classes is {share} ({times} images correct)."
@@ -58,6 +68,11 @@ def summarize(run_metrics: Metrics, language: Language = ENGLISH) -> str:
             range=language.interval(bounds),
         )
     return language.join_sentences([text, _compare_with_baseline(split_metrics, bounds[0], accuracy, language)])
+
+
+def absent_classes(split_metrics: Metrics) -> list[str]:
+    """The classes of which there are no images, so that macro averages are undefined."""
+    return [name for name, row in (split_metrics.get("per_class") or {}).items() if not row.get("n")]
 
 
 def _compare_with_baseline(split_metrics: Metrics, low: Any, accuracy: float, language: Language) -> str:

@@ -10,6 +10,9 @@ from fieldmark.cli.options import JsonOption, print_result
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import sanitize_for_terminal
 
+MovedOption = Annotated[
+    str | None, typer.Option("--photos", metavar="DIR", help="Where the run's images are now, if they were moved.")
+]
 LangOption = Annotated[
     str | None, typer.Option("--lang", metavar="en|zh", help="Language; by default that of the run's recipe.")
 ]
@@ -24,12 +27,13 @@ def evaluate(
     positive: Annotated[
         str | None, typer.Option("--positive", metavar="CLASS", help="Of two classes, the positive one.")
     ] = None,
+    moved_to: MovedOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """Compute metrics on the test set of a run, or on another dataset (classes matched by name)."""
     from fieldmark.evaluation import evaluate as evaluation
 
-    metrics = evaluation.evaluate(run, photos, Reporter(), tta=tta, positive=positive)
+    metrics = evaluation.evaluate(run, photos, Reporter(), tta=tta, positive=positive, moved_to=moved_to)
     lines = evaluation.summary_lines(metrics, metrics.learning_curve)
     print_result(metrics.to_dict(), lines, metrics.warnings, as_json)
     raise typer.Exit(1 if metrics.warnings else 0)
@@ -58,6 +62,7 @@ def explain(
         typer.Option("--class", metavar="NAME", help="The class to explain; by default the predicted one."),
     ] = None,
     nearest: Annotated[int, typer.Option("--nearest", min=0, help="Number of nearest training images.")] = 4,
+    moved_to: MovedOption = None,
     lang: LangOption = None,
     as_json: JsonOption = False,
 ) -> None:
@@ -71,7 +76,8 @@ def explain(
             run, photos, out, Reporter(), methods=methods, target=target, nearest=nearest, lang=lang
         )
     else:
-        result = explain_page.write_class_sheet(run, Path(out), Reporter(), resolve_language(Path(run), lang))
+        language = resolve_language(Path(run), lang)
+        result = explain_page.write_class_sheet(run, Path(out), Reporter(), language, moved_to)
     errors = [f"{path}: {error}" for path, error in result.errors]
     for error in [] if as_json else errors:
         print(sanitize_for_terminal(error), file=sys.stderr)
@@ -81,13 +87,14 @@ def explain(
 
 def report(
     run: Annotated[str, typer.Argument(metavar="RUN", help="A finished run.")],
+    moved_to: MovedOption = None,
     lang: LangOption = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Write the report and model card of a run again, as in another language. Exit code 1 without its images."""
+    """Write the report and model card of a run again, as in another language."""
     from fieldmark.report.run_report import rewrite_report
 
-    files, warnings = rewrite_report(Path(run), lang)
+    files, warnings = rewrite_report(Path(run), lang, moved_to)
     data = {"files": [str(file) for file in files], "warnings": warnings}
     print_result(data, [f"Read:  {files[0]}"], warnings, as_json)
     raise typer.Exit(1 if warnings else 0)
