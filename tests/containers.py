@@ -15,7 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from PIL import Image
+from PIL import Image, ImageOps
 
 from fieldmark.data.catalog import Catalog
 
@@ -84,6 +84,15 @@ def touch(root: Path, *names: str) -> Path:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(b"photo")
     return root
+
+
+def mirrored(source: Path, target: Path) -> Path:
+    """A folder of photos as other photos of the same kind: mirrored."""
+    target.mkdir(parents=True)
+    for file in source.glob("*.jpg"):
+        with Image.open(file) as image:
+            ImageOps.mirror(image).save(target / file.name, quality=90)
+    return target
 
 
 def folder(root: Path) -> Path:

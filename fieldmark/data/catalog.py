@@ -21,6 +21,7 @@ IMAGE_EXTENSIONS = frozenset(
     )
 )
 
+
 @dataclass(frozen=True)
 class Photo:
     """One image of a catalog.
@@ -118,8 +119,8 @@ def merge_spellings(photos: list[Photo]) -> MergedSpellings:
     renamed: dict[str, str] = {}
     for labels in spellings.values():
         trained = [label for label in labels if "train" in splits_of[label]]
-        n_splits = sum(len(splits_of[label]) for label in labels)
-        if len(labels) > 1 and len(trained) == 1 and n_splits == len(set.union(*(splits_of[label] for label in labels))):
+        splits = [split for label in labels for split in splits_of[label]]
+        if len(labels) > 1 and len(trained) == 1 and len(splits) == len(set(splits)):
             renamed |= {label: trained[0] for label in labels if label != trained[0]}
     warnings = [
         f'class "{printable(label)}" of the {" and ".join(sorted(map(str, splits_of[label])))} images is taken as '

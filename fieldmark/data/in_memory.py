@@ -85,7 +85,12 @@ def _rows_of_table(table: Any) -> Iterator[dict[str, Any]]:
         if path == "" or label is None:
             raise ValueError(f"row {number} of the DataFrame has no {'path' if path == '' else 'label'}")
         split = {"split": columns.split(row) or ""} if has_split else {}
-        yield {"path": os.path.abspath(path), "label": label, **split, **{n: row[n] for n in ("group", "box") if n in row}}
+        yield {
+            "path": os.path.abspath(path),
+            "label": label,
+            **split,
+            **{n: row[n] for n in ("group", "box") if n in row},
+        }
 
 
 def _is_missing(value: Any) -> bool:

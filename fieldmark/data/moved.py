@@ -56,4 +56,3 @@ def _content(catalog: Catalog, photo: Photo) -> int | None:
         return content_key(content_hash(catalog.read_bytes(photo)))
     except UnreadableImageError:
         return None
-

@@ -91,10 +91,7 @@ def _classes_of_one_family(
         label
         for label, sizes in families.items()
         if len(copies[label]) > len(sizes)
-        and (
-            len(sizes) < n_splits
-            or sizes.total() - sizes.most_common(1)[0][1] < MIN_SPARED_SHARE * sizes.total()
-        )
+        and (len(sizes) < n_splits or sizes.total() - sizes.most_common(1)[0][1] < MIN_SPARED_SHARE * sizes.total())
     }
 
 
@@ -262,6 +259,7 @@ def _assign_groups(
     photos = catalog.photos
     label_counts = {group: Counter(photos[i].label for i in rows) for group, rows in members.items()}
     n_images = sum(label_counts.values(), Counter[str]())
+    n_free = sum((labels for group, labels in label_counts.items() if group not in pinned), Counter[str]())
     groups_left = Counter(label for labels in label_counts.values() for label in labels)  # still in train, by class
     # A class of n groups serves the first n - 1 splits, so that one group is left for training.
     splits_of_class = {label: list(fractions)[: n - 1] for label, n in groups_left.items()}
@@ -269,7 +267,9 @@ def _assign_groups(
     smallest_first = sorted(order, key=lambda group: label_counts[group].total())
     split_by_group: dict[int, str] = {}
     for rank, (split, fraction) in enumerate(fractions.items(), 1):
-        quota = _Quota({label: fraction * n for label, n in n_images.items() if split in splits_of_class[label]})
+        of_free = fraction / sum(fractions.values())  # of few images that may leave, each split gets its part
+        shares = {label: min(fraction * n, of_free * n_free[label]) for label, n in n_images.items()}
+        quota = _Quota({label: share for label, share in shares.items() if split in splits_of_class[label]})
         n_later = {label: len(splits[rank:]) for label, splits in splits_of_class.items()}
         # First the groups that fit the quota; then, for classes of large groups only, their smallest.
         candidates = [(group, quota.is_approached_by) for group in order]

@@ -188,9 +188,7 @@ def _predict(
     return predictions, hashes.hashes(), unreadable
 
 
-def _warnings(
-    selection: Selection, trained: _TrainedImages, metrics: Metrics, unreadable: list[str]
-) -> Iterator[str]:
+def _warnings(selection: Selection, trained: _TrainedImages, metrics: Metrics, unreadable: list[str]) -> Iterator[str]:
     if trained.n:
         n = metrics.n + trained.n
         yield f"{trained.text(n)}: the metrics are those of the other {metrics.n:,}"

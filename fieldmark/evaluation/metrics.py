@@ -6,6 +6,7 @@ Every metric that Fieldmark reports comes from `compute_metrics`: of a training 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy.sparse import csr_array, hstack
@@ -178,19 +179,19 @@ def _as_interval(bounds: list[float]) -> Interval:
 
 def _class_metrics(
     bootstrap: GroupBootstrap, labels: np.ndarray, predicted: np.ndarray, classes: list[str]
-) -> tuple[dict[str, float | None], Intervals, dict[str, ClassMetrics]]:
+) -> tuple[dict[str, Any], Intervals, dict[str, ClassMetrics]]:
     """Means over the classes, their intervals, and the metrics of each class; no means if a class has no images."""
     k, correct = len(classes), predicted == labels
     true, called, both = one_hot(labels, k), one_hot(predicted, k), one_hot(labels, k, correct)
     # scikit-learn documents the number; its annotation knows the words only.
     scores = sk_metrics.precision_recall_fscore_support(labels, predicted, labels=list(range(k)), zero_division=0)  # type: ignore[arg-type]
     precision, recall, f1, support = map(np.asarray, scores)
-    means: dict[str, float | None] = {"balanced_accuracy": None, "macro_f1": None}
+    means: dict[str, Any] = {"balanced_accuracy": None, "macro_f1": None}
     intervals: Intervals = dict.fromkeys(means)
     if support.all():
         means = {"balanced_accuracy": float(recall.mean()), "macro_f1": float(f1.mean())}
         resampled = _resampled_means(*map(bootstrap.resampled_totals, (true, called, both)))
-        intervals = {name: bootstrap.interval(resampled[name], mean) for name, mean in means.items() if mean is not None}
+        intervals = {name: bootstrap.interval(resampled[name], mean) for name, mean in means.items()}
     recall_intervals = bootstrap.ratio_intervals(both, true).tolist()
     precision_intervals = bootstrap.ratio_intervals(both, called).tolist()
     n_predicted = np.bincount(predicted, minlength=k)

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from containers import mirrored
 
 import fieldmark
 from fieldmark.recipes.recipe import Recipe
@@ -194,8 +195,8 @@ def test_evaluate(command, small_run):
 
 
 def test_evaluate_on_other_classes(here, small_run, small_photos, tmp_path):
-    shutil.copytree(small_photos / "disc", tmp_path / "photos" / "disc")
-    shutil.copytree(small_photos / "square", tmp_path / "photos" / "star")
+    mirrored(small_photos / "disc", tmp_path / "photos" / "disc")
+    mirrored(small_photos / "square", tmp_path / "photos" / "star")
     done = here("evaluate", small_run, tmp_path / "photos", "--json")
     assert done.code == 1
     unknown, missing = done.json["warnings"]

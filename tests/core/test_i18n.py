@@ -145,7 +145,10 @@ def test_a_report_can_be_written_anew_in_another_language(tmp_path, here):
     assert rewrite_report(run)[1] == [] and "混淆矩阵" in (run / "report.html").read_text(encoding="utf-8")
     (tmp_path / "photos").rename(tmp_path / "elsewhere")
     done = here("report", run, "--lang", "en")
+    assert done.code == 2 and "it would lose its pictures" in done.err and "--photos" in done.err
+    assert "data:image/jpeg" in (run / "report.html").read_text(encoding="utf-8")
+    (run / "report.html").unlink()
+    done = here("report", run, "--lang", "en")
     assert done.code == 1 and "the images cannot be read" in done.err and "report.html" in done.out
-    assert "data:image/jpeg" not in (run / "report.html").read_text(encoding="utf-8")
     assert "en or zh" in here("report", run, "--lang", "de").refusal
     assert "metrics.json" in here("report", tmp_path).refusal

@@ -3,6 +3,7 @@
 import os
 import random
 from collections import Counter, defaultdict
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Catalog, Photo
 from fieldmark.data.readers.files import Folder
-from fieldmark.data.splits import assign_splits, read_split_file, write_split_file
+from fieldmark.data.splits import SPLITS, assign_splits, draw_splits, read_split_file, write_split_file
 
 
 def catalog(labels: list[str], splits: list[str] | None = None) -> Catalog:
@@ -188,3 +189,62 @@ def test_folds_keep_groups_whole(table, of):
         assert not rows & tested
         tested |= rows
     assert tested == set(range(len(groups)))
+
+
+# ---- classes of one family, and weights that have been trained
+
+
+def photos_of(**classes):
+    rows = [Photo(f"{label}/{k}.jpg", label) for label, n in classes.items() for k in range(n)]
+    return Catalog(Folder(Path("photos")), tuple(rows), tuple(sorted(classes)))
+
+
+def test_a_class_of_one_family_is_tested():
+    """A fixed camera: 40 nearly equal frames of one class."""
+    photos = photos_of(ok=40, defect=40)
+    groups, alone = [100] * 40 + list(range(40)), list(range(80))
+    drawn = draw_splits(photos, groups, alone)
+    assert drawn.divided_classes == ("ok",)
+    for split in SPLITS:
+        assert drawn.classes_without(split, photos) == []
+    kept = draw_splits(photos, groups, groups)  # copies, or images of one patient, are never divided
+    assert kept.divided_classes == () and kept.classes_without("test", photos) == ["ok"]
+
+
+@pytest.mark.parametrize(("n_alone", "is_divided"), [(2, True), (5, True), (6, False), (20, False)])
+def test_families_that_a_class_can_spare_stay_whole(n_alone, is_divided):
+    photos = photos_of(a=40, b=40)
+    groups = [100] * (40 - n_alone) + list(range(40 + n_alone))
+    assert (draw_splits(photos, groups, range(80)).divided_classes == ("a",)) == is_divided
+
+
+def test_each_fold_tests_a_class_of_one_family():
+    photos = photos_of(ok=20, defect=20)
+    groups = [100] * 20 + list(range(20))
+    tested = [draw_splits(photos, groups, range(40), fold=(k, 5)) for k in range(1, 6)]
+    assert all(drawn.classes_without("test", photos) == [] for drawn in tested)
+    assert all(sum(drawn.splits[i] == "test" for drawn in tested) == 1 for i in range(40))
+
+
+def test_images_that_the_weights_know_stay_in_train():
+    photos = photos_of(a=40, b=40)
+    known = [i for i in range(80) if i % 4]
+    drawn = draw_splits(photos, range(80), range(80), trained_on=known, seed=3)
+    assert {drawn.splits[i] for i in known} == {"train"}
+    for split in SPLITS:  # of the others, some validate and some test
+        assert drawn.classes_without(split, photos) == []
+    with pytest.raises(FieldmarkError, match="trained on all of these images"):
+        draw_splits(photos, range(80), range(80), trained_on=range(80))
+    with pytest.raises(FieldmarkError, match="60 images that are in a fold"):
+        draw_splits(photos, range(80), range(80), trained_on=known, fold=(1, 5))
+    rows = (replace(photo, split="test" if photo.path < "a/2" else "train") for photo in photos.photos)
+    given = replace(photos, photos=tuple(rows))
+    with pytest.raises(FieldmarkError, match="in the given test or validation images"):
+        draw_splits(given, range(80), range(80), trained_on=known)
+    assert draw_splits(given, range(80), range(80), trained_on=known, allow_leaks=True).splits.count("test") > 0
+
+
+def test_a_group_of_a_known_image_stays_with_it():
+    photos = photos_of(a=20, b=20)
+    drawn = draw_splits(photos, [i // 2 for i in range(40)], range(40), trained_on=[0, 20])
+    assert {drawn.splits[i] for i in (0, 1, 20, 21)} == {"train"}

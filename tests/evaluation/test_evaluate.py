@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from containers import mirrored
+from PIL import Image
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
+from fieldmark.data.splits import read_split_file
 from fieldmark.evaluation import evaluate
 from fieldmark.evaluation.results import LearningCurve, Metrics
 
@@ -28,9 +31,8 @@ def test_the_test_split_gives_the_metrics_of_the_training(small_run: Path):
 
 
 def test_another_data_set_is_aligned_by_name(small_run: Path, small_photos: Path, tmp_path: Path):
-    shutil.copytree(small_photos / "disc", tmp_path / "disc")
-    shutil.copytree(small_photos / "square", tmp_path / "a new one")
-    shutil.copytree(small_photos / "square", tmp_path / "square")
+    for name, other in (("disc", "disc"), ("square", "a new one"), ("square", "square")):
+        mirrored(small_photos / name, tmp_path / other)
     (tmp_path / "square" / "00.jpg").write_bytes(b"not a photo")
     evaluation = evaluate.evaluate(small_run, tmp_path, Reporter())
     assert evaluation.n == 31 and "learning_curve" not in evaluation.to_dict()
@@ -54,21 +56,81 @@ def test_what_cannot_be_evaluated(small_run: Path, small_photos: Path, tmp_path:
         evaluate.evaluate(small_run / "bundle", None, Reporter())
 
 
-def test_training_images_are_warned_of(small_run: Path, small_photos: Path, tmp_path: Path):
-    (warning,) = evaluate.evaluate(small_run, small_photos, Reporter()).warnings
-    assert warning.endswith("were used in training: the metrics are optimistic")
-    shutil.copytree(small_photos, tmp_path / "elsewhere" / "test")
-    (tmp_path / "elsewhere" / "train" / "disc").mkdir(parents=True)
-    shutil.copy(small_photos / "disc" / "00.jpg", tmp_path / "elsewhere" / "train" / "disc")
-    shutil.copytree(small_photos / "square", tmp_path / "elsewhere" / "train" / "square")
-    shutil.copytree(small_photos / "cross, blue", tmp_path / "elsewhere" / "train" / "cross, blue")
-    assert evaluate.evaluate(small_run, tmp_path / "elsewhere", Reporter()).n == 48  # its test/ alone
+def reencoded(source: Path, target: Path) -> Path:
+    for file in source.rglob("*.jpg"):
+        place = target / file.parent.name / f"other {file.stem}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(file) as image:
+            image.resize((image.width * 3 // 4, image.height * 3 // 4)).save(place)
+    return target
+
+
+@pytest.mark.parametrize("how", ["itself", "copied", "zipped", "encoded anew", "bundle"])
+def test_training_images_are_left_out(small_run: Path, small_photos: Path, tmp_path: Path, how: str):
+    """Wherever they come from: the metrics are those of the test split, which alone is new."""
+    match how:
+        case "copied":
+            photos = shutil.copytree(small_photos, tmp_path / "copy")
+        case "zipped":
+            photos = Path(shutil.make_archive(str(tmp_path / "copy"), "zip", small_photos))
+        case "encoded anew":
+            photos = reencoded(small_photos, tmp_path / "anew")
+        case _:
+            photos = small_photos
+    run = small_run / "bundle" if how == "bundle" else small_run
+    evaluation = evaluate.evaluate(run, photos, Reporter())
+    assert (evaluation.n, evaluation.n_trained) == (6, 42)
+    (warning,) = evaluation.warnings
+    anew = ", 42 of them encoded anew" if how == "encoded anew" else ""
+    assert warning == f"42 of 48 images were used to train {run}{anew}: the metrics are those of the other 6"
+    assert evaluation.to_dict()["trained_on"] == 42
+    if how == "copied":
+        assert evaluation.accuracy == json.loads((small_run / "metrics.json").read_text())["test"]["accuracy"]
+
+
+def test_nothing_is_left_of_training_images(small_run: Path, small_photos: Path, tmp_path: Path):
+    trained = [photo for photo in read_split_file(small_run / "split.csv") if photo.split == "train"]
+    for photo in trained:
+        (tmp_path / photo.label).mkdir(exist_ok=True)
+        shutil.copy(small_photos / photo.path, tmp_path / photo.label)
+    with pytest.raises(FieldmarkError, match=f"all {len(trained)} images were used to train .*: give images that it"):
+        evaluate.evaluate(small_run, tmp_path, Reporter())
+
+
+def test_its_test_images_alone(small_run: Path, small_photos: Path, tmp_path: Path):
+    for name in ("disc", "square", "cross, blue"):
+        mirrored(small_photos / name, tmp_path / "test" / name)
+        mirrored(small_photos / name, tmp_path / "train" / name)
+    assert evaluate.evaluate(small_run, tmp_path, Reporter()).n == 48
+
+
+def test_images_that_were_moved(small_run: Path, small_photos: Path, tmp_path: Path):
+    """Also under other names: they are found by their content."""
+    run = shutil.copytree(small_run, tmp_path / "run")
+    audit = json.loads((run / "audit.json").read_text())
+    (run / "audit.json").write_text(json.dumps(audit | {"folder": str(tmp_path / "gone")}))
+    with pytest.raises(FieldmarkError, match=r"if the images of .* were moved, say where they are by --photos"):
+        evaluate.evaluate(run, None, Reporter())
+    for k, file in enumerate(sorted(small_photos.rglob("*.jpg"))):
+        (tmp_path / "new" / file.parent.name).mkdir(parents=True, exist_ok=True)
+        shutil.copy(file, tmp_path / "new" / file.parent.name / f"photo {k}.jpg")
+    moved = evaluate.evaluate(run, None, Reporter(), moved_to=tmp_path / "new")
+    assert moved == evaluate.evaluate(small_run, None, Reporter())
+    for name in ("disc", "square"):
+        mirrored(small_photos / name, tmp_path / "others" / name)
+    with pytest.raises(FieldmarkError, match="has none of the 48 images"):
+        evaluate.evaluate(run, None, Reporter(), moved_to=tmp_path / "others")
+    with pytest.raises(FieldmarkError, match="give other images to evaluate on, or --photos"):
+        evaluate.evaluate(run, small_photos, Reporter(), moved_to=tmp_path / "new")
 
 
 def test_a_data_set_of_one_class_can_be_evaluated(small_run: Path, small_photos: Path, tmp_path: Path):
-    shutil.copytree(small_photos / "disc", tmp_path / "disc")
+    mirrored(small_photos / "disc", tmp_path / "disc")
     evaluation = evaluate.evaluate(small_run, tmp_path, Reporter())
-    assert evaluation.n == 16 and evaluation.warnings == ("no images of cross, blue, square",)
+    assert evaluation.n == 16
+    assert evaluation.warnings == ("no images of cross, blue, square: accuracy is that of the other classes",)
+    assert evaluation.balanced_accuracy is evaluation.macro_f1 is evaluation.ece is None
+    assert "balanced_accuracy  -" in "\n".join(evaluate.summary_lines(evaluation))
 
 
 def test_views_of_test_time_augmentation():

@@ -10,8 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from containers import bomb
+from containers import bomb, mirrored
 from PIL import Image
+
+from fieldmark.data.splits import read_split_file
+from fieldmark.inference.bundle import read_trained_on
+from fieldmark.pipeline.run import exclusive_run
 
 NAMES = ("健康 玉米叶.jpg", "two  spaces.jpg", "'single' \"double\".jpg", "line\nbreak.jpg", "return\r.jpg", "-rf.jpg")
 NO_TEXT = b"caf\xe9.jpg"
@@ -231,3 +235,41 @@ def test_going_on_with_a_run_of_a_later_version(here, small_photos, tmp_path):
     line = here("train", small_photos, "--out", tmp_path, "--resume").refusal
     assert "'depth_of_thought'" in line and "install that one" in line
     assert [file.name for file in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+def test_weights_that_know_the_test_images(here, small_photos, small_run, tmp_path):
+    """Another split over weights of the same images: those that the weights know stay in training."""
+    weights, words = small_run / "bundle" / "model.safetensors", ("--epochs", 0, "--image-size", 64, "--batch", 8)
+    known = {p.path for p in read_split_file(small_run / "split.csv") if p.split != "test"}
+    done = here("train", small_photos, "--out", tmp_path / "run", "--seed", 1, "--weights", weights, *words)
+    assert done.code == 0, done.err
+    assert "the initial weights were trained on 42 images of these" in done.err
+    splits = {p.path: p.split for p in read_split_file(tmp_path / "run" / "split.csv")}
+    assert {splits[path] for path in known} == {"train"}
+    assert set(splits.values()) == {"train", "val", "test"}
+    before, after = read_trained_on(small_run), read_trained_on(tmp_path / "run")
+    assert before and after and after.contains(before).all()
+
+
+def test_a_finished_run_is_not_the_answer_for_other_images(here, small_photos, tmp_path, tiny_options):
+    photos = shutil.copytree(small_photos, tmp_path / "photos")
+    words = ("train", photos, "--out", tmp_path / "run", *tiny_options)
+    assert here(*words).code == 0
+    assert here(*words, "--resume").code == 0
+    mirrored(small_photos / "disc", photos / "a new class")
+    assert "16 new, 0 missing" in here(*words, "--resume").refusal
+    shutil.rmtree(photos)
+    assert here(*words, "--resume").code == 0  # it is finished, and needs them no more
+
+
+def test_two_trainings_into_one_folder(here, small_photos, tmp_path, tiny_options):
+    with exclusive_run(tmp_path / "run"):
+        refusal = here("train", small_photos, "--out", tmp_path / "run", *tiny_options).refusal
+    assert "another process is training into" in refusal
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_batch_larger_than_the_set(here, small_photos, tmp_path, tiny_options):
+    done = here("train", small_photos, "--out", tmp_path / "run", *tiny_options, "--batch", 5000, "--epochs", 1)
+    assert done.code == 0, done.err
+    assert "training images" in done.err and "the batch is 36" in done.err

@@ -1,4 +1,4 @@
-"""Which column of a table is the path, the class, the split, the group and the box, by names as other people write them."""
+"""Which column of a table is the path, the class and the split, by names as other people write them."""
 
 import re
 from collections.abc import Callable, Iterable, Sequence
@@ -16,7 +16,18 @@ PATH_COLUMNS = (
     *("路径", "文件名", "文件", "图片", "图像"),
 )
 LABEL_COLUMNS = (
-    *("label", "class", "category", "label_name", "class_name", "category_name", "labels", "classes", "target", "species"),
+    *(
+        "label",
+        "class",
+        "category",
+        "label_name",
+        "class_name",
+        "category_name",
+        "labels",
+        "classes",
+        "target",
+        "species",
+    ),
     *("tags", "tag", "y", "标签", "类别", "分类"),
 )
 _WEAK_LABEL_COLUMNS = frozenset(("y", "target"))
@@ -84,7 +95,7 @@ def find_columns(rows: Sequence[Row]) -> Columns:
         notes.append(f"column {folds[0]} is not used (--folds makes a cross-validation)")
     if one_hot:
         return Columns(path, lambda row: _one_hot_label(row, one_hot), split, tuple(notes))
-    return Columns(path, lambda row: _text(row.get(label_name)), split, tuple(notes))
+    return Columns(path, lambda row: _text(row.get(label_name or "")), split, tuple(notes))
 
 
 def _text(value: Any) -> str | None:
@@ -157,8 +168,8 @@ def _refuse_lists(values: Sequence[Any], column: str) -> None:
             break
     if several is not None:
         raise ValueError(
-            f"has several classes for an image ({printable(several[:60])} in column {column}): Fieldmark needs one class "
-            "for an image"
+            f"has several classes for an image ({printable(several[:60])} in column {column}): Fieldmark needs one "
+            "class for an image"
         )
 
 
@@ -168,7 +179,7 @@ def _refuse_lists(values: Sequence[Any], column: str) -> None:
 def _find_split(rows: Sequence[Row], names: list[str]) -> tuple[str | None, Callable[[Row], str | None]]:
     """The name of the column of splits, and the split of a row."""
     name = _find(names, SPLIT_COLUMNS)
-    values = {text for row in rows if (text := _text(row.get(name)))} if name else set[str]()
+    values = {text for row in rows if name and (text := _text(row.get(name)))}
     parsed = {value: parse_split_name(value) for value in values}
     if name and (name == "split" or (values and all(parsed.values()))):
         return name, _by_name(name, parsed)

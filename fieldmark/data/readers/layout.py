@@ -179,8 +179,8 @@ class _LayoutFinder:
         names = summarize_names(flat, 3)
         if not others:
             raise FieldmarkError(
-                f"{self.root}: {names} are named after splits and hold photos without class folders, so the photos have "
-                "no labels: put them into a folder for each class, or give a table with the columns path and label"
+                f"{self.root}: {names} are named after splits and hold photos without class folders, so the photos "
+                "have no labels: put them into a folder for each class, or give a table with the columns path and label"
             )
         raise FieldmarkError(
             f"{self.root}: is {names} a class beside {summarize_names(others, 3)}, or does it hold other photos? "

@@ -85,7 +85,9 @@ def find_label_tables(files: FileTree, group_by: str | None = None) -> ReaderRes
     """
     _, names = files.list_folder()
     tables = [name for name in names if name.lower().endswith(MANIFEST_SUFFIXES)]
-    found = {name: result for name in tables[:_MAX_TABLES] if (result := _read_if_it_lists_photos(files, name, group_by))}
+    found = {
+        name: result for name in tables[:_MAX_TABLES] if (result := _read_if_it_lists_photos(files, name, group_by))
+    }
     if len(found) < 2:
         return next(iter(found.values()), None)
     splits = splits_of_files(list(found))
@@ -185,7 +187,9 @@ def read_table(files: FileTree, name: str) -> Table:
                 return Table([_lower_names(row) for row in _read_parquet(content)])
             case "jsonl":
                 decoded = decode_text(content)
-                return Table(list(_read_json_lines(decoded.text)), decoded.encoding, tuple(filter(None, [decoded.note])))
+                return Table(
+                    list(_read_json_lines(decoded.text)), decoded.encoding, tuple(filter(None, [decoded.note]))
+                )
             case _:
                 return _read_text_table(content)
     except (UnreadableImageError, ValueError) as error:
@@ -288,7 +292,9 @@ class _PathResolver:
 
     def path_of(self, row: Row) -> str | None:
         """The path in a row as it is written, with "/"."""
-        value = next((row[name] for name in (self.columns.path, *_OWN_PATH_COLUMNS) if row.get(name) not in (None, "")), None)
+        value = next(
+            (row[name] for name in (self.columns.path, *_OWN_PATH_COLUMNS) if row.get(name) not in (None, "")), None
+        )
         return None if value is None else str(value).strip().replace("\\", "/").removeprefix("./")
 
     def resolve(self, path: str) -> str:

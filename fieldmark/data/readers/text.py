@@ -1,4 +1,4 @@
-"""Bytes of a text table -> rows: one encoding and one separator for the whole file, and a line on each that is unusual."""
+"""Bytes of a text table -> rows: one encoding and one separator for the whole file, said where they are unusual."""
 
 import csv
 import io

@@ -1,4 +1,4 @@
-"""Names of splits as other people write them are splits, or the question is asked; they are never classes in silence."""
+"""Names of splits as other people write them are splits, or the question is asked; they are no classes in silence."""
 
 import pytest
 from containers import touch as make
@@ -81,7 +81,9 @@ def test_splits_by_other_names(tmp_path, case):
 
 
 def test_photos_without_a_label_are_named(tmp_path):
-    (warning,) = read_catalog(make(tmp_path, *expand("train/{a,b}/1.jpg", "unlabeled/1.jpg", "unlabeled/2.jpg"))).warnings
+    (warning,) = read_catalog(
+        make(tmp_path, *expand("train/{a,b}/1.jpg", "unlabeled/1.jpg", "unlabeled/2.jpg"))
+    ).warnings
     assert warning == "2 photos in unlabeled left out: they have no label"
 
 

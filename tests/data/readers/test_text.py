@@ -17,14 +17,18 @@ LABELS = {"玻璃": "a", "金属": "b", "纸": "c"}
 
 
 def table(separator=",", end="\r\n", head=("path", "label"), labels=LABELS):
-    return end.join([separator.join(head), *(f"{name}/1.jpg{separator}{label}" for label, name in labels.items())]) + end
+    return (
+        end.join([separator.join(head), *(f"{name}/1.jpg{separator}{label}" for label, name in labels.items())]) + end
+    )
 
 
 ENCODINGS = ["utf-8", "utf-8-sig", "gbk", "gb18030", "utf-16", "utf-16-le", "utf-16-be", "utf-32"]
 
 
 @pytest.mark.parametrize("encoding", ENCODINGS)
-@pytest.mark.parametrize(("separator", "suffix"), [(",", "csv"), (";", "csv"), ("\t", "csv"), ("\t", "tsv"), ("|", "csv")])
+@pytest.mark.parametrize(
+    ("separator", "suffix"), [(",", "csv"), (";", "csv"), ("\t", "csv"), ("\t", "tsv"), ("|", "csv")]
+)
 def test_tables_of_chinese_programs(tmp_path, encoding, separator, suffix):
     touch(tmp_path, "a/1.jpg", "b/1.jpg", "c/1.jpg")
     (tmp_path / f"list.{suffix}").write_bytes(table(separator).encode(encoding))
@@ -154,7 +158,9 @@ def test_a_workbook_is_named(tmp_path):
         read_catalog(tmp_path / "list.xlsx")
 
 
-WORDS = st.text(st.characters(categories=["Lu", "Ll", "Lo", "Nd", "Po", "Zs"], exclude_characters="\u3000"), min_size=1, max_size=8)
+WORDS = st.text(
+    st.characters(categories=["Lu", "Ll", "Lo", "Nd", "Po", "Zs"], exclude_characters="\u3000"), min_size=1, max_size=8
+)
 CHINESE = st.text(st.characters(min_codepoint=0x4E00, max_codepoint=0x9FA5, codec="gb2312"), min_size=1, max_size=6)
 
 
