@@ -2,27 +2,34 @@
 
 import hashlib
 from collections import Counter, defaultdict
-from collections.abc import Callable, Hashable, Iterable, Iterator
+from collections.abc import Callable, Collection, Hashable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
 
-from fieldmark.audit import outliers
-from fieldmark.audit.duplicates import cluster_duplicates, merge_clusters
+from fieldmark.audit import outliers, shortcuts
+from fieldmark.audit.clusters import flatten, merge_clusters
+from fieldmark.audit.duplicates import cluster_copies, cluster_duplicates
 from fieldmark.audit.outliers import ImageStats
 from fieldmark.audit.report import AuditReport, PathGroups
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.parallel import ordered_map
-from fieldmark.core.text import pluralize, printable, summarize_names
+from fieldmark.core.text import pluralize, printable, shorten, summarize_names, summarize_within
 from fieldmark.data.catalog import Catalog, Photo, UnreadableFile, trainable_classes
 from fieldmark.data.decoded import THUMBNAIL_SIDE, DecodedImage, content_hash
 from fieldmark.data.image import UnreadableImageError, decode
 
 MAX_CLASS_RATIO = 5
 """Ratio of the largest to the smallest class from which on the imbalance is worth a warning."""
+MAX_WARNING_LENGTH = 200
+"""Characters of a warning; the lists of names in it are cut to that."""
+MAX_NAME_LENGTH = 40
+"""Characters of a path or class name among others in a warning."""
+MAX_SHORTCUT_WARNINGS = 3
+_READ_ON = "; fieldmark check PHOTOS --out DIR shows all"
 
 
 @dataclass(frozen=True)
@@ -32,6 +39,7 @@ class ReadableSubset:
     Attributes:
         groups: number of the group of each image, as in `AuditReport.groups`.
         indices: position of each image in the audited catalog.
+        hard_groups: number of the group of each image, as in `AuditReport.hard_groups`.
     """
 
     catalog: Catalog
@@ -166,6 +174,7 @@ class _Collector:
         near_root = cluster_duplicates(first_identical, self.dhashes, self.thumbnails)
         near_clusters = _mixed_clusters(near_root, lambda i: first_identical[i])
         given_groups = self._given_groups()
+        groups, hard_groups = self._number_groups(first_identical, near_root, given_groups)
 
         def split_of(i: int) -> str | None:
             return photos[i].split
@@ -173,6 +182,9 @@ class _Collector:
         def paths(clusters: Iterable[list[int]]) -> PathGroups:
             return tuple(tuple(photos[i].path for i in rows) for rows in clusters)
 
+        readable_photos, stats = [photos[i] for i in self.stats], [*self.stats.values()]
+        labels = [photo.label for photo in readable_photos]
+        metadata = shortcuts.measure_metadata(labels, stats, [groups[i] for i in self.stats])
         report = AuditReport(
             classes=dict(sorted(Counter(photo.label for photo in photos).items())),
             n_given_groups=len(given_groups),
@@ -183,11 +195,12 @@ class _Collector:
             leaks=paths(_mixed_clusters(first_identical, split_of)),
             near_leaks=paths(rows for rows in near_clusters if len(set(map(split_of, rows))) > 1),
             group_leaks=tuple(name for name, rows in given_groups.items() if len(set(map(split_of, rows))) > 1),
-            outliers=tuple(outliers.find_outliers([photos[i].path for i in self.stats], [*self.stats.values()])),
-            shortcuts=tuple(outliers.find_shortcuts([photos[i].label for i in self.stats], [*self.stats.values()])),
+            outliers=tuple(outliers.find_outliers([photo.path for photo in readable_photos], stats)),
+            shortcuts=tuple(shortcuts.with_evidence(shortcuts.find_shortcuts(labels, stats), metadata)),
+            metadata=metadata,
             catalog_warnings=self.catalog.warnings,
-            groups=tuple(_merge_given_groups(near_root, given_groups.values()).tolist()),
-            hard_groups=tuple(_merge_given_groups(first_identical, given_groups.values()).tolist()),
+            groups=groups,
+            hard_groups=hard_groups,
             file_hashes=tuple(self.file_hashes),
         )
         readable = Counter(photo.label for i, photo in enumerate(photos) if i not in self.failures)
@@ -200,6 +213,23 @@ class _Collector:
         first: dict[str, int] = {}
         rows = [i if i in self.failures else first.setdefault(sha, i) for i, sha in enumerate(self.file_hashes)]
         return np.array(rows, dtype=int)
+
+    def _number_groups(
+        self, first_identical: np.ndarray, near_root: np.ndarray, given_groups: dict[str, list[int]]
+    ) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """`groups` and `hard_groups` of the report."""
+        hard = cluster_copies(near_root, first_identical, self.dhashes, self.thumbnails)
+        pairs = [(rows[0], row) for rows in given_groups.values() for row in rows]
+        merge_clusters(hard, *np.array(pairs, int).reshape(-1, 2).T)
+        flatten(hard)
+        numbers: dict[str, int] = {}
+        label_ids = np.array([numbers.setdefault(photo.label, len(numbers)) for photo in self.catalog.photos], int)
+        near_of_label = near_root * max(1, len(numbers)) + label_ids
+        _, first, inverse = np.unique(near_of_label, return_index=True, return_inverse=True)
+        groups = hard.copy()
+        merge_clusters(groups, np.arange(len(groups)), first[inverse])
+        flatten(groups)
+        return tuple(groups.tolist()), tuple(hard.tolist())
 
     def _given_groups(self) -> dict[str, list[int]]:
         groups = defaultdict[str, list[int]](list)
@@ -217,41 +247,50 @@ def _mixed_clusters(root: np.ndarray, key: Callable[[int], Hashable]) -> list[li
     return [rows for rows in members.values() if len(set(map(key, rows))) > 1]
 
 
-def _merge_given_groups(root: np.ndarray, given: Iterable[list[int]]) -> np.ndarray:
-    """The clusters, united wherever they share a given group."""
-    merged, pairs = root.copy(), [(rows[0], row) for rows in given for row in rows[1:]]
-    if pairs:
-        merge_clusters(merged, *np.array(pairs).T)
-    return merged
-
-
 def _issue_warnings(report: AuditReport) -> Iterator[str]:
     """One line for each kind of issue."""
     if report.unreadable:
-        files = summarize_names([f"{file.path} ({file.reason})" for file in report.unreadable], 3)
-        yield f"{pluralize(len(report.unreadable), 'unreadable photo')}: {files}"
+        files = [f"{shorten(file.path, MAX_NAME_LENGTH)} ({file.reason})" for file in report.unreadable]
+        yield _list_warning(pluralize(len(files), "unreadable photo"), files)
     for groups, noun, description in (
         (report.duplicates, "set", "of identical files"),
-        (report.near_duplicates, "set", "of near-duplicates (each set stays in one split)"),
+        (report.near_duplicates, "set", "of near-duplicates (those of one class stay in one split)"),
         (report.conflicts, "photo", "with conflicting labels (keep one)"),
         (report.leaks, "photo", "in several splits (test leakage)"),
         (report.near_leaks, "set", "of near-duplicates in several splits"),
     ):
         if groups:
-            names = summarize_names([" = ".join(paths) for paths in groups], 3)
-            yield f"{pluralize(len(groups), noun)} {description}: {names}"
+            yield _list_warning(f"{pluralize(len(groups), noun)} {description}", [_name_set(paths) for paths in groups])
     if report.group_leaks:
-        groups = pluralize(len(report.group_leaks), "group")
-        yield f"{groups} in several splits: {summarize_names(report.group_leaks, 3)}"
+        yield _list_warning(f"{pluralize(len(report.group_leaks), 'group')} in several splits", report.group_leaks)
     for kind, n in sorted(Counter(outlier.kind for outlier in report.outliers).items()):
         paths = [outlier.path for outlier in report.outliers if outlier.kind == kind]
-        yield f"{pluralize(n, f'{kind} photo')}: {summarize_names(paths, 3)}"
-    for shortcut in report.shortcuts:
-        yield (
-            f"{shortcut.share:.0%} of {printable(shortcut.label)} have the {shortcut.attribute}"
-            f" {printable(shortcut.value)} and {shortcut.elsewhere:.0%} of the others: a shortcut, which the network"
-            " may learn instead of the image"
-        )
+        yield _list_warning(pluralize(n, f"{kind} photo"), paths)
+    yield from _shortcut_warnings(report)
+
+
+def _list_warning(count: str, names: Collection[str]) -> str:
+    """The count and the first names, in a line of bounded length that says where all of them are."""
+    room = MAX_WARNING_LENGTH - len(count) - len(": ") - len(" and 1,000,000 more") - len(_READ_ON)
+    listed, n_more = summarize_within(names, room)
+    return f"{count}: {listed}{_READ_ON if n_more else ''}"
+
+
+def _name_set(paths: Sequence[str]) -> str:
+    """The images of a set: all of three, or the first two and the number of all."""
+    shown = " = ".join(shorten(path, MAX_NAME_LENGTH) for path in paths[: 3 if len(paths) == 3 else 2])
+    return shown if len(paths) <= 3 else f"{shown} = ... ({len(paths):,} in all)"
+
+
+def _shortcut_warnings(report: AuditReport) -> Iterator[str]:
+    """One line on all metadata if it tells the classes apart, else one for each of the first shortcuts."""
+    if report.metadata and report.metadata.is_shortcut:
+        yield shortcuts.describe_metadata(report.metadata)
+        return
+    for shortcut in report.shortcuts[:MAX_SHORTCUT_WARNINGS]:
+        yield f"{shortcuts.describe_shortcut(shortcut)}: a shortcut, which the network may learn instead of the image"
+    if (n_more := len(report.shortcuts) - MAX_SHORTCUT_WARNINGS) > 0:
+        yield f"{pluralize(n_more, 'more shortcut')} of this kind: giveaways in fieldmark check PHOTOS --json"
 
 
 def _class_size_warnings(readable: Counter[str], has_splits: bool) -> Iterator[str]:
@@ -259,7 +298,9 @@ def _class_size_warnings(readable: Counter[str], has_splits: bool) -> Iterator[s
     if readable:
         (most, n_most), (least, n_least) = readable.most_common(1)[0], min(readable.items(), key=lambda item: item[1])
         if n_most >= MAX_CLASS_RATIO * n_least:
-            yield f"class imbalance: {printable(most)} has {n_most:,} photos, {printable(least)} has {n_least:,}"
+            largest, smallest = (shorten(printable(label), MAX_NAME_LENGTH) for label in (most, least))
+            yield f"class imbalance: {largest} has {n_most:,} photos, {smallest} has {n_least:,}"
     singletons = sorted(label for label, n in readable.items() if n == 1)
     if singletons and not has_splits:
-        yield f"classes with one photo are trained on but not tested: {summarize_names(singletons)}"
+        listed, _ = summarize_within(singletons, 120, 5)
+        yield f"classes with one photo are trained on but not tested: {listed}"

@@ -4,11 +4,13 @@ Products and X-rays of one kind are all alike, so an image is judged by its own 
 they are far nearer to each other than to images that resemble them without being copies.
 """
 
-from collections import defaultdict
+import hashlib
 from collections.abc import Callable, Iterator
 
 import numpy as np
 
+from fieldmark.audit.clusters import find_roots, flatten, link_clusters, merge_clusters
+from fieldmark.audit.search_trees import tree_leaves
 from fieldmark.data.decoded import THUMBNAIL_SIDE
 
 MAX_HAMMING = 10
@@ -21,8 +23,6 @@ MAX_SIBLINGS = 20
 """Images of the same thing that one image may have: the most similar image beyond them stands for unrelated ones."""
 RELATIVE_DISTANCE = 0.5
 """Largest distance of two near-duplicates, in distances of unrelated images."""
-MIN_LINKED_SHARE = 0.5
-"""Part of the pairs between two clusters that must be near-duplicates to unite them: no chains of images."""
 CROP_FRACTION = 0.95
 """Part of its sides that a crop keeps, if one image may be a crop of the other."""
 MAX_CROP_HAMMING = 16
@@ -30,6 +30,13 @@ MIN_CROP_SIMILARITY = 0.6
 """Bounds, before the crop is undone, for pairs of which one may be a crop of the other."""
 N_COMPONENTS = 64
 """Numbers that stand for the 768 of `local_descriptors` in the upper bound."""
+MAX_COPIES = 8
+"""Images that one photo may have as resized or re-encoded copies: more that agree as well are frames of one scene."""
+EXHAUSTIVE_MAX = 100_000
+"""Number of distinct images up to which all pairs are compared; beyond, those that share a leaf of a search tree."""
+N_TREES, N_UNRELATED_TREES = 6, 2
+"""Search trees for near-duplicates, and those of them that are searched for unrelated images; docs/performance.md has
+the part of planted copies that they find."""
 _ROUNDING = 1e-3  # exceeds the error of 32-bit sums
 _ROWS, _COLUMNS = 512, 4096  # pairs of a block: bounds the memory
 _SAMPLE = 4096  # images that stand for all others in the search for unrelated ones
@@ -53,46 +60,104 @@ def local_descriptors(thumbnails: np.ndarray) -> np.ndarray:
 def cluster_duplicates(first_identical: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
     """Clusters of near-duplicates, int (n,): the lowest index of each image's cluster.
 
-    Copies in any set are united as they are found; clusters of them, the most similar first, if `MIN_LINKED_SHARE` of
-    the pairs between them are near-duplicates.
+    Copies in any set are united as they are found; clusters of them, the most similar first, if half of the pairs
+    between them are near-duplicates (`link_clusters`).
 
     Args:
         first_identical: index of the first file with equal bytes, (n,).
         hashes: from `dhash`, uint64 (n, 2).
         thumbnails: uint8 (n, 16, 16, 3), all zero for an image that is to stay alone.
 
-    The time grows with the square of n; docs/performance.md has it for 100,000 images.
+    The time grows with the square of the number of distinct images up to `EXHAUSTIVE_MAX` of them, and in proportion to
+    their number beyond, where some near-duplicates are missed; docs/performance.md has both.
     """
-    root = first_identical.copy()
-    links: list[tuple[np.ndarray, np.ndarray, np.ndarray]] = []
+    root = _first_equal(first_identical, hashes, thumbnails)
+    links = _Links(len(root))
     for i, j, similarity in _duplicate_pairs(hashes, thumbnails, root):
         is_copy = similarity >= COPY_SIMILARITY
         merge_clusters(root, i[is_copy], j[is_copy])
-        links.append((i[~is_copy], j[~is_copy], similarity[~is_copy]))
-    if links:
-        i, j, similarity = map(np.concatenate, zip(*links, strict=True))
-        order = np.argsort(-similarity, kind="stable")
-        _link_clusters(root, root[i[order]], root[j[order]])
+        links.add(i[~is_copy], j[~is_copy], similarity[~is_copy])
+    flatten(root)
+    i, j = links.most_similar_first()
+    link_clusters(root, root[i], root[j])
     return root
 
 
-def _link_clusters(root: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
-    """Unite clusters in place, in the order of the pairs (i, j) of their lowest indices, by `MIN_LINKED_SHARE`."""
-    pairs = [(a, b) for a, b in zip(i.tolist(), j.tolist(), strict=True) if a != b]
-    linked, members = defaultdict[int, set[int]](set), {k: {k} for pair in pairs for k in pair}
-    for a, b in pairs:
-        linked[a].add(b)
-        linked[b].add(a)
-    cluster = {k: k for k in members}
-    for a, b in pairs:
-        first, second = sorted((cluster[a], cluster[b]))
-        if first == second:
-            continue
-        n_links = sum(len(linked[k] & members[first]) for k in members[second])
-        if n_links >= MIN_LINKED_SHARE * len(members[first]) * len(members[second]):
-            members[first] |= members[second]
-            cluster |= dict.fromkeys(members.pop(second), first)
-    root[:] = [cluster.get(k, k) for k in root.tolist()]
+def cluster_copies(
+    near_root: np.ndarray, first_identical: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray
+) -> np.ndarray:
+    """Clusters of copies of one photo, int (n,), which are parts of the clusters of near-duplicates `near_root`.
+
+    Copies have equal bytes or pixels, or agree by `COPY_SIMILARITY` in a cluster of at most `MAX_COPIES` distinct
+    images: the frames of a fixed camera agree as well as copies do, but there are more of them.
+    """
+    root = _first_equal(first_identical, hashes, thumbnails)
+    distinct = np.flatnonzero(root == np.arange(len(root)))
+    distinct = distinct[np.argsort(near_root[distinct], kind="stable")]
+    _, first, size = np.unique(near_root[distinct], return_index=True, return_counts=True)
+    for step in range(1, MAX_COPIES):  # all pairs of each cluster: of neighbours in it, of the ones after, ...
+        small = (size > step) & (size <= MAX_COPIES)
+        at = np.concatenate(
+            [np.arange(f, f + n - step) for f, n in zip(first[small], size[small], strict=True)] or [[]]
+        )
+        for some in np.array_split(at.astype(int), len(at) // 4000 + 1):
+            i, j = distinct[some], distinct[some + step]
+            is_copy = np.zeros(len(some), bool)
+            for is_mirrored, view in enumerate((thumbnails, thumbnails[:, :, ::-1])):
+                hamming = np.bitwise_count(hashes[i, 0] ^ hashes[j, is_mirrored])
+                similarity = _pair_similarity(i, j, thumbnails, view, lambda each: local_descriptors(each)[:, None])
+                is_copy |= (hamming <= MAX_HAMMING) & (similarity >= COPY_SIMILARITY)
+            merge_clusters(root, i[is_copy], j[is_copy])
+    flatten(root)
+    return root
+
+
+def _first_equal(first_identical: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
+    """The index of the first image with equal bytes or an equal hash and thumbnail, int (n,).
+
+    An image without details, which agrees with none, equals its own bytes only.
+    """
+    root, seen = first_identical.copy(), dict[bytes, int]()
+    for i in _searched(first_identical, thumbnails).tolist():
+        key = hashlib.blake2b(thumbnails[i].tobytes() + hashes[i].tobytes(), digest_size=16).digest()
+        root[i] = seen.setdefault(key, i)
+    flatten(root)
+    return root
+
+
+def _searched(root: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
+    """The first image of each cluster, if it has details."""
+    distinct = np.flatnonzero(root == np.arange(len(root)))
+    has_details = [
+        np.ptp(thumbnails[some].reshape(-1, THUMBNAIL_SIDE**2, 3), axis=1).any(1)
+        for some in np.array_split(distinct, len(distinct) // 10_000 + 1)
+    ]
+    return distinct[np.concatenate(has_details)]
+
+
+class _Links:
+    """Pairs of near-duplicates that are no copies, each once if there are many."""
+
+    MAX_BUFFERED = 2_000_000
+
+    def __init__(self, n: int) -> None:
+        self.n, self.n_buffered = n, 0
+        self.pairs, self.similarities = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+
+    def add(self, i: np.ndarray, j: np.ndarray, similarity: np.ndarray) -> None:
+        self.pairs.append(i * self.n + j)
+        self.similarities.append(similarity)
+        self.n_buffered += len(i)
+        if self.n_buffered > self.MAX_BUFFERED:
+            pairs, first = np.unique(np.concatenate(self.pairs), return_index=True)
+            self.pairs, self.similarities = [pairs], [np.concatenate(self.similarities)[first]]
+            self.n_buffered = 0
+
+    def most_similar_first(self) -> tuple[np.ndarray, np.ndarray]:
+        """The pairs (i, j)."""
+        order = np.argsort(-np.concatenate(self.similarities), kind="stable")
+        pairs = np.concatenate(self.pairs)[order]
+        return pairs // max(1, self.n), pairs % max(1, self.n)
 
 
 def _duplicate_pairs(
@@ -105,26 +170,70 @@ def _duplicate_pairs(
     the similarity, a product of short vectors, is tested first. A pair that nearly agrees is compared again, each image
     cropped to match the other, unless an image nearly agrees with many others, as in a group of similar images.
 
-    `root` (n,) holds the clusters of copies so far, which the caller updates after each block: among many similar
-    images those of one cluster are not compared again.
+    `root` (n,) holds the clusters of copies so far, of which the first images are compared. The caller updates it after
+    each block: among many similar images those of one cluster are not compared again.
     """
-    n_near_misses = np.zeros(len(thumbnails), int)
-    basis = _pca_basis(thumbnails)
-    projected = _in_batches(lambda some: _project(local_descriptors(some), basis), thumbnails)
-    least = _least_similarities(projected)
-    for is_mirrored, view in enumerate((thumbnails, thumbnails[:, :, ::-1])):
-        projected_view = (
-            _in_batches(lambda some: _project(local_descriptors(some), basis), view) if is_mirrored else projected
+    searched = _searched(root, thumbnails)
+    views, projected = (thumbnails, thumbnails[:, :, ::-1]), _project_views(thumbnails, searched)
+    is_exhaustive = len(searched) <= EXHAUSTIVE_MAX
+    least = _least_similarities(projected[0]) if is_exhaustive else _least_similarities_in_leaves(projected[0])
+    for neighbourhoods in _all_pairs(len(searched)) if is_exhaustive else _pairs_in_trees(projected):
+        n_near_misses = np.zeros(len(root), int)
+        for is_mirrored, rows, columns in neighbourhoods:
+            a, b, is_dense = _candidate_pairs(projected[0], projected[is_mirrored], rows, columns, least)
+            i, j, limit = searched[a], searched[b], np.maximum(least[a], least[b])
+            hamming = np.bitwise_count(hashes[i, 0] ^ hashes[j, is_mirrored])
+            close = np.flatnonzero((i < j) & (hamming <= MAX_CROP_HAMMING))
+            for some in _rounds(j, close) if is_dense else [close]:
+                if is_dense:
+                    some = some[find_roots(root, i[some]) != find_roots(root, j[some])]
+                similarity = _similarity(
+                    i[some], j[some], hamming[some], views[0], views[is_mirrored], n_near_misses, limit[some]
+                )
+                found, similarity = some[similarity >= limit[some]], similarity[similarity >= limit[some]]
+                yield i[found], j[found], similarity
+
+
+_Neighbourhoods = Iterator[tuple[int, np.ndarray, np.ndarray]]
+"""Whether the second image is mirrored; ascending indices of first images, of second ones."""
+
+
+def _all_pairs(n: int) -> Iterator[_Neighbourhoods]:
+    """All pairs of n images, in blocks."""
+    rows = np.arange(n)
+    yield (block for is_mirrored in (0, 1) for block in _blocks(is_mirrored, rows, rows))
+
+
+def _pairs_in_trees(projected: tuple[np.ndarray, np.ndarray]) -> Iterator[_Neighbourhoods]:
+    """For each tree the pairs in its leaves, in blocks."""
+    for seed in range(N_TREES):
+        yield (
+            block
+            for rows, mirrored_rows in tree_leaves(*projected, seed)
+            for is_mirrored, columns in enumerate((rows, mirrored_rows))
+            for block in _blocks(is_mirrored, rows, columns)
         )
-        for top in range(0, len(projected), _ROWS):
-            for left in range(top, len(projected), _COLUMNS):
-                rows, columns = _candidate_pairs(projected, projected_view, top, left, root, least)
-                hamming = np.bitwise_count(hashes[rows, 0] ^ hashes[columns, is_mirrored])
-                close = (rows < columns) & (hamming <= MAX_CROP_HAMMING)
-                i, j = rows[close], columns[close]
-                similarity = _similarity(i, j, hamming[close], thumbnails, view, n_near_misses, least)
-                is_duplicate = similarity >= np.maximum(least[i], least[j])
-                yield i[is_duplicate], j[is_duplicate], similarity[is_duplicate]
+
+
+def _blocks(is_mirrored: int, rows: np.ndarray, columns: np.ndarray) -> _Neighbourhoods:
+    """Blocks of bounded size that hold all pairs of a row and a higher column."""
+    for top in range(0, len(rows), _ROWS):
+        for left in range(int(np.searchsorted(columns, rows[top])), len(columns), _COLUMNS):
+            yield is_mirrored, rows[top : top + _ROWS], columns[left : left + _COLUMNS]
+
+
+def _rounds(columns: np.ndarray, pairs: np.ndarray) -> Iterator[np.ndarray]:
+    """The pairs in rounds: one of each column, two more, four more, ...
+
+    Among copies of one photo, the first round unites all columns, and nothing is left to compare in the others.
+    """
+    order = np.argsort(columns[pairs], kind="stable")
+    ascending = columns[pairs][order]
+    rank = np.empty(len(pairs), int)
+    rank[order] = np.arange(len(pairs)) - np.searchsorted(ascending, ascending)
+    which = np.log2(rank + 1).astype(int)
+    for k in range(int(which.max(initial=-1)) + 1):
+        yield pairs[which == k]
 
 
 def _least_similarities(projected: np.ndarray) -> np.ndarray:
@@ -141,27 +250,48 @@ def _least_similarities(projected: np.ndarray) -> np.ndarray:
     rank = 1 + max(
         2, round(MAX_SIBLINGS * len(sample) / n)
     )  # 1: the image itself; 2: it and one copy may be in the sample
-    unrelated = np.concatenate(
-        [np.partition(inside[top : top + _ROWS] @ sample.T, -rank, axis=1)[:, -rank] for top in range(0, n, _ROWS)]
+    return _bounded(
+        np.concatenate([_nth_largest(inside[top : top + _ROWS], sample, rank) for top in range(0, n, _ROWS)])
     )
+
+
+def _least_similarities_in_leaves(projected: np.ndarray) -> np.ndarray:
+    """The same as `_least_similarities` among the images of the same leaves, where the most similar ones are."""
+    inside, unrelated = projected[:, :-1], np.full(len(projected), -1, np.float32)
+    for seed in range(N_UNRELATED_TREES):
+        for rows, _ in tree_leaves(projected, projected, seed):
+            nth = _nth_largest(inside[rows], inside[rows], MAX_SIBLINGS + 1)
+            unrelated[rows] = np.maximum(unrelated[rows], nth)
+    return _bounded(unrelated)
+
+
+def _nth_largest(some: np.ndarray, others: np.ndarray, n: int) -> np.ndarray:
+    """The n-th largest product of each vector with others."""
+    return np.partition(some @ others.T, -n, axis=1)[:, -n]
+
+
+def _bounded(unrelated: np.ndarray) -> np.ndarray:
+    """The least similarity of near-duplicates by that of unrelated images."""
     return np.clip(1 - RELATIVE_DISTANCE**2 * (1 - unrelated), MIN_SIMILARITY, COPY_SIMILARITY)
 
 
 def _candidate_pairs(
-    projected: np.ndarray, projected_view: np.ndarray, top: int, left: int, root: np.ndarray, least: np.ndarray
-) -> tuple[np.ndarray, np.ndarray]:
-    """The pairs of one block of rows and columns whose similarity may be large enough, by its upper bound."""
-    bound = projected[top : top + _ROWS] @ projected_view[left : left + _COLUMNS].T
+    projected: np.ndarray, projected_view: np.ndarray, rows: np.ndarray, columns: np.ndarray, least: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, bool]:
+    """The pairs of one block of rows and columns whose similarity may be large enough, by its upper bound.
+
+    And whether it is dense: a group of similar images, in which crops are not looked for.
+    """
+    bound = projected[rows] @ projected_view[columns].T
     candidates = np.flatnonzero(
         bound >= MIN_CROP_SIMILARITY
     )  # of the flat array: 50 times as fast as in two dimensions
-    rows, columns = top + candidates // bound.shape[1], left + candidates % bound.shape[1]
-    if len(candidates) > MAX_SIBLINGS * len(bound):  # a group of similar images, in which crops are not looked for
-        is_near = bound.ravel()[candidates] >= np.maximum(least[rows], least[columns]) - _ROUNDING
-        rows, columns = rows[is_near], columns[is_near]
-        is_apart = root[rows] != root[columns]
-        rows, columns = rows[is_apart], columns[is_apart]
-    return rows, columns
+    a, b = rows[candidates // bound.shape[1]], columns[candidates % bound.shape[1]]
+    is_dense = len(candidates) > MAX_SIBLINGS * len(bound)
+    if is_dense:
+        is_near = bound.ravel()[candidates] >= np.maximum(least[a], least[b]) - _ROUNDING
+        a, b = a[is_near], b[is_near]
+    return a, b, is_dense
 
 
 def _similarity(
@@ -171,14 +301,14 @@ def _similarity(
     thumbnails: np.ndarray,
     view: np.ndarray,
     n_near_misses: np.ndarray,
-    least: np.ndarray,
+    limit: np.ndarray,
 ) -> np.ndarray:
     """The similarity of the pairs (i, j), after cropping where they only nearly agree; 0 if that does not help.
 
-    `n_near_misses` (n,) counts the pairs of each image that nearly agree, and is updated.
+    `n_near_misses` (n,) counts the pairs of each image that nearly agree, by less than `limit`, and is updated.
     """
     similarity = _pair_similarity(i, j, thumbnails, view, lambda some: local_descriptors(some)[:, None])
-    is_near_miss = (similarity < np.maximum(least[i], least[j])) | (hamming > MAX_HAMMING)
+    is_near_miss = (similarity < limit) | (hamming > MAX_HAMMING)
     np.add.at(n_near_misses, i[is_near_miss], 1)
     np.add.at(n_near_misses, j[is_near_miss], 1)
     is_single = n_near_misses[i] + n_near_misses[j] <= MAX_SIBLINGS
@@ -225,34 +355,23 @@ def _crop_resize_matrix(offset: float) -> np.ndarray:
     return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(THUMBNAIL_SIDE))).astype(np.float32)
 
 
-def _pca_basis(thumbnails: np.ndarray) -> np.ndarray:
-    """An orthonormal basis (768, N_COMPONENTS) of the principal components of a sample of the descriptors."""
-    some = local_descriptors(thumbnails[:: len(thumbnails) // 2000 + 1]).astype(np.float32)
-    return np.linalg.eigh(some.T @ some)[1][:, -N_COMPONENTS:]
+def _project_views(thumbnails: np.ndarray, searched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Of the images `searched` and of their mirror images the descriptors in a basis, float32 (n, N_COMPONENTS + 1).
 
-
-def _project(full: np.ndarray, basis: np.ndarray) -> np.ndarray:
-    """Descriptors (n, 768) -> (n, N_COMPONENTS + 1): their part in the basis, and the length of the rest.
-
-    The product of two is an upper bound on that of the descriptors (Cauchy-Schwarz on the rest).
+    The basis are the principal components of a sample; the last number is the length of the rest. The product of two is
+    an upper bound on that of the descriptors (Cauchy-Schwarz on the rest).
     """
-    inside = full.astype(np.float32) @ basis
-    rest = np.square(full, dtype=np.float32).sum(1) - np.square(inside).sum(1)
-    return np.column_stack([inside, np.sqrt(np.maximum(rest, 0))])
-
-
-def merge_clusters(root: np.ndarray, i: np.ndarray, j: np.ndarray) -> None:
-    """Unite the clusters of each pair (i, j) in place; root[k] is the lowest index of k's cluster."""
-    while (apart := root[i] != root[j]).any():
-        i, j = i[apart], j[apart]
-        np.minimum.at(root, np.maximum(root[i], root[j]), np.minimum(root[i], root[j]))
-        while (root != root[root]).any():
-            root[:] = root[root]
-
-
-def _in_batches(function: Callable[[np.ndarray], np.ndarray], thumbnails: np.ndarray) -> np.ndarray:
-    """Apply the function to any number of thumbnails in bounded memory."""
-    return np.concatenate([function(thumbnails[at : at + 1000]) for at in range(0, len(thumbnails) or 1, 1000)])
+    sample = local_descriptors(thumbnails[:: len(thumbnails) // 2000 + 1]).astype(np.float32)
+    basis = np.linalg.eigh(sample.T @ sample)[1][:, -N_COMPONENTS:]
+    mirrored_basis = basis.reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3, -1)[:, ::-1].reshape(basis.shape)
+    projected = np.empty((2, len(searched), N_COMPONENTS + 1), np.float32)
+    for at in range(0, len(searched), 1000):
+        full = local_descriptors(thumbnails[searched[at : at + 1000]]).astype(np.float32)
+        for out, one in zip(projected[:, at : at + 1000], (basis, mirrored_basis), strict=True):
+            inside = full @ one
+            rest = np.square(full).sum(1) - np.square(inside).sum(1)
+            out[:] = np.column_stack([inside, np.sqrt(np.maximum(rest, 0))])
+    return projected[0], projected[1]
 
 
 def _box_mean(images: np.ndarray) -> np.ndarray:

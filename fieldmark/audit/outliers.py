@@ -1,20 +1,16 @@
-"""Outliers (dark, blurred, small, ...) and shortcuts: metadata that predicts the class.
+"""Statistics of each image file, and outliers by them: dark, blurred, small, ...
 
 An image is compared with its own set: where all are dark or soft, that is the camera, and none is an outlier.
 """
 
-import contextlib
-import io
 import math
-from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from fieldmark.audit.report import Outlier, Shortcut
-from fieldmark.data.image import PILLOW_FORMATS
+from fieldmark.audit.file_header import read_header
+from fieldmark.audit.report import Outlier
 
 DARK_MEAN = 18.0
 """Mean grey level of a thumbnail, 0..255, below which an image is dark."""
@@ -33,29 +29,21 @@ SMALL_FACTOR = 4
 """An image is small if its shorter side is this many times less than the median."""
 MAX_ASPECT_RATIO = 2
 """An image is long beyond this ratio of its sides; the ends are cut off at decoding."""
-SHORTCUT_SHARE = 0.95
-"""Least part of a class's images that have the property of a shortcut."""
-SHORTCUT_MAX_ELSEWHERE = 0.05
-"""Largest part of all other images that have it."""
-SHORTCUT_MIN_IMAGES = 10
-"""Least number of images that have it, and of images of other classes."""
+MAX_BORDER_STD = 3.0
+"""Standard deviation of the colours of the outermost pixels up to which a border is uniform: JPEG leaves this much."""
 _MAD_TO_STD = 1.4826  # of a normal distribution
 _LEAST_MEASURE = 1e-3  # has a logarithm
 _NOISE_FLOOR = 2.0  # grey levels: edges below this are noise
-_EXIF_MODEL = 0x0110  # the EXIF tag "Model"
-_EXIF_FORMATS = frozenset(("JPEG", "MPO", "TIFF", "WEBP"))
 
 
 class ImageStats(NamedTuple):
-    """Metadata of an image file, and measurements of its pixels.
+    """Metadata of an image file, as in `FileHeader`, and measurements of its pixels.
 
     Attributes:
-        size: width and height in the file, in pixels.
-        mode: Pillow's mode: RGB, L, ...
-        camera: the EXIF tag "Model", or empty.
         brightness: mean grey level, 0..255.
         contrast: standard deviation of the grey levels.
         sharpness: `_sharpness`; infinite if the image was enlarged at decoding.
+        border: mean grey level of the outermost pixels if they are of one colour, else -1.
     """
 
     size: tuple[int, int]
@@ -65,18 +53,27 @@ class ImageStats(NamedTuple):
     brightness: float
     contrast: float
     sharpness: float
+    quality: int = 0
+    is_progressive: bool = False
+    has_exif: bool = False
+    has_icc: bool = False
+    dpi: float = 0.0
+    border: float = -1.0
 
 
 def image_stats(content: bytes, pixels: np.ndarray, thumbnail: np.ndarray) -> ImageStats:
     """The statistics of a file's bytes, its pixels uint8 (h, w, 3) and its thumbnail uint8 (16, 16, 3)."""
-    size, mode, kind, camera = (pixels.shape[1], pixels.shape[0]), "RGB", "", ""
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=PILLOW_FORMATS) as image:
-        size, mode, kind = image.size, image.mode, image.format or ""
-        if kind in _EXIF_FORMATS:
-            camera = str(image.getexif().get(_EXIF_MODEL, "")).strip(" \0")
+    header = read_header(content, (pixels.shape[1], pixels.shape[0]))
     small = _grey(thumbnail)
-    sharp = _sharpness(pixels) if min(pixels.shape[:2]) <= MAX_UPSCALE * min(size) else math.inf
-    return ImageStats(size, mode, kind, camera, float(small.mean()), float(small.std()), sharp)
+    sharp = _sharpness(pixels) if min(pixels.shape[:2]) <= MAX_UPSCALE * min(header.size) else math.inf
+    brightness, contrast = float(small.mean()), float(small.std())
+    return ImageStats(*header[:4], brightness, contrast, sharp, *header[4:], _border(pixels))
+
+
+def _border(pixels: np.ndarray) -> float:
+    """The mean grey level of the outermost pixels if they are of one colour, else -1."""
+    ring = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+    return round(float(_grey(ring).mean()), 1) if (ring.std(0) <= MAX_BORDER_STD).all() else -1.0
 
 
 def find_outliers(paths: Sequence[str], stats: Sequence[ImageStats]) -> Iterator[Outlier]:
@@ -108,28 +105,6 @@ def find_outliers(paths: Sequence[str], stats: Sequence[ImageStats]) -> Iterator
             yield Outlier(path, "long", f"{dimensions}: only the middle is used")
 
 
-def find_shortcuts(labels: Sequence[str], stats: Sequence[ImageStats]) -> Iterator[Shortcut]:
-    """Properties that nearly all images of a class have and hardly any others, which a network may learn instead."""
-    of_class = Counter(labels)
-    for attribute in ("size", "format", "mode", "camera"):
-        values = [_format_value(getattr(image, attribute)) for image in stats]
-        in_all, in_class = Counter(values), defaultdict[str, Counter[str]](Counter)
-        for label, value in zip(labels, values, strict=True):
-            in_class[label][value] += 1
-        for label, n in sorted(of_class.items()):
-            value, most = in_class[label].most_common(1)[0]
-            others = len(labels) - n
-            share, elsewhere = most / n, (in_all[value] - most) / max(1, others)
-            if (
-                value
-                and most >= SHORTCUT_MIN_IMAGES
-                and others >= SHORTCUT_MIN_IMAGES
-                and share >= SHORTCUT_SHARE
-                and elsewhere <= SHORTCUT_MAX_ELSEWHERE
-            ):
-                yield Shortcut(label, attribute, value, share, elsewhere)
-
-
 def _lower_fence(values: Sequence[float]) -> float:
     """The value below which one is unusual among these: a modified z-score of -`MAX_Z_SCORE`, on a log scale.
 
@@ -141,10 +116,6 @@ def _lower_fence(values: Sequence[float]) -> float:
     logs = np.log(np.maximum(finite, _LEAST_MEASURE))
     median = np.median(logs)
     return float(np.exp(median - MAX_Z_SCORE * _MAD_TO_STD * np.median(np.abs(logs - median))))
-
-
-def _format_value(value: object) -> str:
-    return " x ".join(map(str, value)) if isinstance(value, tuple) else str(value)
 
 
 def _grey(pixels: np.ndarray) -> np.ndarray:

@@ -31,8 +31,9 @@ class Shortcut:
     """A property of the files that predicts a class without looking at the images.
 
     Attributes:
-        attribute: size, format, mode or camera.
-        value: the value that images of `label` share.
+        attribute: size, format, mode, camera, border, width, height, aspect ratio, JPEG quality, resolution (pixels an
+            inch), progressive encoding, EXIF data or ICC profiles.
+        value: the value that images of `label` share; of numbers a bound, as `at most 800` or `over 800`.
         share: part of the images of `label` that have it, 0..1.
         elsewhere: part of all other images that have it, 0..1.
     """
@@ -49,6 +50,53 @@ class Shortcut:
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "Shortcut":
         return cls(data["label"], data["what"], data["value"], data["share"], data["elsewhere"])
+
+
+@dataclass(frozen=True)
+class MetadataScore:
+    """How well the metadata of the files alone tell the classes apart: a shallow decision tree, cross-validated.
+
+    Classes of few images or groups are left out.
+
+    Attributes:
+        balanced_accuracy: mean of the classes' recalls out of fold, 0..1.
+        standard_error: its standard error, by the number of groups.
+        chance: balanced accuracy without any information, 1 / classes.
+        attributes: the one or two most important attributes of the tree, as those of `Shortcut`.
+        label: the class that is told best from the others.
+        label_accuracy: balanced accuracy of telling it from the others, whose chance is 0.5.
+        label_error: the standard error of that.
+        evidence: the property that tells it best.
+    """
+
+    balanced_accuracy: float
+    standard_error: float
+    chance: float
+    attributes: tuple[str, ...]
+    label: str
+    label_accuracy: float
+    label_error: float
+    evidence: Shortcut
+
+    @property
+    def tells_all(self) -> bool:
+        """Whether the classes are told apart far better than by chance: half of the way to certainty, at the least."""
+        return self.balanced_accuracy - 2 * self.standard_error >= (1 + self.chance) / 2
+
+    @property
+    def is_shortcut(self) -> bool:
+        """Whether all classes, or one class from the others, are told apart far better than by chance."""
+        return self.tells_all or self.label_accuracy - 2 * self.label_error >= 0.75
+
+    def to_dict(self) -> dict[str, Any]:
+        fields = {name: getattr(self, name) for name in self.__dataclass_fields__}
+        own = {"attributes": list(self.attributes), "evidence": self.evidence.to_dict(), "shortcut": self.is_shortcut}
+        return fields | own
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> "MetadataScore":
+        own = {"attributes": tuple(data["attributes"]), "evidence": Shortcut.from_dict(data["evidence"])}
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__} | own)
 
 
 @dataclass(frozen=True)
@@ -98,11 +146,15 @@ class AuditReport:
         group_leaks: names of the given groups that do.
         outliers: images that are dark, blurred, small, ...
         shortcuts: properties of the files that predict a class.
+        metadata: how well the properties of the files alone tell the classes apart; None if there are too few images.
         label_errors: likely label errors, worst first; None if labels were not checked.
         catalog_warnings: warnings of the catalog that was audited.
         audit_warnings: one line for each kind of issue.
-        groups: for each image of the catalog the number of its set of duplicates, near-duplicates or given group, which
-            a split keeps together; empty in a report read from JSON.
+        groups: for each image of the catalog the number of its group, which a split keeps together: those of
+            `hard_groups`, and near-duplicates of one class; empty in a report read from JSON.
+        hard_groups: for each image the number of its group, which no split divides: a given group, identical files and
+            copies of one photo (resized, re-encoded), whatever their classes; empty in a report read from JSON. Frames
+            of one scene are in one of `groups` for each class, but each in a hard group of its own.
         file_hashes: for each image the SHA-256 of its file, empty if the file cannot be read; empty in a report read
             from JSON.
     """
@@ -118,6 +170,7 @@ class AuditReport:
     group_leaks: tuple[str, ...]
     outliers: tuple[Outlier, ...]
     shortcuts: tuple[Shortcut, ...]
+    metadata: MetadataScore | None = None
     label_errors: tuple[LabelQuality, ...] | None = None
     catalog_warnings: tuple[str, ...] = ()
     audit_warnings: tuple[str, ...] = ()
@@ -153,13 +206,15 @@ class AuditReport:
             "group_leaks": list(self.group_leaks),
             "odd": [asdict(outlier) for outlier in self.outliers],
             "giveaways": [shortcut.to_dict() for shortcut in self.shortcuts],
+            "file_properties": self.metadata.to_dict() if self.metadata else None,
             "label_errors": None if label_errors is None else [error.to_dict() for error in label_errors],
             "warnings": list(self.warnings),
         }
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> "AuditReport":
-        """The report of which `to_dict` made `data`, without `groups` and `file_hashes`."""
+        """The report of which `to_dict` made `data`, without `groups`, `hard_groups` and `file_hashes`."""
+        metadata = data.get("file_properties")  # audits of older versions have none
         label_errors, sets = data["label_errors"], {name: tuple(map(tuple, data[name])) for name in _PATH_GROUP_FIELDS}
         return cls(
             classes=data["classes"],
@@ -173,6 +228,7 @@ class AuditReport:
             group_leaks=tuple(data["group_leaks"]),
             outliers=tuple(Outlier(**outlier) for outlier in data["odd"]),
             shortcuts=tuple(map(Shortcut.from_dict, data["giveaways"])),
+            metadata=MetadataScore.from_dict(metadata) if metadata else None,
             label_errors=None if label_errors is None else tuple(LabelQuality(**error) for error in label_errors),
             audit_warnings=tuple(data["warnings"]),
         )

@@ -42,6 +42,26 @@ def summarize_names(names: Collection[str], max_names: int = 5) -> str:
     return f"{summary} and {len(names) - max_names:,} more" if len(names) > max_names else summary
 
 
+def shorten(text: str, max_length: int) -> str:
+    """The text, or its beginning and its end around an ellipsis, in at most so many characters."""
+    if len(text) <= max_length:
+        return text
+    n_end = (max_length - 1) // 2
+    return f"{text[: max_length - 1 - n_end]}\u2026{text[len(text) - n_end :]}"
+
+
+def summarize_within(names: Collection[str], max_length: int, max_names: int = 3) -> tuple[str, int]:
+    """As many names as so many characters hold, but one at least, with how many more; and the number of these."""
+    shown = list[str]()
+    for name in islice(names, max_names):
+        name = shorten(printable(name), max_length)
+        if shown and len(", ".join([*shown, name])) > max_length:
+            break
+        shown.append(name)
+    n_more = len(names) - len(shown)
+    return ", ".join(shown) + (f" and {n_more:,} more" if n_more else ""), n_more
+
+
 def one_line(error: object, max_length: int = 200) -> str:
     """The text of an error, often one of another library, in one line of at most so many characters."""
     return " ".join(str(error).split())[:max_length]

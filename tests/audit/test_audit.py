@@ -91,7 +91,7 @@ def test_json_keeps_the_contract(messy):
     told = json.loads(json.dumps(found.to_dict()))
     lists = {"unreadable", "duplicates", "near_duplicates", "conflicts", "leaks", "near_leaks", "warnings"}
     lists |= {"group_leaks", "odd", "giveaways"}
-    assert set(told) == lists | {"classes", "photos", "given_groups", "label_errors"}
+    assert set(told) == lists | {"classes", "photos", "given_groups", "label_errors", "file_properties"}
     assert told["classes"] == {"a": 12, "b": 10}
     assert told["photos"] == len(catalog.photos) == 22
     assert told["unreadable"][0] == {"path": "train/a/empty.jpg", "reason": "empty file"}

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFilter
+from PIL import Image, ImageFilter, ImageOps
 
-from fieldmark.audit.outliers import ImageStats, find_outliers, find_shortcuts, image_stats
+from fieldmark.audit.outliers import ImageStats, find_outliers, image_stats
 from fieldmark.data.decoded import thumbnail
 from fieldmark.data.image import decode
 
@@ -50,13 +50,37 @@ def test_what_the_file_says():
     assert of(scene().convert("L"))[:4] == ((160, 120), "L", "PNG", "")
 
 
-def test_a_class_that_its_files_give_away():
-    jpeg, png = of(scene(), "JPEG"), of(scene())
-    labels = ["a"] * 20 + ["b"] * 20 + ["c"] * 20
-    assert not list(find_shortcuts(labels, [jpeg] * 60))
-    (found,) = find_shortcuts(labels, [png] * 20 + [jpeg] * 40)
-    assert (found.label, found.attribute, found.value, found.share, found.elsewhere) == ("a", "format", "PNG", 1.0, 0.0)
-    assert not list(find_shortcuts(["a"] * 5 + ["b"] * 50, [png] * 5 + [jpeg] * 50))  # too few to say so
+def test_how_a_file_was_compressed():
+    plain, exif = of(scene(), "JPEG"), Image.Exif()
+    exif[0x0110] = "Pixel 7"
+    assert (plain.quality, plain.is_progressive, plain.has_exif, plain.has_icc, plain.dpi) == (
+        75,
+        False,
+        False,
+        False,
+        0,
+    )
+    for quality in (10, 40, 92, 100):
+        assert of(scene(), "JPEG", quality=quality).quality == quality
+    full = of(scene(), "JPEG", progressive=True, exif=exif, icc_profile=b"profile", dpi=(300, 300))
+    assert (full.is_progressive, full.has_exif, full.has_icc, full.dpi) == (True, True, True, 300)
+    png = of(scene(), dpi=(72, 72))
+    assert (png.quality, png.is_progressive, png.has_exif) == (0, False, False) and round(png.dpi) == 72
+    assert image_stats(b"no image", np.zeros((20, 30, 3), np.uint8), np.zeros((16, 16, 3), np.uint8)).size == (30, 20)
+
+
+@pytest.mark.parametrize(
+    ("image", "border"),
+    [
+        (scene(), -1),
+        (ImageOps.expand(scene(), 20, "black"), 0),
+        (ImageOps.expand(scene(), 20, (114, 114, 114)), 114),
+        (ImageOps.pad(scene(), (160, 160), color="white"), -1),  # bars on two sides are what tall things have
+    ],
+)
+def test_a_uniform_border(image, border):
+    assert of(image).border == pytest.approx(border, abs=1)
+    assert of(image, "JPEG").border == pytest.approx(border, abs=2)
 
 
 @pytest.mark.parametrize("photos", ["trashnet", "birds100"])
