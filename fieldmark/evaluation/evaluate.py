@@ -22,7 +22,8 @@ from fieldmark.data.readers import read_catalog
 from fieldmark.data.splits import read_split_file
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
 from fieldmark.evaluation.results import LearningCurve, Metrics
-from fieldmark.inference.bundle import read_trained_on
+from fieldmark.inference import hub
+from fieldmark.inference.bundle import read_trained_on, resolve_run
 from fieldmark.inference.classifier import Classifier, ModelOutputs
 from fieldmark.inference.run_folder import load_catalog, read_dataset_path
 
@@ -89,6 +90,7 @@ def evaluate(
     Raises:
         FieldmarkError: there is no finished run, no readable image, or no image of the classifier's classes.
     """
+    run = run if hub.is_hub_address(run) else resolve_run(run)
     classifier = Classifier(run)
     decision_threshold, positive = _decision_threshold(classifier, positive)
     if photos is not None and moved_to is not None:

@@ -14,6 +14,7 @@ import numpy as np
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.explanation import overlay
+from fieldmark.inference.bundle import resolve_run
 from fieldmark.inference.classifier import Classifier
 from fieldmark.inference.prediction import Prediction
 from fieldmark.inference.run_folder import LabelledPrediction, load_catalog, read_test_predictions
@@ -60,7 +61,8 @@ class ClassSheet:
     """
 
     def __init__(self, run: str | Path, photos: str | Path | None = None) -> None:
-        self.classifier, run = Classifier(run), Path(run)
+        run = resolve_run(run)
+        self.classifier = Classifier(run)
         self.catalog, predictions = load_catalog(run, photos), read_test_predictions(run)
         if not predictions:
             raise FieldmarkError(f"{run / 'predictions.csv'} holds no test images: name images to explain")

@@ -23,7 +23,7 @@ from fieldmark.exporters.onnx import (
     verify,
 )
 from fieldmark.inference import bundle
-from fieldmark.inference.bundle import BundleInfo
+from fieldmark.inference.bundle import BundleInfo, resolve_run
 from fieldmark.inference.classifier import CPU, Classifier
 from fieldmark.inference.run_folder import RunSplits, sample_evenly
 from fieldmark.models import Network
@@ -110,7 +110,7 @@ def export_run(
         FieldmarkError: no finished run, no images, or INT8 costs too much accuracy.
         ModuleNotFoundError: OpenVINO is not installed.
     """
-    run, out = Path(run), Path(out)
+    run, out = resolve_run(run), Path(out)
     io.require_new(out)
     if openvino:
         import_module("fieldmark.exporters.openvino")  # where it is not installed, nothing else is begun

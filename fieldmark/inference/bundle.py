@@ -183,13 +183,20 @@ def find_onnx_file(model: str | Path) -> Path:
     raise FieldmarkError(f"{model} is no run, bundle or exported model" + ("" if model.exists() else ": it is missing"))
 
 
+def resolve_run(run: str | Path) -> Path:
+    """The run itself; of a search, that of the best trial."""
+    folder = Path(run)
+    best = sorted(folder.glob("best-*"))
+    return best[0] if best and not (folder / "bundle").exists() else folder
+
+
 def _chosen_bundle(folder: Path) -> Iterator[Path]:
     """The bundle of the best fold of a cross-validation, or of the best trial of a search."""
     try:
         bundle = io.read_json(folder / "metrics.json").get("bundle")
         yield folder / Path(bundle).parent.name / "bundle"
     except (OSError, AttributeError, TypeError, FieldmarkError):
-        yield from sorted(folder.glob("best-*/bundle"))
+        yield resolve_run(folder) / "bundle"
 
 
 def read_info(model: str | Path) -> BundleInfo:

@@ -2,6 +2,7 @@
 
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -32,6 +33,10 @@ def read_dataset_path(run: Path) -> Path:
     Raises:
         FieldmarkError: the folder is not a finished run.
     """
+    if not (run / "audit.json").exists() and (run / "fold-1").is_dir():
+        raise FieldmarkError(
+            f"{run} is a cross-validation, whose metrics are in its report: give one of its folds, or other images"
+        )
     try:
         return Path(io.read_json(run / "audit.json")["folder"])
     except (OSError, KeyError, TypeError):
@@ -164,8 +169,10 @@ class RunSplits:
         Raises:
             FieldmarkError: there are no such images.
         """
-        has_split = (run / "split.csv").is_file()
-        catalog = load_catalog(run, photos) if has_split or photos is None else read_catalog(photos, min_classes=1)
+        catalog = load_catalog(run) if photos is None else read_catalog(photos, min_classes=1)
+        if photos is not None and (run / "split.csv").is_file():
+            with suppress(FieldmarkError):  # others of its classes
+                catalog = _find_moved_images(run, catalog)
         photos_by_path, split_file = {photo.path: photo for photo in catalog.photos}, run / "split.csv"
         split_rows = read_split_file(split_file) if split_file.is_file() else ()
         rows = [replace(row, box=photos_by_path[row.path].box) for row in split_rows if row.path in photos_by_path]

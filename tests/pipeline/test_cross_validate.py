@@ -8,6 +8,9 @@ import pytest
 
 import fieldmark
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.core.progress import Reporter
+from fieldmark.evaluation.evaluate import evaluate
+from fieldmark.inference.classifier import Classifier
 from fieldmark.pipeline.cross_validate import cross_validate
 from fieldmark.pipeline.run import Run
 from fieldmark.recipes.recipe import Recipe
@@ -36,6 +39,10 @@ def test_the_classifier_is_that_of_the_best_fold(folds, tmp_path: Path, small_ph
     assert classifier.predict(next(small_photos.glob("*/*.jpg"))).label in classifier.classes
     moved = (tmp_path / "run").rename(tmp_path / "moved")
     assert Run.load(moved).classifier().file.parent == moved / "fold-2" / "bundle"
+    assert Classifier(moved).file == moved / "fold-2" / "bundle" / "model.onnx"
+    assert evaluate(moved, small_photos, Reporter()).n == 6  # those that it was not trained on
+    with pytest.raises(FieldmarkError, match="is a cross-validation, whose metrics are in its report"):
+        evaluate(moved, None, Reporter())
 
 
 def test_metrics_are_of_all_folds_together(folds, tmp_path: Path):

@@ -16,7 +16,9 @@ from told import Words, english, made
 from fieldmark.core.errors import FieldmarkError, UntrainableRecipeError
 from fieldmark.core.i18n import get_language
 from fieldmark.core.progress import Reporter
+from fieldmark.evaluation.evaluate import evaluate
 from fieldmark.evaluation.metrics import compute_metrics
+from fieldmark.inference.classifier import Classifier
 from fieldmark.pipeline import search as module
 from fieldmark.pipeline.run import Run
 from fieldmark.recipes import recipe as recipes
@@ -53,6 +55,8 @@ def test_only_the_best_is_tested_and_its_recipe_repeats_it(searched):
     out, found = searched
     best = found["best"]
     assert best["run"] == str(out / f"best-{best['trial']}") and best["test"]["n"] == 6
+    assert Classifier(out).file == out / f"best-{best['trial']}" / "bundle" / "model.onnx"
+    assert evaluate(out, None, Reporter()).n == 6
     asked, made = (recipes.read_recipe(folder / "recipe.yaml") for folder in (out, Path(best["run"])))
     for name, value in {**SETTINGS, **best["settings"]}.items():
         assert getattr(asked, name) == getattr(made, name) == value

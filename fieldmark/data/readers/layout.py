@@ -88,7 +88,11 @@ class _LayoutFinder:
 
     def _split_folders(self) -> dict[str, str]:
         """The split of each folder that holds class folders and is named after a split; empty if there are none."""
-        named = {name: parsed for name, parsed in self.names.items() if self.children[name]}
+        named = {
+            name: parsed
+            for name, parsed in self.names.items()
+            if self.children[name] and not (parsed.rest and _are_splits(self.children[name]))
+        }
         exact = {name: parsed for name, parsed in named.items() if not parsed.rest}
         kinds = {parsed.split for parsed in named.values()}
         if len(kinds) > 1 and (named == exact or self._are_alike(named)):
@@ -218,10 +222,10 @@ class _LayoutFinder:
             (name, child): p
             for name in self.folders
             for child in self.children[name]
-            if (p := parse_split_name(child)) and not p.rest
+            if (p := parse_split_name(child))
         }
         kinds = {p.split for p in parsed.values()}
-        if len(kinds) < 2:
+        if not _are_splits([child for _, child in parsed]):
             return None
         plain = [
             name
@@ -279,3 +283,10 @@ class _LayoutFinder:
                 f"{self.root}: {summarize_names([*images, *masks])} are no classes: give a folder of class folders, or "
                 "a table with the columns path and label"
             )
+
+
+def _are_splits(names: list[str]) -> bool:
+    """Whether all names are of splits, of several, and say nothing else that differs."""
+    parsed = [parse_split_name(name) for name in names]
+    splits = {p.split for p in parsed if p}
+    return None not in parsed and len(splits) > 1 and len({p.rest for p in parsed if p}) == 1
