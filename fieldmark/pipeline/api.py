@@ -136,7 +136,13 @@ def train(
 
 @speaks_python
 def evaluate(
-    model: RunLike, data: Any = None, *, tta: bool = False, positive: str | None = None, progress: bool = True
+    model: RunLike,
+    data: Any = None,
+    *,
+    tta: bool = False,
+    positive: str | None = None,
+    moved_to: str | os.PathLike[str] | None = None,
+    progress: bool = True,
 ) -> "Evaluation":
     """Metrics of a classifier on its own test split, or on other data (classes are matched by name).
 
@@ -145,15 +151,16 @@ def evaluate(
         data: as for `check`; by default the run's test split.
         tta: test-time augmentation: average four views of each image.
         positive: the positive one of two classes.
+        moved_to: where the run's own images are now, if they were moved.
 
     Raises:
-        FieldmarkError: there is no such run, or no image of its classes.
+        FieldmarkError: there is no such run, or no image of its classes that it has not been trained on.
     """
     from fieldmark.evaluation import evaluate as evaluation
 
     source, _folder = (None, None) if data is None else _source_of(data)
     with _reporter(progress) as reporter:
-        return evaluation.evaluate(_path_of(model), source, reporter, tta=tta, positive=positive)
+        return evaluation.evaluate(_path_of(model), source, reporter, tta=tta, positive=positive, moved_to=moved_to)
 
 
 @speaks_python
