@@ -7,7 +7,7 @@ evaluating on training images is noticed wherever the images come from.
 import base64
 import json
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ MAX_DISTANCE = 3.0
 RELATIVE_DISTANCE = 0.5
 """The same in distances of two similar images of the set, which may all show one object under one camera."""
 SIMILAR_QUANTILE = 0.05
-METADATA_KEY = "trained_on"
+TRAINED_ON_KEY = "trained_on"
 _MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as its specification has it
 _SAMPLE = 2000  # images by which the distance of similar ones is measured
 _BLOCK = 512
@@ -70,17 +70,16 @@ class ImageHashes:
             min(self.max_distance, others.max_distance),
         )
 
-    def to_text(self) -> str:
-        """As a text for the metadata of a file."""
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
         values = {"content": self.content.astype("<u8"), "signatures": self.signatures}
         parts = {name: base64.b64encode(array.tobytes()).decode("ascii") for name, array in values.items()}
-        return json.dumps(parts | {"max_distance": self.max_distance})
+        return parts | {"max_distance": self.max_distance}
 
     @classmethod
-    def from_text(cls, text: str) -> "ImageHashes":
-        """The inverse of `to_text`; raises ValueError if it is damaged."""
+    def from_dict(cls, values: Mapping[str, Any]) -> "ImageHashes":
+        """The inverse of `to_dict`; raises ValueError if it is damaged."""
         try:
-            values = json.loads(text)
             content, signatures = (base64.b64decode(values[name]) for name in ("content", "signatures"))
             return cls(
                 np.frombuffer(content, "<u8").astype(np.uint64),
@@ -130,20 +129,20 @@ def read_trained_on(weights: Path) -> ImageHashes | None:
     Raises:
         ValueError: they are damaged.
     """
-    text = _read_metadata(weights).get(METADATA_KEY)
-    return None if text is None else ImageHashes.from_text(text)
+    values = _read_record(weights).get(TRAINED_ON_KEY)
+    return None if values is None else ImageHashes.from_dict(values)
 
 
-def _read_metadata(file: Path) -> dict[str, Any]:
-    """The metadata in the header of a safetensors file; empty if it is another file."""
+def _read_record(file: Path) -> dict[str, Any]:
+    """What `models.state.save_state` wrote into the header of a safetensors file; empty if it is another file."""
     try:
         with file.open("rb") as handle:
             (length,) = struct.unpack("<Q", handle.read(8))
             header = handle.read(min(length, _MAX_HEADER_BYTES))
-        metadata = json.loads(header).get("__metadata__")
-    except (OSError, struct.error, ValueError, AttributeError):
+        record = json.loads(json.loads(header)["__metadata__"]["counters"])
+    except (OSError, struct.error, ValueError, KeyError, TypeError):
         return {}
-    return metadata if isinstance(metadata, dict) else {}
+    return record if isinstance(record, dict) else {}
 
 
 def _nearest(signatures: np.ndarray, others: np.ndarray) -> np.ndarray:

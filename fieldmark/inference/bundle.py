@@ -160,8 +160,8 @@ def save(
     from fieldmark.models.state import save_state
 
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = {} if trained_on is None else {image_hashes.METADATA_KEY: trained_on.to_text()}
-    save_state(folder / "model.safetensors", network.state_dict(), metadata=metadata)
+    record = {} if trained_on is None else {image_hashes.TRAINED_ON_KEY: trained_on.to_dict()}
+    save_state(folder / "model.safetensors", network.state_dict(), record)
     save_state(folder / "known.safetensors", ood_scorer.state_dict())
     io.write_json(folder / "bundle.json", info.to_dict())
 

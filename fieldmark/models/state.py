@@ -1,7 +1,6 @@
 """Named tensors and a JSON value in one safetensors file; no pickle."""
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +12,8 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.io import atomic_path
 
 
-def save_state(
-    file: Path,
-    tensors: dict[str, Tensor],
-    counters: dict[str, Any] | None = None,
-    metadata: Mapping[str, str] | None = None,
-) -> None:
-    """Write tensors, counters and metadata so that a kill at any moment leaves the old file or the new one, whole.
+def save_state(file: Path, tensors: dict[str, Tensor], counters: dict[str, Any] | None = None) -> None:
+    """Write tensors and counters so that a kill at any moment leaves the old file or the new one, whole.
 
     Raises:
         OSError: the disk is full.
@@ -27,7 +21,7 @@ def save_state(
     plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     with atomic_path(file, sync=True) as partial:
         try:
-            save_file(plain, partial, metadata={"counters": json.dumps(counters or {}), **(metadata or {})})
+            save_file(plain, partial, metadata={"counters": json.dumps(counters or {})})
         except SafetensorError as error:  # a full disk is an OSError everywhere else
             raise OSError(f"{error} ({partial})") from None
 

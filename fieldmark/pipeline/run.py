@@ -109,10 +109,12 @@ def exclusive_run(folder: Path) -> Iterator[None]:
     """
     from filelock import FileLock, Timeout
 
-    folder.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(folder.parent / f".{folder.name}.lock", timeout=0)
     try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
+    except (FileExistsError, NotADirectoryError):
+        raise FieldmarkError(f"{folder} cannot be made (Not a directory): give another --out") from None
     except Timeout:
         raise FieldmarkError(f"another process is training into {folder}: wait for it, or give another --out") from None
     try:

@@ -84,14 +84,14 @@ def rewrite_report(
     Raises:
         FieldmarkError: there is no such run, or the page that is there has pictures and the images are gone.
     """
-    warnings = list[str]()
+    language, warnings = resolve_language(run, lang), list[str]()
     try:
         files = load_catalog(examples.fold_folders(run)[0], photos).files
     except (OSError, FieldmarkError) as error:
         if photos is not None or (run / "report.html").exists():
             raise FieldmarkError(f"the report is left as it is, since it would lose its pictures: {error}") from None
         files, warnings = None, [f"the images cannot be read, so the page goes without them: {error}"]
-    return write_report(run, files, resolve_language(run, lang)), warnings
+    return write_report(run, files, language), warnings
 
 
 def _read_metrics(run: Path) -> TemplateContext:

@@ -11,7 +11,7 @@ from conftest import synthetic
 from PIL import Image
 
 from fieldmark.data.decoded import thumbnail
-from fieldmark.data.image_hashes import MAX_DISTANCE, METADATA_KEY, HashCollector, ImageHashes, read_trained_on
+from fieldmark.data.image_hashes import MAX_DISTANCE, TRAINED_ON_KEY, HashCollector, ImageHashes, read_trained_on
 
 
 def hashes_of(images, groups=None, encode=lambda image: image.tobytes()):
@@ -52,9 +52,9 @@ def test_a_set_of_nearly_equal_images_judges_its_own():
     assert known.contains(hashes_of(frames[40:])).mean() < 0.5
 
 
-def test_text_and_union_keep_them():
+def test_json_and_union_keep_them():
     one, other = hashes_of(PHOTOS[:5], range(5)), hashes_of(PHOTOS[5:9], range(4))
-    again = ImageHashes.from_text(one.to_text())
+    again = ImageHashes.from_dict(json.loads(json.dumps(one.to_dict())))
     assert (again.content == one.content).all() and (again.signatures == one.signatures).all()
     assert again.max_distance == one.max_distance
     both = one.union(other)
@@ -66,16 +66,16 @@ def test_text_and_union_keep_them():
 
 def test_the_header_of_weights(tmp_path):
     def write(metadata):
-        header = json.dumps({"__metadata__": metadata}).encode()
+        header = json.dumps({"__metadata__": {"counters": json.dumps(metadata)}}).encode()
         (tmp_path / "a.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
         return tmp_path / "a.safetensors"
 
     one = hashes_of(PHOTOS[:5], range(5))
-    found = read_trained_on(write({METADATA_KEY: one.to_text()}))
+    found = read_trained_on(write({TRAINED_ON_KEY: one.to_dict()}))
     assert found is not None and found.contains(one).all()
     assert read_trained_on(write({"format": "pt"})) is None
     assert read_trained_on(tmp_path / "nowhere") is None
     with pytest.raises(ValueError, match="damaged"):
-        read_trained_on(write({METADATA_KEY: "{}"}))
+        read_trained_on(write({TRAINED_ON_KEY: {}}))
     (tmp_path / "b.safetensors").write_bytes(b"\xff" * 100)
     assert read_trained_on(tmp_path / "b.safetensors") is None

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 import typer.main
-from containers import cub
+from containers import cub, mirrored
 from pages import commands
 from PIL import Image
 from served import running
@@ -57,7 +57,8 @@ def at_hand(small_photos: Path, drawing, tmp_path: Path, monkeypatch: pytest.Mon
         lesion.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(photo, lesion)
     shutil.copytree(small_photos, "PHOTOS")
-    shutil.copytree(small_photos, "OTHER_PHOTOS")
+    for folder in small_photos.iterdir():
+        mirrored(folder, Path("OTHER_PHOTOS") / folder.name)
     drawing(0, 100).save("photo.jpg")
     drawing(1, 101).save("PHOTO", "JPEG")
     with zipfile.ZipFile("mnist.zip", "w") as archive:

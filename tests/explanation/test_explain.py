@@ -207,7 +207,7 @@ def test_nearest_images_are_shown(odd_run: Path, small_photos: Path, tmp_path: P
     (explanation,) = report.images
     assert isinstance(explanation, Explanation)
     near = explanation.nearest
-    assert near[0].path == path and near[0].similarity == pytest.approx(1, abs=1e-3)
+    assert near[0].path == path and near[0].similarity == pytest.approx(1, abs=1e-2)  # kept in bfloat16 where there is
     similarities = [neighbour.similarity for neighbour in near]
     assert len(near) == 3 and similarities == sorted(similarities, reverse=True)
     page = Page(tmp_path / "out" / "explain.html")

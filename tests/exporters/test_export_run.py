@@ -81,7 +81,7 @@ def test_photos_that_were_moved(quick: None, small_run: Path, small_photos: Path
     with pytest.raises(FieldmarkError, match="pass the images as PHOTOS"):
         export_run.export_run(run, tmp_path / "out", Reporter(quiet=True))
     (run / "audit.json").write_text(json.dumps(audit | {"folder": str(tmp_path / "gone")}))
-    with pytest.raises(FieldmarkError, match="if the images were moved, pass them as PHOTOS"):
+    with pytest.raises(FieldmarkError, match="were moved, say where they are by --photos"):
         export_run.export_run(run, tmp_path / "out", Reporter(quiet=True))
     for k, named in enumerate((run, run / "bundle", run / "bundle" / "model.onnx")):
         found = export_run.export_run(named, tmp_path / f"out{k}", Reporter(quiet=True), photos=small_photos)

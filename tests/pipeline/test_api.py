@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pandas
 import pytest
-from PIL import Image
+from PIL import Image, ImageOps
 
 import fieldmark as fm
 from fieldmark.core.errors import FieldmarkError
@@ -146,7 +146,8 @@ def test_evaluate_takes_runs_classifiers_and_paths(run: fm.Run, small_photos: Pa
     assert run.test
     for model in (run, run.classifier(), run.folder, str(run.folder)):
         assert fm.evaluate(model, progress=False).accuracy == run.test.accuracy
-    pairs = [(Image.open(path).convert("RGB"), path.parent.name) for path in sorted(small_photos.glob("*/*.jpg"))[::5]]
+    files = sorted(small_photos.glob("*/*.jpg"))[::5]
+    pairs = [(ImageOps.mirror(Image.open(path).convert("RGB")), path.parent.name) for path in files]
     evaluation = fm.evaluate(run, pairs, progress=False)
     assert evaluation.n == 10 and 0 <= evaluation.accuracy <= 1
     with pytest.raises(TypeError, match="int is not taken: give a Run"):

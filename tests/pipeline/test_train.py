@@ -139,7 +139,7 @@ def test_two_classes_have_figures_of_their_own(copies_run):
     assert binary and binary.positive == "square"  # the rarer one
     assert binary.sensitivity == pytest.approx(matrix[1, 1] / matrix[1].sum())
     assert binary.specificity == pytest.approx(matrix[0, 0] / matrix[0].sum())
-    assert 0 <= binary.roc_auc <= 1 and metrics.n == 16 + 12 + 8
+    assert 0 <= binary.roc_auc <= 1 and metrics.n + metrics.n_trained == 16 + 12 + 8
     other = evaluate(copies_run.folder, copies_run.folder.parents[2] / "photos", Reporter(), positive="disc").binary
     assert other and (other.positive, other.specificity) == ("disc", binary.sensitivity)
     assert other.at_threshold.threshold == pytest.approx(1 - binary.at_threshold.threshold)

@@ -97,7 +97,7 @@ WHOLE = {
     *("recipe", "*", "pack", "audit", "packed", "quarantine", "split", "history", "train_features", "val_features"),
     *("val_maps", "best", "checkpoint", "model", "bundle", "predictions", "metrics", "report", "card", "curves"),
 }
-GROWING = {"log", "events"}
+GROWING = {"log", "events", ""}  # the last one is the lock .run.lock
 LARGE = {"*", "train_features", "val_features", "model", "report"}
 
 

@@ -219,10 +219,7 @@ class _LayoutFinder:
     def _read_splits_in_classes(self) -> Layout | None:
         """Folders such as cat/train, cat/test, dog/train, dog/test."""
         parsed = {
-            (name, child): p
-            for name in self.folders
-            for child in self.children[name]
-            if (p := parse_split_name(child))
+            (name, child): p for name in self.folders for child in self.children[name] if (p := parse_split_name(child))
         }
         kinds = {p.split for p in parsed.values()}
         if not _are_splits([child for _, child in parsed]):
