@@ -3,7 +3,6 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
@@ -11,6 +10,8 @@ from PIL import Image
 
 from fieldmark.data.image import MAX_FILE_BYTES
 from fieldmark.data.locate import CONTAINER_SUFFIXES, ImageSource, find_images, is_url
+from fieldmark.data.remote import is_http, is_http_listing
+from fieldmark.data.stdin_list import STDIN
 
 SingleInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
 """One image; a path or an address may also be that of several."""
@@ -29,13 +30,19 @@ def is_single(images: Any) -> bool:
         is_array = isinstance(images, np.ndarray) and not _holds_names(images)
         return is_array or isinstance(images, bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read")
     name = os.fspath(images)
-    if os.path.isdir(name) or name == "-" or name.lower().endswith(CONTAINER_SUFFIXES):
+    if os.path.isdir(name) or name == STDIN or name.lower().endswith(CONTAINER_SUFFIXES):
         return False
-    return os.path.lexists(name) or not (glob.has_magic(name) or (is_url(name) and name.endswith("/")))
+    if os.path.lexists(name) or not is_url(name):
+        return os.path.lexists(name) or not glob.has_magic(name)
+    return not (is_http_listing(name) if is_http(name) else name.endswith("/") or glob.has_magic(name))
 
 
-def find_inputs(images: Any) -> Iterator[tuple[str, InputSource]]:
+def find_inputs(images: Any, allow_private_addresses: bool | None = None) -> Iterator[tuple[str, InputSource]]:
     """Name and source of each image; what comes without a name has an empty one.
+
+    Args:
+        images: one image, or several.
+        allow_private_addresses: as for `find_images`.
 
     Raises:
         TypeError: something that is no image, such as an array of floats.
@@ -43,7 +50,7 @@ def find_inputs(images: Any) -> Iterator[tuple[str, InputSource]]:
     """
     match images:
         case str() | os.PathLike():
-            yield from find_images([Path(images) if isinstance(images, os.PathLike) else images])
+            yield from find_images([os.fsdecode(images)], allow_private_addresses)
         case bytes() | bytearray() | memoryview():
             yield "", bytes(images)
         case Image.Image():
@@ -54,7 +61,7 @@ def find_inputs(images: Any) -> Iterator[tuple[str, InputSource]]:
             yield str(getattr(images, "name", "") or ""), _content_of_file(images)
         case _:
             for image in _iterate(images):
-                yield from find_inputs(image)
+                yield from find_inputs(image, allow_private_addresses)
 
 
 def _holds_names(array: np.ndarray) -> bool:

@@ -20,7 +20,8 @@ def predict(
     photos: Annotated[
         list[str],
         typer.Argument(
-            metavar="PHOTO...", help="Files, folders, globs, shards, archives, tables, addresses, - for stdin."
+            metavar="PHOTO...",
+            help="Files, folders, globs, shards, archives, tables, addresses, - for names or an image on stdin.",
         ),
     ],
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write predictions as CSV.")] = None,
@@ -40,6 +41,12 @@ def predict(
         str | None,
         typer.Option("--address", help="Ray cluster, as auto or HOST:6379; by default this machine."),
     ] = None,
+    allow_private_addresses: Annotated[
+        bool,
+        typer.Option(
+            "--allow-private-addresses", help="Also read https:// addresses of this machine or its own network."
+        ),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the classes of images. Exit code 1 if one is unreadable."""
@@ -50,7 +57,14 @@ def predict(
         raise FieldmarkError("predictions are written to one file: give --csv, --jsonl or --parquet")
     name, file = next(iter(files.items()), (None, None))
     options = PredictionOptions(
-        top, name, Path(file) if file else None, resume, Path(heatmap) if heatmap else None, engine, address
+        top,
+        name,
+        Path(file) if file else None,
+        resume,
+        Path(heatmap) if heatmap else None,
+        engine,
+        address,
+        allow_private_addresses or None,
     )
     predictions, n_failed = [], 0
     for prediction in predict_images(model, photos, options):
