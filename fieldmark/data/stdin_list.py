@@ -11,6 +11,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.image import MAX_FILE_BYTES
@@ -23,7 +24,7 @@ _HEAD_BYTES = 32
 """So many bytes show what this is."""
 _IMAGE_HEAD = re.compile(
     rb"\xff\xd8\xff|\x89PNG|RIFF....WEBP|II\*\0|MM\0\*|BM.{4}\0{4}.{4}.\0{3}|\0\0..ftyp|\0{3}\x0cjP  |\xff\x4f\xff\x51"
-    rb"|P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s|GIF8[79]a(?![^\0-\x1f]*\.\w+[\0\r\n])",
+    rb"|P[1-6]\s+(#[^\n]*\n\s*)*\d+\s+\d+\s|GIF8[79]a(?![^\0-\x1f]*\.\w+([\0\r\n]|\Z))",
     re.DOTALL,
 )
 _MAY_BECOME_HEAD = re.compile(rb"[\xef\xfe\xff\x89\0]|RI|II|MM|BM|GI|P[1-6]|.?\Z|.\0", re.DOTALL)
@@ -85,14 +86,13 @@ def _split_names(head: bytes, rest: Iterable[bytes]) -> Iterator[bytes]:
     head = head.removeprefix(codecs.BOM_UTF8)
     if _is_binary(head):
         raise FieldmarkError(_REFUSAL)
-    separator, pending = b"\0" if b"\0" in head else b"\n", head
-    for chunk in rest:
-        *names, pending = pending.split(separator)
+    separator, pending = b"\0" if b"\0" in head else b"\n", b""
+    for chunk in chain([head], rest):
+        *names, pending = (pending + chunk).split(separator)
         yield from names
-        pending += chunk
-        if len(pending) > MAX_NAME_BYTES + _CHUNK_BYTES:
+        if len(pending) > MAX_NAME_BYTES:
             raise FieldmarkError(_REFUSAL)
-    yield from pending.split(separator)
+    yield pending
 
 
 def _wide_encoding(head: bytes) -> str | None:

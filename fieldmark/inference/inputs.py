@@ -8,8 +8,9 @@ from typing import Any, BinaryIO
 import numpy as np
 from PIL import Image
 
+from fieldmark.core.text import one_line
 from fieldmark.data.image import MAX_FILE_BYTES
-from fieldmark.data.locate import CONTAINER_SUFFIXES, ImageSource, find_images, is_url
+from fieldmark.data.locate import CONTAINER_SUFFIXES, ImageSource, UnreadableSource, find_images, is_url
 from fieldmark.data.remote import is_http, is_http_listing
 from fieldmark.data.stdin_list import STDIN
 
@@ -82,6 +83,8 @@ def _iterate(images: Any) -> Iterator[Any]:
 
 def _content_of_image(image: Image.Image) -> Image.Image | bytes:
     """An image that was opened and not yet loaded is read as its file is, so that the prediction is the same."""
+    if not all(image.size):
+        raise ValueError(f"an image of {image.width} x {image.height} pixels is empty")
     file = getattr(image, "fp", None)
     if file is None or not getattr(image, "tile", None) or getattr(file, "closed", False):
         return image
@@ -92,10 +95,13 @@ def _content_of_image(image: Image.Image) -> Image.Image | bytes:
     return content
 
 
-def _content_of_file(file: Any) -> bytes:
+def _content_of_file(file: Any) -> bytes | UnreadableSource:
     if getattr(file, "closed", False):
         raise ValueError("the file is closed: give it open, or give its path")
-    content = file.read(MAX_FILE_BYTES + 1)
+    try:
+        content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:  # also of a file that is open for writing
+        return UnreadableSource(f"cannot be read: {one_line(error)}")
     if not isinstance(content, bytes):
         raise TypeError(f"the file gives {type(content).__name__}, not bytes: open it in binary mode ('rb')")
     return content
@@ -103,6 +109,7 @@ def _content_of_file(file: Any) -> bytes:
 
 def _image_of_array(array: np.ndarray) -> Image.Image:
     """uint8 (h, w), (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), or uint16 (h, w) -> the image."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype not in (np.uint8, np.uint16):
         raise TypeError(
             f"an array of {array.dtype} is not taken: give uint8 from 0 to 255; values from 0 to 1 become that by "

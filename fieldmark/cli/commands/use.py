@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fieldmark.cli.options import JsonOption, ModelArgument, print_result
+from fieldmark.cli.options import JsonOption, ModelArgument, print_result, print_to_stderr
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
@@ -72,7 +72,7 @@ def predict(
         if as_json:
             predictions.append(prediction.to_dict())
         elif prediction.error is not None:
-            print(sanitize_for_terminal(f"{prediction.path}: {prediction.error}"), file=sys.stderr)
+            print_to_stderr(sanitize_for_terminal(f"{prediction.path}: {prediction.error}"))
         elif not file:
             ood_note = "" if prediction.known else "   (out-of-distribution?)"
             line = f"{prediction.path}: {prediction.label} {prediction.confidence:.1%}{ood_note}"
