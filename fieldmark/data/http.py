@@ -17,7 +17,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from fieldmark.core import parallel
 from fieldmark.core.text import one_line, sanitize_for_terminal
-from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError
+from fieldmark.data.image import UnreadableImageError
 
 T = TypeVar("T")
 
@@ -33,6 +33,8 @@ PASSING_STATUSES = frozenset((408, 425, 429, 500, 502, 503, 504))
 """Answers that may be another at the next try."""
 PASSING_ERRNOS = frozenset((errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, errno.ETIMEDOUT, socket.EAI_AGAIN))
 CHUNK_BYTES = 2**16
+MAX_PAGE_BYTES = 2**25
+"""Of a page with links, or a part of a file."""
 ALLOW_VARIABLE = "FIELDMARK_ALLOW_PRIVATE_ADDRESSES"
 PERMISSION = f"--allow-private-addresses or {ALLOW_VARIABLE}=1"
 PRIVATE_REASON = f"leads to this machine or its own network, which is not read: permit it by {PERMISSION}"
@@ -93,14 +95,14 @@ def _make_session(socket_factory: Any, settings: dict[str, Any]) -> Any:
     import aiohttp
 
     class BoundedResponse(aiohttp.ClientResponse):
-        """Reads no more than `MAX_FILE_BYTES` of a page into memory."""
+        """Reads no more than `MAX_PAGE_BYTES` into memory at once."""
 
         async def read(self) -> bytes:
             if self._body is None:
                 body = bytearray()
                 async for chunk in self.content.iter_chunked(CHUNK_BYTES):
                     body += chunk
-                    _check_size(len(body), MAX_FILE_BYTES)
+                    _check_size(len(body), MAX_PAGE_BYTES)
                 self._body = bytes(body)
             return self._body
 

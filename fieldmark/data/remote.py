@@ -13,6 +13,8 @@ Any other, such as ftp, sftp or smb, names a host that cannot be checked, and is
 import asyncio
 import glob
 import io
+import os
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -148,11 +150,17 @@ def _http_glob_root(address: str) -> str | None:
 
 
 def _open_http(address: str, allow_private: bool) -> Any:
+    return _http_system(address.partition("://")[0].lower(), allow_private, os.getpid())
+
+
+@lru_cache(8)
+def _http_system(protocol: str, allow_private: bool, process: int) -> Any:
+    """fsspec's HTTPFileSystem, one for all threads of a process: fsspec itself keeps one for each, with its session."""
     try:
         from fsspec import filesystem
 
         make_session = http.open_session if allow_private else http.open_public_session
-        return filesystem(address.partition("://")[0].lower(), get_client=make_session)
+        return filesystem(protocol, get_client=make_session, skip_instance_cache=True)
     except ImportError as error:
         raise FieldmarkError(f"this needs {error.name or 'aiohttp'}: pip install 'fieldmark[ray]'") from None
 

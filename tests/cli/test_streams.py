@@ -56,7 +56,7 @@ def shell(folder: Path, tmp_path: Path):
 ROWS = ["photos/1 红.jpg", "photos/2 坏.jpg", "photos/3 绿.jpg"]
 
 
-@pytest.mark.parametrize("closed", ["", ">&-", "<&-", "2>&-", ">&- 2>&-", "<&- >&- 2>&-", "--json >&-", "2>/dev/full"])
+@pytest.mark.parametrize("closed", ["", ">&-", "2>&-", "<&- >&- 2>&-", "--json >&-", "2>/dev/full"])
 def test_closed_streams_leave_every_row(closed: str, shell: Any, tmp_path: Path):
     done = shell(f"predict photos --csv OUT {closed}")
     assert done.returncode == 1 and done.stdout == ""
@@ -95,13 +95,9 @@ def test_a_full_disk_is_one_line(shell: Any):
 LOCALES = {
     "PYTHONUTF8=0": True,
     "LC_ALL=C": True,
-    "LANG=": True,
     "LC_ALL=C PYTHONUTF8=0": True,
     "LC_ALL=C PYTHONUTF8=0 PYTHONCOERCECLOCALE=0": True,
-    "LC_ALL=POSIX PYTHONUTF8=0": True,
-    "LC_ALL=xx_YY.UTF-8": True,
     "PYTHONIOENCODING=ascii": False,
-    "PYTHONIOENCODING=latin-1": False,
     "LC_ALL=C PYTHONUTF8=0 PYTHONIOENCODING=ascii:strict": False,
 }
 

@@ -28,15 +28,22 @@ def web() -> Iterator[WebServer]:
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Limits that a test can wait for."""
-    monkeypatch.setattr(http, "MAX_SECONDS", 0.4)
     monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.01)
     monkeypatch.delenv(http.ALLOW_VARIABLE, raising=False)
+
+
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Limits that a test can wait for."""
+    monkeypatch.setattr(http, "MAX_SECONDS", 0.4)
+    clear_sessions()
+    yield
     clear_sessions()
 
 
 def clear_sessions() -> None:
     """Later sessions have the limits that are set now."""
+    remote._http_system.cache_clear()
     fsspec.get_filesystem_class("http").clear_instance_cache()
 
 
@@ -192,6 +199,7 @@ def test_what_passes_is_tried_again(web: WebServer, path: str):
     assert web.requests[f"/{path}"] == (3 if "flaky" in path else 2)
 
 
+@pytest.mark.usefixtures("impatient")
 @pytest.mark.parametrize("path", ["drip/a.jpg", "headers/a.jpg", "silent/a.jpg"])
 def test_no_server_holds_a_prediction_up(web: WebServer, path: str):
     start = time.monotonic()
@@ -200,14 +208,15 @@ def test_no_server_holds_a_prediction_up(web: WebServer, path: str):
 
 
 def test_a_photo_has_a_limit_of_bytes(web: WebServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(http, "MAX_SECONDS", 10)
     monkeypatch.setattr(remote, "MAX_FILE_BYTES", 2**20)
     assert reason(f"{web.url}/endless/a.jpg") == "more than 1 MiB"
 
 
+@pytest.mark.usefixtures("impatient")
 def test_an_archive_has_limits_of_bytes_and_of_speed(web: WebServer, tmp_path: Any, monkeypatch: pytest.MonkeyPatch):
     with pytest.raises(FieldmarkError, match="too slow"):
         remote.download(f"{web.url}/drip/a.zip", tmp_path / "a.zip", allow_private=True)
+    monkeypatch.undo()
     monkeypatch.setattr(remote, "MAX_ARCHIVE_BYTES", 2**20)
     with pytest.raises(FieldmarkError, match="more than 1 MiB"):
         remote.download(f"{web.url}/endless/a.zip", tmp_path / "b.zip", allow_private=True)
@@ -260,7 +269,7 @@ def test_a_folder_and_a_glob_are_listed(web: WebServer):
 
 @pytest.mark.parametrize(
     ("path", "expected"),
-    [("404/", "HTTP 404"), ("404/*.jpg", "HTTP 404"), ("folder/*.png", "no such file"), ("silent/", "not listed")],
+    [("404/", "HTTP 404"), ("404/*.jpg", "HTTP 404"), ("folder/*.png", "no such file")],
 )
 def test_what_cannot_be_listed_is_a_row(web: WebServer, path: str, expected: str):
     ((name, source),) = find_images([f"{web.url}/{path}"], allow_private_addresses=True)
@@ -269,8 +278,13 @@ def test_what_cannot_be_listed_is_a_row(web: WebServer, path: str, expected: str
         source.read()  # type: ignore[union-attr]
 
 
-def test_fetches_end_with_the_call_that_wants_them(web: WebServer, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(http, "MAX_SECONDS", 60)
+@pytest.mark.usefixtures("impatient")
+def test_no_server_holds_a_listing_up(web: WebServer):
+    with pytest.raises(FieldmarkError, match=r"not listed within 0.4 seconds"):
+        remote.find(f"{web.url}/silent/", allow_private=True)
+
+
+def test_fetches_end_with_the_call_that_wants_them(web: WebServer):
     addresses = [f"{web.url}/ok/first.jpg", *(f"{web.url}/silent/{k}" for k in range(9))]
     rows = ordered_map(lambda address: read(address, True), addresses, 2)
     assert next(rows) == PHOTO

@@ -12,7 +12,7 @@ import pytest
 from addresses import PHOTO, WebServer, photo, serving, unused_address
 
 import fieldmark
-from fieldmark.data import http
+from fieldmark.data import http, remote
 from fieldmark.data.locate import ContainedImage, RemoteImage
 from fieldmark.inference import ray
 from fieldmark.inference.classifier import Classifier
@@ -48,6 +48,7 @@ def test_bad_addresses_are_rows_among_the_others(
     tiny_model: Path, web: WebServer, green: Path, here: Any, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(http, "MAX_SECONDS", 3)
+    remote._http_system.cache_clear()
     bad = {
         "https://no-such-host.invalid/a.jpg": "unknown host",
         f"{unused_address()}/a.jpg": "no connection",
