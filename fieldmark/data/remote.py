@@ -25,7 +25,7 @@ from fieldmark.data.image import MAX_FILE_BYTES, UnreadableImageError, read_file
 
 HTTP = frozenset(("http", "https"))
 LOCAL = frozenset(("file", "local", "memory", "data"))
-STORES = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "adl", "oss", "oci", "ocilake", "tos", "tosfs"))
+STORES = frozenset(("s3", "s3a", "gs", "gcs", "az", "abfs", "abfss", "oss", "oci", "ocilake", "tos", "tosfs"))
 HUBS = frozenset(("hf", "github"))
 WRAPPERS = frozenset(("zip", "tar", "libarchive", "dir", "simplecache", "filecache", "blockcache", "cached"))
 MAX_ARCHIVE_BYTES = 16 * 2**30
@@ -172,8 +172,8 @@ def _open_filesystem(address: str, allow_private: bool) -> tuple[Any, str]:
         from fsspec.registry import available_protocols
     except ImportError as error:
         raise FieldmarkError(f"this needs {error.name}: pip install 'fieldmark[ray]'") from None
-    protocols = [_protocol(part) for part in address.split("::")]
     known = set(available_protocols())
+    protocols = [_protocol(part, known) for part in address.split("::")]
     for protocol in protocols:
         if protocol not in known:
             raise FieldmarkError(f"{protocol}:// is not known: give a file, or an address as https:// or s3://")
@@ -190,8 +190,10 @@ def _open_filesystem(address: str, allow_private: bool) -> tuple[Any, str]:
         raise FieldmarkError(f"cannot be opened: {_describe(error)}") from None
 
 
-def _protocol(part: str) -> str:
+def _protocol(part: str, known: set[str]) -> str:
     """The protocol of a part of a chained address, as fsspec takes it."""
+    if part in known:
+        return part
     protocol, separator, _ = part.partition("://")
     if separator:
         return protocol if len(protocol) > 1 else "file"  # a drive of Windows

@@ -120,6 +120,8 @@ def test_no_name_of_this_machine_is_read(web: WebServer, host: str):
         "webhdfs://10.0.0.1/a.jpg",
         "reference::{web}/a.json",
         "dir::ftp://127.0.0.1/a.jpg",
+        "zip://a.jpg::ftp://127.0.0.1/a.zip",
+        "generic::{web}/ok.jpg",
     ],
 )
 def test_no_way_around_leads_to_this_machine(web: WebServer, address: str):
