@@ -35,8 +35,8 @@ PASSING_ERRNOS = frozenset((errno.ECONNRESET, errno.EPIPE, errno.ECONNABORTED, e
 CHUNK_BYTES = 2**16
 MAX_PAGE_BYTES = 2**25
 """Of a page with links, or a part of a file."""
-ALLOW_VARIABLE = "FIELDMARK_ALLOW_PRIVATE_ADDRESSES"
-PERMISSION = f"--allow-private-addresses or {ALLOW_VARIABLE}=1"
+ALLOW_VARIABLE = "FIELDMARK_ALLOW_PRIVATE_HOSTS"
+PERMISSION = f"--allow-private-hosts or {ALLOW_VARIABLE}=1"
 PRIVATE_REASON = f"leads to this machine or its own network, which is not read: permit it by {PERMISSION}"
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
@@ -49,7 +49,7 @@ class FailedFetchError(UnreadableImageError):
         self.may_pass, self.wait = may_pass, wait
 
 
-def allows_private_addresses(choice: bool | None = None) -> bool:
+def allows_private_hosts(choice: bool | None = None) -> bool:
     """Whether addresses of the machine's own network may be read: the choice, or that of the environment."""
     if choice is not None:
         return choice

@@ -16,7 +16,7 @@ from typing import NamedTuple
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data import remote
 from fieldmark.data.catalog import has_image_extension
-from fieldmark.data.http import allows_private_addresses
+from fieldmark.data.http import allows_private_hosts
 from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.readers.archives import open_container
 from fieldmark.data.readers.files import FileTree, Folder
@@ -33,12 +33,12 @@ class ContainedImage(NamedTuple):
 
     container: str
     name: str
-    allow_private_addresses: bool = False
+    allow_private_hosts: bool = False
 
     def read(self) -> bytes:
         """Raises `UnreadableImageError`."""
         try:
-            return _open_container(self.container, self.allow_private_addresses).read_bytes(self.name)
+            return _open_container(self.container, self.allow_private_hosts).read_bytes(self.name)
         except FieldmarkError as error:
             raise UnreadableImageError(str(error)) from None
 
@@ -47,11 +47,11 @@ class RemoteImage(NamedTuple):
     """An image at an address (fieldmark/data/remote.py), as https://host/image.jpg or s3://bucket/image.jpg."""
 
     url: str
-    allow_private_addresses: bool = False
+    allow_private_hosts: bool = False
 
     def read(self) -> bytes:
         """Raises `UnreadableImageError`."""
-        return remote.read(self.url, self.allow_private_addresses)
+        return remote.read(self.url, self.allow_private_hosts)
 
 
 class UnreadableSource(NamedTuple):
@@ -68,7 +68,7 @@ ImageSource = str | bytes | ContainedImage | RemoteImage | UnreadableSource
 
 
 def find_images(
-    photos: Iterable[str | Path | bytes], allow_private_addresses: bool | None = None
+    photos: Iterable[str | Path | bytes], allow_private_hosts: bool | None = None
 ) -> Iterator[tuple[str, ImageSource]]:
     """Name and source of each image: in files, folders, globs, archives, tables, addresses, bytes, or `-` for stdin.
 
@@ -76,10 +76,10 @@ def find_images(
 
     Args:
         photos: any of these.
-        allow_private_addresses: also read addresses of the machine's own network; by default what
-            FIELDMARK_ALLOW_PRIVATE_ADDRESSES says.
+        allow_private_hosts: also read addresses of the machine's own network; by default what
+            FIELDMARK_ALLOW_PRIVATE_HOSTS says.
     """
-    allow_private = allows_private_addresses(allow_private_addresses)
+    allow_private = allows_private_hosts(allow_private_hosts)
     for source in photos:
         if isinstance(source, bytes):
             yield "", source

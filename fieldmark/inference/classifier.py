@@ -77,8 +77,8 @@ class Classifier:
         model: a run, a bundle, an exported .onnx file, or hf://user/name on the hub.
         providers: onnxruntime's execution providers in order of preference, for example `["CPUExecutionProvider"]`; by
             default a CUDA or ROCm GPU if onnxruntime supports it here, else the CPU.
-        allow_private_addresses: also read images at addresses that lead to this machine or its own network, as
-            http://127.0.0.1/photo.jpg; by default what the variable FIELDMARK_ALLOW_PRIVATE_ADDRESSES says, else not.
+        allow_private_hosts: also read images at addresses that lead to this machine or its own network, as
+            http://127.0.0.1/photo.jpg; by default what the variable FIELDMARK_ALLOW_PRIVATE_HOSTS says, else not.
 
     Raises:
         FieldmarkError: there is no model, it is damaged, or a later version wrote it.
@@ -92,9 +92,9 @@ class Classifier:
         model: str | Path,
         providers: Sequence[str] | None = None,
         *,
-        allow_private_addresses: bool | None = None,
+        allow_private_hosts: bool | None = None,
     ) -> None:
-        self.file, self.allow_private_addresses = find_onnx_file(model), allow_private_addresses
+        self.file, self.allow_private_hosts = find_onnx_file(model), allow_private_hosts
         try:
             self.session = create_session(self.file, providers)
             info = json.loads(self.session.get_modelmeta().custom_metadata_map["fieldmark"])
@@ -176,7 +176,7 @@ class Classifier:
         self.warn_about_crops()
         if (single := self._find_single(images)) is not None:
             return self._infer_or_raise(*single)["probabilities"]
-        sources = find_inputs(images, self.allow_private_addresses)
+        sources = find_inputs(images, self.allow_private_hosts)
         rows = ordered_map(lambda item: self._infer_or_raise(*item), sources, runtime.available_cpus())
         return np.array([row["probabilities"] for row in rows], np.float32).reshape(-1, len(self.classes))
 
@@ -191,14 +191,14 @@ class Classifier:
             self._embedder = Embedder(self.file.parent, self.info)
         if (single := self._find_single(images)) is not None:
             return self._embedder.embed(*single)
-        rows = [self._embedder.embed(*item) for item in find_inputs(images, self.allow_private_addresses)]
+        rows = [self._embedder.embed(*item) for item in find_inputs(images, self.allow_private_hosts)]
         return np.array(rows, np.float32).reshape(len(rows), self._embedder.width)
 
     def _find_single(self, images: ImageInput) -> tuple[str, InputSource] | None:
         """Name and source of the image if this is one; None for several."""
         if not is_single(images):
             return None
-        found = list(find_inputs(images, self.allow_private_addresses))
+        found = list(find_inputs(images, self.allow_private_hosts))
         return found[0] if len(found) == 1 else None  # an address may be that of a folder
 
     def _infer_or_raise(self, name: str, source: InputSource) -> ModelOutputs:
@@ -215,7 +215,7 @@ class Classifier:
         An image that cannot be read has a prediction with `error`.
         """
         self.warn_about_crops()
-        sources = (source for source in find_inputs(images, self.allow_private_addresses) if not skip(source[0]))
+        sources = (source for source in find_inputs(images, self.allow_private_hosts) if not skip(source[0]))
         yield from ordered_map(
             lambda item: self.predict_source(item[0], item[1], top), sources, runtime.available_cpus()
         )

@@ -38,12 +38,12 @@ def is_single(images: Any) -> bool:
     return not (is_http_listing(name) if is_http(name) else name.endswith("/") or glob.has_magic(name))
 
 
-def find_inputs(images: Any, allow_private_addresses: bool | None = None) -> Iterator[tuple[str, InputSource]]:
+def find_inputs(images: Any, allow_private_hosts: bool | None = None) -> Iterator[tuple[str, InputSource]]:
     """Name and source of each image; what comes without a name has an empty one.
 
     Args:
         images: one image, or several.
-        allow_private_addresses: as for `find_images`.
+        allow_private_hosts: as for `find_images`.
 
     Raises:
         TypeError: something that is no image, such as an array of floats.
@@ -51,7 +51,7 @@ def find_inputs(images: Any, allow_private_addresses: bool | None = None) -> Ite
     """
     match images:
         case str() | os.PathLike():
-            yield from find_images([os.fsdecode(images)], allow_private_addresses)
+            yield from find_images([os.fsdecode(images)], allow_private_hosts)
         case bytes() | bytearray() | memoryview():
             yield "", bytes(images)
         case Image.Image():
@@ -62,7 +62,7 @@ def find_inputs(images: Any, allow_private_addresses: bool | None = None) -> Ite
             yield str(getattr(images, "name", "") or ""), _content_of_file(images)
         case _:
             for image in _iterate(images):
-                yield from find_inputs(image, allow_private_addresses)
+                yield from find_inputs(image, allow_private_hosts)
 
 
 def _holds_names(array: np.ndarray) -> bool:

@@ -49,7 +49,7 @@ class RayPredictor:
         model: a run, a bundle or an exported .onnx file.
         address: of the cluster, "auto" or "HOST:6379"; by default each stream starts a cluster of this machine's cores,
             and stops it.
-        allow_private_addresses: as for `Classifier`.
+        allow_private_hosts: as for `Classifier`.
 
     Raises:
         FieldmarkError: there is no model, or the address is one of Ray's client.
@@ -57,10 +57,10 @@ class RayPredictor:
     """
 
     def __init__(
-        self, model: str | Path, address: str | None = None, *, allow_private_addresses: bool | None = None
+        self, model: str | Path, address: str | None = None, *, allow_private_hosts: bool | None = None
     ) -> None:
         self.file, self.address = bundle.find_onnx_file(model), address
-        self.allow_private_addresses = allow_private_addresses
+        self.allow_private_hosts = allow_private_hosts
         if address and address.startswith("ray://"):  # Ray Data does not support Ray's client
             raise FieldmarkError(
                 f"--address {address}: run this on a machine of the cluster instead, with --address auto"
@@ -80,7 +80,7 @@ class RayPredictor:
         self._connect()
         try:
             model_ref = self.ray.put(self.file.read_bytes())  # kept, so that an actor that is restarted can get it
-            sources = find_images(photos, self.allow_private_addresses)
+            sources = find_images(photos, self.allow_private_hosts)
             if blocks := self._put_blocks(item for item in sources if not skip(item[0])):
                 yield from self._predict_blocks(blocks, model_ref, top)
         finally:

@@ -27,8 +27,8 @@ class PredictionOptions:
         heatmap_dir: new folder for overlays of the class evidence.
         engine: plain (this process) or ray.
         address: of a Ray cluster, as auto or HOST:6379; None starts one on this machine.
-        allow_private_addresses: also read images at addresses that lead to this machine or its own network; None for
-            what FIELDMARK_ALLOW_PRIVATE_ADDRESSES says.
+        allow_private_hosts: also read images at addresses that lead to this machine or its own network; None for
+            what FIELDMARK_ALLOW_PRIVATE_HOSTS says.
     """
 
     top: int = 5
@@ -38,7 +38,7 @@ class PredictionOptions:
     heatmap_dir: Path | None = None
     engine: str = "plain"
     address: str | None = None
-    allow_private_addresses: bool | None = None
+    allow_private_hosts: bool | None = None
 
     def __post_init__(self) -> None:
         if self.resume and (self.heatmap_dir or not self.file):
@@ -61,11 +61,11 @@ def predict_images(model: str, images: Sequence[str], options: PredictionOptions
     Raises:
         FieldmarkError: there is no such model, no image, or the file cannot be written.
     """
-    permission = options.allow_private_addresses
+    permission = options.allow_private_hosts
     predictor = (
-        RayPredictor(model, options.address, allow_private_addresses=permission)
+        RayPredictor(model, options.address, allow_private_hosts=permission)
         if options.engine == "ray"
-        else Classifier(model, allow_private_addresses=permission)
+        else Classifier(model, allow_private_hosts=permission)
     )
     writer = _open_writer(options)  # after the predictor: a wrong model leaves no file
     n_predictions = 0

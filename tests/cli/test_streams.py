@@ -124,7 +124,7 @@ def web() -> Iterator[WebServer]:
 
 def test_ctrl_c_is_one_line_and_does_not_wait_for_servers(folder: Path, web: WebServer, tmp_path: Path):
     addresses = [f"{web.url}/ok.jpg", *(f"{web.url}/silent/{k}.jpg" for k in range(9))]
-    words = ["predict", str(folder / "model.onnx"), *addresses, "--allow-private-addresses", "--csv", "out.csv"]
+    words = ["predict", str(folder / "model.onnx"), *addresses, "--allow-private-hosts", "--csv", "out.csv"]
     program = [sys.executable, "-m", "fieldmark.cli", *words]
     path = os.environ | {"PYTHONPATH": os.environ.get("PYTHONPATH", os.getcwd())}
     with subprocess.Popen(program, cwd=tmp_path, stderr=subprocess.PIPE, text=True, env=path) as process:

@@ -91,7 +91,7 @@ def test_who_permits_private_addresses(
     choice: bool | None, variable: str, allowed: bool, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setenv(http.ALLOW_VARIABLE, variable)
-    assert http.allows_private_addresses(choice) is allowed
+    assert http.allows_private_hosts(choice) is allowed
 
 
 # ---- what is refused
@@ -101,7 +101,7 @@ def test_who_permits_private_addresses(
 def test_no_name_of_this_machine_is_read(web: WebServer, host: str):
     port, before = web.server_address[1], web.requests.total()
     why = reason(f"http://{host}:{port}/ok.jpg", allow_private=False)
-    assert "--allow-private-addresses" in why or "no address of HTTP" in why
+    assert "--allow-private-hosts" in why or "no address of HTTP" in why
     assert web.requests.total() == before
 
 
@@ -128,7 +128,7 @@ def test_no_way_around_leads_to_this_machine(web: WebServer, address: str):
     before = web.requests.total()
     found = list(find_images([address.format(web=web.url)]))
     assert len(found) == 1
-    with pytest.raises(UnreadableImageError, match=r"--allow-private-addresses|no such file"):  # fsspec hides why
+    with pytest.raises(UnreadableImageError, match=r"--allow-private-hosts|no such file"):  # fsspec hides why
         found[0][1].read()  # type: ignore[union-attr]
     assert web.requests.total() == before
 
@@ -142,7 +142,7 @@ def only_127_0_0_2_is_private(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_redirect_to_a_private_address_is_refused(web: WebServer):
     with serving("127.0.0.2") as inner:
         assert read(f"{web.url}/to/{web.url}/ok.jpg", allow_private=False) == PHOTO
-        assert "--allow-private-addresses" in reason(f"{web.url}/to/{inner.url}/ok.jpg", allow_private=False)
+        assert "--allow-private-hosts" in reason(f"{web.url}/to/{inner.url}/ok.jpg", allow_private=False)
         assert not inner.requests
         assert read(f"{web.url}/to/{inner.url}/ok.jpg", allow_private=True) == PHOTO
 
@@ -159,7 +159,7 @@ def test_the_address_that_is_connected_to_is_the_one_that_is_checked(web: WebSer
     address = f"http://rebinding.test:{web.server_address[1]}"
     assert read(f"{address}/ok.jpg", allow_private=False) == PHOTO
     clear_sessions()  # which keep names for ten seconds
-    assert "--allow-private-addresses" in reason(f"{address}/ok.jpg", allow_private=False)
+    assert "--allow-private-hosts" in reason(f"{address}/ok.jpg", allow_private=False)
     assert not answers
 
 
@@ -172,7 +172,7 @@ def test_redirects_to_files_are_not_followed(web: WebServer, tmp_path: Any):
 
 
 def test_a_photo_is_asked_for_once(web: WebServer):
-    ((name, source),) = find_images([f"{web.url}/ok/once.jpg?size=1"], allow_private_addresses=True)
+    ((name, source),) = find_images([f"{web.url}/ok/once.jpg?size=1"], allow_private_hosts=True)
     assert name == f"{web.url}/ok/once.jpg?size=1" and web.requests["/ok/once.jpg?size=1"] == 0
     assert source.read() == PHOTO  # type: ignore[union-attr]
     assert web.requests["/ok/once.jpg?size=1"] == 1
@@ -253,7 +253,7 @@ def test_an_unknown_host_is_a_reason(monkeypatch: pytest.MonkeyPatch):
 
 def test_a_folder_and_a_glob_are_listed(web: WebServer):
     def content(address: str) -> list[tuple[str, ImageSource]]:
-        return list(find_images([address], allow_private_addresses=True))
+        return list(find_images([address], allow_private_hosts=True))
 
     links = [f"{web.url}/folder/1.jpg", f"{web.url}/folder/2.jpg"]
     assert [name for name, _ in content(f"{web.url}/folder/")] == links
@@ -274,7 +274,7 @@ def test_a_folder_and_a_glob_are_listed(web: WebServer):
     [("404/", "HTTP 404"), ("404/*.jpg", "HTTP 404"), ("folder/*.png", "no such file")],
 )
 def test_what_cannot_be_listed_is_a_row(web: WebServer, path: str, expected: str):
-    ((name, source),) = find_images([f"{web.url}/{path}"], allow_private_addresses=True)
+    ((name, source),) = find_images([f"{web.url}/{path}"], allow_private_hosts=True)
     assert name == f"{web.url}/{path}"
     with pytest.raises(UnreadableImageError, match=expected):
         source.read()  # type: ignore[union-attr]

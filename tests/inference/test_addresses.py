@@ -18,7 +18,7 @@ from fieldmark.inference import ray
 from fieldmark.inference.classifier import Classifier
 
 pytest.importorskip("aiohttp")
-ALLOWED = "--allow-private-addresses"
+ALLOWED = "--allow-private-hosts"
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +138,7 @@ def test_the_same_in_python(tiny_model: Path, web: WebServer, monkeypatch: pytes
             predict(address)
     (row,) = Classifier(tiny_model).predict([address])
     assert row.path == address and row.error
-    permitted = fieldmark.load(tiny_model, allow_private_addresses=True)
+    permitted = fieldmark.load(tiny_model, allow_private_hosts=True)
     assert permitted.predict(address).label == "red"
     assert permitted.predict(f"{address}?size=3&crop[]=1").label == "red"  # one image, no glob
     assert [row.path for row in permitted.predict(f"{web.url}/folder/")] == [
@@ -147,7 +147,7 @@ def test_the_same_in_python(tiny_model: Path, web: WebServer, monkeypatch: pytes
     monkeypatch.setenv(http.ALLOW_VARIABLE, "1")
     assert Classifier(tiny_model).predict(address).label == "red"
     with pytest.raises(ValueError, match="leads to this machine"):
-        Classifier(tiny_model, allow_private_addresses=False).predict(address)
+        Classifier(tiny_model, allow_private_hosts=False).predict(address)
 
 
 @pytest.mark.parametrize(

@@ -41,11 +41,9 @@ def predict(
         str | None,
         typer.Option("--address", help="Ray cluster, as auto or HOST:6379; by default this machine."),
     ] = None,
-    allow_private_addresses: Annotated[
+    allow_private_hosts: Annotated[
         bool,
-        typer.Option(
-            "--allow-private-addresses", help="Also read https:// addresses of this machine or its own network."
-        ),
+        typer.Option("--allow-private-hosts", help="Also read https:// addresses of this machine or its own network."),
     ] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -64,7 +62,7 @@ def predict(
         Path(heatmap) if heatmap else None,
         engine,
         address,
-        allow_private_addresses or None,
+        allow_private_hosts or None,
     )
     predictions, n_failed = [], 0
     for prediction in predict_images(model, photos, options):
