@@ -1,6 +1,18 @@
-"""`python -m fieldmark.cli`."""
+"""`fieldmark` and `python -m fieldmark.cli`."""
 
-from fieldmark.cli.main import main
+import sys
+
+
+def main() -> None:
+    """Entry point; Ctrl-C is one line while modules are imported as well."""
+    try:
+        from fieldmark.cli.main import main as run
+
+        run()
+    except KeyboardInterrupt:
+        print("fieldmark: interrupted", file=sys.stderr)
+        sys.exit(2)
+
 
 if __name__ == "__main__":
     main()

@@ -13,7 +13,7 @@ import typer
 from rich.markup import escape
 
 from fieldmark.cli.commands import data, evaluate, networks, train, use
-from fieldmark.cli.options import SHARED_FIELDS, with_recipe_options
+from fieldmark.cli.options import SHARED_FIELDS, print_to_stderr, with_recipe_options
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import log_to_stderr
 from fieldmark.recipes.recipe import Recipe
@@ -204,8 +204,10 @@ def _options(
 
 def main() -> None:
     """Entry point. An error is one line on stderr and exit code 2, never a traceback."""
+    _open_closed_streams()
     _configure_streams()
     atexit.register(gc.freeze)  # or Python visits all objects of PyTorch for two seconds before it ends
+    stdout = sys.stdout
     try:
         with log_to_stderr():
             code = app(sys.argv[1:] or ["--help"], standalone_mode=False)
@@ -216,17 +218,45 @@ def main() -> None:
     except BrokenPipeError:  # `fieldmark zoo | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
+    except SystemExit:
+        if sys.stdout is not stdout:  # typer has put its own there, since nobody reads any more
+            sys.exit(0)
+        raise
     except (Exception, KeyboardInterrupt) as error:
         message = _message_for(error)
-    print("fieldmark: " + " ".join(message.split()), file=sys.stderr)
+    print_to_stderr("fieldmark: " + " ".join(message.split()))
     sys.exit(2)
 
 
+def _open_closed_streams() -> None:
+    """What the caller closed (`>&-`) leads nowhere; or the next file to be opened would take its number.
+
+    Then what a library prints would stand in a file of predictions; and `print` to no stderr goes to stdout.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        if getattr(sys, name) is not None:
+            continue
+        try:
+            os.fstat(number)
+        except OSError:
+            nowhere = os.open(os.devnull, os.O_RDWR)
+            if nowhere != number:
+                os.dup2(nowhere, number)
+                os.close(nowhere)
+            if number:
+                setattr(sys, name, os.fdopen(number, "w", encoding="utf-8", closefd=False))
+
+
 def _configure_streams() -> None:
-    """Any file name can be printed, and JSON is UTF-8, whatever the terminal's encoding."""
+    """Any file name can be printed, and JSON is UTF-8, whatever the terminal's encoding.
+
+    Where the locale knows ASCII alone (LC_ALL=C), text is UTF-8 as well: names then come out with the bytes they have.
+    """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")
+            is_plain = stream.encoding.lower() in ("ascii", "us-ascii", "ansi_x3.4-1968", "646")
+            is_free = is_plain and not os.environ.get("PYTHONIOENCODING")
+            stream.reconfigure(encoding="utf-8" if is_free else stream.encoding, errors="backslashreplace")
     if "--json" in sys.argv and isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8")
 
@@ -241,7 +271,7 @@ def _message_for(error: BaseException) -> str:
         case ModuleNotFoundError(name=str(name)) if not name.startswith("fieldmark"):
             return f"this needs {name}: pip install 'fieldmark[{EXTRAS.get(name, 'train')}]'"
         case KeyboardInterrupt():
-            return "interrupted; continue a training with --resume"
+            return "interrupted; --resume continues a training, or a file of predictions"
         case OSError():
             prefix = f"{error.filename}: " if error.filename else ""
             advice = "free disk space or fix permissions, then continue (a training with --resume)"

@@ -1,8 +1,10 @@
 """Arguments and options that several commands share, and the fields of a recipe as options."""
 
+import contextlib
 import functools
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterable
 from typing import Annotated, Any
 
@@ -62,6 +64,12 @@ def print_result(data: Any, lines: Iterable[str], warnings: Iterable[str], as_js
     for warning in warnings:
         LOGGER.warning("%s", sanitize_for_terminal(warning))
     print("\n".join(map(sanitize_for_terminal, lines)))
+
+
+def print_to_stderr(line: str) -> None:
+    """A line for people; that nobody reads it, or its disk is full, ends no work."""
+    with contextlib.suppress(OSError):
+        print(line, file=sys.stderr, flush=True)
 
 
 def show_all_options(context: typer.Context, is_requested: bool) -> None:

@@ -1,5 +1,6 @@
 """A bounded, ordered map over threads."""
 
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -11,14 +12,24 @@ R = TypeVar("R")
 PREFETCH_PER_WORKER = 2
 """Calls in flight or finished for each thread before the consumer has to catch up: bounds the memory of results."""
 
+_thread = threading.local()
+
+
+def is_cancelled() -> bool:
+    """Whether nobody waits for this call of `ordered_map` any more; what waits for a network should ask."""
+    event = getattr(_thread, "cancelled", None)
+    return event is not None and event.is_set()
+
 
 def ordered_map(function: Callable[[T], R], items: Iterable[T], num_workers: int) -> Generator[R, None, None]:
     """`map` in `num_workers` threads (Pillow, NumPy and onnxruntime release the GIL), results in the order of `items`.
 
     `items` is consumed lazily, at most `PREFETCH_PER_WORKER * num_workers` items ahead of the consumer. Closing the
-    generator cancels calls that have not begun. An exception of a call is raised in its place.
+    generator cancels calls that have not begun, and tells the others (`is_cancelled`). An exception of a call is raised
+    in its place.
     """
-    pool, pending = ThreadPoolExecutor(num_workers), deque[Future[R]]()
+    cancelled, pending = threading.Event(), deque[Future[R]]()
+    pool = ThreadPoolExecutor(num_workers, initializer=setattr, initargs=(_thread, "cancelled", cancelled))
     try:
         for item in items:
             pending.append(pool.submit(function, item))
@@ -27,4 +38,5 @@ def ordered_map(function: Callable[[T], R], items: Iterable[T], num_workers: int
         while pending:
             yield pending.popleft().result()
     finally:
+        cancelled.set()
         pool.shutdown(wait=True, cancel_futures=True)

@@ -1,5 +1,6 @@
 """Names and numbers in sentences, on terminals and as file names."""
 
+import contextlib
 import re
 import unicodedata
 from collections.abc import Collection
@@ -12,7 +13,9 @@ def printable(name: str) -> str:
 
 
 def sanitize_for_terminal(text: str) -> str:
-    """The text with line breaks and other control characters replaced by U+FFFD."""
+    """The text with line breaks and other control characters, and bytes that are no UTF-8, replaced by U+FFFD."""
+    with contextlib.suppress(UnicodeEncodeError):
+        text = printable(text)  # which is whole again where the locale knows ASCII alone
     return "".join(c if c.isprintable() else "\ufffd" for c in text)
 
 

@@ -279,7 +279,7 @@ def explain_images(
         except UnreadableImageError as error:
             return path, error
 
-    sources = list(find_inputs(images))
+    sources = list(find_inputs(images, explainer.classifier.allow_private_hosts))
     with reporter.progress_bar("explaining", "photos") as advance:
         for k, (path, image) in enumerate(ordered_map(read, sources, num_workers=1)):
             is_unreadable = isinstance(image, UnreadableImageError)

@@ -129,7 +129,8 @@ def predict_with_heatmaps(
         outputs = classifier.infer(image)
         return classifier.to_prediction(path, outputs, top), overlay_with_legend(image, outputs["evidence"])
 
-    for prediction, picture in ordered_map(predict_one, find_images(photos), runtime.available_cpus()):
+    sources = find_images(photos, classifier.allow_private_hosts)
+    for prediction, picture in ordered_map(predict_one, sources, runtime.available_cpus()):
         if picture is None:
             yield prediction
             continue

@@ -77,6 +77,8 @@ class Classifier:
         model: a run, a bundle, an exported .onnx file, or hf://user/name on the hub.
         providers: onnxruntime's execution providers in order of preference, for example `["CPUExecutionProvider"]`; by
             default a CUDA or ROCm GPU if onnxruntime supports it here, else the CPU.
+        allow_private_hosts: also read images at addresses that lead to this machine or its own network, as
+            http://127.0.0.1/photo.jpg; by default what the variable FIELDMARK_ALLOW_PRIVATE_HOSTS says, else not.
 
     Raises:
         FieldmarkError: there is no model, it is damaged, or a later version wrote it.
@@ -85,8 +87,14 @@ class Classifier:
     'glass'
     """
 
-    def __init__(self, model: str | Path, providers: Sequence[str] | None = None) -> None:
-        self.file = find_onnx_file(model)
+    def __init__(
+        self,
+        model: str | Path,
+        providers: Sequence[str] | None = None,
+        *,
+        allow_private_hosts: bool | None = None,
+    ) -> None:
+        self.file, self.allow_private_hosts = find_onnx_file(model), allow_private_hosts
         try:
             self.session = create_session(self.file, providers)
             info = json.loads(self.session.get_modelmeta().custom_metadata_map["fieldmark"])
@@ -168,7 +176,8 @@ class Classifier:
         self.warn_about_crops()
         if (single := self._find_single(images)) is not None:
             return self._infer_or_raise(*single)["probabilities"]
-        rows = ordered_map(lambda item: self._infer_or_raise(*item), find_inputs(images), runtime.available_cpus())
+        sources = find_inputs(images, self.allow_private_hosts)
+        rows = ordered_map(lambda item: self._infer_or_raise(*item), sources, runtime.available_cpus())
         return np.array([row["probabilities"] for row in rows], np.float32).reshape(-1, len(self.classes))
 
     def embed(self, images: ImageInput) -> np.ndarray:
@@ -182,14 +191,14 @@ class Classifier:
             self._embedder = Embedder(self.file.parent, self.info)
         if (single := self._find_single(images)) is not None:
             return self._embedder.embed(*single)
-        rows = [self._embedder.embed(*item) for item in find_inputs(images)]
+        rows = [self._embedder.embed(*item) for item in find_inputs(images, self.allow_private_hosts)]
         return np.array(rows, np.float32).reshape(len(rows), self._embedder.width)
 
     def _find_single(self, images: ImageInput) -> tuple[str, InputSource] | None:
         """Name and source of the image if this is one; None for several."""
         if not is_single(images):
             return None
-        found = list(find_inputs(images))
+        found = list(find_inputs(images, self.allow_private_hosts))
         return found[0] if len(found) == 1 else None  # an address may be that of a folder
 
     def _infer_or_raise(self, name: str, source: InputSource) -> ModelOutputs:
@@ -206,7 +215,7 @@ class Classifier:
         An image that cannot be read has a prediction with `error`.
         """
         self.warn_about_crops()
-        sources = (source for source in find_inputs(images) if not skip(source[0]))
+        sources = (source for source in find_inputs(images, self.allow_private_hosts) if not skip(source[0]))
         yield from ordered_map(
             lambda item: self.predict_source(item[0], item[1], top), sources, runtime.available_cpus()
         )

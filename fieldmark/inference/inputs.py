@@ -3,14 +3,16 @@
 import glob
 import os
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from PIL import Image
 
+from fieldmark.core.text import one_line
 from fieldmark.data.image import MAX_FILE_BYTES
-from fieldmark.data.locate import CONTAINER_SUFFIXES, ImageSource, find_images, is_url
+from fieldmark.data.locate import CONTAINER_SUFFIXES, ImageSource, UnreadableSource, find_images, is_url
+from fieldmark.data.remote import is_http, is_http_listing
+from fieldmark.data.stdin_list import STDIN
 
 SingleInput = str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | Image.Image | np.ndarray
 """One image; a path or an address may also be that of several."""
@@ -29,13 +31,19 @@ def is_single(images: Any) -> bool:
         is_array = isinstance(images, np.ndarray) and not _holds_names(images)
         return is_array or isinstance(images, bytes | bytearray | memoryview | Image.Image) or hasattr(images, "read")
     name = os.fspath(images)
-    if os.path.isdir(name) or name == "-" or name.lower().endswith(CONTAINER_SUFFIXES):
+    if os.path.isdir(name) or name == STDIN or name.lower().endswith(CONTAINER_SUFFIXES):
         return False
-    return os.path.lexists(name) or not (glob.has_magic(name) or (is_url(name) and name.endswith("/")))
+    if os.path.lexists(name) or not is_url(name):
+        return os.path.lexists(name) or not glob.has_magic(name)
+    return not (is_http_listing(name) if is_http(name) else name.endswith("/") or glob.has_magic(name))
 
 
-def find_inputs(images: Any) -> Iterator[tuple[str, InputSource]]:
+def find_inputs(images: Any, allow_private_hosts: bool | None = None) -> Iterator[tuple[str, InputSource]]:
     """Name and source of each image; what comes without a name has an empty one.
+
+    Args:
+        images: one image, or several.
+        allow_private_hosts: as for `find_images`.
 
     Raises:
         TypeError: something that is no image, such as an array of floats.
@@ -43,7 +51,7 @@ def find_inputs(images: Any) -> Iterator[tuple[str, InputSource]]:
     """
     match images:
         case str() | os.PathLike():
-            yield from find_images([Path(images) if isinstance(images, os.PathLike) else images])
+            yield from find_images([os.fsdecode(images)], allow_private_hosts)
         case bytes() | bytearray() | memoryview():
             yield "", bytes(images)
         case Image.Image():
@@ -54,7 +62,7 @@ def find_inputs(images: Any) -> Iterator[tuple[str, InputSource]]:
             yield str(getattr(images, "name", "") or ""), _content_of_file(images)
         case _:
             for image in _iterate(images):
-                yield from find_inputs(image)
+                yield from find_inputs(image, allow_private_hosts)
 
 
 def _holds_names(array: np.ndarray) -> bool:
@@ -75,6 +83,8 @@ def _iterate(images: Any) -> Iterator[Any]:
 
 def _content_of_image(image: Image.Image) -> Image.Image | bytes:
     """An image that was opened and not yet loaded is read as its file is, so that the prediction is the same."""
+    if not all(image.size):
+        raise ValueError(f"an image of {image.width} x {image.height} pixels is empty")
     file = getattr(image, "fp", None)
     if file is None or not getattr(image, "tile", None) or getattr(file, "closed", False):
         return image
@@ -85,10 +95,13 @@ def _content_of_image(image: Image.Image) -> Image.Image | bytes:
     return content
 
 
-def _content_of_file(file: Any) -> bytes:
+def _content_of_file(file: Any) -> bytes | UnreadableSource:
     if getattr(file, "closed", False):
         raise ValueError("the file is closed: give it open, or give its path")
-    content = file.read(MAX_FILE_BYTES + 1)
+    try:
+        content = file.read(MAX_FILE_BYTES + 1)
+    except OSError as error:  # also of a file that is open for writing
+        return UnreadableSource(f"cannot be read: {one_line(error)}")
     if not isinstance(content, bytes):
         raise TypeError(f"the file gives {type(content).__name__}, not bytes: open it in binary mode ('rb')")
     return content
@@ -96,6 +109,7 @@ def _content_of_file(file: Any) -> bytes:
 
 def _image_of_array(array: np.ndarray) -> Image.Image:
     """uint8 (h, w), (h, w, 1), RGB (h, w, 3) or RGBA (h, w, 4), or uint16 (h, w) -> the image."""
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
     if array.dtype not in (np.uint8, np.uint16):
         raise TypeError(
             f"an array of {array.dtype} is not taken: give uint8 from 0 to 255; values from 0 to 1 become that by "

@@ -12,6 +12,7 @@ import os
 import sys
 import tempfile
 import warnings
+from base64 import b64decode, b64encode
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -31,6 +32,7 @@ When an actor dies, its block is predicted again."""
 BATCH_SIZE = 50
 """Images of a call of an actor."""
 SOURCE_TYPES: dict[str, Any] = {
+    "bytes": b64decode,
     "file": str,
     "contained": ContainedImage,
     "remote": RemoteImage,
@@ -47,14 +49,18 @@ class RayPredictor:
         model: a run, a bundle or an exported .onnx file.
         address: of the cluster, "auto" or "HOST:6379"; by default each stream starts a cluster of this machine's cores,
             and stops it.
+        allow_private_hosts: as for `Classifier`.
 
     Raises:
         FieldmarkError: there is no model, or the address is one of Ray's client.
         ModuleNotFoundError: ray is not installed.
     """
 
-    def __init__(self, model: str | Path, address: str | None = None) -> None:
+    def __init__(
+        self, model: str | Path, address: str | None = None, *, allow_private_hosts: bool | None = None
+    ) -> None:
         self.file, self.address = bundle.find_onnx_file(model), address
+        self.allow_private_hosts = allow_private_hosts
         if address and address.startswith("ray://"):  # Ray Data does not support Ray's client
             raise FieldmarkError(
                 f"--address {address}: run this on a machine of the cluster instead, with --address auto"
@@ -74,7 +80,8 @@ class RayPredictor:
         self._connect()
         try:
             model_ref = self.ray.put(self.file.read_bytes())  # kept, so that an actor that is restarted can get it
-            if blocks := self._put_blocks(item for item in find_images(photos) if not skip(item[0])):
+            sources = find_images(photos, self.allow_private_hosts)
+            if blocks := self._put_blocks(item for item in sources if not skip(item[0])):
                 yield from self._predict_blocks(blocks, model_ref, top)
         finally:
             self.ray.shutdown()
@@ -159,11 +166,13 @@ class _PredictorActor:
 def _serialize_source(item: tuple[str, ImageSource]) -> str:
     """Name and source of an image as JSON, also undecodable names; absolute, since actors run in another folder."""
     path, source = item
+    if isinstance(source, bytes):
+        return json.dumps([path, "bytes", b64encode(source).decode()])
     kind = next(name for name, source_type in SOURCE_TYPES.items() if type(source) is source_type)
     if isinstance(source, str):
         source = os.path.abspath(source)
     elif isinstance(source, ContainedImage) and not is_url(source.container):
-        source = ContainedImage(os.path.abspath(source.container), source.name)
+        source = source._replace(container=os.path.abspath(source.container))
     return json.dumps([path, kind, *([source] if isinstance(source, str) else source)])
 
 

@@ -2,9 +2,11 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.data.stdin_list import STDIN
 from fieldmark.explanation import overlay
 from fieldmark.inference.classifier import Classifier
 from fieldmark.inference.prediction import Prediction
@@ -25,6 +27,8 @@ class PredictionOptions:
         heatmap_dir: new folder for overlays of the class evidence.
         engine: plain (this process) or ray.
         address: of a Ray cluster, as auto or HOST:6379; None starts one on this machine.
+        allow_private_hosts: also read images at addresses that lead to this machine or its own network; None for
+            what FIELDMARK_ALLOW_PRIVATE_HOSTS says.
     """
 
     top: int = 5
@@ -34,6 +38,7 @@ class PredictionOptions:
     heatmap_dir: Path | None = None
     engine: str = "plain"
     address: str | None = None
+    allow_private_hosts: bool | None = None
 
     def __post_init__(self) -> None:
         if self.resume and (self.heatmap_dir or not self.file):
@@ -56,7 +61,12 @@ def predict_images(model: str, images: Sequence[str], options: PredictionOptions
     Raises:
         FieldmarkError: there is no such model, no image, or the file cannot be written.
     """
-    predictor = RayPredictor(model, options.address) if options.engine == "ray" else Classifier(model)
+    permission = options.allow_private_hosts
+    predictor = (
+        RayPredictor(model, options.address, allow_private_hosts=permission)
+        if options.engine == "ray"
+        else Classifier(model, allow_private_hosts=permission)
+    )
     writer = _open_writer(options)  # after the predictor: a wrong model leaves no file
     n_predictions = 0
     for prediction in _stream(predictor, images, writer, options):
@@ -72,6 +82,11 @@ def _open_writer(options: PredictionOptions) -> PredictionWriter | None:
     return WRITERS[options.file_format](options.file, options.resume)
 
 
+def _is_done(writer: PredictionWriter | None, path: str) -> bool:
+    """Whether the file has a prediction of this image; of what came from stdin one cannot know."""
+    return writer is not None and path != STDIN and writer.has_prediction(path)
+
+
 def _stream(
     predictor: Classifier | RayPredictor,
     images: Sequence[str],
@@ -81,6 +96,5 @@ def _stream(
     if options.heatmap_dir and isinstance(predictor, Classifier):
         predictions = overlay.predict_with_heatmaps(predictor, images, options.heatmap_dir, options.top)
     else:
-        is_done = writer.has_prediction if writer else lambda path: False
-        predictions = predictor.stream(images, options.top, is_done)
+        predictions = predictor.stream(images, options.top, partial(_is_done, writer))
     return write_predictions(predictions, writer) if writer else iter(predictions)

@@ -1,5 +1,6 @@
 """`Run`: the folder of a finished training and its metrics."""
 
+import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -113,10 +114,13 @@ def exclusive_run(folder: Path) -> Iterator[None]:
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         lock.acquire()
-    except (FileExistsError, NotADirectoryError):
-        raise FieldmarkError(f"{folder} cannot be made (Not a directory): give another --out") from None
     except Timeout:
         raise FieldmarkError(f"another process is training into {folder}: wait for it, or give another --out") from None
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            raise
+        reason = "Not a directory" if isinstance(error, FileExistsError) else error.strerror
+        raise FieldmarkError(f"{folder} cannot be made ({reason}): give another --out") from None
     try:
         yield
     finally:

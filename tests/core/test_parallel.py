@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from fieldmark.core.parallel import PREFETCH_PER_WORKER, ordered_map
+from fieldmark.core.parallel import PREFETCH_PER_WORKER, is_cancelled, ordered_map
 
 
 def test_results_come_in_order_whichever_call_ends_first():
@@ -45,3 +45,18 @@ def test_an_error_is_raised_in_its_place():
     assert [next(results), next(results)] == [-6, -12]
     with pytest.raises(ZeroDivisionError):
         next(results)
+
+
+def test_calls_learn_that_nobody_waits_any_more():
+    told = threading.Event()
+
+    def call(k: int) -> int:
+        while k and not is_cancelled():
+            told.wait(0.01)
+        told.set() if k else None
+        return k
+
+    results = ordered_map(call, range(9), 2)
+    assert next(results) == 0 and not is_cancelled()
+    results.close()
+    assert told.is_set()

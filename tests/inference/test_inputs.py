@@ -109,11 +109,48 @@ def test_several_images_have_a_list(classifier: Classifier, small_photos: Path):
     assert classifier.predict_proba([]).shape == (0, 3)
 
 
+def closed_image(path: Path) -> Image.Image:
+    with path.open("rb") as file:
+        return Image.open(file)
+
+
+class WriteOnly(io.RawIOBase):
+    """As a file that was opened by "wb"."""
+
+    def read(self, size: int = -1) -> bytes:
+        raise io.UnsupportedOperation("read")
+
+
+class Broken(io.RawIOBase):
+    def read(self, size: int = -1) -> bytes:
+        raise OSError(5, "Input/output error")
+
+
 WRONG: dict[str, tuple[Callable[[Path], Any], type[Exception], str]] = {
     "float array": (lambda path: pixels(path) / 255, TypeError, r"array of float64 .*uint8"),
     "batch": (lambda path: pixels(path)[None], ValueError, r"a batch: give list\(array\)"),
     "channels first": (lambda path: pixels(path).transpose(2, 0, 1), ValueError, r"transpose\(1, 2, 0\)"),
     "empty array": (lambda path: np.zeros((0, 4, 3), np.uint8), ValueError, "empty"),
+    "array of names in two dimensions": (lambda path: np.array([[str(path)]]), TypeError, "is not taken"),
+    "array of objects": (lambda path: np.array([path, None, 3], object), TypeError, "NoneType is not taken"),
+    "array of int64": (lambda path: pixels(path).astype(np.int64), TypeError, r"array of int64 .*uint8"),
+    "array of bool": (lambda path: pixels(path) > 99, TypeError, r"array of bool .*uint8"),
+    "two channels": (lambda path: pixels(path)[..., :2], ValueError, r"\(height, width, 3\)"),
+    "a number as an array": (lambda path: np.array(3, np.uint8), ValueError, "is no image"),
+    "empty PIL image": (lambda path: Image.new("RGB", (0, 4)), ValueError, "an image of 0 x 4 pixels is empty"),
+    "PIL image of NaN": (lambda path: Image.fromarray(np.full((9, 9), np.nan, "f4")), ValueError, "known scale"),
+    "closed PIL image": (closed_image, ValueError, "cannot be predicted: damaged"),
+    "no bytes": (lambda path: b"", ValueError, "cannot be predicted: empty file"),
+    "no name": (lambda path: "", ValueError, "cannot be predicted: not a file"),
+    "name with a zero": (lambda path: "a\0.jpg", ValueError, "null byte"),
+    "file open for writing": (lambda path: WriteOnly(), ValueError, "cannot be predicted: cannot be read"),
+    "file on a broken disk": (lambda path: Broken(), ValueError, "cannot be predicted: cannot be read: .*error"),
+    "unknown scheme": (lambda path: "nosuch://a/b.jpg", ValueError, "nosuch:// is not known"),
+    "address of this machine": (
+        lambda path: "http://127.0.0.1:9/a.jpg",
+        ValueError,
+        "cannot be predicted: leads to this machine or its own network",
+    ),
     "tensor": (lambda path: torch.zeros(3, 8, 8), TypeError, "Tensor is not taken"),
     "number": (lambda path: 3, TypeError, "int is not taken: give a path"),
     "None": (lambda path: None, TypeError, "NoneType is not taken"),
@@ -133,6 +170,30 @@ def test_what_is_no_image_ends_in_one_line(kind: str, classifier: Classifier, ph
         with pytest.raises(error, match=message) as raised:
             predict(make(photo))
         assert "\n" not in str(raised.value)
+
+
+def test_a_file_that_cannot_be_read_is_a_row_among_others(classifier: Classifier, photo: Path):
+    good, bad, last = classifier.predict([photo, Broken(), photo])
+    assert good == last and good.error is None
+    assert bad.error == "cannot be read: [Errno 5] Input/output error"
+
+
+def test_an_error_of_a_generator_is_its_own(classifier: Classifier, photo: Path):
+    def images():
+        yield photo
+        raise RuntimeError("mine")
+
+    for predict in (classifier.predict, classifier.predict_proba):
+        with pytest.raises(RuntimeError, match="mine"):
+            predict(images())
+    stream = classifier.stream(photo for _ in range(20))
+    assert next(stream).label
+    stream.close()  # type: ignore[attr-defined]
+
+
+def test_bytes_in_the_other_order_are_the_same_image(classifier: Classifier):
+    deep = (np.arange(64 * 64, dtype=np.uint16) * 16).reshape(64, 64)
+    assert classifier.predict(deep.astype(">u2")) == classifier.predict(deep)
 
 
 def test_a_closed_file_is_named(classifier: Classifier, photo: Path):

@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fieldmark.cli.options import JsonOption, ModelArgument, print_result
+from fieldmark.cli.options import JsonOption, ModelArgument, print_result, print_to_stderr
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
@@ -20,7 +20,8 @@ def predict(
     photos: Annotated[
         list[str],
         typer.Argument(
-            metavar="PHOTO...", help="Files, folders, globs, shards, archives, tables, addresses, - for stdin."
+            metavar="PHOTO...",
+            help="Files, folders, globs, shards, archives, tables, addresses, - for names or an image on stdin.",
         ),
     ],
     csv: Annotated[str | None, typer.Option("--csv", metavar="FILE", help="Write predictions as CSV.")] = None,
@@ -40,6 +41,10 @@ def predict(
         str | None,
         typer.Option("--address", help="Ray cluster, as auto or HOST:6379; by default this machine."),
     ] = None,
+    allow_private_hosts: Annotated[
+        bool,
+        typer.Option("--allow-private-hosts", help="Also read https:// addresses of this machine or its own network."),
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the classes of images. Exit code 1 if one is unreadable."""
@@ -50,7 +55,14 @@ def predict(
         raise FieldmarkError("predictions are written to one file: give --csv, --jsonl or --parquet")
     name, file = next(iter(files.items()), (None, None))
     options = PredictionOptions(
-        top, name, Path(file) if file else None, resume, Path(heatmap) if heatmap else None, engine, address
+        top,
+        name,
+        Path(file) if file else None,
+        resume,
+        Path(heatmap) if heatmap else None,
+        engine,
+        address,
+        allow_private_hosts or None,
     )
     predictions, n_failed = [], 0
     for prediction in predict_images(model, photos, options):
@@ -58,7 +70,7 @@ def predict(
         if as_json:
             predictions.append(prediction.to_dict())
         elif prediction.error is not None:
-            print(sanitize_for_terminal(f"{prediction.path}: {prediction.error}"), file=sys.stderr)
+            print_to_stderr(sanitize_for_terminal(f"{prediction.path}: {prediction.error}"))
         elif not file:
             ood_note = "" if prediction.known else "   (out-of-distribution?)"
             line = f"{prediction.path}: {prediction.label} {prediction.confidence:.1%}{ood_note}"
