@@ -260,7 +260,8 @@ def _issue_warnings(report: AuditReport) -> Iterator[str]:
         (report.near_leaks, "set", "of near-duplicates in several splits"),
     ):
         if groups:
-            yield _list_warning(f"{pluralize(len(groups), noun)} {description}", [_name_set(paths) for paths in groups])
+            largest_first = [_name_set(paths) for paths in sorted(groups, key=len, reverse=True)]
+            yield _list_warning(f"{pluralize(len(groups), noun)} {description}", largest_first)
     if report.group_leaks:
         yield _list_warning(f"{pluralize(len(report.group_leaks), 'group')} in several splits", report.group_leaks)
     for kind, n in sorted(Counter(outlier.kind for outlier in report.outliers).items()):

@@ -34,7 +34,7 @@ MAX_COPIES = 8
 """Images that one photo may have as resized or re-encoded copies: more that agree as well are frames of one scene."""
 EXHAUSTIVE_MAX = 100_000
 """Number of distinct images up to which all pairs are compared; beyond, those that share a leaf of a search tree."""
-N_TREES, N_UNRELATED_TREES = 6, 2
+N_TREES, N_UNRELATED_TREES = 8, 3
 """Search trees for near-duplicates, and those of them that are searched for unrelated images; docs/performance.md has
 the part of planted copies that they find."""
 _ROUNDING = 1e-3  # exceeds the error of 32-bit sums
@@ -180,7 +180,11 @@ def _duplicate_pairs(
     for neighbourhoods in _all_pairs(len(searched)) if is_exhaustive else _pairs_in_trees(projected):
         n_near_misses = np.zeros(len(root), int)
         for is_mirrored, rows, columns in neighbourhoods:
-            a, b, is_dense = _candidate_pairs(projected[0], projected[is_mirrored], rows, columns, least)
+            roots = find_roots(root, searched[rows]), find_roots(root, searched[columns])
+            if roots[0].min() == roots[0].max() == roots[1].min() == roots[1].max():
+                continue
+            bound = projected[0][rows] @ projected[is_mirrored][columns].T
+            a, b, is_dense = _candidate_pairs(bound, rows, columns, least, *roots)
             i, j, limit = searched[a], searched[b], np.maximum(least[a], least[b])
             hamming = np.bitwise_count(hashes[i, 0] ^ hashes[j, is_mirrored])
             close = np.flatnonzero((i < j) & (hamming <= MAX_CROP_HAMMING))
@@ -266,7 +270,8 @@ def _least_similarities_in_leaves(projected: np.ndarray) -> np.ndarray:
 
 
 def _nth_largest(some: np.ndarray, others: np.ndarray, n: int) -> np.ndarray:
-    """The n-th largest product of each vector with others."""
+    """The n-th largest product of each vector with others, or the least if there are fewer."""
+    n = min(n, len(others))
     return np.partition(some @ others.T, -n, axis=1)[:, -n]
 
 
@@ -276,18 +281,25 @@ def _bounded(unrelated: np.ndarray) -> np.ndarray:
 
 
 def _candidate_pairs(
-    projected: np.ndarray, projected_view: np.ndarray, rows: np.ndarray, columns: np.ndarray, least: np.ndarray
+    bound: np.ndarray,
+    rows: np.ndarray,
+    columns: np.ndarray,
+    least: np.ndarray,
+    row_roots: np.ndarray,
+    column_roots: np.ndarray,
 ) -> tuple[np.ndarray, np.ndarray, bool]:
     """The pairs of one block of rows and columns whose similarity may be large enough, by its upper bound.
 
     And whether it is dense: a group of similar images, in which crops are not looked for.
     """
-    bound = projected[rows] @ projected_view[columns].T
     candidates = np.flatnonzero(
         bound >= MIN_CROP_SIMILARITY
     )  # of the flat array: 50 times as fast as in two dimensions
-    a, b = rows[candidates // bound.shape[1]], columns[candidates % bound.shape[1]]
     is_dense = len(candidates) > MAX_SIBLINGS * len(bound)
+    if is_dense:
+        is_apart = row_roots[candidates // bound.shape[1]] != column_roots[candidates % bound.shape[1]]
+        candidates = candidates[is_apart]
+    a, b = rows[candidates // bound.shape[1]], columns[candidates % bound.shape[1]]
     if is_dense:
         is_near = bound.ravel()[candidates] >= np.maximum(least[a], least[b]) - _ROUNDING
         a, b = a[is_near], b[is_near]

@@ -1,6 +1,8 @@
 """What is wrong with a folder is found, said, and left alone."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,7 @@ from PIL import Image, ImageOps
 
 from fieldmark.audit import audit as module
 from fieldmark.audit.audit import audit_catalog, dataset_fingerprint, drop_unreadable
-from fieldmark.audit.report import AuditReport
+from fieldmark.audit.report import AuditReport, Shortcut
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.decoded import DecodedImage
@@ -107,6 +109,12 @@ def test_json_keeps_the_contract(messy):
     assert "\n" not in text
 
 
+EMPTY = dict.fromkeys(("unreadable", "duplicates", "near_duplicates", "conflicts", "leaks", "near_leaks"), ())
+EMPTY |= dict.fromkeys(("group_leaks", "odd", "giveaways", "warnings"), ())
+EMPTY |= {"classes": {}, "given_groups": 0, "label_errors": None}
+"""The JSON of an older version, which measured no file properties."""
+
+
 def test_clean_photos_have_no_findings(tmp_path):
     for k in range(8):
         save(tmp_path, f"{'ab'[k % 2]}/{k}.png", noise(k))
@@ -192,6 +200,134 @@ def test_the_fingerprint_follows_path_label_and_bytes(tmp_path):
     assert dataset_fingerprint(*look(tmp_path)) == first
     (tmp_path / "a/0.png").write_bytes((tmp_path / "a/0.png").read_bytes() + b" ")
     assert dataset_fingerprint(*look(tmp_path)) != first
+
+
+def frame(seed: int, defect: bool) -> Image.Image:
+    """A photo of a fixed camera: one scene with the noise of the sensor, and a small defect somewhere."""
+    rng = np.random.default_rng(seed)
+    pixels = np.asarray(noise(0).resize((96, 96))) + rng.normal(0, 2, (96, 96, 3))
+    if defect:
+        x, y = rng.integers(10, 80, 2)
+        pixels[y : y + 5, x : x + 5] = 20
+    return Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+
+
+def groups_of(catalog: Catalog, numbers: tuple[int, ...]) -> set[frozenset[str]]:
+    groups: dict[int, set[str]] = {}
+    for photo, number in zip(catalog.photos, numbers, strict=True):
+        groups.setdefault(number, set()).add(photo.path)
+    return set(map(frozenset, groups.values()))
+
+
+def test_frames_of_a_fixed_camera_are_grouped_by_class(tmp_path):
+    """40 without and 40 with a defect, nearly equal: one family, but a group for each class, which may be divided."""
+    for k in range(40):
+        save(tmp_path, f"ok/{k}.png", frame(k, defect=False))
+        save(tmp_path, f"defect/{k}.png", frame(100 + k, defect=True))
+    catalog, found = look(tmp_path)
+    (family,) = found.near_duplicates
+    assert len(family) >= 75  # a few defects are so large that the frame is no near-duplicate
+    groups = groups_of(catalog, found.groups)
+    assert {frozenset(path for path in family if path.startswith(label)) for label in ("ok", "defect")} <= groups
+    assert all(len({path.split("/")[0] for path in group}) == 1 for group in groups)
+    assert len(set(found.hard_groups)) == 80
+    (line,) = found.warnings
+    assert line == (
+        f"1 set of near-duplicates (those of one class stay in one split): {family[0]} = {family[1]} = ..."
+        f" ({len(family)} in all)"
+    )
+    usable = drop_unreadable(catalog, found)
+    assert (usable.groups, usable.hard_groups) == (found.groups, found.hard_groups)
+
+
+def test_what_no_split_divides(tmp_path):
+    """Identical files, copies and given groups whatever their labels; near-duplicates only within a class."""
+    scene = noise(1)
+    save(tmp_path, "a/1.png", scene)
+    save(tmp_path, "b/same.png", (tmp_path / "a/1.png").read_bytes())
+    save(tmp_path, "b/mirrored.png", ImageOps.mirror(scene))
+    for k, label in ((2, "a"), (3, "b")):
+        save(tmp_path, f"{label}/{k}.png", noise(k))
+        for other in "ab":  # a crop is a near-duplicate, and no copy
+            save(tmp_path, f"{other}/{k}-crop.png", noise(k).crop((4, 3, 156, 117)))
+    save(tmp_path, "a/p1.png", noise(10))
+    save(tmp_path, "b/p1.png", noise(11))
+    catalog = read_catalog(tmp_path)
+    patients = [replace(photo, group="p1" if "p1" in photo.path else None) for photo in catalog.photos]
+    catalog = replace(catalog, photos=tuple(patients))
+    found = audit_catalog(catalog, shorter=64)
+    hard = {
+        frozenset({"a/1.png", "b/same.png", "b/mirrored.png"}),
+        frozenset({"a/p1.png", "b/p1.png"}),
+        frozenset({"a/2-crop.png", "b/2-crop.png"}),  # equal files
+        frozenset({"a/3-crop.png", "b/3-crop.png"}),
+    }
+    assert groups_of(catalog, found.hard_groups) == hard | {frozenset({"a/2.png"}), frozenset({"b/3.png"})}
+    soft = {
+        frozenset({"a/2.png", "a/2-crop.png", "b/2-crop.png"}),
+        frozenset({"b/3.png", "a/3-crop.png", "b/3-crop.png"}),
+    }
+    assert groups_of(catalog, found.groups) == soft | {group for group in hard if "crop" not in str(group)}
+    again = AuditReport.from_dict(json.loads(json.dumps(found.to_dict())))
+    assert again.groups == again.hard_groups == ()
+    assert again == replace(
+        found, groups=(), hard_groups=(), file_hashes=(), catalog_warnings=(), audit_warnings=found.warnings
+    )
+
+
+def test_long_lists_are_short_where_a_person_reads(tmp_path):
+    """500 equal files with long names, 500 that cannot be read: complete in JSON, a line each in the warnings."""
+    name = "/".join(["a very long name of a folder" * 4, "and of a file" * 5])
+    content = io.BytesIO()
+    noise(0).save(content, "PNG")
+    for k in range(500):
+        save(tmp_path, f"{'ab'[k % 2]}/{name}-{k}.png", content.getvalue())
+        save(tmp_path, f"{'ab'[k % 2]}/{name}-{k}.jpg", b"broken")
+    for k in range(40):
+        save(tmp_path, f"{'ab'[k % 2]}/{k}.png", noise(1 + k // 2 + 100 * (k % 2)))
+        save(tmp_path, f"{'ab'[k % 2]}/again-{k}.png", noise(1 + k // 2 + 100 * (k % 2)))
+    _, found = look(tmp_path)
+    assert len(found.warnings) == 3
+    for line in found.warnings:
+        assert len(line) <= 200 and "\n" not in line, line
+    unreadable, identical, conflicts = found.warnings
+    assert unreadable.startswith("500 unreadable photos: a/") and "and 499 more; fieldmark check" in unreadable
+    assert identical.startswith("41 sets of identical files: a/a very") and " = ... (500 in all)" in identical
+    assert "fieldmark check PHOTOS --out DIR shows all" in identical
+    assert conflicts.startswith("1 photo with conflicting labels (keep one): a/")
+    assert sorted(map(len, found.to_dict()["duplicates"])) == [2] * 40 + [500]
+
+
+def test_file_properties_that_tell_the_classes_apart(tmp_path):
+    """Of one class 83 % are JPEGs of all sizes, all others PNGs of one size; and then none."""
+    rng = np.random.default_rng(0)
+    for first, label in ((100, "covid"), (200, "normal"), (300, "other")):
+        for k in range(36):
+            image, name = noise(first + k), f"{label}/{k}.png"
+            if label == "covid" and k < 30:
+                image, name = image.resize(tuple(rng.integers(90, 170, 2))), f"{label}/{k}.jpg"
+            save(tmp_path, name, image)
+    _, found = look(tmp_path)
+    (line,) = found.warnings
+    assert line.startswith("file properties alone tell covid from the others with a balanced accuracy of 9")
+    assert line.endswith("% (chance 50 %), by format: 83 % of covid have the format JPEG and 0 % of the others")
+    assert found.to_dict()["giveaways"] == [
+        {"label": "covid", "what": "format", "value": "JPEG", "share": 30 / 36, "elsewhere": 0.0}
+    ]
+    assert found.to_dict()["file_properties"]["shortcut"] is True and not found.has_issues
+    for file in tmp_path.glob("covid/*.jpg"):
+        file.unlink()
+    _, found = look(tmp_path)
+    assert found.warnings == ("class imbalance: normal has 36 photos, covid has 6",)
+    assert found.to_dict()["giveaways"] == [] and found.to_dict()["file_properties"] is None
+
+
+def test_a_hundred_shortcuts_are_a_few_lines():
+    shortcut = Shortcut("a" * 300, "camera", "b" * 300, 1.0, 0.0)
+    report = replace(AuditReport.from_dict(EMPTY), shortcuts=(shortcut,) * 100)
+    lines = list(module._issue_warnings(report))
+    assert len(lines) == 4 and all(len(line) <= 200 for line in lines)
+    assert lines[-1] == "97 more shortcuts of this kind: giveaways in fieldmark check PHOTOS --json"
 
 
 def test_trashnet_has_three_conflicts_and_few_near_duplicates(trashnet):

@@ -141,3 +141,85 @@ def test_equal_files_stay_together_and_order_does_not_matter(photos):
     nothing = np.zeros((3, duplicates.THUMBNAIL_SIDE, duplicates.THUMBNAIL_SIDE, 3), np.uint8)
     assert (duplicates.cluster_duplicates(same, np.zeros((3, 2), np.uint64), nothing) == same).all()
     assert clusters([]).shape == (0,)
+
+
+def arrays(images: list[Image.Image]) -> tuple[np.ndarray, np.ndarray]:
+    return np.array([dhash(image) for image in images], np.uint64), np.array([thumbnail(image) for image in images])
+
+
+def test_thousands_of_equal_images_are_compared_once(photos, monkeypatch):
+    """As equal files and as files of equal pixels, in any set."""
+    hashes, thumbnails = arrays(photos[:3])
+    rows = np.repeat([0, 1, 0, 2], [1000, 1, 1000, 1])
+    compared, similarity = [], duplicates._pair_similarity
+    monkeypatch.setattr(
+        duplicates, "_pair_similarity", lambda i, *rest: compared.append(len(i)) or similarity(i, *rest)
+    )
+    expected = np.repeat([0, 1000, 0, 2001], [1000, 1, 1000, 1])
+    for first in (np.arange(2002), np.where(rows == 0, 0, np.arange(2002))):
+        found = duplicates.cluster_duplicates(first, hashes[rows], thumbnails[rows])
+        assert (found == expected).all()
+        assert (duplicates.cluster_copies(found, first, hashes[rows], thumbnails[rows]) == expected).all()
+    assert sum(compared) < 10
+
+
+def scene_frames(n: int, noise: float = 3.0, seed: int = 0) -> list[Image.Image]:
+    """Photos of a fixed camera, which differ by the noise of its sensor."""
+    rng = np.random.default_rng(seed)
+    scene = np.asarray(Image.fromarray(rng.integers(0, 255, (9, 9, 3)).astype(np.uint8)).resize((128, 128)))
+    return [
+        Image.fromarray((scene + rng.normal(0, noise, scene.shape)).clip(0, 255).astype(np.uint8)) for _ in range(n)
+    ]
+
+
+def test_frames_of_one_scene_cost_little(monkeypatch):
+    """Each is nearly equal to all others: they are one cluster after a few comparisons of each."""
+    hashes, thumbnails = arrays(scene_frames(300))
+    compared, similarity = [], duplicates._pair_similarity
+    monkeypatch.setattr(
+        duplicates, "_pair_similarity", lambda i, *rest: compared.append(len(i)) or similarity(i, *rest)
+    )
+    assert len(np.unique(thumbnails.reshape(300, -1), axis=0)) == 300
+    assert not duplicates.cluster_duplicates(np.arange(300), hashes, thumbnails).any()
+    assert 0 < sum(compared) < 3 * 300
+
+
+@pytest.fixture
+def in_trees(monkeypatch):
+    monkeypatch.setattr(duplicates, "EXHAUSTIVE_MAX", 0)
+    monkeypatch.setattr("fieldmark.audit.search_trees.LEAF_SIZE", 90)
+
+
+@pytest.mark.parametrize("change", sorted(COPIES))
+def test_trees_find_planted_copies_too(photos, change, in_trees):
+    found, n = clusters(photos + [COPIES[change](photo) for photo in photos]), len(photos)
+    assert (found[:n] == np.arange(n)).all()
+    assert (found[n:] == np.arange(n)).mean() >= (0.8 if change == "cropped" else 0.95)
+    assert ((found[n:] == np.arange(n)) | (found[n:] == np.arange(n) + n)).all()
+
+
+def test_trees_find_families(in_trees):
+    """A scene of more frames than a leaf holds, products of one kind, and photos without anything alike."""
+    products = images(np.repeat(random_thumbnails(1, seed=5), 100, axis=0) + 0.2 * random_thumbnails(100, seed=6))
+    others = images(random_thumbnails(100, seed=7))
+    blank = [Image.new("RGB", (64, 64))] * 50
+    found = clusters(scene_frames(150) + products + others + blank)
+    assert not found[:150].any() and (found[150:] != np.arange(150, 400)).sum() <= 2
+
+
+def test_copies_are_few_and_frames_many(photos):
+    """Copies stay together whatever they show; frames of a fixed camera agree as well, but are 40."""
+    frames, n_frames = scene_frames(40), 40
+    resaved = [COPIES[change](photo) for change in ("resized", "mirrored") for photo in photos[:5]]
+    some = frames + photos[:5] + resaved + [cropped(photos[9]), photos[9]]
+    (hashes, thumbnails), each = arrays(some), np.arange(len(some))
+    near = duplicates.cluster_duplicates(each, hashes, thumbnails)
+    assert near.tolist() == [0] * 40 + [*range(40, 45)] * 3 + [55, 55]
+    copies = duplicates.cluster_copies(near, each, hashes, thumbnails)
+    assert copies[:n_frames].tolist() == [*range(n_frames)]
+    assert (copies[n_frames:-2] == np.tile(np.arange(40, 45), 3)).sum() >= 14  # one is so smooth that it agrees by less
+    assert copies[-2:].tolist() == [55, 56]  # a crop is near, and no copy
+    same_bytes = each.copy()
+    same_bytes[7] = 3
+    assert duplicates.cluster_copies(near, same_bytes, hashes, thumbnails)[7] == 3
+    assert duplicates.cluster_copies(each[:0], each[:0], hashes[:0], thumbnails[:0]).shape == (0,)
