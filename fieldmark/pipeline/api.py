@@ -159,8 +159,9 @@ def evaluate(
     from fieldmark.evaluation import evaluate as evaluation
 
     source, _folder = (None, None) if data is None else _source_of(data)
+    place = None if moved_to is None else Path(moved_to)
     with _reporter(progress) as reporter:
-        return evaluation.evaluate(_path_of(model), source, reporter, tta=tta, positive=positive, moved_to=moved_to)
+        return evaluation.evaluate(_path_of(model), source, reporter, tta=tta, positive=positive, moved_to=place)
 
 
 @speaks_python
