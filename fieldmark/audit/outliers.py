@@ -4,17 +4,15 @@ An image is compared with its own set: where all are dark or soft, that is the c
 """
 
 import contextlib
-import io
 import math
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from PIL import Image
 
 from fieldmark.audit.report import Outlier, Shortcut
-from fieldmark.data.image import PILLOW_FORMATS
+from fieldmark.data.image import UnreadableImageError, read_header
 
 DARK_MEAN = 18.0
 """Mean grey level of a thumbnail, 0..255, below which an image is dark."""
@@ -42,8 +40,6 @@ SHORTCUT_MIN_IMAGES = 10
 _MAD_TO_STD = 1.4826  # of a normal distribution
 _LEAST_MEASURE = 1e-3  # has a logarithm
 _NOISE_FLOOR = 2.0  # grey levels: edges below this are noise
-_EXIF_MODEL = 0x0110  # the EXIF tag "Model"
-_EXIF_FORMATS = frozenset(("JPEG", "MPO", "TIFF", "WEBP"))
 
 
 class ImageStats(NamedTuple):
@@ -70,10 +66,8 @@ class ImageStats(NamedTuple):
 def image_stats(content: bytes, pixels: np.ndarray, thumbnail: np.ndarray) -> ImageStats:
     """The statistics of a file's bytes, its pixels uint8 (h, w, 3) and its thumbnail uint8 (16, 16, 3)."""
     size, mode, kind, camera = (pixels.shape[1], pixels.shape[0]), "RGB", "", ""
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=PILLOW_FORMATS) as image:
-        size, mode, kind = image.size, image.mode, image.format or ""
-        if kind in _EXIF_FORMATS:
-            camera = str(image.getexif().get(_EXIF_MODEL, "")).strip(" \0")
+    with contextlib.suppress(UnreadableImageError):
+        size, mode, kind, camera = read_header(content)
     small = _grey(thumbnail)
     sharp = _sharpness(pixels) if min(pixels.shape[:2]) <= MAX_UPSCALE * min(size) else math.inf
     return ImageStats(size, mode, kind, camera, float(small.mean()), float(small.std()), sharp)

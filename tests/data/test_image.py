@@ -183,6 +183,12 @@ def test_centre_and_prepare():
         (b"%PDF-1.7\n\0\1", "PDF"),
         (b"PK\x03\x04\0\0", "zip"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><title>404</title>", "web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"\xff\x0a\x7f", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"\0" * 999, "not a photo"),
         (b"\xff\xd8\xff\xe0", "truncated or damaged"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
@@ -224,7 +230,7 @@ def test_a_bomb_is_refused_at_once_and_in_little_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     reason, figures, torch = done.stdout.splitlines()
     seconds, mib = map(float, figures.split())
-    assert "900,000,000 pixels, more than the limit" in reason
+    assert "30000 x 30000 pixels, more than the limit of 89,478,485" in reason
     assert seconds < 1
     assert mib < 300
     assert torch == "False"
