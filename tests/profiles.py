@@ -24,8 +24,8 @@ def linear_to_srgb(x: np.ndarray) -> np.ndarray:
 
 def rgb_profile(primaries: tuple, gamma: float | None = None) -> bytes:
     """A profile of these primaries, with sRGB's curve or a gamma."""
-    tags = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(_xyz, primaries), strict=True))
-    return _profile(b"RGB ", tags | dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _curve(gamma)))
+    tags: dict[bytes, bytes] = dict(zip((b"rXYZ", b"gXYZ", b"bXYZ"), map(_xyz, primaries), strict=True))
+    return _profile(b"RGB ", {**tags, **dict.fromkeys((b"rTRC", b"gTRC", b"bTRC"), _curve(gamma))})
 
 
 def grey_profile(gamma: float | None) -> bytes:

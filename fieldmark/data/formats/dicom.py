@@ -121,7 +121,8 @@ def _check_header(dataset: "Dataset") -> None:
 
 def _decode_frame(dataset: "Dataset", frame: int) -> np.ndarray:
     """The stored values of a frame, (h, w) or RGB (h, w, 3)."""
-    from pydicom.pixels import get_decoder, pixel_array
+    from pydicom.pixels.decoders.base import get_decoder
+    from pydicom.pixels.utils import pixel_array
 
     syntax = dataset.file_meta.TransferSyntaxUID
     name = syntax.name if syntax.is_transfer_syntax else "an unknown transfer syntax"
@@ -149,7 +150,7 @@ def _to_uint8(dataset: "Dataset", pixels: np.ndarray, frame: int) -> np.ndarray:
     """Stored values -> uint8 (h, w) or (h, w, 3)."""
     photometric = str(dataset.PhotometricInterpretation)
     if photometric == "PALETTE COLOR":
-        from pydicom.pixels import apply_color_lut
+        from pydicom.pixels.processing import apply_color_lut
 
         colors = apply_color_lut(pixels, dataset)[..., :3]
         return np.ascontiguousarray(colors >> 8 if colors.dtype == np.uint16 else colors).astype(np.uint8)

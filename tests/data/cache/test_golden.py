@@ -15,7 +15,7 @@ from fieldmark.data.image import decode
 
 GOLDEN = {
     2: {
-        "p3": "?",
+        "p3": "38e55ff1fe24f7a8",
         "png": "b5463e5b8ab508d5",
         "transparent": "6622f65f07778ab7",
         "grey16": "f2ac2b5c5ccbf503",

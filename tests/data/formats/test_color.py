@@ -65,7 +65,7 @@ def test_grey_with_a_gamma(mode):
     image = {
         "L": Image.fromarray(levels),
         "LA": Image.merge("LA", [Image.fromarray(levels), Image.new("L", (256, 4), 255)]),
-        "1": Image.fromarray(levels).point(lambda level: 255 * (level > 99), "1"),
+        "1": Image.fromarray(levels > 99),
         "I;16": Image.fromarray(levels.astype(np.uint16) * 257),
     }[mode]
     source = levels if mode != "1" else 255 * (levels > 99)

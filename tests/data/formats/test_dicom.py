@@ -15,7 +15,7 @@ from PIL import Image
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.sequence import Sequence
-from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
+from pydicom.uid import UID, ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian, RLELossless
 
 from fieldmark.data.image import UnreadableImageError, decode, read_header
 
@@ -27,8 +27,8 @@ JPEG_BASELINE, JPEG_LOSSLESS = "1.2.840.10008.1.2.4.50", "1.2.840.10008.1.2.4.70
 def dicom(pixels: np.ndarray, syntax: str = ExplicitVRLittleEndian, data: bytes | None = None, **tags: Any) -> bytes:
     """A file of these stored values, (h, w), (frames, h, w) or (h, w, 3), and tags."""
     meta = FileMetaDataset()
-    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = DIGITAL_X_RAY, "1.2.3"
-    meta.TransferSyntaxUID = syntax
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = UID(DIGITAL_X_RAY), UID("1.2.3")
+    meta.TransferSyntaxUID = UID(syntax)
     is_little, is_implicit = syntax != ExplicitVRBigEndian, syntax == ImplicitVRLittleEndian
     encoding = {"is_little_endian": is_little, "is_implicit_VR": is_implicit}
     dataset = FileDataset("", {}, file_meta=meta, preamble=bytes(128), **encoding)
@@ -134,10 +134,10 @@ def test_grey_values_are_shown_as_the_tags_say(name):
 @pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian, ExplicitVRBigEndian])
 def test_signed_values_in_any_byte_order(syntax):
     values = RAMP.astype(np.int16) - 1024
-    window = {"WindowCenter": 40, "WindowWidth": 400}
+    window: dict[str, Any] = {"WindowCenter": 40, "WindowWidth": 400}
     assert np.abs(grey(dicom(values, syntax, **window)) - linear(values.astype(float), 40, 400)).max() <= 0.51
     for order in ("", ">" if syntax == ExplicitVRBigEndian else "<"):
-        steps = {"VOILUTSequence": table([0, 65535], -3, 16, order)}
+        steps: dict[str, Any] = {"VOILUTSequence": table([0, 65535], -3, 16, order)}
         assert (grey(dicom(values, syntax, **steps)) == 255 * (values >= -2)).all()
 
 
@@ -185,7 +185,8 @@ def test_colours():
 @pytest.mark.parametrize("bits", [8, 16])
 def test_a_palette(bits):
     ramp, indices = np.arange(256), np.tile(np.arange(256, dtype=np.uint8), (2, 1))
-    scale, tags = (257 if bits == 16 else 1), {"PhotometricInterpretation": "PALETTE COLOR"}
+    scale = 257 if bits == 16 else 1
+    tags: dict[str, Any] = {"PhotometricInterpretation": "PALETTE COLOR"}
     for color, values in (("Red", ramp), ("Green", 255 - ramp), ("Blue", ramp // 2)):
         tags[f"{color}PaletteColorLookupTableDescriptor"] = [256, 0, bits]
         tags[f"{color}PaletteColorLookupTableData"] = (values * scale).astype(f"<u{bits // 8}").tobytes()
