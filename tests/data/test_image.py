@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import profiles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,6 +95,19 @@ def test_deep_grey_is_scaled_not_clipped(kind):
     photo = decode(encoded(Image.fromarray(shallow * 257), kind))
     assert photo.mode == "RGB"
     assert (np.asarray(photo) == shallow[..., None]).all()
+
+
+def test_deep_colours_of_a_png():
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    header = struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    found = np.asarray(decode(b"\x89PNG\r\n\x1a\n" + chunks), float)
+    assert np.abs(found - deep / 257).max() <= 1
 
 
 def test_float_grey():
@@ -250,7 +264,13 @@ def files() -> dict[str, bytes]:
     found = {kind: encoded(scene(30, 20), kind, **options) for kind, options in kinds.items()}
     exif = Image.Exif()
     exif[ORIENTATION] = 6
+    profile = profiles.rgb_profile(profiles.DISPLAY_P3)
+    deep = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 99)
     return found | {
+        "TIFF, 16 bits": encoded(deep, "TIFF"),
+        "TIFF, floats": encoded(Image.fromarray(np.asarray(deep, np.float32) / 65535), "TIFF"),
+        "TIFF, palette": encoded(scene(30, 20).quantize(9), "TIFF"),
+        "progressive, a profile": encoded(scene(30, 20), "JPEG", progressive=True, icc_profile=profile),
         "TIFF, LZW": encoded(scene(30, 20), "TIFF", compression="tiff_lzw"),
         "palette": encoded(scene(30, 20).quantize(9), "PNG", transparency=b"\0\x80"),
         "EXIF": encoded(scene(30, 20), "JPEG", exif=exif),

@@ -17,6 +17,7 @@ from fieldmark.data.formats.limits import UnreadableImageError, check_pixels, ig
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset
+    from pydicom.uid import UID
 
 MISSING = "a DICOM image, which needs another package: pip install 'fieldmark[dicom]'"
 _DEFLATED = b"1.2.840.10008.1.2.1.99"
@@ -103,9 +104,20 @@ def _read_dataset(content: bytes, tags: tuple[str, ...]) -> "Dataset":
         raise UnreadableImageError("a deflated DICOM file, which cannot be read here: save it uncompressed")
     ignore_library_warnings()
     try:
-        return pydicom.dcmread(io.BytesIO(content), specific_tags=[*tags])
+        dataset = pydicom.dcmread(io.BytesIO(content), specific_tags=[*tags], force=True)
+        if "TransferSyntaxUID" not in dataset.file_meta:  # a file without a header, whose encoding is guessed
+            dataset.file_meta.TransferSyntaxUID = _guess_syntax(*dataset.original_encoding)
+        return dataset
     except Exception as error:
         raise UnreadableImageError(f"a damaged DICOM file ({type(error).__name__})") from None
+
+
+def _guess_syntax(is_implicit: bool | None, is_little: bool | None) -> "UID":
+    from pydicom.uid import ExplicitVRBigEndian, ExplicitVRLittleEndian, ImplicitVRLittleEndian
+
+    if is_implicit:
+        return ImplicitVRLittleEndian
+    return ExplicitVRLittleEndian if is_little else ExplicitVRBigEndian
 
 
 def _check_header(dataset: "Dataset") -> None:

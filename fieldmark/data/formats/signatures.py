@@ -10,24 +10,24 @@ RAW_ADVICE = "export it as JPEG, with darktable, RawTherapee or the camera's sof
 _HEVC_BRANDS = frozenset((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"hevm", b"hevs"))
 _AVIF_BRANDS = frozenset((b"avif", b"avis"))
 _HEIF_BRANDS = frozenset((b"mif1", b"mif2", b"msf1"))
-_BMP_HEADER_SIZES = frozenset((12, 16, 40, 52, 56, 64, 108, 124))
 
-# Patterns of the first bytes of images that are read, apart from BMP, HEIC and DICOM, and of those that are named.
+# Patterns of the first bytes of images that are read, apart from HEIC, AVIF and DICOM, and of those that are named.
 _READABLE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|(II[*+]\0|MM\0[*+])|P[1-6]\s|\xff\x4f\xff\x51"
-    rb"|\0\0\0\x0cjP  ",
+    rb"\xff\xd8\xff|\x89PNG\r\n\x1a\n|GIF8[79]a|RIFF....WEBP|II[*+]\0|MM\0[*+]|P[1-6]\s+[\d#]|\xff\x4f\xff\x51"
+    rb"|\0\0\0\x0cjP  |BM.{12}[\x0c\x10\x28\x34\x38\x40\x6c\x7c]\0\0\0",
     re.DOTALL,
 )
-_RAW = re.compile(rb"II\*\0....CR|....ftypcrx |FUJIFILM|IIU\0|IIR[OS]|MMOR|II\x1a\0\0\0HEAP|\0MR[MI]|FOVb", re.DOTALL)
+_RAW = re.compile(
+    rb"II\*\0\x10\0\0\0CR\x02|....ftypcrx |FUJIFILM|IIU\0|IIR[OS]|MMOR|II\x1a\0\0\0HEAP|\0MR[MI]|FOVb", re.DOTALL
+)
 _JPEG_XL = re.compile(rb"\xff\x0a|\0\0\0\x0cJXL ")
+# A tag of group 2 or 8, and its type or, without one, a short length.
+_BARE_DICOM = re.compile(rb"[\x02\x08]\0[\0-\x20]\0(UL|CS|UI|DA|TM|LO|SH|[\x02-\x40]\0\0\0)")
 # Pattern of the first bytes of a file that cannot be decoded -> the reason.
 _UNREADABLE_SIGNATURES = (
     (_RAW.pattern, f"a camera's raw file, which is no finished picture: {RAW_ADVICE}"),
     (_JPEG_XL.pattern, "a JPEG XL photo, which cannot be read here: save it as JPEG or PNG"),
-    (
-        rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II[*+]\0|MM\0[*+]|BM|P[1-6]\s|\xff\x4f\xff\x51|\0\0\0\x0cjP",
-        "truncated or damaged in its first bytes",
-    ),
+    (_READABLE.pattern + rb"|\x89PNG|GIF8", "truncated or damaged in its first bytes"),
     (rb"....ftyp(hei|hev|mif|msf)", "a damaged HEIC photo"),
     (rb"....ftypavi[fs]", "an AVIF photo, which this Pillow was built without: save it as JPEG"),
     (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", "not a photo (video?)"),
@@ -36,8 +36,8 @@ _UNREADABLE_SIGNATURES = (
     (rb"SIMPLE  =", "a FITS file, whose values have no known scale: save it as PNG"),
     (rb"\x93NUMPY", "an array of numpy: save it as PNG"),
     (rb"version https://git-lfs", "not a photo, but a pointer of Git LFS to one: git lfs pull gets it"),
-    (rb"\s*(\xef\xbb\xbf)?\s*<(!doctype html|html|head|body)", "not a photo (a web page?)"),
-    (rb"\s*(\xef\xbb\xbf)?\s*<(\?xml|svg|!--|!doctype svg)", "not a photo (SVG or XML?)"),
+    (rb"\s*(\xef\xbb\xbf)?\s*<(?i:!doctype html|html|head|body)", "not a photo (a web page?)"),
+    (rb"\s*(\xef\xbb\xbf)?\s*<(?i:\?xml|svg|!--|!doctype svg)", "not a photo (SVG or XML?)"),
     (rb"%PDF|%!PS", "not a photo (PDF or PostScript?)"),
     (rb"PK\x03\x04", "not a photo (zip?)"),
     (rb"\x1f\x8b", "not a photo (gzip?)"),
@@ -55,12 +55,12 @@ def looks_like_image(first_bytes: bytes) -> bool:
         or is_heic(first_bytes)
         or is_dicom(first_bytes)
         or bool(_brands(first_bytes) & _AVIF_BRANDS)
-        or (first_bytes.startswith(b"BM") and int.from_bytes(first_bytes[14:18], "little") in _BMP_HEADER_SIZES)
     )
 
 
 def is_dicom(content: bytes) -> bool:
-    return content[128:132] == b"DICM"
+    """Whether it is a DICOM file, with its mark, or one of those that begin with their first tag."""
+    return content[128:132] == b"DICM" or bool(_BARE_DICOM.match(content))
 
 
 def is_heic(content: bytes) -> bool:
@@ -87,8 +87,7 @@ def describe_unidentified(content: bytes) -> str:
     signatures = _UNREADABLE_SIGNATURES
     if features.check("avif"):
         signatures = ((rb"....ftypavi[fs]", "damaged"), *signatures)
-    flags = re.DOTALL | re.IGNORECASE
-    return next((name for first, name in signatures if re.match(first, content[:512], flags)), "not a photo")
+    return next((name for first, name in signatures if re.match(first, content[:512], re.DOTALL)), "not a photo")
 
 
 def _brands(content: bytes) -> set[bytes]:

@@ -14,7 +14,7 @@ from fieldmark.data.image import UnreadableImageError
 
 MANIFEST_SUFFIXES = (".csv", ".jsonl", ".parquet")
 MAX_SNIFFED = 64
-"""Files without a known extension that are looked into before a class counts as one without images."""
+"""Files without a known extension that are looked into before a folder counts as one without images."""
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 FolderListing = tuple[list[str], list[str]]
 """The names of a folder's subfolders and of its files, sorted, without those that `is_ignored`."""
@@ -125,10 +125,10 @@ def read_required(files: FileTree, name: str) -> bytes:
         raise FieldmarkError(f"{name} in {printable(str(files.root))} cannot be read ({error})") from None
 
 
-def find_images(files: FileTree, paths: list[str]) -> list[str]:
-    """The images among the files of a class: by their extensions, or, where none has one, by their first bytes.
+def select_images(files: FileTree, paths: list[str]) -> list[str]:
+    """The images among the files of a folder: by their extensions, or, where none has one, by their first bytes.
 
-    A class whose first `MAX_SNIFFED` files are no images has none.
+    A folder whose first `MAX_SNIFFED` files are no images has none.
     """
     if named := [path for path in paths if has_image_extension(path)]:
         return named

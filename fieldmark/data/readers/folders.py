@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable, summarize_names
 from fieldmark.data.catalog import SPLIT_ALIASES, Photo, has_image_extension, trainable_classes
-from fieldmark.data.readers.files import FileTree, ReaderResult, find_images, join_path
+from fieldmark.data.readers.files import FileTree, ReaderResult, join_path, select_images
 
 _LAYOUT_HINT = (
     "put the photos of each class into a folder named after it, as in {folder}/cat/1.jpg and {folder}/dog/2.jpg"
@@ -31,7 +31,7 @@ def list_images(files: FileTree) -> ReaderResult:
         loose_files += strays if splits else []
         for label in labels:
             paths = list(files.walk(join_path(folder, label)))
-            images = dict.fromkeys(find_images(files, paths))
+            images = dict.fromkeys(select_images(files, paths))
             photos += [Photo(path, label, split) for path in images]
             loose_files += [path for path in paths if path not in images]
             if not images and split in (None, "train"):

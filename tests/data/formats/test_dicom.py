@@ -231,6 +231,15 @@ def test_reasons_are_for_people_and_say_nothing_of_the_patient(content, reason, 
     assert "secret" not in " ".join((*texts, caplog.text, *capfd.readouterr())).lower()
 
 
+@pytest.mark.parametrize("syntax", [ExplicitVRLittleEndian, ImplicitVRLittleEndian])
+def test_a_file_may_lack_its_header(syntax):
+    """As old exports do: the first tag is the first byte."""
+    content = dicom(RAMP, syntax, WindowCenter=1000, WindowWidth=500)
+    bare = content[content.index(b"\x08\0\x16\0") :]
+    assert np.abs(grey(bare) - linear(V, 1000, 500)).max() <= 0.51
+    assert read_header(bare).format == "DICOM"
+
+
 def test_the_header_names_the_device():
     assert read_header(dicom(RAMP)) == ((256, 4), "L", "DICOM", "Device 3000")
 

@@ -11,6 +11,7 @@ from PIL import Image
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.formats.signatures import SIGNATURE_BYTES, looks_like_image
 from fieldmark.data.image import UnreadableImageError, decode
+from fieldmark.data.locate import find_images
 from fieldmark.data.readers import read_catalog
 
 
@@ -36,6 +37,7 @@ OTHERS = (
     b"hello",
     b"BMW is a maker of cars, and this is a text",
     b"P12 is not a picture",
+    b"P1 is not a picture",
     b"%PDF-1.7",
     b"PK\x03\x04",
     b"<html>",
@@ -84,6 +86,14 @@ def test_photos_without_an_extension_are_found_by_their_content(tmp_path):
     assert {photo.path for photo in catalog.photos} == set(files) - {"dog/notes"}
     assert len(catalog.warnings) == 1 and "notes" in catalog.warnings[0]
     assert all(decode(catalog.read_bytes(photo)).mode == "RGB" for photo in catalog.photos)
+
+
+def test_a_folder_without_extensions_is_predicted(tmp_path):
+    root = write(
+        tmp_path, {"a": png(1), "b.jpg_large": png(2), "notes": b"text", "more/c.png": png(3), "more/d": png(4)}
+    )
+    found = [name for name, _ in find_images([root])]
+    assert found == [str(root / name) for name in ("a", "b.jpg_large", "more/c.png")]
 
 
 def test_where_some_have_an_extension_the_others_are_left_out(tmp_path):
