@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from fieldmark.data.formats.limits import UnreadableImageError, check_pixels, check_scans
 
+_BUFFERED_MULTIPLE = 2  # coefficients of 2 bytes for up to 4 channels, half of what a pixel takes (limits.py)
 _MAX_SEGMENTS = 10_000  # a profile and an extended XMP are some hundreds
 _MAX_JUNK = 1 << 16  # bytes between segments, over which Pillow goes one by one
 _PROGRESSIVE = frozenset((0xC2, 0xC6, 0xCA, 0xCE))
@@ -61,7 +62,7 @@ def check_cost(content: bytes, width: int, height: int, is_buffered: bool) -> No
     if not is_buffered:
         check_scans(1, width, height)
         return
-    check_pixels(width, height)
+    check_pixels(width, height, _BUFFERED_MULTIPLE)
     try:
         check_scans(content.count(b"\xff\xda"), width, height)  # at most so many; as fast as reading
     except UnreadableImageError:

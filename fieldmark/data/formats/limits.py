@@ -6,7 +6,8 @@ before its pixels are decoded:
 - At most 89,478,485 pixels are held at a time (Pillow's own limit: a quarter of a GiB of 24-bit pixels). A pixel takes
   up to 16 bytes while it is turned upright, converted and laid on white: at most 1.4 GB for each thread that decodes.
 - A JPEG is decoded at a smaller scale where that is enough, and then only the pixels of that scale count: 108 or 200
-  megapixels of a phone are 2 or 3. One whose coefficients have to be held as a whole (progressive) counts in full.
+  megapixels of a phone are 2 or 3. One whose coefficients have to be held as a whole (progressive) may have twice as
+  many pixels as may be held: they take up to 8 bytes for each.
 - The scans of a JPEG, each of which goes over all of its pixels, are at most 20 times that limit in total (1.8 billion
   pixels, some seconds): common ones have one, progressive ones up to 10.
 """
@@ -45,9 +46,9 @@ def max_pixels() -> int | None:
     return int(number)
 
 
-def check_pixels(width: int, height: int) -> None:
-    """Raises `UnreadableImageError` if an image has no pixels, or more than may be held."""
-    limit = max_pixels()
+def check_pixels(width: int, height: int, multiple: int = 1) -> None:
+    """Raises `UnreadableImageError` if an image has no pixels, or more than a multiple of those that may be held."""
+    limit = None if (held := max_pixels()) is None else multiple * held
     if width < 1 or height < 1:
         raise UnreadableImageError(f"damaged: {width} x {height} pixels")
     if limit is not None and width * height > limit:
@@ -66,7 +67,9 @@ def check_scans(scans: int, width: int, height: int) -> None:
         return
     if scans == 1:
         raise UnreadableImageError(too_many_pixels(f"{width} x {height} pixels", MAX_SCANS * limit))
-    raise UnreadableImageError(f"a JPEG that goes {scans:,} times over its {width * height:,} pixels")
+    raise UnreadableImageError(
+        f"a JPEG that goes {scans:,} times over its {width * height:,} pixels ({MAX_PIXELS_VARIABLE} sets the limit)"
+    )
 
 
 def ignore_library_warnings() -> None:

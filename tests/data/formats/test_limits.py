@@ -137,6 +137,17 @@ def test_a_large_photo_is_read_at_a_smaller_scale():
     assert decode(small).size == (2_000, 1_500)
 
 
+def test_a_progressive_jpeg_may_have_twice_the_pixels_that_are_held(monkeypatch):
+    content = encoded(Image.new("RGB", (1_200, 900), (90, 150, 30)), "JPEG", progressive=True)
+    for limit, is_read in ((600_000, True), (500_000, False)):
+        monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+        if is_read:
+            assert decode(content, 64).size == (85, 64)
+        else:
+            with pytest.raises(UnreadableImageError, match="1200 x 900 pixels, more than the limit of 1,000,000"):
+                decode(content, 64)
+
+
 def test_the_environment_sets_another_limit(monkeypatch):
     content, before = png(300, 200), Image.MAX_IMAGE_PIXELS
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", before)  # restored afterwards
