@@ -18,9 +18,9 @@ ORDER = (
     *("report", "pipeline", "serve", "cli"),
 )
 NO_TORCH = (
-    *("core", "recipes", "data.catalog", "data.image", "data.splits", "data.decisions", "data.locate", "data.readers"),
-    *("data.cache", "audit.audit", "audit.check", "audit.duplicates", "audit.outliers", "inference", "serve"),
-    *("evaluation.results", "explanation.overlay", "pipeline.predict"),
+    *("core", "recipes", "data.catalog", "data.formats", "data.image", "data.splits", "data.decisions", "data.locate"),
+    *("data.readers", "data.cache", "audit.audit", "audit.check", "audit.duplicates", "audit.outliers", "inference"),
+    *("serve", "evaluation.results", "explanation.overlay", "pipeline.predict"),
 )
 """They never import PyTorch at import time: predicting, serving and auditing work where it is not installed."""
 

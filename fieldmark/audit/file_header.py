@@ -1,18 +1,16 @@
 """What an image file says of itself, apart from its pixels: size, format, camera, how it was compressed."""
 
 import contextlib
-import io
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from PIL import Image
 
-from fieldmark.data.image import PILLOW_FORMATS
+from fieldmark.data.formats.pillow import open_with_pillow
+from fieldmark.data.image import UnreadableImageError, read_header
 
-_EXIF_MODEL = 0x0110  # the EXIF tag "Model"
-_EXIF_FORMATS = frozenset(("JPEG", "MPO", "TIFF", "WEBP"))
+_OTHER_FORMATS = frozenset(("DICOM", "HEIC"))  # which Pillow does not open
 # fmt: off
 _LUMINANCE_TABLE = (  # ITU-T T.81, table K.1
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
@@ -46,22 +44,19 @@ class FileHeader(NamedTuple):
     dpi: float = 0.0
 
 
-def read_header(content: bytes, decoded_size: tuple[int, int]) -> FileHeader:
-    """The header of a file; with the size of the decoded image if Pillow cannot read it."""
-    with contextlib.suppress(Exception), Image.open(io.BytesIO(content), formats=PILLOW_FORMATS) as image:
-        info, kind = image.info, image.format or ""
-        camera = _camera(image) if kind in _EXIF_FORMATS else ""
-        quality = _jpeg_quality(getattr(image, "quantization", None))
+def read_file_header(content: bytes, decoded_size: tuple[int, int]) -> FileHeader:
+    """The header of a file; with the size of the decoded image if it cannot be read."""
+    try:
+        header = read_header(content)
+    except UnreadableImageError:
+        return FileHeader(decoded_size)
+    if header.format in _OTHER_FORMATS:
+        return FileHeader(*header)
+    with contextlib.suppress(Exception), open_with_pillow(content) as image:
+        info, quality = image.info, _jpeg_quality(getattr(image, "quantization", None))
         is_progressive, has_exif, has_icc = (bool(info.get(name)) for name in ("progressive", "exif", "icc_profile"))
-        dpi = _first_number(info.get("dpi"))
-        return FileHeader(image.size, image.mode, kind, camera, quality, is_progressive, has_exif, has_icc, dpi)
-    return FileHeader(decoded_size)
-
-
-def _camera(image: Image.Image) -> str:
-    with contextlib.suppress(Exception):  # damaged EXIF data
-        return str(image.getexif().get(_EXIF_MODEL, "")).strip(" \0")
-    return ""
+        return FileHeader(*header, quality, is_progressive, has_exif, has_icc, _first_number(info.get("dpi")))
+    return FileHeader(*header)
 
 
 def _first_number(values: Any) -> float:

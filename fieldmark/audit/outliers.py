@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fieldmark.audit.file_header import read_header
+from fieldmark.audit.file_header import read_file_header
 from fieldmark.audit.report import Outlier
 
 DARK_MEAN = 18.0
@@ -63,7 +63,7 @@ class ImageStats(NamedTuple):
 
 def image_stats(content: bytes, pixels: np.ndarray, thumbnail: np.ndarray) -> ImageStats:
     """The statistics of a file's bytes, its pixels uint8 (h, w, 3) and its thumbnail uint8 (16, 16, 3)."""
-    header = read_header(content, (pixels.shape[1], pixels.shape[0]))
+    header = read_file_header(content, (pixels.shape[1], pixels.shape[0]))
     small = _grey(thumbnail)
     sharp = _sharpness(pixels) if min(pixels.shape[:2]) <= MAX_UPSCALE * min(header.size) else math.inf
     brightness, contrast = float(small.mean()), float(small.std())

@@ -13,11 +13,13 @@ from fieldmark.data.split_names import class_key
 if TYPE_CHECKING:
     from fieldmark.data.readers.files import FileTree
 
-# HEIC cannot be decoded; it is listed so that the audit reports it.
+# HEIC and DICOM need an extra each; they are listed in any case, so that the audit reports them. Camera raw files are
+# not, since many of them lie beside a JPEG of the same photo.
 IMAGE_EXTENSIONS = frozenset(
     (
-        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".webp", ".tif", ".tiff"),
-        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".heic", ".heif"),
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".mpo", ".png", ".apng", ".gif", ".bmp", ".dib", ".webp", ".tif", ".tiff"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".avif", ".jp2", ".j2k", ".j2c", ".jpc", ".jpf", ".jpx"),
+        *(".heic", ".heif", ".hif", ".dcm", ".dicom"),
     )
 )
 

@@ -1,41 +1,32 @@
 """Decoding: the one function for training, evaluation, predict and serve. Does not import torch.
 
-Every image becomes 8-bit RGB, upright (EXIF orientation), on white if it is transparent, the first frame if it is
-animated. What cannot be decoded raises `UnreadableImageError`, with a reason for people.
+Every image becomes 8-bit RGB in sRGB, upright (EXIF orientation), on white if it is transparent; of several in a file
+the first one (HEIC: the primary one, DICOM: the middle one). What cannot be decoded raises `UnreadableImageError`, with
+a reason for people. `formats` has what is particular to a format, and the limits.
 """
 
 import contextlib
-import io
-import math
 import re
 import stat
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError, features
+from PIL import Image, ImageOps, UnidentifiedImageError
+
+from fieldmark.data.formats import signatures
+from fieldmark.data.formats.color import Conversion, to_rgb
+from fieldmark.data.formats.dicom import read_dicom, read_dicom_header
+from fieldmark.data.formats.heic import read_heic, read_heic_header
+from fieldmark.data.formats.limits import UnreadableImageError, check_pixels, ignore_library_warnings, too_many_pixels
+from fieldmark.data.formats.pillow import load_with_pillow, open_with_pillow
 
 MAX_FILE_BYTES = 256 * 2**20
 Box = tuple[float, float, float, float]
 """x, y, width and height of an object, in pixels of the upright image."""
-# Tried in this order. Left out are EPS, for which Pillow runs Ghostscript, and formats without a signature (TGA, ...),
-# which would accept any file.
-PILLOW_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM", "WEBP", "TIFF", "AVIF", "JPEG2000")
-_SOS_MARKER = b"\xff\xda"
-_MAX_SCANS = 20  # of a JPEG with the largest number of pixels; common ones have up to 10
-# Pattern of the first bytes of a file that cannot be decoded -> the reason.
-_UNREADABLE_SIGNATURES = (
-    (rb"\xff\xd8\xff|\x89PNG|GIF8|RIFF....WEBP|II\*\0|MM\0\*|BM", "truncated or damaged in its first bytes"),
-    (rb"....ftyp(hei|hev|mif|msf)", "a HEIC photo, which cannot be read here: save it as JPEG"),
-    (rb"....ftypavif", "an AVIF photo, which this Pillow was built without: save it as JPEG"),
-    (rb"....ftypcrx |FUJIFILM", "a camera's raw file, which cannot be read here: save it as JPEG"),
-    (rb"....ftyp|\x1aE\xdf\xa3|RIFF....AVI", "not a photo (video?)"),
-    (rb"%PDF|%!PS", "not a photo (PDF or PostScript?)"),
-    (rb"PK\x03\x04", "not a photo (zip?)"),
-    (rb"[\t\n\r\x20-\x7e\x80-\xff]+\Z", "not a photo (text?)"),
-)
+_EXIF_MODEL = 0x0110  # the EXIF tag "Model"
+_EXIF_FORMATS = frozenset(("JPEG", "MPO", "TIFF", "WEBP"))
 
 
 class ByteSource(Protocol):
@@ -44,8 +35,19 @@ class ByteSource(Protocol):
     def read(self) -> bytes: ...
 
 
-class UnreadableImageError(Exception):
-    """An image that cannot be read or decoded; the text is the reason ("truncated", "empty file")."""
+class ImageHeader(NamedTuple):
+    """What the header of an image file says.
+
+    Attributes:
+        size: width and height in the file, in pixels.
+        mode: Pillow's mode: RGB, L, ...
+        camera: the EXIF tag "Model", or that of a DICOM device; empty if there is none.
+    """
+
+    size: tuple[int, int]
+    mode: str
+    format: str
+    camera: str
 
 
 def decode(
@@ -71,46 +73,76 @@ def decode(
         UnreadableImageError: the image cannot be read or decoded, and no other exception.
     """
     if isinstance(source, Image.Image):
-        rgb = _upright_rgb(source)
-        return rgb if shorter is None else _resize(rgb, shorter, interpolation, squash)
+        rgb, to_srgb = _upright_rgb(source)
+        rgb = rgb if shorter is None else _resize(rgb, shorter, interpolation, squash)
+        return to_srgb(rgb) if to_srgb else rgb
     if isinstance(source, str | Path):
         source = read_file(Path(source))
     content = source if isinstance(source, bytes) else source.read()
     if not content:
         raise UnreadableImageError("empty file")
-    _ignore_pillow_warnings()
+    ignore_library_warnings()
     try:
-        with Image.open(io.BytesIO(content), formats=PILLOW_FORMATS) as image:
-            _check_size(image.width, image.height)
-            if image.format in ("JPEG", "MPO"):
-                _check_scans(content, image.width * image.height)
-            full_size = image.size
-            if shorter is not None:
-                target_size = shorter * min(full_size) / max(1, min(box[2:])) if box else shorter
-                image.draft(None, (math.ceil(target_size), math.ceil(target_size)))
-            image.load()
-            with contextlib.suppress(Exception):  # a damaged EXIF block does not make pixels unreadable
-                ImageOps.exif_transpose(image, in_place=True)
-            rgb = _to_rgb(image)
-            if box:
-                rgb = _crop_to_box(rgb, box, max(full_size) / max(rgb.size))
-        return rgb if shorter is None else _resize(rgb, shorter, interpolation, squash)
+        image, full_size = _load(content, shorter, min(box[2:]) if box else None)
+        rgb, to_srgb = to_rgb(image)
+        if box:
+            rgb = _crop_to_box(rgb, box, max(full_size) / max(rgb.size))
+        rgb = rgb if shorter is None else _resize(rgb, shorter, interpolation, squash)
+        return to_srgb(rgb) if to_srgb else rgb
     except Exception as error:  # Pillow raises exceptions of many types on damaged files
         raise _to_unreadable_error(error, content) from error
 
 
-def _upright_rgb(image: Image.Image) -> Image.Image:
-    """An open image as upright RGB; it stays as it is."""
-    _ignore_pillow_warnings()
+def _load(content: bytes, shorter: int | None, box_side: float | None) -> tuple[Image.Image, tuple[int, int]]:
+    """The upright image, which may be scaled down to what is needed, and its size in the file."""
+    if signatures.is_dicom(content) or signatures.is_heic(content):
+        image = read_dicom(content) if signatures.is_dicom(content) else read_heic(content)
+        return image, image.size
+    return load_with_pillow(content, shorter, box_side)
+
+
+def _upright_rgb(image: Image.Image) -> tuple[Image.Image, Conversion | None]:
+    """`to_rgb` of an open image, upright; it stays as it is."""
+    ignore_library_warnings()
     try:
-        _check_size(image.width, image.height)
+        check_pixels(image.width, image.height)
         image.load()
         upright = image
         with contextlib.suppress(Exception):  # a damaged EXIF block does not make pixels unreadable
             upright = ImageOps.exif_transpose(image)
-        return _to_rgb(upright)
+        return to_rgb(upright)
     except Exception as error:
         raise _to_unreadable_error(error, b"") from error
+
+
+def read_header(content: bytes) -> ImageHeader:
+    """The header of an image file; decodes no pixels.
+
+    Raises:
+        UnreadableImageError: the file cannot be read, and no other exception.
+    """
+    ignore_library_warnings()
+    try:
+        if signatures.is_dicom(content):
+            size, mode, model = read_dicom_header(content)
+            return ImageHeader(size, mode, "DICOM", model)
+        exif = Image.Exif()
+        if signatures.is_heic(content):
+            size, mode, block = read_heic_header(content)
+            with contextlib.suppress(Exception):  # damaged EXIF
+                exif.load(block)
+            return ImageHeader(size, mode, "HEIC", _camera(exif))
+        with open_with_pillow(content) as image:
+            if image.format in _EXIF_FORMATS:
+                with contextlib.suppress(Exception):
+                    exif = image.getexif()
+            return ImageHeader(image.size, image.mode, image.format or "", _camera(exif))
+    except Exception as error:
+        raise _to_unreadable_error(error, content) from error
+
+
+def _camera(exif: Image.Exif) -> str:
+    return str(exif.get(_EXIF_MODEL, "")).strip(" \0")
 
 
 def read_file(path: Path) -> bytes:
@@ -163,52 +195,6 @@ def preprocess(
     return center_crop(decode(source, shorter, interpolation, box, squash=squash), size)
 
 
-def _ignore_pillow_warnings() -> None:
-    """Ignore Pillow's warnings about metadata: under `-W error` they would make images unreadable.
-
-    One lasting filter for Pillow's modules, since `warnings.catch_warnings` is not thread-safe.
-    """
-    warning_filter = ("ignore", None, UserWarning, re.compile(r"PIL\."), 0)
-    if warning_filter not in warnings.filters:
-        warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-
-
-def _check_size(width: int, height: int) -> None:
-    limit = Image.MAX_IMAGE_PIXELS
-    if limit is not None and width * height > limit:
-        raise UnreadableImageError(f"{width} x {height} pixels, more than the limit of {limit:,}")
-
-
-def _check_scans(content: bytes, pixels: int) -> None:
-    """Refuse JPEGs with too many scans: each one goes over all pixels, so that a few kilobytes can take minutes."""
-    scans, limit = content.count(_SOS_MARKER), Image.MAX_IMAGE_PIXELS
-    if limit is not None and scans * pixels > _MAX_SCANS * limit:
-        raise UnreadableImageError(f"a JPEG that goes {scans:,} times over its {pixels:,} pixels")
-
-
-def _to_rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I") or image.mode == "F":
-        image = Image.fromarray(_gray_to_uint8(np.asarray(image), image.mode))
-    elif image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba)
-    return image if image.mode == "RGB" else image.convert("RGB")
-
-
-def _gray_to_uint8(gray: np.ndarray, mode: str) -> np.ndarray:
-    """Scale grey values of 16 or 32 bits, (h, w), to uint8; Pillow's `convert` would clip them to white."""
-    low, high = gray.min(), gray.max()
-    if mode == "F":
-        if not (low >= 0 and high <= 255):  # also true of NaN
-            raise UnreadableImageError(
-                f"floating-point values from {low:g} to {high:g}: only 0..1 and 0..255 have a known scale"
-            )
-        return np.rint(gray * 255 if high <= 1 else gray).astype(np.uint8)
-    if low < 0 or high > 65535:
-        raise UnreadableImageError(f"32-bit values from {low} to {high}: only 0..65535 has a known scale")
-    return np.rint(gray / 257).astype(np.uint8)
-
-
 def _crop_to_box(image: Image.Image, box: Box, scale: float) -> Image.Image:
     """The part in the box, which is given in pixels of the image before it was scaled down by `scale`."""
     x, y, w, h = (side / scale for side in box)
@@ -236,15 +222,9 @@ def _to_unreadable_error(error: Exception, content: bytes) -> UnreadableImageErr
     if isinstance(error, Image.DecompressionBombError | Image.DecompressionBombWarning):
         pixels = re.search(r"\d+", str(error))
         number = f"{int(pixels[0]):,}" if pixels else "too many"
-        return UnreadableImageError(f"{number} pixels, more than the limit of {Image.MAX_IMAGE_PIXELS:,}")
+        return UnreadableImageError(too_many_pixels(f"{number} pixels", Image.MAX_IMAGE_PIXELS or 0))
     if isinstance(error, UnidentifiedImageError):
-        signatures = (
-            _UNREADABLE_SIGNATURES
-            if not features.check("avif")
-            else ((rb"....ftypavif", "damaged"), *_UNREADABLE_SIGNATURES)
-        )
-        reasons = (name for first, name in signatures if re.match(first, content[:512], re.DOTALL))
-        return UnreadableImageError(next(reasons, "not a photo"))
+        return UnreadableImageError(signatures.describe_unidentified(content))
     if isinstance(error, EOFError) or "truncated" in str(error).lower():
         return UnreadableImageError("truncated")
     if isinstance(error, MemoryError):

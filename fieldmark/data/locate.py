@@ -19,7 +19,7 @@ from fieldmark.data.catalog import has_image_extension
 from fieldmark.data.http import allows_private_hosts
 from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.readers.archives import open_container
-from fieldmark.data.readers.files import FileTree, Folder
+from fieldmark.data.readers.files import FileTree, Folder, select_images
 from fieldmark.data.stdin_list import STDIN, read_stdin
 
 CONTAINER_SUFFIXES = (".tar", ".tgz", ".tar.gz", ".zip", ".parquet")
@@ -129,11 +129,13 @@ def _walk(folder: str, above: frozenset[str] = frozenset()) -> Iterator[tuple[st
     if (real := os.path.realpath(folder)) in above:
         return
     try:
-        folders, files = Folder(Path(folder)).list_folder()
+        tree = Folder(Path(folder))
+        folders, files = tree.list_folder()
     except FieldmarkError as error:
         yield folder, UnreadableSource(str(error))
         return
-    yield from ((path, path) for name in files if has_image_extension(path := os.path.join(folder, name)))
+    for name in select_images(tree, files):
+        yield os.path.join(folder, name), os.path.join(folder, name)
     for name in folders:
         yield from _walk(os.path.join(folder, name), above | {real})
 

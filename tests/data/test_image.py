@@ -11,6 +11,7 @@ import zlib
 from pathlib import Path
 
 import numpy as np
+import profiles
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -94,6 +95,19 @@ def test_deep_grey_is_scaled_not_clipped(kind):
     photo = decode(encoded(Image.fromarray(shallow * 257), kind))
     assert photo.mode == "RGB"
     assert (np.asarray(photo) == shallow[..., None]).all()
+
+
+def test_deep_colours_of_a_png():
+    deep = np.random.default_rng(0).integers(0, 65536, (20, 30, 3)).astype(np.uint16)
+
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in deep)
+    header = struct.pack(">IIBBBBB", 30, 20, 16, 2, 0, 0, 0)
+    chunks = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    found = np.asarray(decode(b"\x89PNG\r\n\x1a\n" + chunks), float)
+    assert np.abs(found - deep / 257).max() <= 1
 
 
 def test_float_grey():
@@ -183,6 +197,12 @@ def test_centre_and_prepare():
         (b"%PDF-1.7\n\0\1", "PDF"),
         (b"PK\x03\x04\0\0", "zip"),
         (b"\0\0\0\x18ftypheic\0\0\0\0", "HEIC"),
+        (b"\xef\xbb\xbf\n<!DOCTYPE HTML><title>404</title>", "web page"),
+        (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "git lfs pull"),
+        (b"8BPS\0\1", "Photoshop"),
+        (b"\xff\x0a\x7f", "JPEG XL"),
+        (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL"),
         (b"\0" * 999, "not a photo"),
         (b"\xff\xd8\xff\xe0", "truncated or damaged"),
         (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "PostScript"),
@@ -224,7 +244,7 @@ def test_a_bomb_is_refused_at_once_and_in_little_memory(tmp_path):
     done = subprocess.run([sys.executable, "-c", script, str(path)], capture_output=True, text=True, check=True)
     reason, figures, torch = done.stdout.splitlines()
     seconds, mib = map(float, figures.split())
-    assert "900,000,000 pixels, more than the limit" in reason
+    assert "30000 x 30000 pixels, more than the limit of 89,478,485" in reason
     assert seconds < 1
     assert mib < 300
     assert torch == "False"
@@ -244,7 +264,13 @@ def files() -> dict[str, bytes]:
     found = {kind: encoded(scene(30, 20), kind, **options) for kind, options in kinds.items()}
     exif = Image.Exif()
     exif[ORIENTATION] = 6
+    profile = profiles.rgb_profile(profiles.DISPLAY_P3)
+    deep = Image.fromarray(np.arange(600, dtype=np.uint16).reshape(20, 30) * 99)
     return found | {
+        "TIFF, 16 bits": encoded(deep, "TIFF"),
+        "TIFF, floats": encoded(Image.fromarray(np.asarray(deep, np.float32) / 65535), "TIFF"),
+        "TIFF, palette": encoded(scene(30, 20).quantize(9), "TIFF"),
+        "progressive, a profile": encoded(scene(30, 20), "JPEG", progressive=True, icc_profile=profile),
         "TIFF, LZW": encoded(scene(30, 20), "TIFF", compression="tiff_lzw"),
         "palette": encoded(scene(30, 20).quantize(9), "PNG", transparency=b"\0\x80"),
         "EXIF": encoded(scene(30, 20), "JPEG", exif=exif),

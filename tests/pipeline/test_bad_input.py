@@ -25,7 +25,7 @@ UNREADABLE = {
     "disc/empty.jpg": "empty file",
     "square/text.jpg": "not a photo (text?)",
     "broken/a.jpg": "not a photo (text?)",
-    "square/bomb.png": "900,000,000 pixels, more than the limit of 89,478,485",
+    "square/bomb.png": "30000 x 30000 pixels, more than the limit of 89,478,485 (FIELDMARK_MAX_PIXELS sets it)",
 }
 
 COUNTS = {"alone": 1, "broken": 1, NO_TEXT_CLASS: 4, "cross, blue": 24, "disc": 22, "square": 21, "健康": 4}

@@ -124,8 +124,8 @@ def refused(server: Any, content: bytes) -> str:
 
 
 def test_more_pixels_than_memory(server: Any):
-    assert refused(server, png(30_000, 30_000)) == "900,000,000 pixels, more than the limit of 50,000,000"
-    assert refused(server, png(8_000, 8_000)) == "8000 x 8000 pixels, more than the limit of 50,000,000"
+    assert "30000 x 30000 pixels, more than the limit of 50,000,000" in refused(server, png(30_000, 30_000))
+    assert "8000 x 8000 pixels, more than the limit of 50,000,000" in refused(server, png(8_000, 8_000))
 
 
 @pytest.mark.slow

@@ -11,6 +11,7 @@ import os
 import shutil
 import zipfile
 from collections.abc import Callable
+from importlib import metadata
 from pathlib import Path
 from typing import TypeVar
 
@@ -34,7 +35,7 @@ from fieldmark.data.cache.segments import (
 from fieldmark.data.decoded import DecodedImage
 
 T = TypeVar("T")
-CACHE_VERSION = 1
+CACHE_VERSION = 2
 """Raise it whenever a change of our code changes the pixels, dHash or thumbnail of a decoded image: it is a part of the
 cache's key. tests/data/cache/test_golden.py fails until it is done."""
 DEFAULT_CACHE_GB = 20.0
@@ -224,12 +225,20 @@ def delete_record(folder: Path) -> None:
 def decoding_key(shorter: int, interpolation: str) -> str:
     """The key of a cache: for the same file and key, decoding gives the same pixels to the bit.
 
-    Depends on the settings, `CACHE_VERSION`, the versions of Pillow and of its libraries, and the format of an entry.
+    Depends on the settings, `CACHE_VERSION`, the versions of Pillow, of its libraries and of the packages that decode
+    further formats, and the format of an entry.
     """
-    libraries = ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "zlib", "libtiff", "webp", "avif")
-    versions = [features.version(name) for name in libraries]
+    libraries = ("pil", "jpg", "libjpeg_turbo", "jpg_2000", "zlib", "libtiff", "webp", "avif", "littlecms2")
+    versions = [*map(features.version, libraries), *map(_package_version, ("pillow-heif", "pydicom"))]
     digest = hashlib.sha256(repr([CACHE_VERSION, versions, ENTRY_DTYPE.descr]).encode())
     return f"{shorter}-{interpolation}-squash-{digest.hexdigest()[:12]}"
+
+
+def _package_version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def cache_folder() -> Path | None:

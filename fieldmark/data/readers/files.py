@@ -8,10 +8,13 @@ from typing import NamedTuple, Protocol
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
 from fieldmark.data import image
-from fieldmark.data.catalog import Photo
+from fieldmark.data.catalog import Photo, has_image_extension
+from fieldmark.data.formats.signatures import SIGNATURE_BYTES, looks_like_image
 from fieldmark.data.image import UnreadableImageError
 
 MANIFEST_SUFFIXES = (".csv", ".tsv", ".jsonl", ".parquet")
+MAX_SNIFFED = 64
+"""Files without a known extension that are looked into before a folder counts as one without images."""
 _IGNORED_NAMES = frozenset({"thumbs.db", "desktop.ini", "__macosx"})
 FolderListing = tuple[list[str], list[str]]
 """The names of a folder's subfolders and of its files, sorted, without those that `is_ignored`."""
@@ -129,6 +132,30 @@ def read_required(files: FileTree, name: str) -> bytes:
         return files.read_bytes(name)
     except UnreadableImageError as error:
         raise FieldmarkError(f"{name} in {printable(str(files.root))} cannot be read ({error})") from None
+
+
+def select_images(files: FileTree, paths: list[str]) -> list[str]:
+    """The images among the files of a folder: by their extensions, or, where none has one, by their first bytes.
+
+    A folder whose first `MAX_SNIFFED` files are no images has none.
+    """
+    if named := [path for path in paths if has_image_extension(path)]:
+        return named
+    if not any(_is_image(files, path) for path in paths[:MAX_SNIFFED]):
+        return []
+    return [path for path in paths if _is_image(files, path)]
+
+
+def _is_image(files: FileTree, path: str) -> bool:
+    try:
+        if isinstance(files, Folder):
+            if not (files.root / path).is_file():  # a named pipe would block forever
+                return False
+            with (files.root / path).open("rb") as file:
+                return looks_like_image(file.read(SIGNATURE_BYTES))
+        return looks_like_image(files.read_bytes(path)[:SIGNATURE_BYTES])
+    except (OSError, ValueError, UnreadableImageError):
+        return False
 
 
 def join_path(folder: str, name: str) -> str:

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable, summarize_names
 from fieldmark.data.catalog import Photo, has_image_extension, trainable_classes
-from fieldmark.data.readers.files import FileTree, ReaderResult
+from fieldmark.data.readers.files import FileTree, ReaderResult, select_images
 from fieldmark.data.readers.layout import Layout, find_layout
 
 _LAYOUT_HINT = (
@@ -28,9 +28,9 @@ def list_images(files: FileTree) -> ReaderResult:
     loose_files, photos, empty = list(top), list[Photo](), set[str]()
     for folder in layout.classes:
         paths = list(files.walk(folder.path))
-        images = [Photo(path, folder.label, folder.split) for path in paths if has_image_extension(path)]
-        photos += images
-        loose_files += [path for path in paths if not has_image_extension(path)]
+        images = dict.fromkeys(select_images(files, paths))
+        photos += [Photo(path, folder.label, folder.split) for path in images]
+        loose_files += [path for path in paths if path not in images]
         if not images and folder.split in (None, "train"):
             empty.add(folder.label)
     for parent in filter(None, layout.parents):

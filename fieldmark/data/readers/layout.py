@@ -8,11 +8,12 @@ import re
 from collections import defaultdict
 from dataclasses import dataclass, field
 from functools import cache
+from itertools import islice
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable, summarize_names
 from fieldmark.data.catalog import has_image_extension
-from fieldmark.data.readers.files import FileTree, join_path
+from fieldmark.data.readers.files import MAX_SNIFFED, FileTree, join_path, select_images
 from fieldmark.data.split_names import SplitName, disambiguate, names_part, names_unlabelled, parse_split_name
 
 _NOT_CLASSES = frozenset(("masks", "mask", "annotations", "annotation", "segmentations", "groundtruth", "labels"))
@@ -167,7 +168,9 @@ class _LayoutFinder:
         return inner.casefold() in {name.casefold(), *_IMAGE_FOLDERS} or parse_split_name(inner) == self.names[name]
 
     def _holds_images(self, name: str) -> bool:
-        return any(map(has_image_extension, self.files.walk(name)))
+        if any(map(has_image_extension, self.files.walk(name))):
+            return True
+        return bool(select_images(self.files, list(islice(self.files.walk(name), MAX_SNIFFED))))
 
     # ---- splits without class folders
 

@@ -12,12 +12,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from PIL import Image
-
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable
 from fieldmark.data.catalog import Photo, has_image_extension
-from fieldmark.data.image import Box, UnreadableImageError, read_file
+from fieldmark.data.image import Box, UnreadableImageError, read_file, read_header
 from fieldmark.data.readers.archives import TarArchive
 from fieldmark.data.readers.files import FileTree, Folder, ReaderResult, VirtualTree
 from fieldmark.data.split_names import splits_of_files
@@ -187,7 +185,7 @@ def _candidate_names(name: str) -> Iterable[str]:
 def _guess_extension(content: bytes) -> str:
     """The extension for an image without one, as from a table."""
     try:
-        with Image.open(io.BytesIO(content)) as image:
-            return {"JPEG2000": "jp2"}.get(str(image.format), str(image.format).lower())
-    except Exception:  # a damaged image, which the audit reports
+        kind = read_header(content).format
+    except UnreadableImageError:  # a damaged image, which the audit reports
         return "jpg"
+    return {"JPEG2000": "jp2", "DICOM": "dcm"}.get(kind, kind.lower())

@@ -5,6 +5,7 @@ import hashlib
 import io
 
 import numpy as np
+import profiles
 import pytest
 from PIL import Image
 
@@ -13,7 +14,8 @@ from fieldmark.data.decoded import DecodedImage
 from fieldmark.data.image import decode
 
 GOLDEN = {
-    1: {
+    2: {
+        "p3": "38e55ff1fe24f7a8",
         "png": "b5463e5b8ab508d5",
         "transparent": "6622f65f07778ab7",
         "grey16": "f2ac2b5c5ccbf503",
@@ -57,15 +59,16 @@ def file_content(name: str) -> bytes:
         "transparent": Image.fromarray(np.stack([8 * x, 10 * y, 4 * x, 255 - 8 * x], axis=2).astype(np.uint8)),
         "grey16": Image.fromarray((80 * x * y + 500).astype(np.uint16)),
         "palette": Image.fromarray((x + y).astype(np.uint8)),
+        "p3": Image.fromarray(np.stack([8 * x, 250 - 10 * y, 4 * (x + y)], axis=2).astype(np.uint8)),
     }
     if name == "palette":
         images[name].putpalette([k * c % 256 for k in range(256) for c in (1, 5, 9)])
     file = io.BytesIO()
-    images[name].save(file, "PNG")
+    images[name].save(file, "PNG", icc_profile=profiles.rgb_profile(profiles.DISPLAY_P3) if name == "p3" else None)
     return file.getvalue()
 
 
-@pytest.mark.parametrize("name", ["png", "transparent", "grey16", "palette", *JPEG])
+@pytest.mark.parametrize("name", ["png", "transparent", "grey16", "palette", "p3", *JPEG])
 def test_decoding_is_that_of_the_cache_version(name: str):
     image = DecodedImage.from_image(decode(file_content(name), shorter=12), "")
     digest = hashlib.sha256(repr((image.pixels.shape, image.dhash)).encode())
