@@ -54,7 +54,7 @@ def test_bad_addresses_are_rows_among_the_others(
         f"{unused_address()}/a.jpg": "no connection",
         f"{web.url}/404/a.jpg": "HTTP 404 Not Found",
         f"{web.url}/500/a.jpg": "HTTP 500 Internal Server Error (tried 3 times)",
-        f"{web.url}/html/a.jpg": "not a photo (text?)",
+        f"{web.url}/html/a.jpg": "not a photo (a web page?)",
         f"{web.url}/silent/a.jpg": "not read within 3 seconds",
         f"{web.url}/drip/a.jpg": "not read within 3 seconds",
         web.url.replace("http:", "https:") + "/a.jpg": "no secure connection",

@@ -265,8 +265,10 @@ class _LayoutFinder:
 
     def _warn_equal_children(self) -> list[str]:
         """A line if each folder holds the same folders, which may be the classes."""
-        inner = [set(self.children[name]) for name in self.folders if self._holds_images(name)]
+        inner = [set(self.children[name]) for name in self.folders if self.children[name]]
         if len(inner) < 2 or any(len(names) < 2 for names in inner) or len(set(map(frozenset, inner))) > 1:
+            return []
+        if not all(self._holds_images(name) for name in self.folders):
             return []
         return [
             f"the classes are {summarize_names(self.folders, 3)}, and each holds the folders "
