@@ -71,7 +71,7 @@ def dhashes(thumbnails: np.ndarray) -> np.ndarray:
     hashes = []
     for some in np.array_split(thumbnails, len(thumbnails) // 10_000 + 1):
         grey = np.einsum(
-            "yh,nhw,xw->nyx", resize[0], some @ np.float32([0.299, 0.587, 0.114]), resize[1], optimize=True
+            "yh,nhw,xw->nyx", resize[0], some @ np.array([0.299, 0.587, 0.114], np.float32), resize[1], optimize=True
         )
         bits = [view[:, :, 1:] > view[:, :, :-1] for view in (grey, grey[:, :, ::-1])]
         hashes.append(np.stack([np.packbits(b.reshape(-1, 64), axis=1).view(">u8")[:, 0] for b in bits], axis=1))

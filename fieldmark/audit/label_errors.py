@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from fieldmark.audit.label_noise import error_probabilities
 from fieldmark.audit.report import LabelQuality
+from fieldmark.audit.warning_lines import MAX_NAME_LENGTH, list_warning
 from fieldmark.core import runtime
-from fieldmark.core.text import pluralize, printable
+from fieldmark.core.text import pluralize, shorten
 from fieldmark.data.dataset import DatasetSplits, Normalize
 from fieldmark.data.decoded import DecodedImage
 from fieldmark.data.image import center_crop_array
@@ -165,8 +166,8 @@ def label_error_warnings(errors: Sequence[LabelQuality]) -> tuple[str, ...]:
     """One line if there are likely label errors."""
     if not errors:
         return ()
-    first = ", ".join(f"{printable(error.path)} (suggested: {printable(error.suggested)})" for error in errors[:3])
-    return (f"{pluralize(len(errors), 'likely label error')}: {first}",)
+    names = [f"{shorten(error.path, MAX_NAME_LENGTH)} (suggested: {shorten(error.suggested, 30)})" for error in errors]
+    return (list_warning(pluralize(len(errors), "likely label error"), names),)
 
 
 def load_pooled_features(files: Sequence[Path], data: DatasetSplits, head: Head) -> tuple[list[int], np.ndarray]:

@@ -4,6 +4,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image, ImageOps
 from fieldmark.audit import audit as module
 from fieldmark.audit.audit import audit_catalog, dataset_fingerprint, drop_unreadable
 from fieldmark.audit.report import AuditReport, Shortcut
+from fieldmark.audit.warning_lines import issue_warnings
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.decoded import DecodedImage
@@ -109,7 +111,9 @@ def test_json_keeps_the_contract(messy):
     assert "\n" not in text
 
 
-EMPTY = dict.fromkeys(("unreadable", "duplicates", "near_duplicates", "conflicts", "leaks", "near_leaks"), ())
+EMPTY: dict[str, Any] = dict.fromkeys(
+    ("unreadable", "duplicates", "near_duplicates", "conflicts", "leaks", "near_leaks"), ()
+)
 EMPTY |= dict.fromkeys(("group_leaks", "odd", "giveaways", "warnings"), ())
 EMPTY |= {"classes": {}, "given_groups": 0, "label_errors": None}
 """The JSON of an older version, which measured no file properties."""
@@ -234,7 +238,7 @@ def test_frames_of_a_fixed_camera_are_grouped_by_class(tmp_path):
     (line,) = found.warnings
     assert line == (
         f"1 set of near-duplicates (those of one class stay in one split): {family[0]} = {family[1]} = ..."
-        f" ({len(family)} in all)"
+        f" ({len(family)} in all); fieldmark check PHOTOS --out DIR shows all"
     )
     usable = drop_unreadable(catalog, found)
     assert (usable.groups, usable.hard_groups) == (found.groups, found.hard_groups)
@@ -325,7 +329,7 @@ def test_file_properties_that_tell_the_classes_apart(tmp_path):
 def test_a_hundred_shortcuts_are_a_few_lines():
     shortcut = Shortcut("a" * 300, "camera", "b" * 300, 1.0, 0.0)
     report = replace(AuditReport.from_dict(EMPTY), shortcuts=(shortcut,) * 100)
-    lines = list(module._issue_warnings(report))
+    lines = list(issue_warnings(report))
     assert len(lines) == 4 and all(len(line) <= 200 for line in lines)
     assert lines[-1] == "97 more shortcuts of this kind: giveaways in fieldmark check PHOTOS --json"
 

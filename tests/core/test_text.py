@@ -45,3 +45,25 @@ def test_pluralize(n: int, words: str):
 def test_summarize_names():
     assert text.summarize_names(["a", "b"]) == "a, b"
     assert text.summarize_names([str(k) for k in range(1200)], 2) == "0, 1 and 1,198 more"
+
+
+@given(ANY, st.integers(3, 50))
+def test_a_shortened_text_keeps_both_ends(name: str, length: int):
+    short = text.shorten(name, length)
+    assert len(short) <= length
+    assert short == name or (len(short) == length and short[0] == name[0] and short[-1] == name[-1])
+
+
+@pytest.mark.parametrize(
+    ("names", "length", "expected"),
+    [
+        ([], 20, ("", 0)),
+        (["a", "b"], 20, ("a, b", 0)),
+        (["a", "b", "c", "d"], 20, ("a, b, c and 1 more", 1)),
+        (["a", "b" * 30, "c"], 20, ("a and 2 more", 2)),
+        (["a" * 30], 11, ("aaaaa\u2026aaaaa", 0)),
+        (["a"] * 12_345, 20, ("a, a, a and 12,342 more", 12_342)),
+    ],
+)
+def test_names_for_a_line_of_bounded_length(names, length, expected):
+    assert text.summarize_within(names, length) == expected
