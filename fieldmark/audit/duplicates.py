@@ -5,7 +5,8 @@ they are far nearer to each other than to images that resemble them without bein
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -175,48 +176,124 @@ def _duplicate_pairs(
     """
     searched = _searched(root, thumbnails)
     views, projected = (thumbnails, thumbnails[:, :, ::-1]), _project_views(thumbnails, searched)
-    is_exhaustive = len(searched) <= EXHAUSTIVE_MAX
-    least = _least_similarities(projected[0]) if is_exhaustive else _least_similarities_in_leaves(projected[0])
-    for neighbourhoods in _all_pairs(len(searched)) if is_exhaustive else _pairs_in_trees(projected):
-        n_near_misses = np.zeros(len(root), int)
-        for is_mirrored, rows, columns in neighbourhoods:
-            roots = find_roots(root, searched[rows]), find_roots(root, searched[columns])
-            if roots[0].min() == roots[0].max() == roots[1].min() == roots[1].max():
+    if len(searched) <= EXHAUSTIVE_MAX:
+        least = _least_similarities(projected[0])
+        batches = _candidates(_all_pairs(len(searched)), projected, least, hashes, searched, root)
+    else:
+        least, joined = _least_similarities_in_leaves(projected[0]), _JoinedCandidates(len(root))
+        trees = (_pairs_in_leaves(projected, seed) for seed in range(N_TREES))
+        batches = (
+            batch for tree in trees for batch in joined.add(_candidates(tree, projected, least, hashes, searched, root))
+        )
+    n_near_misses = np.zeros(len(root), int)
+    for batch in batches:
+        similarity = _similarity(batch, views[0], views[batch.is_mirrored], n_near_misses)
+        found = similarity >= batch.limit
+        yield batch.i[found], batch.j[found], similarity[found]
+
+
+class _Candidates(NamedTuple):
+    """Pairs (i, j) that may be near-duplicates.
+
+    Attributes:
+        hamming: bits in which their hashes differ.
+        limit: the similarity that they must have.
+        is_mirrored: 1 if the second images are mirrored, else 0.
+        is_round: whether the next pairs depend on which of these are copies.
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    hamming: np.ndarray
+    limit: np.ndarray
+    is_mirrored: int
+    is_round: bool
+
+    def select(self, rows: np.ndarray) -> "_Candidates":
+        arrays = (self.i[rows], self.j[rows], self.hamming[rows], self.limit[rows])
+        return _Candidates(*arrays, self.is_mirrored, self.is_round)
+
+
+def _candidates(
+    neighbourhoods: "_Neighbourhoods",
+    projected: tuple[np.ndarray, np.ndarray],
+    least: np.ndarray,
+    hashes: np.ndarray,
+    searched: np.ndarray,
+    root: np.ndarray,
+) -> Iterator[_Candidates]:
+    """The pairs of each block whose hash and upper bound agree; of a group of similar images only those still apart."""
+    for is_mirrored, rows, columns in neighbourhoods:
+        roots = find_roots(root, searched[rows]), find_roots(root, searched[columns])
+        if roots[0].min() == roots[0].max() == roots[1].min() == roots[1].max():
+            continue
+        bound = _take(projected[0], rows) @ _take(projected[is_mirrored], columns).T
+        a, b, is_dense = _candidate_pairs(bound, rows, columns, least, *roots)
+        i, j = searched[a], searched[b]
+        hamming = np.bitwise_count(hashes[i, 0] ^ hashes[j, is_mirrored])
+        close = np.flatnonzero((i < j) & (hamming <= MAX_CROP_HAMMING))
+        is_round = len(close) > MAX_SIBLINGS * len(columns)
+        pairs = _Candidates(i, j, hamming, np.maximum(least[a], least[b]), is_mirrored, is_round)
+        for some in _rounds(j, close) if is_round else [close]:
+            if is_dense:
+                some = some[find_roots(root, i[some]) != find_roots(root, j[some])]
+            yield pairs.select(some)
+
+
+class _JoinedCandidates:
+    """Joins the few candidates of many leaves, and leaves out those that another tree has proposed."""
+
+    BATCH, MAX_KNOWN = 4096, 30_000_000
+
+    def __init__(self, n: int) -> None:
+        self.n, self.known = n, np.empty(0, np.int64)
+
+    def add(self, candidates: Iterable[_Candidates]) -> Iterator[_Candidates]:
+        """The candidates of one tree."""
+        waiting, n_waiting, keys = (list[_Candidates](), list[_Candidates]()), [0, 0], [self.known]
+        for some in candidates:
+            if some.is_round:
+                yield some
                 continue
-            bound = _take(projected[0], rows) @ _take(projected[is_mirrored], columns).T
-            a, b, is_dense = _candidate_pairs(bound, rows, columns, least, *roots)
-            i, j, limit = searched[a], searched[b], np.maximum(least[a], least[b])
-            hamming = np.bitwise_count(hashes[i, 0] ^ hashes[j, is_mirrored])
-            close = np.flatnonzero((i < j) & (hamming <= MAX_CROP_HAMMING))
-            for some in _rounds(j, close) if len(close) > MAX_SIBLINGS * len(columns) else [close]:
-                if is_dense:
-                    some = some[find_roots(root, i[some]) != find_roots(root, j[some])]
-                similarity = _similarity(
-                    i[some], j[some], hamming[some], views[0], views[is_mirrored], n_near_misses, limit[some]
-                )
-                found, similarity = some[similarity >= limit[some]], similarity[similarity >= limit[some]]
-                yield i[found], j[found], similarity
+            key = 2 * (some.i * self.n + some.j) + some.is_mirrored
+            at = np.searchsorted(self.known, key)
+            is_new = at == len(self.known)
+            is_new[~is_new] = self.known[at[~is_new]] != key[~is_new]
+            keys.append(key[is_new])
+            batch = waiting[some.is_mirrored]
+            batch.append(some.select(np.flatnonzero(is_new)))
+            n_waiting[some.is_mirrored] += int(is_new.sum())
+            if n_waiting[some.is_mirrored] >= self.BATCH:
+                yield self._join(batch)
+                batch.clear()
+                n_waiting[some.is_mirrored] = 0
+        yield from (self._join(batch) for batch in waiting if batch)
+        if len(self.known) < self.MAX_KNOWN:
+            self.known = np.sort(np.concatenate(keys))
+
+    def _join(self, batch: Sequence[_Candidates]) -> _Candidates:
+        i, j, hamming, limit = (np.concatenate(parts) for parts in list(zip(*batch, strict=True))[:4])
+        return _Candidates(i, j, hamming, limit, batch[0].is_mirrored, False)
 
 
 _Neighbourhoods = Iterator[tuple[int, np.ndarray, np.ndarray]]
 """Whether the second image is mirrored; ascending indices of first images, of second ones."""
 
 
-def _all_pairs(n: int) -> Iterator[_Neighbourhoods]:
+def _all_pairs(n: int) -> _Neighbourhoods:
     """All pairs of n images, in blocks."""
     rows = np.arange(n)
-    yield (block for is_mirrored in (0, 1) for block in _blocks(is_mirrored, rows, rows))
+    return (block for is_mirrored in (0, 1) for block in _blocks(is_mirrored, rows, rows))
 
 
-def _pairs_in_trees(projected: tuple[np.ndarray, np.ndarray]) -> Iterator[_Neighbourhoods]:
-    """For each tree the pairs in its leaves, in blocks."""
-    for seed in range(N_TREES):
-        yield (
-            block
-            for rows, mirrored_rows in tree_leaves(*projected, seed)
-            for is_mirrored, columns in enumerate((rows, mirrored_rows))
-            for block in _blocks(is_mirrored, rows, columns)
-        )
+def _pairs_in_leaves(projected: tuple[np.ndarray, np.ndarray], seed: int) -> _Neighbourhoods:
+    """The pairs in each leaf of a tree, in blocks."""
+    return (
+        block
+        for rows, mirrored_rows in tree_leaves(*projected, seed)
+        for is_mirrored, columns in enumerate((rows, mirrored_rows))
+        for block in _blocks(is_mirrored, rows, columns)
+    )
 
 
 def _blocks(is_mirrored: int, rows: np.ndarray, columns: np.ndarray) -> _Neighbourhoods:
@@ -264,8 +341,8 @@ def _least_similarities_in_leaves(projected: np.ndarray) -> np.ndarray:
     inside, unrelated = projected[:, :-1], np.full(len(projected), -1, np.float32)
     for seed in range(N_UNRELATED_TREES):
         for rows, _ in tree_leaves(projected, projected, seed):
-            nth = _nth_largest(inside[rows], inside[rows], MAX_SIBLINGS + 1)
-            unrelated[rows] = np.maximum(unrelated[rows], nth)
+            some = inside[rows]
+            unrelated[rows] = np.maximum(unrelated[rows], _nth_largest(some, some, MAX_SIBLINGS + 1))
     return _bounded(unrelated)
 
 
@@ -312,21 +389,14 @@ def _candidate_pairs(
     return a, b, is_dense
 
 
-def _similarity(
-    i: np.ndarray,
-    j: np.ndarray,
-    hamming: np.ndarray,
-    thumbnails: np.ndarray,
-    view: np.ndarray,
-    n_near_misses: np.ndarray,
-    limit: np.ndarray,
-) -> np.ndarray:
-    """The similarity of the pairs (i, j), after cropping where they only nearly agree; 0 if that does not help.
+def _similarity(pairs: _Candidates, thumbnails: np.ndarray, view: np.ndarray, n_near_misses: np.ndarray) -> np.ndarray:
+    """The similarity of the pairs, after cropping where they only nearly agree; 0 if that does not help.
 
-    `n_near_misses` (n,) counts the pairs of each image that nearly agree, by less than `limit`, and is updated.
+    `n_near_misses` (n,) counts the pairs of each image that nearly agree, and is updated.
     """
+    i, j = pairs.i, pairs.j
     similarity = _pair_similarity(i, j, thumbnails, view, lambda some: local_descriptors(some)[:, None])
-    is_near_miss = (similarity < limit) | (hamming > MAX_HAMMING)
+    is_near_miss = (similarity < pairs.limit) | (pairs.hamming > MAX_HAMMING)
     np.add.at(n_near_misses, i[is_near_miss], 1)
     np.add.at(n_near_misses, j[is_near_miss], 1)
     is_single = n_near_misses[i] + n_near_misses[j] <= MAX_SIBLINGS
