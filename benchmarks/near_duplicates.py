@@ -91,18 +91,18 @@ def copy(images: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
 
 
 def different(n: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Thumbnails of n images and their copies, and for each kind of copy the pairs of rows (original, copy)."""
-    step = max(2, n // (len(PLANTED) * MAX_PLANTED))
-    thumbnails = [shrink(fields(min(5000, n - top), rng, THUMBNAIL_SIDE)) for top in range(0, n, 5000)]
-    pairs, copies, row = dict[str, np.ndarray](), list[np.ndarray](), n
+    """Thumbnails of n images, and for each kind of copy the pairs of rows (original, copy); the copies come last."""
+    n_kind = min(MAX_PLANTED, n // 20)
+    n_originals = n - len(PLANTED) * n_kind
+    thumbnails = [shrink(fields(min(5000, n_originals - k), rng, THUMBNAIL_SIDE)) for k in range(0, n_originals, 5000)]
+    pairs, copies = dict[str, np.ndarray](), list[np.ndarray]()
     for k, kind in enumerate(PLANTED):
-        rows = np.arange(k * step, n, len(PLANTED) * step)
-        images = fields(len(rows), rng)
+        rows = k + np.arange(n_kind) * (n_originals // n_kind)
+        images = fields(n_kind, rng)
         for i, image in zip(rows.tolist(), shrink(images), strict=True):
             thumbnails[i // 5000][i % 5000] = image
         copies.append(shrink(copy(images, kind, rng)))
-        pairs[kind] = np.stack([rows, np.arange(row, row + len(rows))])
-        row += len(rows)
+        pairs[kind] = np.stack([rows, n_originals + k * n_kind + np.arange(n_kind)])
     return np.concatenate([*thumbnails, *copies]), pairs
 
 

@@ -29,7 +29,7 @@ MAX_CROP_HAMMING = 16
 MIN_CROP_SIMILARITY = 0.6
 """Bounds, before the crop is undone, for pairs of which one may be a crop of the other."""
 MAX_COPIES = 5
-"""Images that one photo may be, with its resized or re-encoded copies: more that agree as well are frames of one scene."""
+"""Images that one photo and its resized or re-encoded copies may be: more that agree as well are frames of a scene."""
 EXHAUSTIVE_MAX = 100_000
 """Number of distinct images up to which all pairs are compared; beyond, those that share a leaf of a search tree."""
 N_TREES, N_UNRELATED_TREES = 8, 3
