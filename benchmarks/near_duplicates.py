@@ -85,9 +85,9 @@ def copy(images: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
         return images * 1.15
     if kind == "re-encoded":
         return images + rng.normal(0, 6, images.shape)
-    at = SIDE * 0.05 * rng.random() + (np.arange(SIDE) + 0.5) * 0.95 - 0.5
-    resize = np.maximum(0, 1 - np.abs(at.clip(0, SIDE - 1)[:, None] - np.arange(SIDE))).astype(np.float32)
-    return np.einsum("yh,nhwc,xw->nyxc", resize, images, resize, optimize=True)
+    at = SIDE * 0.05 * rng.random((2, len(images), 1)) + (np.arange(SIDE) + 0.5) * 0.95 - 0.5
+    rows, columns = np.maximum(0, 1 - np.abs(at.clip(0, SIDE - 1)[..., None] - np.arange(SIDE))).astype(np.float32)
+    return np.einsum("nyh,nhwc,nxw->nyxc", rows, images, columns, optimize=True)
 
 
 def different(n: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -246,16 +246,17 @@ class _JoinedCandidates:
             batch.append(some.select(np.flatnonzero(is_new)))
             n_waiting[some.is_mirrored] += int(is_new.sum())
             if n_waiting[some.is_mirrored] >= self.BATCH:
-                yield self._join(batch)
+                yield _join(batch)
                 batch.clear()
                 n_waiting[some.is_mirrored] = 0
-        yield from (self._join(batch) for batch in waiting if batch)
+        yield from (_join(batch) for batch in waiting if batch)
         if len(self.known) < self.MAX_KNOWN:
             self.known = np.sort(np.concatenate(keys))
 
-    def _join(self, batch: Sequence[_Candidates]) -> _Candidates:
-        i, j, hamming, limit = (np.concatenate(parts) for parts in list(zip(*batch, strict=True))[:4])
-        return _Candidates(i, j, hamming, limit, batch[0].is_mirrored, False)
+
+def _join(batch: Sequence[_Candidates]) -> _Candidates:
+    i, j, hamming, limit = (np.concatenate(parts) for parts in list(zip(*batch, strict=True))[:4])
+    return _Candidates(i, j, hamming, limit, batch[0].is_mirrored, False)
 
 
 _Neighbourhoods = Iterator[tuple[int, np.ndarray, np.ndarray]]
