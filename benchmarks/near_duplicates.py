@@ -5,7 +5,7 @@
 
 Each case runs in a process of its own, whose seconds and most memory (with the thumbnails, 784 bytes an image) a row
 shows. The images are thumbnails with hashes, no files; those of different images are random fields with the spectrum of
-photos (amplitude 1 / frequency), of 64 pixels before they are copied and shrunk.
+photos (amplitude 1 / frequency), those that are copied of 64 pixels before they are shrunk.
 
 - identical: the same image again and again, as equal files and as files of equal pixels.
 - different: no two are copies, except those that are planted: 500 each re-encoded (noise of JPEG), brighter, mirrored
@@ -85,26 +85,25 @@ def copy(images: np.ndarray, kind: str, rng: np.random.Generator) -> np.ndarray:
         return images * 1.15
     if kind == "re-encoded":
         return images + rng.normal(0, 6, images.shape)
-    at = SIDE * 0.05 * rng.random() + (np.arange(SIDE) + 0.5) * 0.95 - 0.5
-    resize = np.maximum(0, 1 - np.abs(at.clip(0, SIDE - 1)[:, None] - np.arange(SIDE))).astype(np.float32)
-    return np.einsum("yh,nhwc,xw->nyxc", resize, images, resize, optimize=True)
+    at = SIDE * 0.05 * rng.random((2, len(images), 1)) + (np.arange(SIDE) + 0.5) * 0.95 - 0.5
+    rows, columns = np.maximum(0, 1 - np.abs(at.clip(0, SIDE - 1)[..., None] - np.arange(SIDE))).astype(np.float32)
+    return np.einsum("nyh,nhwc,nxw->nyxc", rows, images, columns, optimize=True)
 
 
 def different(n: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, np.ndarray]]:
-    """Thumbnails of n images and their copies, and for each kind of copy the pairs of rows (original, copy)."""
-    step = max(2, n // (len(PLANTED) * MAX_PLANTED))
-    thumbnails, copies = list[np.ndarray](), {kind: list[np.ndarray]() for kind in PLANTED}
-    originals = {kind: np.arange(k * step, n, len(PLANTED) * step) for k, kind in enumerate(PLANTED)}
-    for top in range(0, n, 500):
-        images = fields(min(500, n - top), rng)
-        thumbnails.append(shrink(images))
-        for kind, rows in originals.items():
-            copies[kind].append(shrink(copy(images[rows[(rows >= top) & (rows < top + len(images))] - top], kind, rng)))
-    pairs, row = dict[str, np.ndarray](), n
-    for kind, rows in originals.items():
-        pairs[kind] = np.stack([rows, np.arange(row, row + len(rows))])
-        row += len(rows)
-    return np.concatenate([*thumbnails, *(some for kind in PLANTED for some in copies[kind])]), pairs
+    """Thumbnails of n images, and for each kind of copy the pairs of rows (original, copy); the copies come last."""
+    n_kind = min(MAX_PLANTED, n // 20)
+    n_originals = n - len(PLANTED) * n_kind
+    thumbnails = [shrink(fields(min(5000, n_originals - k), rng, THUMBNAIL_SIDE)) for k in range(0, n_originals, 5000)]
+    pairs, copies = dict[str, np.ndarray](), list[np.ndarray]()
+    for k, kind in enumerate(PLANTED):
+        rows = k + np.arange(n_kind) * (n_originals // n_kind)
+        images = fields(n_kind, rng)
+        for i, image in zip(rows.tolist(), shrink(images), strict=True):
+            thumbnails[i // 5000][i % 5000] = image
+        copies.append(shrink(copy(images, kind, rng)))
+        pairs[kind] = np.stack([rows, n_originals + k * n_kind + np.arange(n_kind)])
+    return np.concatenate([*thumbnails, *copies]), pairs
 
 
 def frames(n: int, rng: np.random.Generator, drift: bool) -> np.ndarray:

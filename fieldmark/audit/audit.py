@@ -64,9 +64,10 @@ def audit_catalog(
     """
     collector, total = _Collector(catalog), len(catalog.photos)
     workers = workers or runtime.available_cpus()
+    find_identical = None if on_decoded else collector.first_readable.get
 
-    def read(photo: Photo) -> _ReadImage | _ReadFailure:
-        return _read_image(catalog, photo, shorter, interpolation, find_cached)
+    def read(photo: Photo) -> _ReadImage | _IdenticalImage | _ReadFailure:
+        return _read_image(catalog, photo, shorter, interpolation, find_cached, find_identical)
 
     with closing(ordered_map(read, catalog.photos, workers)) as results:
         for i, result in enumerate(results):
@@ -114,6 +115,11 @@ class _ReadImage(NamedTuple):
     stats: ImageStats
 
 
+class _IdenticalImage(NamedTuple):
+    sha256: str
+    position: int  # of an image with equal bytes that has been decoded
+
+
 class _ReadFailure(NamedTuple):
     sha256: str  # empty if the bytes cannot be read
     reason: str
@@ -125,11 +131,14 @@ def _read_image(
     shorter: int,
     interpolation: str,
     find_cached: Callable[[str], DecodedImage | None] | None,
-) -> _ReadImage | _ReadFailure:
+    find_identical: Callable[[str], int | None] | None,
+) -> _ReadImage | _IdenticalImage | _ReadFailure:
     sha256 = ""
     try:
         content = catalog.read_bytes(photo)
         sha256 = content_hash(content, photo.box)
+        if find_identical and (position := find_identical(sha256)) is not None:
+            return _IdenticalImage(sha256, position)
         image = find_cached(sha256) if find_cached else None
         if image is None:
             image = DecodedImage.from_image(decode(content, shorter, interpolation, photo.box, squash=True), sha256)
@@ -139,25 +148,36 @@ def _read_image(
 
 
 class _Collector:
-    """Collects what is compared between images, and compares it at the end."""
+    """Collects what is compared between images, and compares it at the end.
+
+    Attributes:
+        first_readable: position of the first image with a hash that could be decoded.
+    """
 
     def __init__(self, catalog: Catalog) -> None:
         self.catalog, n = catalog, len(catalog.photos)
         self.file_hashes: list[str] = []
         self.failures: dict[int, str] = {}
         self.stats: dict[int, ImageStats] = {}
+        self.first_readable: dict[str, int] = {}
         self.dhashes = np.zeros((n, 2), np.uint64)
         self.thumbnails = np.zeros((n, THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3), np.uint8)
 
-    def add(self, i: int, result: _ReadImage | _ReadFailure) -> None:
+    def add(self, i: int, result: _ReadImage | _IdenticalImage | _ReadFailure) -> None:
         """Image i of the catalog; to be called in order."""
         if isinstance(result, _ReadFailure):
             self.file_hashes.append(result.sha256)
             self.failures[i] = result.reason
+            return
+        if isinstance(result, _IdenticalImage):
+            self.file_hashes.append(result.sha256)
+            k = result.position
+            self.dhashes[i], self.thumbnails[i], self.stats[i] = self.dhashes[k], self.thumbnails[k], self.stats[k]
         else:
             self.file_hashes.append(result.image.sha256)
             self.dhashes[i], self.thumbnails[i] = result.image.dhash, result.image.thumbnail
             self.stats[i] = result.stats
+        self.first_readable.setdefault(self.file_hashes[i], i)
 
     def report(self) -> AuditReport:
         """All issues; to be called when all images have been added."""
@@ -202,8 +222,7 @@ class _Collector:
 
     def _first_identical(self) -> np.ndarray:
         """The position of the first image with equal bytes, int (n,); an unreadable one equals no other."""
-        first: dict[str, int] = {}
-        rows = [i if i in self.failures else first.setdefault(sha, i) for i, sha in enumerate(self.file_hashes)]
+        rows = [i if i in self.failures else self.first_readable[sha] for i, sha in enumerate(self.file_hashes)]
         return np.array(rows, dtype=int)
 
     def _number_groups(

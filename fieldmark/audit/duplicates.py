@@ -5,11 +5,13 @@ they are far nearer to each other than to images that resemble them without bein
 """
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from fieldmark.audit.clusters import find_roots, flatten, link_clusters, merge_clusters
+from fieldmark.audit.descriptors import crop_descriptors, local_descriptors, pair_similarity, project_views
 from fieldmark.audit.search_trees import tree_leaves
 from fieldmark.data.decoded import THUMBNAIL_SIDE
 
@@ -23,15 +25,11 @@ MAX_SIBLINGS = 20
 """Images of the same thing that one image may have: the most similar image beyond them stands for unrelated ones."""
 RELATIVE_DISTANCE = 0.5
 """Largest distance of two near-duplicates, in distances of unrelated images."""
-CROP_FRACTION = 0.95
-"""Part of its sides that a crop keeps, if one image may be a crop of the other."""
 MAX_CROP_HAMMING = 16
 MIN_CROP_SIMILARITY = 0.6
 """Bounds, before the crop is undone, for pairs of which one may be a crop of the other."""
-N_COMPONENTS = 64
-"""Numbers that stand for the 768 of `local_descriptors` in the upper bound."""
-MAX_COPIES = 8
-"""Images that one photo may have as resized or re-encoded copies: more that agree as well are frames of one scene."""
+MAX_COPIES = 5
+"""Images that one photo and its resized or re-encoded copies may be: more that agree as well are frames of a scene."""
 EXHAUSTIVE_MAX = 100_000
 """Number of distinct images up to which all pairs are compared; beyond, those that share a leaf of a search tree."""
 N_TREES, N_UNRELATED_TREES = 8, 3
@@ -40,21 +38,6 @@ the part of planted copies that they find."""
 _ROUNDING = 1e-3  # exceeds the error of 32-bit sums
 _ROWS, _COLUMNS = 512, 4096  # pairs of a block: bounds the memory
 _SAMPLE = 4096  # images that stand for all others in the search for unrelated ones
-_NOISE_FLOOR = 2.0  # grey levels: details below this are noise
-
-
-def local_descriptors(thumbnails: np.ndarray) -> np.ndarray:
-    """Contrast-normalised thumbnails: uint8 (n, 16, 16, 3) -> float16 (n, 768) of length 1.
-
-    The product of two is their similarity, -1..1. Brightness and contrast of each 5 x 5 neighbourhood are removed, so
-    that objects on one background do not agree by its shading. An image without details gives zeros.
-    """
-    pixels = thumbnails.astype(np.float32)
-    detail = pixels - _box_mean(pixels)
-    detail /= np.sqrt(_box_mean(detail**2).mean(axis=3, keepdims=True)) + _NOISE_FLOOR
-    detail = detail.reshape(len(detail), 3 * THUMBNAIL_SIDE**2)
-    length = np.linalg.norm(detail, axis=1, keepdims=True)
-    return (detail / np.maximum(length, 1e-6)).astype(np.float16)
 
 
 def cluster_duplicates(first_identical: np.ndarray, hashes: np.ndarray, thumbnails: np.ndarray) -> np.ndarray:
@@ -105,7 +88,7 @@ def cluster_copies(
             is_copy = np.zeros(len(some), bool)
             for is_mirrored, view in enumerate((thumbnails, thumbnails[:, :, ::-1])):
                 hamming = np.bitwise_count(hashes[i, 0] ^ hashes[j, is_mirrored])
-                similarity = _pair_similarity(i, j, thumbnails, view, lambda each: local_descriptors(each)[:, None])
+                similarity = pair_similarity(i, j, thumbnails, view, lambda each: local_descriptors(each)[:, None])
                 is_copy |= (hamming <= MAX_HAMMING) & (similarity >= COPY_SIMILARITY)
             merge_clusters(root, i[is_copy], j[is_copy])
     flatten(root)
@@ -174,49 +157,126 @@ def _duplicate_pairs(
     each block: among many similar images those of one cluster are not compared again.
     """
     searched = _searched(root, thumbnails)
-    views, projected = (thumbnails, thumbnails[:, :, ::-1]), _project_views(thumbnails, searched)
-    is_exhaustive = len(searched) <= EXHAUSTIVE_MAX
-    least = _least_similarities(projected[0]) if is_exhaustive else _least_similarities_in_leaves(projected[0])
-    for neighbourhoods in _all_pairs(len(searched)) if is_exhaustive else _pairs_in_trees(projected):
-        n_near_misses = np.zeros(len(root), int)
-        for is_mirrored, rows, columns in neighbourhoods:
-            roots = find_roots(root, searched[rows]), find_roots(root, searched[columns])
-            if roots[0].min() == roots[0].max() == roots[1].min() == roots[1].max():
+    views, projected = (thumbnails, thumbnails[:, :, ::-1]), project_views(thumbnails, searched)
+    if len(searched) <= EXHAUSTIVE_MAX:
+        least = _least_similarities(projected[0])
+        batches = _candidates(_all_pairs(len(searched)), projected, least, hashes, searched, root)
+    else:
+        least, joined = _least_similarities_in_leaves(projected[0]), _JoinedCandidates(len(root))
+        trees = (_pairs_in_leaves(projected, seed) for seed in range(N_TREES))
+        batches = (
+            batch for tree in trees for batch in joined.add(_candidates(tree, projected, least, hashes, searched, root))
+        )
+    n_near_misses = np.zeros(len(root), int)
+    for batch in batches:
+        similarity = _similarity(batch, views[0], views[batch.is_mirrored], n_near_misses)
+        found = similarity >= batch.limit
+        yield batch.i[found], batch.j[found], similarity[found]
+
+
+class _Candidates(NamedTuple):
+    """Pairs (i, j) that may be near-duplicates.
+
+    Attributes:
+        hamming: bits in which their hashes differ.
+        limit: the similarity that they must have.
+        is_mirrored: 1 if the second images are mirrored, else 0.
+        is_round: whether the next pairs depend on which of these are copies.
+    """
+
+    i: np.ndarray
+    j: np.ndarray
+    hamming: np.ndarray
+    limit: np.ndarray
+    is_mirrored: int
+    is_round: bool
+
+    def select(self, rows: np.ndarray) -> "_Candidates":
+        arrays = (self.i[rows], self.j[rows], self.hamming[rows], self.limit[rows])
+        return _Candidates(*arrays, self.is_mirrored, self.is_round)
+
+
+def _candidates(
+    neighbourhoods: "_Neighbourhoods",
+    projected: tuple[np.ndarray, np.ndarray],
+    least: np.ndarray,
+    hashes: np.ndarray,
+    searched: np.ndarray,
+    root: np.ndarray,
+) -> Iterator[_Candidates]:
+    """The pairs of each block whose hash and upper bound agree; of a group of similar images only those still apart."""
+    for is_mirrored, rows, columns in neighbourhoods:
+        roots = find_roots(root, searched[rows]), find_roots(root, searched[columns])
+        if roots[0].min() == roots[0].max() == roots[1].min() == roots[1].max():
+            continue
+        bound = _take(projected[0], rows) @ _take(projected[is_mirrored], columns).T
+        a, b, is_dense = _candidate_pairs(bound, rows, columns, least, *roots)
+        i, j = searched[a], searched[b]
+        hamming = np.bitwise_count(hashes[i, 0] ^ hashes[j, is_mirrored])
+        close = np.flatnonzero((i < j) & (hamming <= MAX_CROP_HAMMING))
+        is_round = len(close) > MAX_SIBLINGS * len(columns)
+        pairs = _Candidates(i, j, hamming, np.maximum(least[a], least[b]), is_mirrored, is_round)
+        for some in _rounds(j, close) if is_round else [close]:
+            if is_dense:
+                some = some[find_roots(root, i[some]) != find_roots(root, j[some])]
+            yield pairs.select(some)
+
+
+class _JoinedCandidates:
+    """Joins the few candidates of many leaves, and leaves out those that another tree has proposed."""
+
+    BATCH, MAX_KNOWN = 4096, 30_000_000
+
+    def __init__(self, n: int) -> None:
+        self.n, self.known = n, np.empty(0, np.int64)
+
+    def add(self, candidates: Iterable[_Candidates]) -> Iterator[_Candidates]:
+        """The candidates of one tree."""
+        waiting, n_waiting, keys = (list[_Candidates](), list[_Candidates]()), [0, 0], [self.known]
+        for some in candidates:
+            if some.is_round:
+                yield some
                 continue
-            bound = _take(projected[0], rows) @ _take(projected[is_mirrored], columns).T
-            a, b, is_dense = _candidate_pairs(bound, rows, columns, least, *roots)
-            i, j, limit = searched[a], searched[b], np.maximum(least[a], least[b])
-            hamming = np.bitwise_count(hashes[i, 0] ^ hashes[j, is_mirrored])
-            close = np.flatnonzero((i < j) & (hamming <= MAX_CROP_HAMMING))
-            for some in _rounds(j, close) if len(close) > MAX_SIBLINGS * len(columns) else [close]:
-                if is_dense:
-                    some = some[find_roots(root, i[some]) != find_roots(root, j[some])]
-                similarity = _similarity(
-                    i[some], j[some], hamming[some], views[0], views[is_mirrored], n_near_misses, limit[some]
-                )
-                found, similarity = some[similarity >= limit[some]], similarity[similarity >= limit[some]]
-                yield i[found], j[found], similarity
+            key = 2 * (some.i * self.n + some.j) + some.is_mirrored
+            at = np.searchsorted(self.known, key)
+            is_new = at == len(self.known)
+            is_new[~is_new] = self.known[at[~is_new]] != key[~is_new]
+            keys.append(key[is_new])
+            batch = waiting[some.is_mirrored]
+            batch.append(some.select(np.flatnonzero(is_new)))
+            n_waiting[some.is_mirrored] += int(is_new.sum())
+            if n_waiting[some.is_mirrored] >= self.BATCH:
+                yield _join(batch)
+                batch.clear()
+                n_waiting[some.is_mirrored] = 0
+        yield from (_join(batch) for batch in waiting if batch)
+        if len(self.known) < self.MAX_KNOWN:
+            self.known = np.sort(np.concatenate(keys))
+
+
+def _join(batch: Sequence[_Candidates]) -> _Candidates:
+    i, j, hamming, limit = (np.concatenate(parts) for parts in list(zip(*batch, strict=True))[:4])
+    return _Candidates(i, j, hamming, limit, batch[0].is_mirrored, False)
 
 
 _Neighbourhoods = Iterator[tuple[int, np.ndarray, np.ndarray]]
 """Whether the second image is mirrored; ascending indices of first images, of second ones."""
 
 
-def _all_pairs(n: int) -> Iterator[_Neighbourhoods]:
+def _all_pairs(n: int) -> _Neighbourhoods:
     """All pairs of n images, in blocks."""
     rows = np.arange(n)
-    yield (block for is_mirrored in (0, 1) for block in _blocks(is_mirrored, rows, rows))
+    return (block for is_mirrored in (0, 1) for block in _blocks(is_mirrored, rows, rows))
 
 
-def _pairs_in_trees(projected: tuple[np.ndarray, np.ndarray]) -> Iterator[_Neighbourhoods]:
-    """For each tree the pairs in its leaves, in blocks."""
-    for seed in range(N_TREES):
-        yield (
-            block
-            for rows, mirrored_rows in tree_leaves(*projected, seed)
-            for is_mirrored, columns in enumerate((rows, mirrored_rows))
-            for block in _blocks(is_mirrored, rows, columns)
-        )
+def _pairs_in_leaves(projected: tuple[np.ndarray, np.ndarray], seed: int) -> _Neighbourhoods:
+    """The pairs in each leaf of a tree, in blocks."""
+    return (
+        block
+        for rows, mirrored_rows in tree_leaves(*projected, seed)
+        for is_mirrored, columns in enumerate((rows, mirrored_rows))
+        for block in _blocks(is_mirrored, rows, columns)
+    )
 
 
 def _blocks(is_mirrored: int, rows: np.ndarray, columns: np.ndarray) -> _Neighbourhoods:
@@ -264,8 +324,8 @@ def _least_similarities_in_leaves(projected: np.ndarray) -> np.ndarray:
     inside, unrelated = projected[:, :-1], np.full(len(projected), -1, np.float32)
     for seed in range(N_UNRELATED_TREES):
         for rows, _ in tree_leaves(projected, projected, seed):
-            nth = _nth_largest(inside[rows], inside[rows], MAX_SIBLINGS + 1)
-            unrelated[rows] = np.maximum(unrelated[rows], nth)
+            some = inside[rows]
+            unrelated[rows] = np.maximum(unrelated[rows], _nth_largest(some, some, MAX_SIBLINGS + 1))
     return _bounded(unrelated)
 
 
@@ -312,88 +372,20 @@ def _candidate_pairs(
     return a, b, is_dense
 
 
-def _similarity(
-    i: np.ndarray,
-    j: np.ndarray,
-    hamming: np.ndarray,
-    thumbnails: np.ndarray,
-    view: np.ndarray,
-    n_near_misses: np.ndarray,
-    limit: np.ndarray,
-) -> np.ndarray:
-    """The similarity of the pairs (i, j), after cropping where they only nearly agree; 0 if that does not help.
+def _similarity(pairs: _Candidates, thumbnails: np.ndarray, view: np.ndarray, n_near_misses: np.ndarray) -> np.ndarray:
+    """The similarity of the pairs, after cropping where they only nearly agree; 0 if that does not help.
 
-    `n_near_misses` (n,) counts the pairs of each image that nearly agree, by less than `limit`, and is updated.
+    `n_near_misses` (n,) counts the pairs of each image that nearly agree, and is updated.
     """
-    similarity = _pair_similarity(i, j, thumbnails, view, lambda some: local_descriptors(some)[:, None])
-    is_near_miss = (similarity < limit) | (hamming > MAX_HAMMING)
+    i, j = pairs.i, pairs.j
+    similarity = pair_similarity(i, j, thumbnails, view, lambda some: local_descriptors(some)[:, None])
+    is_near_miss = (similarity < pairs.limit) | (pairs.hamming > MAX_HAMMING)
     np.add.at(n_near_misses, i[is_near_miss], 1)
     np.add.at(n_near_misses, j[is_near_miss], 1)
     is_single = n_near_misses[i] + n_near_misses[j] <= MAX_SIBLINGS
     retry = np.flatnonzero(is_near_miss & (similarity >= MIN_CROP_SIMILARITY) & is_single)
-    crop_of_i = _pair_similarity(i[retry], j[retry], thumbnails, view, _crop_descriptors)
-    crop_of_j = _pair_similarity(j[retry], i[retry], view, thumbnails, _crop_descriptors)
+    crop_of_i = pair_similarity(i[retry], j[retry], thumbnails, view, crop_descriptors)
+    crop_of_j = pair_similarity(j[retry], i[retry], view, thumbnails, crop_descriptors)
     similarity[is_near_miss] = 0.0
     similarity[retry] = np.maximum(crop_of_i, crop_of_j)
     return similarity
-
-
-def _pair_similarity(
-    i: np.ndarray,
-    j: np.ndarray,
-    left_thumbnails: np.ndarray,
-    right_thumbnails: np.ndarray,
-    describe: Callable[[np.ndarray], np.ndarray],
-) -> np.ndarray:
-    """Similarity of the pairs (i, j): the best of the descriptors (n, views, 768) of the left images with the right."""
-    (first, at), (second, to) = (np.unique(side, return_inverse=True) for side in (i, j))
-    left, right = describe(left_thumbnails[first]), local_descriptors(right_thumbnails[second])
-    parts = [np.empty(0, np.float32)]
-    for some in np.array_split(np.arange(len(i)), len(i) // 4000 + 1):
-        parts.append(np.einsum("nwd,nd->nw", left[at[some]], right[to[some]], dtype=np.float32).max(1))
-    return np.concatenate(parts)
-
-
-def _crop_descriptors(thumbnails: np.ndarray) -> np.ndarray:
-    """Descriptors (n, 9, 768) of thumbnails cropped at each corner, each side and the centre."""
-    spare = THUMBNAIL_SIDE * (1 - CROP_FRACTION)
-    resize_matrices = [_crop_resize_matrix(offset) for offset in (0.0, spare / 2, spare)]
-    pixels = thumbnails.astype(np.float32)
-    crops = [
-        np.einsum("yh,nhwc,xw->nyxc", rows, pixels, columns, optimize=True)
-        for rows in resize_matrices
-        for columns in resize_matrices
-    ]
-    return np.stack([local_descriptors(crop) for crop in crops], axis=1)
-
-
-def _crop_resize_matrix(offset: float) -> np.ndarray:
-    """The matrix (16, 16) that crops `CROP_FRACTION` of a side from `offset` on and resizes it, linearly."""
-    at = np.clip(offset + (np.arange(THUMBNAIL_SIDE) + 0.5) * CROP_FRACTION - 0.5, 0, THUMBNAIL_SIDE - 1)
-    return np.maximum(0, 1 - np.abs(at[:, None] - np.arange(THUMBNAIL_SIDE))).astype(np.float32)
-
-
-def _project_views(thumbnails: np.ndarray, searched: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Of the images `searched` and of their mirror images the descriptors in a basis, float32 (n, N_COMPONENTS + 1).
-
-    The basis are the principal components of a sample; the last number is the length of the rest. The product of two is
-    an upper bound on that of the descriptors (Cauchy-Schwarz on the rest).
-    """
-    sample = local_descriptors(thumbnails[:: len(thumbnails) // 2000 + 1]).astype(np.float32)
-    basis = np.linalg.eigh(sample.T @ sample)[1][:, -N_COMPONENTS:]
-    mirrored_basis = basis.reshape(THUMBNAIL_SIDE, THUMBNAIL_SIDE, 3, -1)[:, ::-1].reshape(basis.shape)
-    projected = np.empty((2, len(searched), N_COMPONENTS + 1), np.float32)
-    for at in range(0, len(searched), 1000):
-        full = local_descriptors(thumbnails[searched[at : at + 1000]]).astype(np.float32)
-        for out, one in zip(projected[:, at : at + 1000], (basis, mirrored_basis), strict=True):
-            inside = full @ one
-            rest = np.square(full).sum(1) - np.square(inside).sum(1)
-            out[:] = np.column_stack([inside, np.sqrt(np.maximum(rest, 0))])
-    return projected[0], projected[1]
-
-
-def _box_mean(images: np.ndarray) -> np.ndarray:
-    """The mean of each 5 x 5 neighbourhood of (n, h, w, c), borders repeated."""
-    padded = np.pad(images, ((0, 0), (2, 2), (2, 2), (0, 0)), mode="edge")
-    rows = sum(padded[:, k : k + images.shape[1]] for k in range(5))
-    return sum(rows[:, :, k : k + images.shape[2]] for k in range(5)) / np.float32(25)  # type: ignore[index]

@@ -172,6 +172,21 @@ def test_what_is_known_is_not_decoded_and_changes_no_finding(messy, monkeypatch)
     assert sorted(decoded) == sorted(bad) and all(look is seen[look.sha256] for look in again)
 
 
+def test_equal_files_are_decoded_once(tmp_path, monkeypatch):
+    """But for those that are read at the same time; and every one of them if somebody wants the pixels."""
+    content = io.BytesIO()
+    noise(0).save(content, "PNG")
+    for k in range(60):
+        save(tmp_path, f"{'ab'[k % 2]}/{k}.png", content.getvalue())
+    catalog, decoded = read_catalog(tmp_path), []
+    monkeypatch.setattr(module, "decode", lambda *args, **how: decoded.append(1) or decode(*args, **how))
+    found = audit_catalog(catalog, shorter=48, workers=2)
+    assert len(decoded) < 30 and [len(paths) for paths in found.duplicates] == [60]
+    pixels: list[int] = []
+    assert audit_catalog(catalog, shorter=48, on_decoded=lambda i, _: pixels.append(i)) == found
+    assert pixels == [*range(60)]
+
+
 def test_usable_photos_and_their_groups(messy):
     catalog, found = look(messy)
     usable = drop_unreadable(catalog, found)

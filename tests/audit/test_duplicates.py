@@ -104,8 +104,8 @@ def test_copies_inside_a_family_that_is_known_already_are_found(monkeypatch):
     varied = [128 + base + rng.normal(0, 11, base.shape) for _ in range(60)]
     family = [Image.fromarray(one.clip(0, 255).astype(np.uint8)).resize((256, 256)) for one in varied]
     monkeypatch.setattr(duplicates, "_ROWS", 10)
-    looked, agreement = [], duplicates._pair_similarity
-    monkeypatch.setattr(duplicates, "_pair_similarity", lambda i, *rest: looked.append(len(i)) or agreement(i, *rest))
+    looked, agreement = [], duplicates.pair_similarity
+    monkeypatch.setattr(duplicates, "pair_similarity", lambda i, *rest: looked.append(len(i)) or agreement(i, *rest))
     copies = [ImageEnhance.Brightness(photo).enhance(0.99) for photo in family[-3:]]
     assert clusters(family + copies).tolist() == [*range(60), *range(57, 60)]
     assert 0 < sum(looked) < 63 * 62 / 2 / 2
@@ -151,10 +151,8 @@ def test_thousands_of_equal_images_are_compared_once(photos, monkeypatch):
     """As equal files and as files of equal pixels, in any set."""
     hashes, thumbnails = arrays(photos[:3])
     rows = np.repeat([0, 1, 0, 2], [1000, 1, 1000, 1])
-    compared, similarity = [], duplicates._pair_similarity
-    monkeypatch.setattr(
-        duplicates, "_pair_similarity", lambda i, *rest: compared.append(len(i)) or similarity(i, *rest)
-    )
+    compared, similarity = [], duplicates.pair_similarity
+    monkeypatch.setattr(duplicates, "pair_similarity", lambda i, *rest: compared.append(len(i)) or similarity(i, *rest))
     expected = np.repeat([0, 1000, 0, 2001], [1000, 1, 1000, 1])
     for first in (np.arange(2002), np.where(rows == 0, 0, np.arange(2002))):
         found = duplicates.cluster_duplicates(first, hashes[rows], thumbnails[rows])
@@ -175,10 +173,8 @@ def scene_frames(n: int, noise: float = 3.0, seed: int = 0) -> list[Image.Image]
 def test_frames_of_one_scene_cost_little(monkeypatch):
     """Each is nearly equal to all others: they are one cluster after a few comparisons of each."""
     hashes, thumbnails = arrays(scene_frames(300))
-    compared, similarity = [], duplicates._pair_similarity
-    monkeypatch.setattr(
-        duplicates, "_pair_similarity", lambda i, *rest: compared.append(len(i)) or similarity(i, *rest)
-    )
+    compared, similarity = [], duplicates.pair_similarity
+    monkeypatch.setattr(duplicates, "pair_similarity", lambda i, *rest: compared.append(len(i)) or similarity(i, *rest))
     assert len(np.unique(thumbnails.reshape(300, -1), axis=0)) == 300
     assert not duplicates.cluster_duplicates(np.arange(300), hashes, thumbnails).any()
     assert 0 < sum(compared) < 3 * 300
