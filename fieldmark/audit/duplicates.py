@@ -332,7 +332,7 @@ def _least_similarities_in_leaves(projected: np.ndarray) -> np.ndarray:
 def _nth_largest(some: np.ndarray, others: np.ndarray, n: int) -> np.ndarray:
     """The n-th largest product of each vector with others, or the least if there are fewer."""
     n = min(n, len(others))
-    return np.partition(some @ others.T, -n, axis=1)[:, -n]
+    return np.partition(some @ others.T, -n, axis=1)[:, -n].copy()  # a view would keep all products
 
 
 def _bounded(unrelated: np.ndarray) -> np.ndarray:
