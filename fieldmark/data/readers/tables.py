@@ -299,26 +299,23 @@ class _PathResolver:
 
     def resolve(self, path: str) -> str:
         """The path below `files`; as it is if there is no such file, or if several have its name."""
-        full = join_path(self.folder, path)
-        if self.is_exact or os.path.isabs(path):
+        full = path if os.path.isabs(path) else join_path(self.folder, path)
+        if self.is_exact or (os.path.isabs(path) and self._exists(path)):
             return full
         known = self.table.name_on_disk(full, self.paths.__contains__)
         if known in self.paths:
             return known
         name = self.table.name_on_disk(path.rpartition("/")[2], self.by_name.__contains__)
         found = self.by_name.get(name, [])
-        for is_meant in (self._is_in_folder(full), self._is_in_split()):  # train.csv means the photos in train/
-            found = list(filter(is_meant, found)) or found
+        if len(found) > 1:  # the table of another machine, or of another folder: most folders of the path agree
+            agreeing = {path: _n_common_folders(path, full) for path in found}
+            found = [path for path in found if agreeing[path] == max(agreeing.values())]
+        if len(found) > 1:  # train.csv means the photos in train/
+            found = [path for path in found if self.split in splits_of_files(path.split("/")[:-1]).values()]
         if len(found) != 1:
             return full
         self.n_by_name += 1
         return found[0]
-
-    def _is_in_folder(self, path: str) -> Callable[[str], bool]:
-        return lambda found: found.endswith(path) or found.rpartition(".")[0].endswith(path)
-
-    def _is_in_split(self) -> Callable[[str], bool]:
-        return lambda found: self.split in splits_of_files(found.split("/")[:-1]).values()
 
     def notes(self) -> list[str]:
         return [f"{pluralize(self.n_by_name, 'photo')} found by file name"] if self.n_by_name else []
@@ -327,6 +324,12 @@ class _PathResolver:
         if isinstance(self.files, Folder):
             return os.path.lexists(self.files.root / path)
         return path in self.paths
+
+
+def _n_common_folders(path: str, other: str) -> int:
+    """How many of the innermost folders of two paths agree."""
+    pairs = zip(reversed(path.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False)
+    return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 
 def _parse_photo(row: Row, paths: _PathResolver, group: str) -> Photo:

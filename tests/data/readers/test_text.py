@@ -142,6 +142,18 @@ def test_tables_beside_folders_without_classes(tmp_path):
     )
 
 
+@pytest.mark.parametrize("root", ["/kaggle/input/set/", "C:\\data\\", "../elsewhere/", ""])
+def test_paths_of_another_machine(tmp_path, root):
+    """Where file names repeat, the folders tell which is meant."""
+    touch(tmp_path, *(f"img/{label}/{k}.jpg" for label in "xy" for k in range(3)))
+    slash = "\\" if "\\" in root else "/"
+    rows = [f"{root}{label}{slash}{k}.jpg,{label}" for label in "xy" for k in range(3)]
+    (tmp_path / "list.csv").write_text("\n".join(["path,label", *rows]))
+    catalog = read_catalog(tmp_path / "list.csv")
+    assert [photo.path for photo in catalog.photos] == [f"img/{label}/{k}.jpg" for label in "xy" for k in range(3)]
+    assert catalog.warnings == ("list.csv: 6 photos found by file name",)
+
+
 def test_tables_of_several_splits(tmp_path):
     touch(tmp_path, *(f"images/{k}.jpg" for k in range(4)))
     (tmp_path / "train.csv").write_text("image,label\n0.jpg,x\n1.jpg,y\n")
