@@ -217,27 +217,38 @@ def _lower_names(row: Row) -> Row:
 def _read_text_table(content: bytes) -> Table:
     """Rows of values separated by commas, semicolons or tabs; or lines of a path and a class without a header."""
     text, encoding, note = decode_text(content)
-    notes = [note] if note else []
-    first = next((line for line in text.splitlines() if line.strip()), "")
-    if (match := _LIST_LINE.fullmatch(first.strip())) and has_image_extension(match[1]) and "," not in first:
-        rows: Iterable[list[str]] = _read_list_lines(text)
-        names = ["path", "label"]
+    if _is_list(text):
+        names, rows, header_note = ["path", "label"], _read_list_lines(text), ""
     else:
-        rows = split_rows(text, KNOWN_COLUMNS)
-        names = [name.strip("\ufeff ").lower() for name in next(iter(rows), [])]
-        rows = itertools.chain(rows)
+        names, rows, header_note = _read_header(text)
+    twice = next((name for name in names if name and names.count(name) > 1), None)
+    if twice is not None:
+        raise ValueError(f"it has two columns called {printable(twice)}")
+    return Table(
+        [dict(itertools.zip_longest(names, row)) for row in rows], encoding, tuple(filter(None, (note, header_note)))
+    )
+
+
+def _read_header(text: str) -> tuple[list[str], Iterator[list[str]], str]:
+    """The names of the columns, the rows below them, and a line if the first row is none of names."""
+    rows = split_rows(text, KNOWN_COLUMNS)
+    names = [name.strip("\ufeff ").lower() for name in next(rows, [])]
     if len(names) in (2, 3) and has_image_extension(names[0]):
-        rows = split_rows(text, KNOWN_COLUMNS)
         names = ["path", "label", "split"][: len(names)]
-        notes.append("it has no header: the first column is read as the path, the second as the class")
-    if len(set(names)) < len(names):
-        twice = next(name for name in names if names.count(name) > 1)
-        raise ValueError(f"it has two columns called {printable(twice) or 'nothing'}")
-    return Table([dict(itertools.zip_longest(names, row)) for row in rows], encoding, tuple(notes))
+        note = "it has no header: the first column is read as the path, the second as the class"
+        return names, split_rows(text, KNOWN_COLUMNS), note
+    return names, rows, ""
+
+
+def _is_list(text: str) -> bool:
+    """Whether the first line is a path and a class with blanks between, as in the lists of ImageNet and Caffe."""
+    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
+    match = _LIST_LINE.fullmatch(first)
+    return match is not None and has_image_extension(match[1]) and "," not in first
 
 
 def _read_list_lines(text: str) -> Iterator[list[str]]:
-    """Lines of a path and a class, as the lists of ImageNet and Caffe."""
+    """The path and the class of each line."""
     for number, line in enumerate(text.splitlines(), 1):
         if line.strip():
             match = _LIST_LINE.fullmatch(line.strip())
