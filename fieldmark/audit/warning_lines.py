@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterator, Sequence
 
 from fieldmark.audit import shortcuts
 from fieldmark.audit.report import AuditReport
+from fieldmark.core.lines import READ_ON
 from fieldmark.core.text import pluralize, printable, shorten, summarize_within
 
 MAX_CLASS_RATIO = 5
@@ -14,7 +15,6 @@ MAX_WARNING_LENGTH = 200
 MAX_NAME_LENGTH = 40
 """Characters of a path or class name among others in a warning."""
 MAX_SHORTCUT_WARNINGS = 3
-_READ_ON = "; fieldmark check PHOTOS --out DIR shows all"
 
 
 def issue_warnings(report: AuditReport) -> Iterator[str]:
@@ -47,9 +47,9 @@ def list_warning(count: str, names: Collection[str], has_more: bool = False) -> 
     Args:
         has_more: whether the names themselves leave something out.
     """
-    room = MAX_WARNING_LENGTH - len(count) - len(": ") - len(" and 1,000,000 more") - len(_READ_ON)
+    room = MAX_WARNING_LENGTH - len(count) - len(": ") - len(" and 1,000,000 more") - len(READ_ON)
     listed, n_more = summarize_within(names, room)
-    return f"{count}: {listed}{_READ_ON if n_more or has_more else ''}"
+    return f"{count}: {listed}{READ_ON if n_more or has_more else ''}"
 
 
 def _name_set(paths: Sequence[str]) -> str:

@@ -11,6 +11,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from fieldmark.core.lines import LinePattern, compile_patterns, translate_line
+
 LANGUAGES = {"en": "en", "zh": "zh-CN"}
 """What `--lang` takes -> the tag by which browsers know it (BCP 47)."""
 MISSING = "–"
@@ -27,6 +29,7 @@ class Language:
 
     tag: str
     texts: Mapping[str, str] = field(default_factory=dict)
+    line_patterns: tuple[LinePattern, ...] = ()
 
     def __call__(self, text: str, /, **values: Any) -> str:
         return self.translate(text).format(**values)
@@ -34,6 +37,10 @@ class Language:
     def translate(self, text: str) -> str:
         """The translated text with its placeholders; the spaces before percent signs are unbreakable."""
         return self.texts.get(text, text).replace(" %", "\N{NO-BREAK SPACE}%")
+
+    def line(self, text: str) -> str:
+        """The translation of a finished line, as a warning is (`lines.translate_line`)."""
+        return translate_line(text, self.line_patterns)
 
     def percent(self, share: Any, digits: int = 1) -> str:
         """A share as people write it: 0.9213 -> "92.1 %", with an unbreakable space; a dash if it is missing."""
@@ -80,8 +87,11 @@ def get_language(code: str) -> Language:
         return ENGLISH
     import yaml
 
-    file = Path(__file__).parent / "translations" / f"{code}.yaml"
-    return Language(LANGUAGES[code], yaml.safe_load(file.read_text(encoding="utf-8")))
+    folder = Path(__file__).parent / "translations"
+    texts, lines = (
+        yaml.safe_load((folder / f"{name}.yaml").read_text(encoding="utf-8")) for name in (code, f"{code}_lines")
+    )
+    return Language(LANGUAGES[code], texts, compile_patterns(lines))
 
 
 def gettext_noop(text: str) -> str:

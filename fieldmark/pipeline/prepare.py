@@ -187,10 +187,12 @@ def _split_warnings(catalog: Catalog, drawn: DrawnSplits) -> Iterator[str]:
             f"nearly all images of {summarize_names(drawn.divided_classes)} are near-duplicates of each other, so they "
             "were divided among the splits: test metrics are optimistic for other scenes"
         )
-    for split, consequence in (("test", "their accuracy stays unknown"), ("val", "they do not count in validation")):
+    for split, what in (
+        ("test", "classes without test images (their accuracy stays unknown)"),
+        ("val", "classes without validation images (they do not count in validation)"),
+    ):
         if split in drawn.splits and (names := drawn.classes_without(split, catalog)):
-            name = {"val": "validation"}.get(split, split)
-            yield f"classes without {name} images ({consequence}): {summarize_names(names)}"
+            yield f"{what}: {summarize_names(names)}"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ def make_environment(language: Language = ENGLISH) -> Environment:
         numbers
         | {
             "names": language.join_names,
+            "line": language.line,
             "number": format_number,
             "markdown": wording.escape_markdown,
             "sentences": partial(_join_sentences, language),

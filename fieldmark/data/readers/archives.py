@@ -273,7 +273,7 @@ def _decode_member_names(infos: list[zipfile.ZipInfo]) -> tuple[list[str], str]:
         for info in infos
     ]
     folders = list(dict.fromkeys(name.rpartition("/")[0] for name in names if not name.isascii()))
-    note = f"the names in the archive are read as GBK (Chinese): {summarize_names(folders, 3)}"
+    note = f"the names in the archive are read as GBK: {summarize_names(folders, 3)}"
     return names, note if encoding == "gbk" else ""
 
 

@@ -82,7 +82,7 @@ def _decode_legacy(content: bytes) -> DecodedText:
             raise ValueError("it is not UTF-8, and its encoding cannot be told: save it as UTF-8")
         encoding = match.encoding
     text = _decode(content, encoding)
-    name = {"gb18030": "GBK (Chinese)", "big5": "Big5 (Chinese)"}.get(encoding, encoding)
+    name = {"gb18030": "GBK", "big5": "Big5"}.get(encoding, encoding)
     words = list(dict.fromkeys(_WORDS_SHOWN.findall(text)))
     return DecodedText(text, encoding, f"not UTF-8: read as {name} ({summarize_names(words, 3)})")
 
