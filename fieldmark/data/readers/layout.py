@@ -73,6 +73,11 @@ class _LayoutFinder:
         self.children = {name: self._list(parent)[0] for name, parent in self.parent_of.items()}
 
     def find(self) -> Layout:
+        layout = self._find()
+        self._refuse_masks({folder.label for folder in layout.classes})
+        return layout
+
+    def _find(self) -> Layout:
         splits = self._split_folders()
         if splits:
             return self._read_splits(splits)
@@ -81,7 +86,6 @@ class _LayoutFinder:
             return layout
         if layout := self._read_splits_in_classes() or self._read_parts():
             return layout
-        self._refuse_masks()
         warnings = self._warn_equal_children()
         return Layout([ClassFolder(name, name) for name in self.folders], [""], warnings=warnings)
 
@@ -275,14 +279,13 @@ class _LayoutFinder:
             f"{summarize_names(sorted(inner[0]), 3)}: if these are the classes, list the photos in a table"
         ]
 
-    def _refuse_masks(self) -> None:
+    def _refuse_masks(self, labels: set[str]) -> None:
         """images/ beside masks/ is a dataset of another task."""
-        words = {name: re.sub(r"[\W_\d]+", "", name).casefold() for name in self.folders}
-        images = [name for name, word in words.items() if word in _IMAGE_FOLDERS]
-        masks = [name for name, word in words.items() if word in _NOT_CLASSES and self._holds_images(name)]
-        if images and masks and len(images) + len(masks) == len(self.folders):
+        words = {label: re.sub(r"[\W_\d]+", "", label).casefold() for label in labels}
+        kinds = [words[label] in _IMAGE_FOLDERS for label in labels if words[label] in _IMAGE_FOLDERS | _NOT_CLASSES]
+        if len(kinds) == len(labels) and any(kinds) and not all(kinds):
             raise FieldmarkError(
-                f"{self.root}: {summarize_names([*images, *masks])} are no classes: give a folder of class folders, or "
+                f"{self.root}: {summarize_names(sorted(labels))} are no classes: give a folder of class folders, or "
                 "a table with the columns path and label"
             )
 

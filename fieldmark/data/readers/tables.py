@@ -292,11 +292,11 @@ class _PathResolver:
 
     @cached_property
     def by_name(self) -> dict[str, list[str]]:
-        """The images by file name, and by file name without extension."""
+        """The images by file name, and by file name without extension, in lower case."""
         found = defaultdict[str, list[str]](list)
         for path in self.paths:
             if has_image_extension(path):
-                name = path.rpartition("/")[2]
+                name = path.rpartition("/")[2].casefold()
                 found[name].append(path)
                 found[name.rpartition(".")[0]].append(path)
         return found
@@ -316,8 +316,8 @@ class _PathResolver:
         known = self.table.name_on_disk(full, self.paths.__contains__)
         if known in self.paths:
             return known
-        name = self.table.name_on_disk(path.rpartition("/")[2], self.by_name.__contains__)
-        found = self.by_name.get(name, [])
+        name = self.table.name_on_disk(path.rpartition("/")[2], lambda name: name.casefold() in self.by_name)
+        found = self.by_name.get(name.casefold(), [])
         if len(found) > 1:  # the table of another machine, or of another folder: most folders of the path agree
             agreeing = {path: _n_common_folders(path, full) for path in found}
             found = [path for path in found if agreeing[path] == max(agreeing.values())]
@@ -338,8 +338,9 @@ class _PathResolver:
 
 
 def _n_common_folders(path: str, other: str) -> int:
-    """How many of the innermost folders of two paths agree."""
-    pairs = zip(reversed(path.split("/")[:-1]), reversed(other.split("/")[:-1]), strict=False)
+    """How many of the innermost folders of two paths agree, whatever their case."""
+    folders = (reversed(each.casefold().split("/")[:-1]) for each in (path, other))
+    pairs = zip(*folders, strict=False)
     return sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
 
 

@@ -130,6 +130,8 @@ QUESTIONS = [
     (("train/steam/1.jpg", "train/diesel/1.jpg", "bus/1.jpg"), "are the classes diesel, steam .* or bus, train"),
     (("a/train/1.jpg", "a/test/1.jpg", "b/1.jpg"), "a are divided into splits, and b are not"),
     (("images/1.jpg", "masks/1.png"), "images, masks are no classes"),
+    (("train/images/1.jpg", "train/masks/1.png", "val/images/1.jpg", "val/masks/1.png"), "are no classes"),
+    (("images/train/1.jpg", "images/val/1.jpg", "labels/train/1.txt"), "images, labels are no classes"),
 ]
 
 

@@ -61,6 +61,7 @@ SPELLINGS = {
     "no header": "a/1.jpg,x\nb/1.jpg,y\n",
     "a list": "a/1.jpg x\nb/1.jpg y\n",
     "an index": ",path,label\n0,a/1.jpg,x\n1,b/1.jpg,y\n",
+    "capitals of Windows": "path,label\nA/1.JPG,x\nB\\1.jpg,y\n",
     "empty columns": "path,label,,\na/1.jpg,x,,\nb/1.jpg,y,,\n",
     "white space": "path,label\n a/1.jpg , x \nb/1.jpg,y\n",
 }
