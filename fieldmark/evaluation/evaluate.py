@@ -1,5 +1,6 @@
 """Metrics of a run's classifier on its own test split, or on another data set whose classes are aligned by name."""
 
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from fieldmark.data.decoded import content_hash, thumbnail
 from fieldmark.data.image import UnreadableImageError, preprocess
 from fieldmark.data.image_hashes import HashCollector, ImageHashes
 from fieldmark.data.readers import read_catalog
+from fieldmark.data.split_names import class_key
 from fieldmark.data.splits import read_split_file
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
 from fieldmark.evaluation.results import LearningCurve, Metrics
@@ -64,6 +66,8 @@ class Selection:
     """Groups as found by the run's audit; empty for another data set."""
     unknown_classes: list[str]
     """Classes of the data set that the classifier does not have."""
+    respelled: list[str]
+    """Labels that differ from the classifier's only in case, white space or Unicode form."""
 
 
 def evaluate(
@@ -124,12 +128,27 @@ def _select_images(
         for warning in catalog.warnings:
             reporter.warning(warning)
         images = [photo for photo in catalog.photos if photo.split == "test"] or list(catalog.photos)
+    images, respelled = _spell_as_trained(images, classifier.classes)
     classes, present = set(map(printable, classifier.classes)), {printable(photo.label) for photo in images}
     images = [photo for photo in images if printable(photo.label) in classes]
     if not images:
         names = summarize_names([printable(name) for name in classifier.classes])
         raise FieldmarkError(f"no image in {catalog.root} is of a class of {run}: {names}")
-    return Selection(catalog, images, groups, sorted(present - classes))
+    return Selection(catalog, images, groups, sorted(present - classes), respelled)
+
+
+def _spell_as_trained(images: list[Photo], classes: list[str]) -> tuple[list[Photo], list[str]]:
+    """The images with the classifier's own spelling of their classes, and the labels that had another one."""
+    spelled: dict[str, list[str]] = defaultdict(list)
+    for name in classes:
+        spelled[class_key(name)].append(name)
+    exact = set(map(printable, classes))
+    renamed = {
+        label: names[0]
+        for label in {photo.label for photo in images}
+        if printable(label) not in exact and len(names := spelled.get(class_key(label), [])) == 1
+    }
+    return [replace(photo, label=renamed.get(photo.label, photo.label)) for photo in images], sorted(renamed)
 
 
 @dataclass(frozen=True)
@@ -194,6 +213,8 @@ def _warnings(selection: Selection, trained: _TrainedImages, metrics: Metrics, u
     if trained.n:
         n = metrics.n + trained.n
         yield f"{trained.text(n)}: the metrics are those of the other {metrics.n:,}"
+    if selection.respelled:
+        yield f"classes that the classifier spells in another way: {summarize_names(selection.respelled)}"
     if selection.unknown_classes:
         yield f"images of unknown classes excluded: {summarize_names(selection.unknown_classes)}"
     if metrics.absent_classes:

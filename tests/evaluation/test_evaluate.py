@@ -44,6 +44,14 @@ def test_another_data_set_is_aligned_by_name(small_run: Path, small_photos: Path
     assert "1 image " in unreadable and "square/00.jpg" in unreadable
 
 
+def test_classes_in_another_spelling(small_run: Path, small_photos: Path, tmp_path: Path):
+    mirrored(small_photos / "disc", tmp_path / "Disc")
+    mirrored(small_photos / "square", tmp_path / "square")
+    evaluation = evaluate.evaluate(small_run, tmp_path, Reporter())
+    assert evaluation.n == 32 and evaluation.per_class["disc"].n == 16
+    assert evaluation.warnings[0] == "classes that the classifier spells in another way: Disc"
+
+
 def test_what_cannot_be_evaluated(small_run: Path, small_photos: Path, tmp_path: Path):
     for name in ("a", "b"):
         shutil.copytree(small_photos / "disc", tmp_path / "other" / name)
