@@ -1,7 +1,7 @@
 """Images + recipe -> RUN: the audit, the training, the evaluation and the report of one run.
 
 A run leaves bundle/, recipe.yaml, split.csv, quarantine.csv, audit.json, history.csv, log.txt, metrics.json,
-predictions.csv, answers.npz, gallery.npz, curves.svg, card.md, report.html, and resume/ with the checkpoint and, until
+predictions.csv, answers.npz, images.npz, gallery.npz, curves.svg, card.md, report.html, and resume/ with the checkpoint and, until
 everything else is written, the packed images.
 """
 
