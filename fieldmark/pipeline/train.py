@@ -1,8 +1,8 @@
 """Images + recipe -> RUN: the audit, the training, the evaluation and the report of one run.
 
 A run leaves bundle/, recipe.yaml, split.csv, quarantine.csv, audit.json, history.csv, log.txt, metrics.json,
-predictions.csv, answers.npz, images.npz, gallery.npz, curves.svg, card.md, report.html, and resume/ with the checkpoint and, until
-everything else is written, the packed images.
+predictions.csv, answers.npz, images.npz, gallery.npz, curves.svg, card.md, report.html, and resume/ with the
+checkpoint and, until everything else is written, the packed images.
 """
 
 import itertools
