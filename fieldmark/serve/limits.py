@@ -24,7 +24,7 @@ class Limits:
     """Images: 413."""
     max_pixels: int = 50_000_000
     """Pixels that are decoded of an image: 422, as for any image that cannot be read; known from its header. Of a large
-    JPEG they are those of a smaller scale; `FIELDMARK_MAX_PIXELS` sets another limit (data/formats/limits.py)."""
+    JPEG they are those of a smaller scale (data/formats/limits.py)."""
     timeout_seconds: float = 30.0
     """For the predictions, once the body has arrived: 503. The body may take four times as long: 408."""
     max_concurrent_requests: int = 64

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -13,6 +14,7 @@ from PIL import Image
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
+from fieldmark.data.formats.limits import MAX_PIXELS_VARIABLE
 from fieldmark.inference.classifier import CROPS_WARNING, Classifier
 from fieldmark.serve.app import create_app
 from fieldmark.serve.batcher import Batcher
@@ -68,6 +70,7 @@ def serve(
     """
     runtime.tune_malloc()
     classifier, listener = Classifier(model), bind_socket(host, port)
+    os.environ.pop(MAX_PIXELS_VARIABLE, None)  # the limit of requests is the server's own
     Image.MAX_IMAGE_PIXELS = limits.max_pixels  # checked by the decoder
     _configure_json_logging()
     if classifier.info.is_trained_on_crops:
