@@ -52,7 +52,13 @@ TRAINED = "train base --out R --epochs 0 --image-size 64"
 CASES = (
     Case("camera", "camera", "train camera --out C --epochs 1 --image-size 96", 0, r"Test .* on 12 images$"),
     Case("splits-a", "splits-a", "check splits-a --quick --json", 0, r'"glass": 16', r"test_set\": \d"),
-    Case("splits-b", "splits-a", "check splits-b --quick", 2, "have no labels: put them into a folder for each class"),
+    Case(
+        "splits-b",
+        "splits-a",
+        "check splits-b --quick",
+        2,
+        "have no labels, since these folders are named",
+    ),
     Case("splits-c", "splits-a", "check splits-c --quick", 0, "8 photos in unlabeled left out: they have no label"),
     Case("splits-d", "splits-a", "check splits-d --quick", 1, "id is read as path, breed is read as label"),
     Case("splits-e", "splits-a", "check splits-e --quick --json", 0, '"玻璃": 12', "训练集"),

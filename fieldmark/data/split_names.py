@@ -92,8 +92,8 @@ def names_unlabelled(name: str) -> bool:
 
 def names_part(name: str) -> bool:
     """Whether it is the name of a numbered part of a dataset: fold_3, Part2."""
-    words = [word for word in _words(name) if word not in _FILLER_WORDS]
-    return bool(re.search(r"\d", name)) and len(words) == 1 and words[0] in _PART_WORDS
+    words = {*_words(name)}
+    return bool(words and re.search(r"\d", name)) and words <= _PART_WORDS | _FILLER_WORDS
 
 
 def class_key(label: str) -> str:

@@ -59,7 +59,7 @@ def read_catalog(source: str | Path, min_classes: int = 2, group_by: str | None 
 def _read_folders(files: FileTree, min_classes: int, group_by: str | None) -> ReaderResult:
     """The images of the class folders; where the folders give no classes, those of a table beside them."""
     try:
-        result = folders.list_images(files)
+        result = folders.list_images(files, min_classes)
     except FieldmarkError:
         if table := tables.find_label_tables(files, group_by):
             return table

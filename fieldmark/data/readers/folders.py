@@ -13,7 +13,7 @@ _LAYOUT_HINT = (
 )
 
 
-def list_images(files: FileTree) -> ReaderResult:
+def list_images(files: FileTree, min_classes: int = 2) -> ReaderResult:
     """The images of class folders: a class is a folder with images in it or in its subfolders.
 
     Whatever else is left out is named in the warnings, except hidden files and those of operating systems.
@@ -24,7 +24,7 @@ def list_images(files: FileTree) -> ReaderResult:
     folders, top = files.list_folder()
     if not folders:
         raise FieldmarkError(_no_class_folders_message(files, top))
-    layout = find_layout(files)
+    layout = find_layout(files, min_classes)
     loose_files, photos, empty = list(top), list[Photo](), set[str]()
     for folder in layout.classes:
         paths = list(files.walk(folder.path))

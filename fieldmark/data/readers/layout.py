@@ -6,16 +6,19 @@ trained to tell train from test looks as good as any other.
 
 import re
 from collections import defaultdict
-from dataclasses import dataclass, field
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
 from functools import cache
 from itertools import islice
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable, summarize_names
 from fieldmark.data.catalog import has_image_extension
-from fieldmark.data.readers.files import MAX_SNIFFED, FileTree, join_path, select_images
+from fieldmark.data.readers.files import MAX_SNIFFED, FileTree, FolderListing, join_path, select_images
 from fieldmark.data.split_names import SplitName, disambiguate, names_part, names_unlabelled, parse_split_name
 
+MAX_WRAPPERS = 4
+"""Folders around a dataset, one in the other, as unpacking an archive leaves them."""
 _NOT_CLASSES = frozenset(("masks", "mask", "annotations", "annotation", "segmentations", "groundtruth", "labels"))
 _IMAGE_FOLDERS = frozenset(("images", "image", "imgs", "img", "photos"))
 
@@ -52,13 +55,55 @@ class Layout:
         return any(folder.split for folder in self.classes)
 
 
-def find_layout(files: FileTree) -> Layout:
+def find_layout(files: FileTree, min_classes: int = 2) -> Layout:
     """The layout of a folder of folders.
+
+    Args:
+        min_classes: a single folder is a class where one class is enough, unless it holds splits.
 
     Raises:
         FieldmarkError: it can be read in two ways, or the photos have no labels.
     """
-    return _LayoutFinder(files).find()
+    wrapper = _find_wrapper(files)
+    if not wrapper:
+        return _LayoutFinder(files).find()
+    layout = _LayoutFinder(_InnerTree(files, wrapper)).find()
+    if min_classes < 2 and not layout.is_split:
+        return _LayoutFinder(files).find()
+    note = [] if layout.is_split else [f"the class folders are those in {printable(wrapper)}"]
+    return Layout(
+        [replace(folder, path=join_path(wrapper, folder.path)) for folder in layout.classes],
+        *([join_path(wrapper, path) for path in paths] for paths in (layout.parents, layout.unlabelled, layout.others)),
+        [*note, *layout.warnings],
+    )
+
+
+def _find_wrapper(files: FileTree) -> str:
+    """The only folder at the top, or in that, which holds several folders and no photos; empty if there is none."""
+    path = ""
+    for _ in range(MAX_WRAPPERS):
+        folders, names = files.list_folder(path)
+        if len(folders) != 1 or any(map(has_image_extension, names)) or parse_split_name(folders[0]):
+            break
+        path = join_path(path, folders[0])
+    folders, names = files.list_folder(path)
+    return path if len(folders) > 1 and not any(map(has_image_extension, names)) else ""
+
+
+class _InnerTree:
+    """A folder of a file tree as a tree of its own."""
+
+    def __init__(self, files: FileTree, folder: str) -> None:
+        self.files, self.folder, self.root, self.note = files, folder, files.root / folder, files.note
+
+    def list_folder(self, folder: str = "") -> FolderListing:
+        return self.files.list_folder(join_path(self.folder, folder))
+
+    def walk(self, folder: str = "") -> Iterator[str]:
+        return (path.removeprefix(f"{self.folder}/") for path in self.files.walk(join_path(self.folder, folder)))
+
+    def read_bytes(self, path: str) -> bytes:
+        return self.files.read_bytes(join_path(self.folder, path))
 
 
 class _LayoutFinder:
@@ -86,8 +131,9 @@ class _LayoutFinder:
             return layout
         if layout := self._read_splits_in_classes() or self._read_parts():
             return layout
-        warnings = self._warn_equal_children()
-        return Layout([ClassFolder(name, name) for name in self.folders], [""], warnings=warnings)
+        unlabelled = [name for name in self.folders if names_unlabelled(name) and not self.children[name]]
+        classes = [ClassFolder(name, name) for name in self.folders if name not in unlabelled]
+        return Layout(classes, [""], unlabelled, warnings=self._warn_equal_children())
 
     # ---- splits at the top
 
@@ -190,8 +236,9 @@ class _LayoutFinder:
         names = summarize_names(flat, 3)
         if not others:
             raise FieldmarkError(
-                f"{self.root}: {names} are named after splits and hold photos without class folders, so the photos "
-                "have no labels: put them into a folder for each class, or give a table with the columns path and label"
+                f"{self.root}: the photos in {names} have no labels, since these folders are named after splits and "
+                "hold no class folders: put them into a folder for each class, or give a table with the columns path "
+                "and label"
             )
         raise FieldmarkError(
             f"{self.root}: is {names} a class beside {summarize_names(others, 3)}, or does it hold other photos? "

@@ -112,8 +112,8 @@ def test_names_that_a_person_takes_for_one(tmp_path):
         (("a/1.jpg",), "photos of one class only \\(a\\)"),
         (("a/1.jpg", "b/"), "photos of one class only \\(a\\)"),
         (("a/", "b/"), "holds folders without photos"),
-        (("zip/a/1.jpg", "zip/b/1.jpg"), "one folder only: give .*zip if the folders in it"),
-        (("zip/train/a/1.jpg", "zip/test/a/1.jpg"), "one folder only: give .*zip if the folders in it"),
+        (("zip/train/a/1.jpg", "zip/test/a/1.jpg"), "photos of one class only \\(a\\)"),
+        (("zip/1.jpg", "zip/a/1.jpg", "zip/b/1.jpg"), "one folder only: give .*zip if the folders in it"),
     ],
 )
 def test_one_clear_line(tmp_path, names, text):

@@ -49,6 +49,7 @@ SPLIT = {
     "unlabelled": ("train/{a,b}/1.jpg", "unlabeled/1.jpg"),
     "flat test": ("train/{a,b}/1.jpg", "test1/1.jpg"),
     "own folder": ("train/images/{a,b}/1.jpg", "val/images/{a,b}/1.jpg"),
+    "unpacked": ("chest/train/{a,b}/1.jpg", "chest/test/{a,b}/1.jpg", "chest/chest/test/{a,b}/1.jpg", "README"),
     "spelling": ("train/Glass/1.jpg", "train/metal/1.jpg", "test/glass/1.jpg", "test/metal/2.jpg"),
 }
 WANTED = {
@@ -92,6 +93,34 @@ def test_spellings_of_a_class_in_other_splits_are_one_class(tmp_path):
     assert catalog.warnings == ('class "glass" of the test images is taken as "Glass" of the training images',)
 
 
+def test_a_folder_around_the_class_folders(tmp_path):
+    """As an unpacked archive leaves it."""
+    catalog = read_catalog(make(tmp_path, *expand("set/photos/{a,b}/1.jpg", "README")))
+    assert catalog.classes == ("a", "b")
+    assert catalog.photos[0].path == "set/photos/a/1.jpg"
+    assert catalog.warnings[0] == "the class folders are those in set/photos"
+
+
+def test_one_class_is_enough_to_evaluate(tmp_path):
+    make(tmp_path, *expand("glass/{2023,2024}/1.jpg"))
+    assert read_catalog(tmp_path, min_classes=1).classes == ("glass",)
+    assert read_catalog(tmp_path).classes == ("2023", "2024")
+    make(tmp_path / "set", *expand("test/{a,b}/1.jpg", "train/{a,b}/1.jpg"))
+    assert read_catalog(tmp_path / "set", min_classes=1).classes == ("a", "b")
+
+
+def test_unlabelled_photos_beside_classes_are_no_class(tmp_path):
+    catalog = read_catalog(make(tmp_path, *expand("{a,b}/1.jpg", "unlabelled/1.jpg")))
+    assert catalog.classes == ("a", "b")
+    assert catalog.warnings == ("1 photo in unlabelled left out: they have no label",)
+
+
+@pytest.mark.parametrize("name", ["fold_{k}", "Part {k}", "split{k}", "set-{k}", "data_{k}"])
+def test_names_of_parts(tmp_path, name):
+    make(tmp_path, *(f"{name.format(k=k)}/{label}/{k}.jpg" for k in (1, 2) for label in "ab"))
+    assert read_catalog(tmp_path).classes == ("a", "b")
+
+
 def test_parts_of_a_set(tmp_path):
     catalog = read_catalog(make(tmp_path, *expand("fold1/{a,b}/1.jpg", "fold2/{a,b}/2.jpg")))
     assert catalog.classes == ("a", "b")
@@ -121,8 +150,8 @@ def test_classes_whose_names_look_like_splits(tmp_path, names):
 
 
 QUESTIONS = [
-    (("train/1.jpg", "test1/1.jpg"), "train are|test1.*have no labels"),
-    (("train/1.jpg", "test/1.jpg"), "have no labels: put them into a folder for each class, or give a table"),
+    (("train/1.jpg", "test1/1.jpg"), "the photos in test1, train have no labels"),
+    (("train/1.jpg", "test/1.jpg"), "have no labels, .*: put them into a folder for each class, or give a table"),
     (("birds_train/1.jpg", "birds_test/1.jpg"), "have no labels"),
     (("训练集/1.jpg", "测试集/1.jpg"), "have no labels"),
     (("train/1.jpg", "unlabeled/1.jpg"), "have no labels"),
