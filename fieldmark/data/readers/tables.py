@@ -23,7 +23,7 @@ from fieldmark.data.image import Box, UnreadableImageError
 from fieldmark.data.readers.columns import KNOWN_COLUMNS, PATH_COLUMNS, Columns, Row, find_columns
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, ReaderResult, join_path
 from fieldmark.data.readers.text import decode_text, split_rows
-from fieldmark.data.split_names import resolve_split, splits_of_files
+from fieldmark.data.split_names import parse_split_name, resolve_split, splits_of_files
 
 MANIFEST_NAMES = ("manifest", "metadata", "labels", "split")
 """Names, without extension, by which a manifest is found in a folder or an archive."""
@@ -64,7 +64,10 @@ def find_manifests(files: FileTree, group_by: str | None = None) -> ReaderResult
     """
     folders, _ = files.list_folder()
     if name := _manifest_name(files, ""):
-        return read_manifest(files, name, group_by) if not folders or _is_own_manifest(files, name) else None
+        if folders and not _is_own_manifest(files, name):
+            return None
+        listed = read_manifest(files, name, group_by)
+        return listed._replace(warnings=[*listed.warnings, *_label_notes(name, listed.photos)])
     splits = {name: split for name in folders if (split := resolve_split(name, folders))}
     named = {folder: name for folder in splits if (name := _manifest_name(files, folder))}
     photos, warnings = list[Photo](), list[str]()
@@ -112,6 +115,15 @@ def _read_if_it_lists_photos(files: FileTree, name: str, group_by: str | None) -
         return None
     note = f"{printable(name)}: {pluralize(n_unlisted, 'photo')} not listed left out: they have no label"
     return result._replace(warnings=[*result.warnings, *([note] if n_unlisted else [])])
+
+
+def _label_notes(name: str, photos: list[Photo]) -> list[str]:
+    """A line if the images lie in folders of other names than their labels, which may be the classes."""
+    folders = {photo.path.rpartition("/")[0].rpartition("/")[2] for photo in photos}
+    classes = {folder for folder in folders if folder and not parse_split_name(folder)}
+    if len(classes) < 2 or all(photo.label in photo.path.split("/")[:-1] for photo in photos):
+        return []
+    return [f"{printable(name)}: the labels are those of the table, not the names of the folders"]
 
 
 def _manifest_name(files: FileTree, folder: str) -> str | None:

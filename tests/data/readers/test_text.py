@@ -166,6 +166,13 @@ def test_tables_of_several_splits(tmp_path):
         read_catalog(tmp_path)
 
 
+def test_a_table_that_contradicts_the_folders_is_said(tmp_path):
+    touch(tmp_path, "a/1.jpg", "b/1.jpg", "c/1.jpg")
+    (tmp_path / "labels.csv").write_text("path,label\na/1.jpg,x\nb/1.jpg,y\n")
+    (warning,) = read_catalog(tmp_path).warnings
+    assert warning == "labels.csv: the labels are those of the table, not the names of the folders"
+
+
 def test_a_workbook_is_named(tmp_path):
     (tmp_path / "list.xlsx").write_bytes(b"PK\x03\x04")
     with pytest.raises(FieldmarkError, match="is a workbook: save the table as CSV"):
