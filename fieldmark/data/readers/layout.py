@@ -71,11 +71,11 @@ def find_layout(files: FileTree, min_classes: int = 2) -> Layout:
     if min_classes < 2 and not layout.is_split:
         return _LayoutFinder(files).find()
     note = [] if layout.is_split else [f"the class folders are those in {printable(wrapper)}"]
-    return Layout(
-        [replace(folder, path=join_path(wrapper, folder.path)) for folder in layout.classes],
-        *([join_path(wrapper, path) for path in paths] for paths in (layout.parents, layout.unlabelled, layout.others)),
-        [*note, *layout.warnings],
+    parents, unlabelled, others = (
+        [join_path(wrapper, path) for path in paths] for paths in (layout.parents, layout.unlabelled, layout.others)
     )
+    classes = [replace(folder, path=join_path(wrapper, folder.path)) for folder in layout.classes]
+    return Layout(classes, parents, unlabelled, others, [*note, *layout.warnings])
 
 
 def _find_wrapper(files: FileTree) -> str:
