@@ -1,7 +1,7 @@
 """Which column of a table is the path, the class and the split, by names as other people write them."""
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,8 +9,10 @@ from fieldmark.core.text import printable, summarize_names
 from fieldmark.data.split_names import SplitName, disambiguate, parse_split_name
 
 Row = dict[str, Any]
+OWN_PATH_COLUMNS = ("path", "file_name", "filename", "file")
 PATH_COLUMNS = (
-    *("path", "file_name", "filename", "file", "file_path", "filepath", "filepaths", "filenames", "paths", "files"),
+    *OWN_PATH_COLUMNS,
+    *("file_path", "filepath", "filepaths", "filenames", "paths", "files"),
     *("image_path", "img_path", "image_name", "img_name", "image_file", "image", "img", "images", "photo", "picture"),
     *("image_id", "img_id", "id_code", "id", "fname", "name"),
     *("路径", "文件名", "文件", "图片", "图像"),
@@ -30,9 +32,10 @@ LABEL_COLUMNS = (
     ),
     *("tags", "tag", "y", "标签", "类别", "分类"),
 )
+_NAME_COLUMNS = ("label_name", "class_name", "category_name")
 _WEAK_LABEL_COLUMNS = frozenset(("y", "target"))
 """Names of classes and of measurements alike, and of one of several columns."""
-SPLIT_COLUMNS = ("split", "subset", "set", "partition", "usage", "phase", "dataset", "data_set", "data set", "划分")
+SPLIT_COLUMNS = ("split", "subset", "set", "partition", "usage", "phase", "dataset", "data_set", "划分")
 _FLAG_COLUMNS = {
     **dict.fromkeys(("is_valid", "is_val", "is_validation", "valid", "val"), "val"),
     **dict.fromkeys(("is_test", "test"), "test"),
@@ -69,33 +72,27 @@ def find_columns(rows: Sequence[Row]) -> Columns:
     """
     names = list(rows[0])
     path = _find([name for name in names if _text(rows[0][name])], PATH_COLUMNS) or _find(names, PATH_COLUMNS)
-    beside = [name for name in names if name != path]
-    label_name = _find(beside, LABEL_COLUMNS)
-    one_hot = [] if path is None or (label_name and label_name not in _WEAK_LABEL_COLUMNS) else _one_hot(rows, beside)
-    if one_hot:
-        label_name = None
-    elif path and not label_name:
-        label_name = _only_other_column(rows, beside)
-    if path is None or not (label_name or one_hot):
+    label, one_hot = (None, []) if path is None else _find_label(rows, [name for name in names if name != path])
+    if path is None or not (label or one_hot):
         raise ValueError(
             f"has the columns {summarize_names(sorted(map(printable, names)), 8)}; it needs path and label, and may "
             "have split, group and box"
         )
-    split_name, split = _find_split(rows, [name for name in names if name not in (path, label_name, *one_hot)])
-    if label_name:
-        values = [row.get(label_name) for row in rows]
-        _refuse_measurements(values, label_name)
-        _refuse_lists(values, label_name)
-    notes = []
-    used = {"path": path, "label": label_name or f"{len(one_hot)} columns of 0 and 1", "split": split_name}
-    renamed = [f"{column} is read as {kind}" for kind, column in used.items() if column and column != kind]
-    if renamed and not (renamed == [f"{path} is read as path"] and path in PATH_COLUMNS[:4]):
-        notes.append(", ".join(renamed))
+    split_name, split = _find_split(rows, [name for name in names if name not in (path, label, *one_hot)])
+    used = {"path": path, "label": label or f"{len(one_hot)} columns of 0 and 1", "split": split_name}
+    notes = tuple(_notes(used, names))
+    if label is None:
+        return Columns(path, lambda row: _one_hot_label(row, one_hot), split, notes)
+    return Columns(path, lambda row: _text(row.get(label)), split, notes)
+
+
+def _notes(used: dict[str, str | None], names: list[str]) -> Iterator[str]:
+    """Lines on columns by other names, and on those that a person may think are used."""
+    renamed = {kind: column for kind, column in used.items() if column and column != kind}
+    if renamed and not (renamed.keys() == {"path"} and used["path"] in OWN_PATH_COLUMNS):
+        yield ", ".join(f"{column} is read as {kind}" for kind, column in renamed.items())
     if folds := [name for name in names if name in _FOLD_COLUMNS]:
-        notes.append(f"column {folds[0]} is not used (--folds makes a cross-validation)")
-    if one_hot:
-        return Columns(path, lambda row: _one_hot_label(row, one_hot), split, tuple(notes))
-    return Columns(path, lambda row: _text(row.get(label_name or "")), split, tuple(notes))
+        yield f"column {folds[0]} is not used (--folds makes a cross-validation)"
 
 
 def _text(value: Any) -> str | None:
@@ -106,11 +103,28 @@ def _text(value: Any) -> str | None:
 
 
 def _find(names: Iterable[str], aliases: Sequence[str]) -> str | None:
-    found = set(names)
-    return next((alias for alias in aliases if alias in found), None)
+    """The first of the names that is an alias, in the order of the aliases; blanks and hyphens are underscores."""
+    found = {re.sub(r"[\s-]+", "_", name): name for name in names}
+    return next((found[alias] for alias in aliases if alias in found), None)
 
 
 # ---- the class
+
+
+def _find_label(rows: Sequence[Row], names: list[str]) -> tuple[str | None, list[str]]:
+    """The column of the class, or the columns of 0 and 1 that stand for it."""
+    label = _find(names, LABEL_COLUMNS)
+    one_hot = [] if label and label not in _WEAK_LABEL_COLUMNS else _one_hot(rows, names)
+    if one_hot:
+        return None, one_hot
+    label = label or _only_other_column(rows, names)
+    if label:
+        values = [row.get(label) for row in rows]
+        if all(str(value).strip().isdecimal() for value in values):  # numbers, whose names are perhaps beside them
+            label = _find(names, _NAME_COLUMNS) or label
+        _refuse_measurements(values, label)
+        _refuse_lists(values, label)
+    return label, []
 
 
 def _only_other_column(rows: Sequence[Row], names: Iterable[str]) -> str | None:

@@ -20,14 +20,13 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import pluralize, printable, summarize_names
 from fieldmark.data.catalog import Photo, has_image_extension
 from fieldmark.data.image import Box, UnreadableImageError
-from fieldmark.data.readers.columns import KNOWN_COLUMNS, PATH_COLUMNS, Columns, Row, find_columns
+from fieldmark.data.readers.columns import KNOWN_COLUMNS, OWN_PATH_COLUMNS, Columns, Row, find_columns
 from fieldmark.data.readers.files import MANIFEST_SUFFIXES, FileTree, Folder, ReaderResult, join_path
 from fieldmark.data.readers.text import decode_text, split_rows
 from fieldmark.data.split_names import parse_split_name, resolve_split, splits_of_files
 
 MANIFEST_NAMES = ("manifest", "metadata", "labels", "split")
 """Names, without extension, by which a manifest is found in a folder or an archive."""
-_OWN_PATH_COLUMNS = PATH_COLUMNS[:4]
 _LIST_LINE = re.compile(r"(.+?\.[A-Za-z0-9]{3,4})[ \t]+(\S.*)")
 _MAX_TABLES = 50  # beside photos; of more, none is the one
 _SAMPLED_PATHS = 20
@@ -136,7 +135,7 @@ def _manifest_name(files: FileTree, folder: str) -> str | None:
 def _is_own_manifest(files: FileTree, name: str) -> bool:
     """Whether a table beside folders has the column label and one of paths, by their own names."""
     columns = set(next(iter(read_table(files, name).rows), {}))
-    return "label" in columns and not columns.isdisjoint(_OWN_PATH_COLUMNS)
+    return "label" in columns and not columns.isdisjoint(OWN_PATH_COLUMNS)
 
 
 def read_manifest(files: FileTree, name: str, group_by: str | None = None, folder: str = "") -> ReaderResult:
@@ -152,7 +151,7 @@ def read_manifest(files: FileTree, name: str, group_by: str | None = None, folde
     """
     table = read_table(files, name)
     if not table.rows:
-        return ReaderResult(files, [], [])
+        raise FieldmarkError(f"{printable(name)} lists no photos: it needs a row with path and label for each")
     try:
         columns = find_columns(table.rows)
     except ValueError as error:
@@ -254,19 +253,20 @@ def _read_header(text: str) -> tuple[list[str], Iterator[list[str]], str]:
 
 def _is_list(text: str) -> bool:
     """Whether the first line is a path and a class with blanks between, as in the lists of ImageNet and Caffe."""
-    first = next((line.strip() for line in text.splitlines() if line.strip()), "")
-    match = _LIST_LINE.fullmatch(first)
+    lines = (line.strip() for line in text.splitlines() if line.strip())
+    first = next(lines, "")
+    match = _LIST_LINE.fullmatch(next(lines, "") if set(first.lower().split()) == {"path", "label"} else first)
     return match is not None and has_image_extension(match[1]) and "," not in first
 
 
 def _read_list_lines(text: str) -> Iterator[list[str]]:
     """The path and the class of each line."""
     for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            match = _LIST_LINE.fullmatch(line.strip())
-            if match is None:
-                raise ValueError(f"line {number} is no path and class")
+        match = _LIST_LINE.fullmatch(line.strip())
+        if match and has_image_extension(match[1]):
             yield [match[1], match[2]]
+        elif line.strip() and number > 1:
+            raise ValueError(f"line {number} is no path and class")
 
 
 def import_pyarrow() -> Any:
@@ -316,7 +316,7 @@ class _PathResolver:
     def path_of(self, row: Row) -> str | None:
         """The path in a row as it is written, with "/"."""
         value = next(
-            (row[name] for name in (self.columns.path, *_OWN_PATH_COLUMNS) if row.get(name) not in (None, "")), None
+            (row[name] for name in (self.columns.path, *OWN_PATH_COLUMNS) if row.get(name) not in (None, "")), None
         )
         return None if value is None else str(value).strip().replace("\\", "/").removeprefix("./")
 

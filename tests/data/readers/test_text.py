@@ -60,6 +60,9 @@ SPELLINGS = {
     "one of each": "image_id,x,y\na/1,1,0\nb/1,0.0,1.0\n",
     "no header": "a/1.jpg,x\nb/1.jpg,y\n",
     "a list": "a/1.jpg x\nb/1.jpg y\n",
+    "names of two words": "Image Path,Class Name\na/1.jpg,x\nb/1.jpg,y\n",
+    "numbers and names": "path,label,label_name\na/1.jpg,0,x\nb/1.jpg,1,y\n",
+    "a list with a header": "path label\na/1.jpg x\nb/1.jpg y\n",
     "an index": ",path,label\n0,a/1.jpg,x\n1,b/1.jpg,y\n",
     "capitals of Windows": "path,label\nA/1.JPG,x\nB\\1.jpg,y\n",
     "empty columns": "path,label,,\na/1.jpg,x,,\nb/1.jpg,y,,\n",
@@ -70,7 +73,7 @@ SPELLINGS = {
 @pytest.mark.parametrize("case", SPELLINGS)
 def test_tables_as_other_programs_write_them(tmp_path, case):
     touch(tmp_path, "a/1.jpg", "b/1.jpg")
-    file = tmp_path / ("list.txt" if case == "a list" else "list.csv")
+    file = tmp_path / ("list.txt" if case.startswith("a list") else "list.csv")
     file.write_bytes(SPELLINGS[case].encode())
     catalog = read_catalog(file)
     assert [(photo.path, photo.label) for photo in catalog.photos] == [("a/1.jpg", "x"), ("b/1.jpg", "y")]
@@ -79,6 +82,8 @@ def test_tables_as_other_programs_write_them(tmp_path, case):
 
 
 REFUSED = [
+    ("", "lists no photos"),
+    ("path,label\n", "lists no photos"),
     ("path,label\na/1.jpg,x,z\n", "a row has 3 values and the header 2"),
     ("path,label,label\na/1.jpg,x,y\n", "two columns called label"),
     ("path,score\na/1.jpg,0.25\nb/1.jpg,0.5\n", "needs path and label"),
