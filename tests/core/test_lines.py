@@ -93,7 +93,7 @@ def test_no_pattern_is_stale(code):
         for node in ast.walk(ast.parse(file.read_text("utf-8"))):
             if isinstance(node, ast.JoinedStr):
                 constants.append(
-                    "".join(part.value if isinstance(part, ast.Constant) else "\0" for part in node.values)
+                    "".join(str(part.value) if isinstance(part, ast.Constant) else "\0" for part in node.values)
                 )
             elif isinstance(node, ast.Constant) and isinstance(node.value, str):
                 constants.append(node.value)
