@@ -175,6 +175,7 @@ def test_folders_that_cannot_be_trained_on(here, small_photos, tiny_options, tmp
     shutil.copytree(one, broken, dirs_exist_ok=True)
     (broken / "square" / "a.jpg").write_text("no photo")
     shutil.copytree(small_photos, deep / "all")
+    shutil.copy(small_photos / "disc" / "00.jpg", deep / "all")  # so that it is no folder around class folders
     said = {
         flat: "into a folder named after it",
         tmp_path / "none": "no such folder; give",
