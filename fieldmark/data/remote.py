@@ -59,7 +59,7 @@ def file_part(address: str) -> str:
 def find(address: str, allow_private: bool) -> Found:
     """The addresses of the files of a folder, or of those that a glob matches, or of a single file.
 
-    An HTTP address is that of a single file unless it ends with / or has a *, so that it is asked for once.
+    An HTTP address is that of a single file unless it ends with / or has a wildcard, so that it is asked for once.
 
     Raises:
         FieldmarkError, UnreadableImageError: it cannot be listed; the text is the reason.
