@@ -27,7 +27,7 @@ from fieldmark.data.split_names import parse_split_name, resolve_split, splits_o
 
 MANIFEST_NAMES = ("manifest", "metadata", "labels", "split")
 """Names, without extension, by which a manifest is found in a folder or an archive."""
-_LIST_LINE = re.compile(r"(.+?\.[A-Za-z0-9]{3,4})[ \t]+(\S.*)")
+_LIST_LINE = re.compile(r"([^\t]+?\.[A-Za-z0-9]{3,4}) +(\S[^\t]*)")  # with tabs it is a table
 _MAX_TABLES = 50  # beside photos; of more, none is the one
 _SAMPLED_PATHS = 20
 
@@ -253,9 +253,9 @@ def _read_header(text: str) -> tuple[list[str], Iterator[list[str]], str]:
 
 def _is_list(text: str) -> bool:
     """Whether the first line is a path and a class with blanks between, as in the lists of ImageNet and Caffe."""
-    lines = (line.strip() for line in text.splitlines() if line.strip())
+    lines = (line.strip(" ") for line in text.splitlines() if line.strip())
     first = next(lines, "")
-    match = _LIST_LINE.fullmatch(next(lines, "") if set(first.lower().split()) == {"path", "label"} else first)
+    match = _LIST_LINE.fullmatch(next(lines, "") if first.lower().split(" ") == ["path", "label"] else first)
     return match is not None and has_image_extension(match[1]) and "," not in first
 
 
@@ -265,7 +265,7 @@ def _read_list_lines(text: str) -> Iterator[list[str]]:
         match = _LIST_LINE.fullmatch(line.strip())
         if match and has_image_extension(match[1]):
             yield [match[1], match[2]]
-        elif line.strip() and number > 1:
+        elif line.strip() and line.lower().split() != ["path", "label"]:
             raise ValueError(f"line {number} is no path and class")
 
 
