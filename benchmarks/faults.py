@@ -1,4 +1,4 @@
-"""Inputs that other people have: what Fieldmark says of each, held against what is right, as a table.
+"""Inputs from bug reports: what Fieldmark prints for each, compared with the right answer, as a table.
 
     python benchmarks/faults.py --inputs ../shared/faults/make.sh    # prints the table; exit code 1 if one is wrong
     python benchmarks/faults.py --inputs ../shared/faults/make.sh --page docs/lab/faults.md

@@ -63,10 +63,10 @@ class MetadataScore:
         standard_error: its standard error, by the number of groups.
         chance: balanced accuracy without any information, 1 / classes.
         attributes: the one or two most important attributes of the tree, as those of `Shortcut`.
-        label: the class that is told best from the others.
+        label: the class that is best distinguished from the others.
         label_accuracy: balanced accuracy of telling it from the others, whose chance is 0.5.
         label_error: the standard error of that.
-        evidence: the property that tells it best.
+        evidence: the property that distinguishes it best.
     """
 
     balanced_accuracy: float
@@ -80,12 +80,12 @@ class MetadataScore:
 
     @property
     def tells_all(self) -> bool:
-        """Whether the classes are told apart far better than by chance: half of the way to certainty, at the least."""
+        """Whether the classes are distinguished far better than by chance: at least half of the way to certainty."""
         return self.balanced_accuracy - 2 * self.standard_error >= (1 + self.chance) / 2
 
     @property
     def is_shortcut(self) -> bool:
-        """Whether all classes, or one class from the others, are told apart far better than by chance."""
+        """Whether all classes, or one class from the others, are distinguished far better than by chance."""
         return self.tells_all or self.label_accuracy - 2 * self.label_error >= 0.75
 
     def to_dict(self) -> dict[str, Any]:

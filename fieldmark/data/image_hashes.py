@@ -26,7 +26,7 @@ SIMILAR_QUANTILE = 0.05
 TRAINED_ON_KEY = "trained_on"
 _MAX_HEADER_BYTES = 100_000_000  # of a safetensors file, as its specification has it
 _SAMPLE = 2000  # images by which the distance of similar ones is measured
-_BLOCK = 512
+_BLOCK_DISTANCES = 2**23  # computed at a time: bounds the memory
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class ImageHashes:
         """Which of these images are here, perhaps encoded anew, bool (m,)."""
         found = self.is_identical(images)
         rest = np.flatnonzero(~found)
-        for rows in np.array_split(rest, len(rest) // _BLOCK + 1):
+        for rows in _blocks(rest, len(self)):
             found[rows] = _nearest(images.signatures[rows], self.signatures) <= self.max_distance
         return found
 
@@ -145,6 +145,11 @@ def _read_record(file: Path) -> dict[str, Any]:
     return record if isinstance(record, dict) else {}
 
 
+def _blocks(rows: np.ndarray, n_others: int) -> list[np.ndarray]:
+    """The rows in parts that are compared with so many others at a time."""
+    return np.array_split(rows, len(rows) * n_others // _BLOCK_DISTANCES + 1)
+
+
 def _nearest(signatures: np.ndarray, others: np.ndarray) -> np.ndarray:
     """The distance of each signature (m, 64) to the nearest of the others, (m,): root mean square of grey levels."""
     if not len(others):
@@ -163,7 +168,7 @@ def _fit_max_distance(signatures: np.ndarray, groups: np.ndarray) -> float:
     n = len(signatures)
     rows = np.arange(0, n, -(-n // _SAMPLE)) if n else np.arange(0)
     nearest = list[float]()
-    for some in np.array_split(rows, len(rows) // _BLOCK + 1):
+    for some in _blocks(rows, n):
         squared = _squared_distances(signatures[some], signatures)
         squared[groups[some][:, None] == groups[None]] = np.inf
         nearest += np.sqrt(np.maximum(squared.min(1, initial=np.inf), 0) / SIGNATURE_LENGTH).tolist()
