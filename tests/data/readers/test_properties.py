@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.readers import read_catalog
-from fieldmark.data.split_names import class_key, parse_split_name
+from fieldmark.data.split_names import class_key
 
 STYLES = {
     "plain": {"train": "train", "val": "val", "test": "test"},
@@ -64,26 +64,7 @@ def test_what_a_person_means_or_one_question(tmp_path_factory, layout):
         shutil.rmtree(root)
     found = {photo.path: (class_key(photo.label), photo.split) for photo in catalog.photos}
     meant = {path: (class_key(label), split) for path, (label, split) in photos.items()}
-    if not extra or found != {path: meant.get(path) for path in found}:
-        assert found == meant
-    left_out = meant.keys() - found.keys()
-    assert not left_out or catalog.warnings  # nothing is left out in silence
-
-
-@settings(max_examples=200)
-@given(layouts())
-def test_splits_are_never_classes_in_silence(tmp_path_factory, layout):
-    """No classifier learns to tell train from test."""
-    photos, extra = layout
-    root = touch(tmp_path_factory.mktemp("layout"), *photos, *extra)
-    try:
-        catalog = read_catalog(root)
-    except FieldmarkError:
-        return
-    finally:
-        shutil.rmtree(root)
-    named = [parsed for name in catalog.classes if (parsed := parse_split_name(name)) and not parsed.rest]
-    assert len(named) < 2
+    assert found == meant  # so that no classifier learns to tell train from test, and no photo is left out
 
 
 TEXT = st.text(string.ascii_letters + string.digits + " _-é玻璃", min_size=1, max_size=8).filter(lambda s: s.strip())
