@@ -2,14 +2,19 @@
 
 import ast
 import re
+import shutil
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import typer
 from typer.cli import get_docs_for_click
 
 from fieldmark.cli.main import app
 from fieldmark.cli.options import unhide_options
+from fieldmark.serve.app import create_app
+from fieldmark.serve.limits import Limits
 
 HERE = Path(__file__).parent
 PACKAGE = HERE.parent / "fieldmark"
@@ -17,12 +22,14 @@ PACKAGE = HERE.parent / "fieldmark"
 project = "Fieldmark"
 copyright = "the Fieldmark developers, Apache-2.0"
 extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx.ext.autosummary", "sphinx.ext.napoleon"]
-exclude_patterns = ["build"]
+# quickstart.md has that name already; the notebook's page is a copy. Pages that others include are none by themselves.
+exclude_patterns = ["build", "quickstart.ipynb", "guides/networks.md", "reference/routes.md"]
 nb_execution_mode = "off"  # a test runs the notebook
 html_theme = "furo"
 html_title = project
 html_show_sphinx = False
 myst_heading_anchors = 3
+myst_enable_extensions = ["attrs_inline", "colon_fence"]
 napoleon_numpy_docstring = False
 napoleon_use_ivar = True  # autodoc describes the members too: an "Attributes:" section is text, or each stands twice
 suppress_warnings = ["ref.python"]  # the type `bytes` and fields of that name
@@ -33,17 +40,18 @@ autodoc_typehints_description_target = "documented"
 
 
 def _command_line(_app) -> None:
-    """reference/command_line.md: what `fieldmark VERB --help-all` says, by typer's own means."""
+    """reference/cli.md: what `fieldmark VERB --help-all` says, by typer's own means."""
     command = typer.main.get_command(app)
     for verb in command.commands.values():
         unhide_options(verb)
     said = get_docs_for_click(obj=command, ctx=typer.Context(command), name="fieldmark")
     said = re.sub(r"\[/?bold\]", "`", re.sub(r"\[/?dim\]", "", said)).replace("\\[", "[")  # Rich's markup
-    (HERE / "reference" / "command_line.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
+    (HERE / "reference" / "cli.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
 
 
 def _packages(_app) -> None:
-    """reference/PACKAGE.md for every package: its purpose, and its modules from their docstrings."""
+    """reference/packages/PACKAGE.md for every package: its purpose, and its modules from their docstrings."""
+    (HERE / "reference" / "packages").mkdir(exist_ok=True)
     packages = [package.name for package in sorted(PACKAGE.iterdir()) if (package / "__init__.py").is_file()]
     for package in packages:
         page = [f"# fieldmark.{package}", "", _first_line(PACKAGE / package / "__init__.py"), ""]
@@ -52,7 +60,29 @@ def _packages(_app) -> None:
             if name != f"fieldmark.{package}" and not file.stem.startswith("__main"):
                 import_module(name)  # now: autodoc imports under TYPE_CHECKING, where pydantic's models cannot be built
                 page += [f"## {name}", "", "```{eval-rst}", f".. automodule:: {name}", "   :members:", "```", ""]
-        (HERE / "reference" / f"{package}.md").write_text("\n".join(page), encoding="utf-8")
+        (HERE / "reference" / "packages" / f"{package}.md").write_text("\n".join(page), encoding="utf-8")
+
+
+def _http_routes(_app) -> None:
+    """reference/routes.md: the routes of the service, from its OpenAPI document."""
+    batcher: Any = SimpleNamespace(classifier=None, max_batch_size=1)
+    routes = ["| route | |", "|---|---|"]
+    for path, methods in create_app(batcher, Limits()).app.openapi()["paths"].items():
+        for method, route in methods.items():
+            text = " ".join(route.get("description", route["summary"]).split())
+            parameters = [f"`{given['name']}`: {given['schema']['type']}" for given in route.get("parameters", ())]
+            routes.append(f"| `{method.upper()} {path}` | {text} {'; '.join(parameters)} |")
+    (HERE / "reference" / "routes.md").write_text("\n".join(routes) + "\n", encoding="utf-8")
+
+
+def _notebook(_app) -> None:
+    shutil.copyfile(HERE / "quickstart.ipynb", HERE / "quickstart_notebook.ipynb")
+
+
+def _dark_images(_app, _page: str, source: list[str]) -> None:
+    """Beside each image NAME-light.webp its NAME-dark.webp, of which the theme shows one."""
+    pair = r"![\1](\2-light.webp){.only-light}\n![\1](\2-dark.webp){.only-dark}"
+    source[0] = re.sub(r"!\[([^\]]*)\]\(([^)\s]+)-light\.webp\)", pair, source[0])
 
 
 def _first_line(file: Path) -> str:
@@ -68,4 +98,7 @@ def _no_type_before_a_colon(_app, what: str, _name, _thing, _options, lines: lis
 def setup(app) -> None:
     app.connect("builder-inited", _command_line)
     app.connect("builder-inited", _packages)
+    app.connect("builder-inited", _http_routes)
+    app.connect("builder-inited", _notebook)
+    app.connect("source-read", _dark_images)
     app.connect("autodoc-process-docstring", _no_type_before_a_colon, priority=400)  # napoleon comes at 500
