@@ -14,7 +14,7 @@ from fieldmark.training.model_factory import build_network, resolve_recipe
 from fieldmark.training.phases import set_train_mode, training_loss
 
 NAMES = sorted(file.stem for file in recipes.RECIPES_DIR.glob("*.yaml"))
-PAGE = (Path(__file__).resolve().parents[2] / "docs" / "recipes.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "reference" / "recipes.md").read_text(encoding="utf-8")
 ON_PAGE = set(re.findall(r"--recipe ([a-z][\w-]+)", PAGE))
 # The networks of the write-ups: classes, and weights where they count them.
 COUNTED = {
