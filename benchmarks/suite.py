@@ -296,8 +296,10 @@ def read_run(run: Path, task: Task) -> Row:
         for row in read_csv(run / "history.csv")
     ]
     kept = ("n", "accuracy", "balanced_accuracy", "loss", "sensitivity")
+    chosen = metrics["test"].get("at_threshold") or {}  # of two classes
+    at_threshold = {f"{name}_at_threshold": chosen[name] for name in ("sensitivity", "specificity") if name in chosen}
     return {
-        "test": test | {"loss": metrics["test"]["loss"]},
+        "test": test | {"loss": metrics["test"]["loss"]} | at_threshold,
         "validation": {name: validation[name] for name in kept if validation.get(name) is not None}
         | {"se": binomial_error(validation["accuracy"], validation["n"])},
         "probe_validation_accuracy": next((r["val_accuracy"] for r in reversed(history) if r["phase"] == 1), None),

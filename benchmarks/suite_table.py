@@ -14,6 +14,11 @@ START, END = "<!-- The table: python benchmarks/suite.py --table -->", "<!-- The
 FIELDMARK = {"probe": "--epochs 0", "1m": "--budget 1m", "3m": "--budget 3m", "10m": "--budget 10m"}
 OTHERS = {"plain": "--seconds 600", "fastai": "", "timm": ""}
 """Contenders and their options."""
+BINARY_METRICS = {
+    "sensitivity": "sensitivity",
+    "sensitivity_at_threshold": "sensitivity at the validation set's threshold",
+    "specificity_at_threshold": "specificity there",
+}
 Row = dict[str, Any]
 
 
@@ -135,9 +140,10 @@ def make_page_block(all_rows: list[Row]) -> str:
         write_table(lines, sets, "test", "balanced_accuracy", "balanced accuracy, %"),
         write_table(lines, sets, "validation", "accuracy", "validation accuracy, %"),
     ]
-    if any("sensitivity" in row["test"] for row in rows):
-        of_two = [one for one in sets if any("sensitivity" in row["test"] for row in rows if row["set"] == one)]
-        blocks.append(write_table(lines, of_two, "test", "sensitivity", "sensitivity, %"))
+    for metric, title in BINARY_METRICS.items():
+        of_two = [one for one in sets if any(metric in row["test"] for row in rows if row["set"] == one)]
+        if of_two:
+            blocks.append(write_table(lines, of_two, "test", metric, f"{title}, %"))
     blocks.append(write_costs(lines, sets))
     text = ["\n".join(block) for block in blocks]
     commits, dates, machines = ({row[name] for row in rows} for name in ("commit", "date", "machine"))
