@@ -17,7 +17,7 @@ FROM python:3.13-slim
 COPY --from=build /opt/fieldmark /opt/fieldmark
 RUN useradd --system --uid 10001 --no-create-home --shell /usr/sbin/nologin fieldmark
 USER 10001
-ENV PATH="/opt/fieldmark/bin:$PATH" PYTHONUNBUFFERED=1
+ENV PATH="/opt/fieldmark/bin:$PATH" PYTHONUNBUFFERED=1 ORT_DISABLE_TELEMETRY=1
 EXPOSE 8000
 STOPSIGNAL SIGTERM
 HEALTHCHECK --interval=30s --timeout=5s --start-period=20s CMD ["python", "-c", "import http.client as h; c = h.HTTPConnection('127.0.0.1', 8000, timeout=4); c.request('GET', '/health'); raise SystemExit(c.getresponse().status != 200)"]

@@ -1,9 +1,9 @@
-"""Writes docs/guides/models_table.md, the table of all networks, from the tables of the package.
+"""Writes docs/guides/networks.md, the table of all networks that the guide to models includes.
 
     python docs/model_table.py            # names, sizes, accuracy, weights, licences: half a minute
-    python docs/model_table.py --speed    # also images/s on this machine, by `fieldmark bench`: on a quiet one, half an hour
+    python docs/model_table.py --speed    # also images/s by `fieldmark bench`, on a quiet machine: 110 passes of each
 
-Speeds are kept in docs/guides/models_speed.json, so that the table can be written anew without measuring.
+Speeds are kept in docs/guides/networks_speed.json, so that the table can be written anew without measuring.
 """
 
 import json
@@ -16,8 +16,8 @@ from fieldmark.cli.bench import benchmark_network
 from fieldmark.core import io, runtime
 from fieldmark.models.profile import NetworkProfile, network_table
 
-PAGE = Path(__file__).parent / "guides" / "models_table.md"
-SPEEDS = PAGE.with_name("models_speed.json")
+PAGE = Path(__file__).parent / "guides" / "networks.md"
+SPEEDS = PAGE.with_name("networks_speed.json")
 ACCURACY_SOURCES = {
     "torchvision": "torchvision",
     "hub": "timm",
@@ -27,23 +27,18 @@ ACCURACY_SOURCES = {
 }
 """Kind of weights -> who published their accuracy (fieldmark/models/published.py)."""
 INTRODUCTION = """\
----
-orphan: true
----
-
-# Table of networks
-
 <!-- Written by `python docs/model_table.py`. -->
 
-Every network of `fieldmark zoo`, with 1000 classes. Parameters, and multiply-adds (MACs) of one image at the input size in pixels, are counted by Fieldmark. Top-1 is the
-accuracy on the validation set of ImageNet-1k that was published with the weights, not measured here: by torchvision, by timm (`results-imagenet.csv`), by the authors, or by the
-repository that converted the weights. A licence is that of the weights; the networks are Fieldmark's own code. `none published`: no weights that fit are known, so the network is
-trained from scratch (`--weights none`) or from a file.
+These are the networks of `fieldmark zoo`, with 1000 classes. Fieldmark counts their parameters, and the multiply-adds
+(MACs) of one image at the input size in pixels. Top-1 is the accuracy on the validation set of ImageNet-1k. It was
+published with the weights and is not measured here. Its source is torchvision, timm (`results-imagenet.csv`), the
+authors, or the repository that converted the weights. The licence is that of the weights. Where none are published,
+train from scratch (`--weights none`) or from a file.
 """
 
 
 def format_page(profiles: list[NetworkProfile], speeds: dict[str, Any] | None) -> str:
-    """The page; `speeds` is the content of models_speed.json."""
+    """The page; `speeds` is the content of networks_speed.json."""
     header = ["network", "parameters", "MACs", "input", "top-1", "source of top-1", "weights", "licence", "paper"]
     rows = [header, ["---", *["---:"] * 4, *["---"] * 4]]
     rows += [_format_row(profile) for profile in profiles]
@@ -52,7 +47,7 @@ def format_page(profiles: list[NetworkProfile], speeds: dict[str, Any] | None) -
         measured = [speeds["images_per_s"].get(profile.name) for profile in profiles]
         column = ["images/s", "---:", *("" if speed is None else f"{speed:.1f}" for speed in measured)]
         rows = [[*row[:4], cell, *row[4:]] for row, cell in zip(rows, column, strict=True)]
-        text += f"\nImages per second: `fieldmark bench NETWORK` on {speeds['machine']}, {speeds['date']}.\n"
+        text += f"\nImages per second are those of `fieldmark bench NETWORK`: {speeds['machine']}, {speeds['date']}.\n"
     return text + "\n" + "".join(f"| {' | '.join(row)} |\n" for row in rows)
 
 

@@ -1,4 +1,4 @@
-"""docs/guides/models_table.md says what the tables of the package say today."""
+"""docs/guides/networks.md says what the tables of the package say today."""
 
 import importlib.util
 import re
@@ -47,12 +47,15 @@ def test_a_measured_speed_is_a_column(script):
     profiles = network_table(["resnet18", "resnet18_small"])
     speeds = {"date": "2026-11-30", "machine": "a laptop", "images_per_s": {"resnet18": 12.345}}
     page = script.format_page(profiles, speeds)
-    assert [row[4] for row in cells(page)] == ["12.3", ""] and "on a laptop, 2026-11-30" in page
+    assert [row[4] for row in cells(page)] == [
+        "12.3",
+        "",
+    ] and "`fieldmark bench NETWORK`: a laptop, 2026-11-30." in page
 
 
 @pytest.mark.slow
 def test_the_table_is_the_one_that_the_script_writes(script, tmp_path, monkeypatch):
     written = script.PAGE.read_text(encoding="utf-8")
-    monkeypatch.setattr(script, "PAGE", tmp_path / "models_table.md")
+    monkeypatch.setattr(script, "PAGE", tmp_path / "networks.md")
     script.main()
     assert script.PAGE.read_text(encoding="utf-8") == written
