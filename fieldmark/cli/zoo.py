@@ -77,7 +77,7 @@ def _format_networks(rows: Sequence[TableRow]) -> str:
             f"{row['macs'] / 1e9:.2f} G",
             str(row["input_size"]),
             f"{row['top1']:.1f} %" if row["top1"] else "-",
-            f"{row['images_per_s']:8.1f}" if timed else (row["weights"] or "-").partition(":")[0],
+            f"{row['images_per_s']:8.1f}" if timed else (row["weights"] or "none published").partition(":")[0],
         ]
         for row in rows
     ]
@@ -90,7 +90,8 @@ def _format_networks(rows: Sequence[TableRow]) -> str:
         text += [("", ""), (paper, "bold"), *((line, "") for line in paper_lines)]
     text += [("", ""), ("With 1000 classes each. `fieldmark zoo NETWORK` shows the layers of one;", "dim")]
     text += [("NETWORK may also be timm:NAME, any of timm's. Weights from pip are installed;", "dim")]
-    return _render_styled([*text, ("others are downloaded once, or given by --weights FILE.", "dim")])
+    text += [("others are downloaded once, or given by --weights FILE. Where none are published,", "dim")]
+    return _render_styled([*text, ("train from scratch by --weights none.", "dim")])
 
 
 def _format_layers(rows: Sequence[TableRow], title: str) -> str:

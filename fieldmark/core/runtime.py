@@ -23,6 +23,7 @@ PROCESS_START = time.monotonic()
 """`time.monotonic()` of the program's start, before heavy imports: a budget on the command line counts from here."""
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
+TELEMETRY_VARIABLE = "ORT_DISABLE_TELEMETRY"
 
 
 @cache
@@ -135,6 +136,22 @@ def silenced(*loggers: str) -> Iterator[None]:
     finally:
         for name, level in levels.items():
             logging.getLogger(name).setLevel(level)
+
+
+@contextmanager
+def without_telemetry() -> Iterator[None]:
+    """Import onnxruntime here: 1.32 sends events to its makers unless ORT_DISABLE_TELEMETRY is set (its Privacy.md).
+
+    It reads the variable when it is imported. One that the user has set is respected, and none is left behind. Where
+    the program has imported onnxruntime before, its choice holds.
+    """
+    is_set = TELEMETRY_VARIABLE in os.environ
+    os.environ.setdefault(TELEMETRY_VARIABLE, "1")
+    try:
+        yield
+    finally:
+        if not is_set:
+            os.environ.pop(TELEMETRY_VARIABLE, None)
 
 
 def _flushes_denormals() -> bool:

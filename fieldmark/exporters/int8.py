@@ -4,10 +4,9 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
-import onnxruntime as ort
 import torch
 from onnx import ModelProto
 from scipy.special import softmax
@@ -25,6 +24,9 @@ from fieldmark.inference.bundle import BundleInfo
 from fieldmark.inference.classifier import CPU, Classifier, create_session
 from fieldmark.inference.run_folder import RunSplits, sample_evenly
 from fieldmark.models import ood
+
+if TYPE_CHECKING:
+    import onnxruntime as ort
 
 T = TypeVar("T")
 
@@ -224,7 +226,7 @@ def _measure_cost(file: Path, int8_file: Path, splits: RunSplits, accuracy: Int8
 def measure_latency(files: Sequence[Path], images: Sequence[np.ndarray], threads: int, rounds: int = 3) -> list[float]:
     """Median seconds of each model for one image, measured in turns since the machine may be busy."""
 
-    def pass_over_images(session: ort.InferenceSession) -> Callable[[], object]:
+    def pass_over_images(session: "ort.InferenceSession") -> Callable[[], object]:
         def run() -> None:
             for image in images:
                 session.run(None, {"photos": image[None]})

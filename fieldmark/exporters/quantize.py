@@ -18,6 +18,7 @@ import onnx
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, numpy_helper
 from onnx.helper import make_node, make_tensor_value_info
 
+from fieldmark.core import runtime
 from fieldmark.inference.classifier import CPU, create_session
 
 PASSTHROUGH_OPS = ("Add", "Clip", "Concat", "MaxPool", "Relu")
@@ -34,7 +35,8 @@ def quantize_model(file: Path, map_images: ImageMapper) -> ModelProto:
         file: the FP32 model, written by `export_onnx`.
         map_images: applies a function to about a hundred training images, for the ranges of the activations.
     """
-    from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
+    with runtime.without_telemetry():
+        from onnxruntime.quantization import CalibrationMethod, QDQQuantizer, QuantType, TensorsData
 
     model = onnx.shape_inference.infer_shapes(onnx.load(file))
     nodes = select_nodes(model.graph)

@@ -1,7 +1,7 @@
 """The folder of a trained network: weights, classes, preprocessing, calibration; no pickle.
 
     bundle/  model.safetensors   the weights under the network's own names
-             model.onnx          the same network with preprocessing and calibration inside (fieldmark.exporters.onnx)
+             model.onnx          the same network with normalisation and calibration inside (fieldmark.exporters.onnx)
              known.safetensors   the out-of-distribution scorer (fieldmark.models.ood)
              bundle.json         everything else, also inside model.onnx
 

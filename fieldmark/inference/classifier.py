@@ -47,7 +47,8 @@ def create_session(
             it is installed and works, else the CPU's.
         threads: for one image, on the CPU.
     """
-    import onnxruntime as ort
+    with runtime.without_telemetry():
+        import onnxruntime as ort
 
     options = ort.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = threads, 3

@@ -46,6 +46,14 @@ def test_a_figure_is_the_row_s(here):
     assert re.split(r"\s{2,}", line.strip()) == ["efficientnet_lite0", "4.7 M", "0.39 G", "224", "75.1 %", "pip"]
 
 
+def test_networks_without_published_weights_say_so(here):
+    lines = here("zoo", "--like", "resnet18").out.splitlines()
+    (small,) = (line for line in lines if "resnet18_small" in line)
+    assert re.split(r"\s{2,}", small.strip())[-2:] == ["-", "none published"]
+    assert any(line.endswith("--weights none.") for line in lines)
+    assert [row["weights"] for row in here("zoo", "--like", "resnet18_small", "--json").json] == [None]
+
+
 def test_networks_by_a_word_of_their_name_with_their_speed(here, no_timing):
     found = here("zoo", "--like", "resnet18", "--speed", "--json").json
     assert {row["name"] for row in found} == {"resnet18", "resnet18_small"}

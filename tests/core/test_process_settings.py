@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tiny import write_model
 
 from fieldmark.core import runtime
 
@@ -98,3 +99,26 @@ def test_a_quota_counts_as_cpus(quota: float | None, cpus: int, monkeypatch: pyt
     monkeypatch.setattr(runtime, "_cgroup_cpu_quota", lambda: quota)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)), raising=False)
     assert runtime.available_cpus() == cpus
+
+
+def test_onnxruntime_reports_nothing_to_its_makers(tmp_path: Path):
+    """With telemetry it keeps the identifier of the device in the home folder."""
+    model = write_model(tmp_path / "model.onnx")
+    program = f"""
+import os, fieldmark, numpy
+before = dict(os.environ)
+fieldmark.load({str(model)!r}).predict(numpy.zeros((32, 32, 3), numpy.uint8))
+assert dict(os.environ) == before
+"""
+    (home := tmp_path / "home").mkdir()
+    hidden = (runtime.TELEMETRY_VARIABLE, "XDG_CACHE_HOME")
+    environment = {name: value for name, value in os.environ.items() if name not in hidden} | {"HOME": str(home)}
+    subprocess.run([sys.executable, "-c", program], env=environment, check=True, timeout=60)
+    assert list(home.rglob("deviceid")) == []
+
+
+def test_a_choice_about_telemetry_is_respected(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv(runtime.TELEMETRY_VARIABLE, "0")
+    with runtime.without_telemetry():
+        assert os.environ[runtime.TELEMETRY_VARIABLE] == "0"
+    assert os.environ[runtime.TELEMETRY_VARIABLE] == "0"
