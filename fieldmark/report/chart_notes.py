@@ -86,6 +86,8 @@ def audit(findings: Findings, language: Language) -> str:
             n=n,
             command="fieldmark check",
         )
+    if findings.audit.label_errors is None:
+        return language("No image needs a decision; wrong labels were not looked for.")
     return language("No image needs a decision.")
 
 

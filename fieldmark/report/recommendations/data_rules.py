@@ -71,6 +71,14 @@ def labels(findings: Findings, language: Language) -> Iterator[Recommendation]:
     yield Recommendation("labels", text, reason, _decide_commands(findings), "audit")
 
 
+def unchecked_labels(findings: Findings, language: Language) -> Iterator[Recommendation]:
+    """Label errors were not looked for."""
+    if findings.audit and findings.audit.label_errors is None:
+        text = language("Search for wrong labels.")
+        reason = language("The run had no time for it, or no pretrained features.")
+        yield Recommendation("unchecked_labels", text, reason, (findings.check_command(),), "audit")
+
+
 def conflicts(findings: Findings, language: Language) -> Iterator[Recommendation]:
     """One image under several labels."""
     sets = findings.audit.conflicts if findings.audit else ()

@@ -31,6 +31,7 @@ RULES: tuple[Rule, ...] = (
     result_rules.small_test,
     result_rules.calibration,
     result_rules.review,
+    data_rules.unchecked_labels,
     data_rules.unreadable,
 )
 USELESS: tuple[Rule, ...] = (training_rules.no_longer_training, data_rules.no_more_images)

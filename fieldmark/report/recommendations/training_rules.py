@@ -31,12 +31,13 @@ def longer_training(findings: Findings, language: Language) -> Iterator[Recommen
 
 def _missing_finetuning(findings: Findings, language: Language) -> Recommendation:
     if findings.recipe.budget:
-        budget = findings.needed_budget or f"{2 * parse_duration(findings.recipe.budget):.0f}s"
+        needed = 2 * max(parse_duration(findings.recipe.budget), sum(findings.metrics.seconds.values()))
+        budget = findings.needed_budget or f"{math.ceil(needed / 30) * 30}s"
         text = language("Give the training more time.")
         reason = language(
             "In {budget} there was time only for the linear probe (a simple classifier on fixed features), not for"
             " fine-tuning.",
-            budget=findings.recipe.budget,
+            budget=language.duration(parse_duration(findings.recipe.budget)),
         )
         return Recommendation("budget", text, reason, (findings.train_command(budget=budget),), "training")
     text = language("Fine-tune the network; this takes longer and is usually more accurate.")
@@ -108,7 +109,9 @@ def _why_long_enough(findings: Findings, language: Language) -> str:
         )
     if recipe.budget and 0 < used < USED_BUDGET * parse_duration(recipe.budget):
         return language(
-            "only {used} of the budget of {budget} were needed", used=language.duration(used), budget=recipe.budget
+            "only {used} of the budget of {budget} were needed",
+            used=language.duration(used),
+            budget=language.duration(parse_duration(recipe.budget)),
         )
     return ""
 
