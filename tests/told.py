@@ -3,12 +3,15 @@
 import csv
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from fieldmark.audit.report import AuditReport, LabelQuality, RunAudit
+from fieldmark.data.catalog import UnreadableFile
 from fieldmark.evaluation.metrics import Predictions, compute_metrics
 
 CURVE = {
@@ -16,6 +19,7 @@ CURVE = {
         {"photos": 160 << k, "accuracy": 0.7 + 0.06 * k, "ci95": [0.67 + 0.06 * k, 0.73 + 0.06 * k]} for k in range(4)
     ],
     "doubled": 0.91,
+    "rises": True,
 }
 
 
@@ -62,13 +66,13 @@ def make_run(run: Path, classes: list[str], per_class: int = 40, wrong: int = 3,
     write_csv(run / "history.csv", "epoch,phase,lr,train_loss,train_accuracy,val_loss,val_accuracy,seconds", history)
     write_csv(run / "split.csv", "path,label,split", split)
     write_csv(run / "quarantine.csv", "path,reason", [("<i>bad</i>.jpg", "truncated")])
-    audit = {
-        "duplicates": [["a/1.jpg", "b/<u>.jpg"]],
-        "unreadable": [{"path": "x.jpg", "reason": "empty file"}],
-        "leaks": [],
-        "label_errors": [{"path": "a/2.jpg", "label": "a", "suggested": "b", "confidence": 0.1}],
+    issues = {
+        "duplicates": (("a/1.jpg", "b/<u>.jpg"),),
+        "unreadable": (UnreadableFile("x.jpg", "empty file"),),
+        "label_errors": (LabelQuality("a/2.jpg", classes[0], classes[1], 0.1),),
     }
-    (run / "audit.json").write_text(json.dumps(audit))
+    report = AuditReport(dict.fromkeys(classes, 27), 0, (), (), (), (), (), (), (), (), ())
+    RunAudit(replace(report, **issues), "PHOTOS", "9f3c51a2", tuple(classes)).save(run)
     (run / "recipe.yaml").write_text("epochs: 6 # <em>\n")
     (run / "metrics.json").write_text(json.dumps(metrics))
     return metrics

@@ -20,17 +20,17 @@ Z_95 = 1.959964
 """97.5 % quantile of the normal distribution."""
 
 
-def wilson_interval(share: np.ndarray, n: np.ndarray) -> np.ndarray:
-    """95 % score intervals (k, 2) of the shares (k,) of n (k,) trials; 0 to 1 without trials.
+def wilson_interval(share: np.ndarray, n: np.ndarray, z: float = Z_95) -> np.ndarray:
+    """Score intervals (k, 2) of the shares (k,) of n (k,) trials; 0 to 1 without trials. Of 95 % unless `z` is given.
 
     Wilson 1927, "Probable Inference, the Law of Succession, and Statistical Inference". Unlike Wald's interval it holds
     its level with few trials and with shares near 0 and 1.
     """
     share, n = np.nan_to_num(np.asarray(share, float)), np.asarray(n, float)
     trials = np.maximum(n, 1)
-    centre = (share + Z_95 * Z_95 / (2 * trials)) / (1 + Z_95 * Z_95 / trials)
-    spread = np.sqrt(share * (1 - share) / trials + Z_95 * Z_95 / (4 * trials * trials))
-    half = Z_95 / (1 + Z_95 * Z_95 / trials) * spread
+    centre = (share + z * z / (2 * trials)) / (1 + z * z / trials)
+    spread = np.sqrt(share * (1 - share) / trials + z * z / (4 * trials * trials))
+    half = z / (1 + z * z / trials) * spread
     bounds = np.clip(np.stack([centre - half, centre + half], -1), 0, 1)
     return np.where(n[..., None] > 0, bounds, [0.0, 1.0])
 

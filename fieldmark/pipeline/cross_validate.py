@@ -35,7 +35,9 @@ def cross_validate(train_fold: Callable[[Recipe, Path], Run], recipe: Recipe, ou
     Finished folds are not trained again, so that an interrupted cross-validation continues. A budget is that of all
     folds together.
     """
-    from fieldmark.report.run_report import rewrite_report  # not before there is something to report
+    # not before there is something to report
+    from fieldmark.report.recommendations.recommend import recommend_for_run
+    from fieldmark.report.run_report import rewrite_report
 
     if recipe.devices * recipe.nodes > 1:
         raise FieldmarkError("--folds trains one after the other: with several devices give each fold its --fold")
@@ -46,7 +48,10 @@ def cross_validate(train_fold: Callable[[Recipe, Path], Run], recipe: Recipe, ou
     runs = _train_folds(train_fold, recipe, out, is_new)
     if len({run.metrics["fingerprint"] for run in runs}) > 1:
         raise FieldmarkError(f"the images have changed since {out} was started: train into another --out")
-    io.write_json(out / "metrics.json", _combine(runs).to_dict())
+    metrics = _combine(runs)
+    io.write_json(out / "metrics.json", metrics.to_dict())
+    next_steps = [recommendation.to_dict() for recommendation in recommend_for_run(out)]
+    io.write_json(out / "metrics.json", dataclasses.replace(metrics, next_steps=next_steps).to_dict())
     rewrite_report(out)
     return Run.load(out)
 

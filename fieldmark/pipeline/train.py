@@ -42,6 +42,8 @@ from fieldmark.training.trainer import BEST_NETWORK_FILE, Trainer
 
 TIMED_PARTS = ("decode", "features", "phase1", "phase2", "evaluate", "report")
 """Keys of `seconds` in metrics.json, beside "other"."""
+MAX_NEXT_STEPS = 3
+"""Recommendations among the messages; the report has all."""
 AUTOMATIC_FIELDS = ("backbone", "image_size", "head")
 """Settings whose None is replaced when a run starts."""
 
@@ -376,6 +378,7 @@ def _plan(trainer: Trainer, out: Path, data: PreparedData) -> Recipe:
 
 def _finish(job: TrainingJob, prepared: PreparedTraining, fitted: FittedTraining) -> Run:
     # Not before: metrics import scikit-learn and SciPy, over a second of each start, which workers do not need.
+    from fieldmark.report.recommendations.recommend import recommend_for_run
     from fieldmark.report.run_report import write_report
 
     reporter, out = prepared.reporter, job.out
@@ -390,9 +393,14 @@ def _finish(job: TrainingJob, prepared: PreparedTraining, fitted: FittedTraining
         )
     with reporter.timer("report"):
         _write_metrics(out, metrics, reporter)
+        recommendations = recommend_for_run(out)
+        metrics = replace(metrics, next_steps=[recommendation.to_dict() for recommendation in recommendations])
         write_report(out, prepared.catalog.files, get_language(prepared.recipe.lang))
         fitted.loggers.close(metrics.to_dict(), fitted.trainer.recipe)
     _write_metrics(out, metrics, reporter)  # again, with the time of the report
+    if not (prepared.recipe.fold or job.feature_cache_dir):  # one of several runs, which are reported together
+        for recommendation in [one for one in recommendations if one.helps][:MAX_NEXT_STEPS]:
+            reporter.step("Next", recommendation.text)
     reporter.step("Report", f"{out / 'report.html'}, after {reporter.elapsed():.0f} s")
     _delete_intermediate_files(out / "resume")
     return Run.load(out)

@@ -13,7 +13,6 @@ from fieldmark.data.thumbnails import thumbnail_uri
 
 MAX_ITEMS = 40
 """Number of issues of a kind on the page; decisions.csv lists all."""
-LABEL_ERRORS_NOTE = gettext_noop("Labels that are probably wrong; {table} ranks all.")
 MAX_IMAGES_PER_SET = 8
 """Number of images of a set of duplicates on the page."""
 RANKING_COLUMNS = ("path", "label", "suggested", "confidence", "error_probability", "flagged")
@@ -28,6 +27,23 @@ SECTION_TITLES = {
     "outliers": gettext_noop("Outliers"),
 }
 """Attribute of `AuditReport` -> title of its section, in the order of the page."""
+SECTION_NOTES = {
+    "unreadable": gettext_noop("These files cannot be opened and are left out. Replace or delete them."),
+    "conflicts": gettext_noop("One image has several labels, of which one is right. Exclude the others."),
+    "leaks": gettext_noop("Images of the test that are also trained on make the result too good. Exclude one of each."),
+    "label_errors": gettext_noop(
+        "These labels are probably wrong. Compare each with the image, and relabel those that are; {table} ranks all."
+    ),
+    "near_leaks": gettext_noop(
+        "Images in different splits are nearly the same, which makes the result too good. Exclude one of each."
+    ),
+    "duplicates": gettext_noop("Copies count several times. Exclude all but one of each set."),
+    "near_duplicates": gettext_noop(
+        "These images show nearly the same. Nothing to do: those of one class stay in one split."
+    ),
+    "outliers": gettext_noop("These images differ from the others. Exclude those that a person could not label."),
+}
+"""What the section means, and what to do."""
 
 
 def summary_lines(report: AuditReport) -> Iterator[str]:
@@ -63,7 +79,7 @@ def write_check(result: CheckResult, out: Path, lang: str = "en") -> list[Path]:
 
 
 def _write_page(file: Path, result: CheckResult, labels: dict[str, str], language: Language) -> None:
-    from fieldmark.report import html  # needs the extra `train`, the rest does not
+    from fieldmark.report import chart_notes, html  # need the extra `train`, the rest does not
 
     report = result.report
 
@@ -75,7 +91,7 @@ def _write_page(file: Path, result: CheckResult, labels: dict[str, str], languag
         {
             "title": language(title),
             "count": len(issues),
-            "note": language(LABEL_ERRORS_NOTE, table="labels.csv") if kind == "label_errors" else "",
+            "note": language(SECTION_NOTES[kind], table="labels.csv"),
             "sets": [[tile(*image) for image in images] for images in _image_sets(issues[:MAX_ITEMS], kind, language)],
         }
         for kind, title in SECTION_TITLES.items()
@@ -83,6 +99,7 @@ def _write_page(file: Path, result: CheckResult, labels: dict[str, str], languag
     ]
     context = {"name": result.catalog.source.resolve().name, "sections": sections, "max_items": MAX_ITEMS}
     context |= {"classes": report.classes, "photos": report.n_images, "warnings": report.warnings}
+    context["balance"] = chart_notes.describe_balance(report.classes, language)
     html.write_page(file, "check.html.j2", context, language)
 
 

@@ -1,6 +1,6 @@
 """Page, table and sentences of a comparison of networks."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from markupsafe import Markup
@@ -57,6 +57,37 @@ def _describe_difference(
     )
 
 
+def describe_choice(comparison: Comparison, language: Language = ENGLISH) -> str:
+    """Which network to take."""
+    better = [
+        row for row in comparison.rows if row.difference and row.difference.real and row.difference.difference > 0
+    ]
+    if not better:
+        text = language("No network is significantly better than the baseline.")
+        return language.join_sentences([text, language("Choose by cost, or compare again with more seeds.")])
+    best = max(better, key=lambda row: row.accuracy)
+    return language("Take {network}, which is significantly better, if you can afford its cost.", network=best.network)
+
+
+def describe_cost(rows: Sequence[ComparisonRow], cost: str, language: Language = ENGLISH) -> str:
+    """The network of the lowest cost among those whose interval reaches the highest accuracy."""
+    highest = max(row.accuracy for row in rows)
+    as_good = [row for row in rows if row.ci95[1] >= highest]
+    cheapest = (max if cost == "images_per_s" else min)(as_good, key=lambda row: getattr(row, cost))
+    value = getattr(cheapest, cost)
+    amounts = {
+        "seconds": language.duration(value),
+        "megabytes": f"{value:.1f} MB",
+        "images_per_s": language("{n:,.0f} images/s", n=value),
+    }
+    return language(
+        "Of the networks whose interval reaches the highest accuracy ({share}), {network} costs least: {amount}.",
+        share=language.percent(highest),
+        network=cheapest.network,
+        amount=amounts[cost],
+    )
+
+
 def write_compare_page(comparison: Comparison, out: Path, language: Language = ENGLISH) -> list[Path]:
     """Write compare.html (in that language), compare.json and compare.csv into the folder `out`; return the files."""
     out.mkdir(parents=True, exist_ok=True)
@@ -73,12 +104,17 @@ def write_compare_page(comparison: Comparison, out: Path, language: Language = E
         "megabytes": (language("Accuracy by model size"), "MB"),
         "images_per_s": (language("Accuracy by throughput"), language("images/s")),
     }
-    charts = [accuracy_cost_chart(comparison.rows, cost, *texts, language) for cost, texts in costs.items()]
+    rows = comparison.rows
+    charts = [
+        (Markup(accuracy_cost_chart(rows, cost, *texts, language)), describe_cost(rows, cost, language))
+        for cost, texts in costs.items()
+    ]
     context = {
         "name": out.resolve().name,
-        "rows": comparison.rows,
+        "rows": rows,
         "sentences": list(describe_differences(comparison, language)),
-        "charts": list(map(Markup, charts)),
+        "choice": describe_choice(comparison, language),
+        "charts": charts,
     }
     html.write_page(files[0], "compare.html.j2", context, language)
     return files

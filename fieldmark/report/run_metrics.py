@@ -9,10 +9,10 @@ from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.evaluation.results import LearningCurve, Metrics
 
-JSON_NAMES = {"cached_feature_seconds": "borrowed_s"}
+JSON_NAMES = {"cached_feature_seconds": "borrowed_s", "next_steps": "next"}
 """Fields whose key in metrics.json differs."""
 FOLD_KEYS = ("test", "validation", "folds", "bundle", "seconds", "warnings", "classes", "network", "parameters")
-FOLD_KEYS += ("fingerprint", "seed", "environment")
+FOLD_KEYS += ("fingerprint", "seed", "environment", "next")
 """Keys in the metrics.json of a cross-validation."""
 
 
@@ -46,6 +46,7 @@ class RunMetrics:
         command: the command that repeats the run.
         seconds: duration of each part of the run.
         folds: the folds of a cross-validation.
+        next_steps: what to do next, the most useful first (`recommendations.Recommendation`), in English.
     """
 
     test: Metrics | None = None
@@ -66,6 +67,7 @@ class RunMetrics:
     command: str | None = None
     seconds: Mapping[str, float] = field(default_factory=dict)
     folds: Sequence[FoldMetrics] = ()
+    next_steps: Sequence[Mapping[str, Any]] = ()
 
     @property
     def headline(self) -> Metrics | None:

@@ -18,10 +18,12 @@ from fieldmark.core.text import summarize_names
 from fieldmark.data.readers.files import FileTree
 from fieldmark.inference.run_folder import load_catalog, resolve_language
 from fieldmark.recipes import recipe as recipes
-from fieldmark.report import examples, html
+from fieldmark.report import chart_notes, examples, html
 from fieldmark.report import text as wording
 from fieldmark.report.charts import trust as trust_charts
 from fieldmark.report.charts.training import TITLES, training_curve, training_curves
+from fieldmark.report.recommendations.findings import load_findings
+from fieldmark.report.recommendations.recommend import recommend
 
 TemplateContext = dict[str, Any]
 
@@ -147,6 +149,20 @@ def _template_context(
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
         **_example_images(run, files, split_metrics, [row["name"] for row in per_class]),
         **_charts(run_metrics, split_metrics, history, language),
+        **_conclusions(run, language),
+    }
+
+
+def _conclusions(run: Path, language: Language) -> TemplateContext:
+    """What the run shows in plain words, and what to do about it."""
+    findings = load_findings(run)
+    recommendations = recommend(findings, language)
+    return {
+        "lead": chart_notes.lead_sentence(findings, language),
+        "actions": [one for one in recommendations if one.helps],
+        "useless": [one for one in recommendations if not one.helps],
+        "notes": chart_notes.describe_all(findings, language),
+        "folder": findings.run,
     }
 
 

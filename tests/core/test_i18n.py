@@ -102,7 +102,8 @@ def test_nothing_english_is_left_in_chinese(tmp_path, classes):
     environment = [str(value) for pair in metrics["environment"].items() for value in pair]
     names = [*environment, *metrics["warnings"], "audit.json", "quarantine.csv", "model.onnx", ".jpg", "--epochs"]
     names += ["efficientnet_lite0", "RUN/bundle", "9f3c51a2", "truncated", "<i>bad</i>", "3.1e-07"]
-    assert not english("\n".join(Words(shown).words), names)
+    named = ["a/2.jpg", "x.jpg", "decisions.csv", "fieldmark check", "known", "False", "--augment strong"]
+    assert not english("\n".join(Words(shown).words), names + named)
     assert not english("\n".join(Words(curves.read_text(encoding="utf-8")).words), [])
     text = card.read_text(encoding="utf-8")
     assert yaml.safe_load(text.split("---")[1])["language"] == "zh"
