@@ -111,8 +111,8 @@ OF_OTHERS = {
     "docker": "--rm --read-only --tmpfs --build-arg",
     "systemctl": "--now",
     "of every command": "--help --help-all --version --install-completion",
-    "scripts of benchmarks": "--only --table --checkout --name --rows --sets --fieldmark --fastai-python --work --labels "
-    "--opponent-seeds --images-per-class --methods --rounds",
+    "scripts of benchmarks": "--only --table --checkout --name --rows --sets --fieldmark --fastai-python --work "
+    "--labels --opponent-seeds --images-per-class --methods --rounds",
 }
 """Options of other programs that pages name."""
 
