@@ -42,9 +42,10 @@ autodoc_typehints_description_target = "documented"
 def _command_line(_app) -> None:
     """reference/cli.md: what `fieldmark VERB --help-all` says, by typer's own means."""
     command = typer.main.get_command(app)
-    for verb in command.commands.values():
-        unhide_options(verb)
-    said = get_docs_for_click(obj=command, ctx=typer.Context(command), name="fieldmark")
+    context = typer.Context(command)
+    for verb in command.list_commands(context):
+        unhide_options(command.get_command(context, verb))
+    said = get_docs_for_click(obj=command, ctx=context, name="fieldmark")
     said = re.sub(r"\[/?bold\]", "`", re.sub(r"\[/?dim\]", "", said)).replace("\\[", "[")  # Rich's markup
     (HERE / "reference" / "cli.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
 

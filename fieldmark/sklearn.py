@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.multiclass import check_classification_targets, unique_labels
-from sklearn.utils.validation import check_is_fitted
+from sklearn.utils.validation import check_is_fitted, column_or_1d
 
 from fieldmark.core import io
 from fieldmark.inference.inputs import find_inputs
@@ -22,7 +22,8 @@ MANIFEST_COLUMNS = ["path", "label"]
 class ImageClassifier(ClassifierMixin, BaseEstimator):
     """A classifier of images: `fit` trains it as `fieldmark.train`, on the images alone that it is given.
 
-    Of these, a part is held out for validation and another for the report of the run (15 % each).
+    Of these, 15 % are held out for validation: they select the epoch and calibrate the probabilities. There is no test
+    set within them, as `score` and cross-validation have their own.
 
     Args:
         backbone, attention, after, head, image_size, weights, epochs, budget, quality, batch, augment, lr:
@@ -74,10 +75,12 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
             y: (n,) numbers or texts.
 
         Raises:
-            ValueError: X and y differ in length, or there is one class alone.
+            ValueError: X and y differ in length, y is missing, or there is one class alone.
             FieldmarkError: as `fieldmark.train`.
         """
-        images, labels = _as_list(X), np.asarray(y)
+        if y is None:
+            raise ValueError("a classifier requires y to be passed, but the target y is None")
+        images, labels = _as_list(X), column_or_1d(y, warn=True)
         check_classification_targets(labels)
         if len(images) != len(labels):
             raise ValueError(f"X has {len(images)} images, but y {len(labels)} labels")
@@ -112,7 +115,8 @@ class ImageClassifier(ClassifierMixin, BaseEstimator):
         names = ("backbone", "attention", "after", "head", "image_size", "weights", "epochs", "budget", "quality")
         names += ("batch", "augment", "lr")
         fields = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
-        return fields | ({} if self.random_state is None else {"seed": int(self.random_state)})
+        seed = {} if self.random_state is None else {"seed": int(self.random_state)}
+        return fields | seed | {"test_share": 0.0}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

@@ -141,6 +141,8 @@ def unused_address() -> str:
 
 
 def wait_until(condition: Any, seconds: float = 5.0) -> None:
+    """Fails if the condition does not come true in time."""
     end = time.monotonic() + seconds
-    while not condition() and time.monotonic() < end:
+    while not condition():
+        assert time.monotonic() < end
         time.sleep(0.01)

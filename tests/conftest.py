@@ -26,6 +26,7 @@ if CORES and (worker := os.environ.get("PYTEST_XDIST_WORKER")):
 
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
+from addresses import WebServer, serving  # noqa: E402
 from filelock import FileLock  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 from PIL import Image, ImageDraw  # noqa: E402
@@ -296,6 +297,22 @@ def start(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
         yield start
         server.stdin.close()
+
+
+@pytest.fixture(scope="module")
+def web() -> Iterator[WebServer]:
+    """A server that answers well, badly, late or never."""
+    with serving() as server:
+        yield server
+
+
+@pytest.fixture
+def quick_retries(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Addresses are asked again at once, and the environment permits no private ones."""
+    from fieldmark.data import http
+
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.01)
+    monkeypatch.delenv(http.ALLOW_VARIABLE, raising=False)
 
 
 @pytest.fixture(scope="session")

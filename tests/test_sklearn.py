@@ -1,6 +1,9 @@
 """The estimator of scikit-learn."""
 
+import csv
+import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,8 +14,12 @@ from sklearn.exceptions import NotFittedError
 from sklearn.model_selection import cross_val_score
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
+from sklearn.utils.estimator_checks import check_estimator
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 import fieldmark as fm
+from fieldmark.core.errors import FieldmarkError
+from fieldmark.data.splits import read_split_file
 from fieldmark.sklearn import ImageClassifier
 
 SETTINGS: dict[str, Any] = {"image_size": 64, "batch": 8, "epochs": 0, "random_state": 0}
@@ -40,6 +47,16 @@ def test_it_predicts_labels_and_probabilities(fitted: ImageClassifier, paths: li
     assert np.array_equal(fitted.predict(paths), fitted.classes_[probabilities.argmax(1)])
     assert fitted.score(paths, labels) > 0.8 and fitted.predict([]).shape == (0,)
     assert fitted.run_.report.exists()
+
+
+def test_it_trains_on_all_that_it_is_given_but_the_validation_set(fitted: ImageClassifier):
+    splits = [row.split for row in read_split_file(fitted.run_.folder / "split.csv")]
+    assert set(splits) == {"train", "val"} and len(splits) == 48 and 6 <= splits.count("val") <= 9
+    assert fitted.run_.test is None and fitted.run_.validation is not None
+    assert "There is no test set." in fitted.run_.report.read_text()
+    assert "There is no test set." in (fitted.run_.folder / "card.md").read_text()
+    with pytest.raises(FieldmarkError, match="has no test split"):
+        fm.evaluate(fitted.run_, progress=False)
 
 
 def test_arrays_and_numbers_do_as_well(paths: list[str], labels: np.ndarray):
@@ -72,3 +89,68 @@ def test_it_keeps_the_rules_of_estimators(paths: list[str], labels: np.ndarray):
         estimator.fit(paths[0], labels)
     with pytest.raises(TypeError, match="float64"):
         estimator.fit(np.random.default_rng(0).random((4, 8, 8, 3)), [0, 1, 0, 1])
+
+
+# ---- scikit-learn's own checks
+
+
+class NearestMean:
+    """In place of a trained network: the class whose mean image is the nearest."""
+
+    def __init__(self, images: np.ndarray, labels: np.ndarray) -> None:
+        self.classes = [str(label) for label in np.unique(labels)]
+        self.means = np.stack([images[labels == label].mean(0) for label in np.unique(labels)])
+
+    def predict_proba(self, images: list[np.ndarray]) -> np.ndarray:
+        rows = np.stack([np.asarray(image, float).ravel() for image in images])
+        distances = ((rows[:, None] - self.means) ** 2).sum(2) / 300
+        scores = np.exp(distances.min(1, keepdims=True) - distances)
+        return scores / scores.sum(1, keepdims=True)
+
+
+def train_nearest_mean(manifest: Path, *_: object, **__: object) -> Any:
+    """In place of `fieldmark.train`: a run on the images of the manifest."""
+    with manifest.open() as file:
+        rows = list(csv.DictReader(file))
+    images = np.stack([np.asarray(Image.open(manifest.parent / row["path"]), float).ravel() for row in rows])
+    classifier = NearestMean(images, np.array([int(row["label"]) for row in rows]))
+    return SimpleNamespace(classifier=lambda: classifier)
+
+
+class RowsAsImages(ImageClassifier):
+    """Takes what the checks give, rows of numbers: each becomes a grey image of one line."""
+
+    def fit(self, X: Any, y: Any) -> "RowsAsImages":
+        X = validate_data(self, X)
+        self.lowest_, self.highest_ = X.min(), X.max()
+        super().fit(self._draw(X), y)
+        return self
+
+    def predict_proba(self, X: Any) -> np.ndarray:
+        check_is_fitted(self, "run_")
+        return super().predict_proba(self._draw(validate_data(self, X, reset=False)))
+
+    def _draw(self, X: Any) -> list[np.ndarray]:
+        shares = np.clip((X - self.lowest_) / max(self.highest_ - self.lowest_, 1e-9), 0, 1)
+        return [np.repeat((255 * row).astype(np.uint8)[None, :, None], 3, 2) for row in shares]
+
+    def __sklearn_tags__(self) -> Any:
+        tags = super().__sklearn_tags__()
+        tags.input_tags.two_d_array = True
+        return tags
+
+
+EXPECTED_FAILURES = {
+    "check_estimators_pickle": "a fitted one holds a session of onnxruntime; what lasts is its run: give out=",
+}
+
+
+def test_it_passes_the_checks_of_scikit_learn(monkeypatch: pytest.MonkeyPatch):
+    """They leave out what takes images: so rows become images, and a classifier that needs no network is trained."""
+    monkeypatch.setattr("fieldmark.sklearn.api.train", train_nearest_mean)
+    with warnings.catch_warnings(action="ignore"):
+        results = check_estimator(RowsAsImages(), expected_failed_checks=EXPECTED_FAILURES, on_fail=None)
+    failed = {result["check_name"]: result["exception"] for result in results if result["status"] == "failed"}
+    assert not failed
+    assert {result["check_name"] for result in results if result["status"] == "xfail"} == EXPECTED_FAILURES.keys()
+    assert sum(result["status"] == "passed" for result in results) > 45

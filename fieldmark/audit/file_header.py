@@ -6,11 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from PIL import Image
 
-from fieldmark.data.formats.pillow import open_with_pillow
 from fieldmark.data.image import UnreadableImageError, read_header
 
-_OTHER_FORMATS = frozenset(("DICOM", "HEIC"))  # which Pillow does not open
 # fmt: off
 _LUMINANCE_TABLE = (  # ITU-T T.81, table K.1
     16, 11, 10, 16, 24, 40, 51, 61, 12, 12, 14, 19, 26, 58, 60, 55,
@@ -46,17 +45,23 @@ class FileHeader(NamedTuple):
 
 def read_file_header(content: bytes, decoded_size: tuple[int, int]) -> FileHeader:
     """The header of a file; with the size of the decoded image if it cannot be read."""
+    details: dict[str, Any] = {}
+
+    def read_details(image: Image.Image) -> None:
+        with contextlib.suppress(Exception):
+            details.update(
+                quality=_jpeg_quality(getattr(image, "quantization", None)),
+                is_progressive=bool(image.info.get("progressive")),
+                has_exif=bool(image.info.get("exif")),
+                has_icc=bool(image.info.get("icc_profile")),
+                dpi=_first_number(image.info.get("dpi")),
+            )
+
     try:
-        header = read_header(content)
+        header = read_header(content, read_details)
     except UnreadableImageError:
         return FileHeader(decoded_size)
-    if header.format in _OTHER_FORMATS:
-        return FileHeader(*header)
-    with contextlib.suppress(Exception), open_with_pillow(content) as image:
-        info, quality = image.info, _jpeg_quality(getattr(image, "quantization", None))
-        is_progressive, has_exif, has_icc = (bool(info.get(name)) for name in ("progressive", "exif", "icc_profile"))
-        return FileHeader(*header, quality, is_progressive, has_exif, has_icc, _first_number(info.get("dpi")))
-    return FileHeader(*header)
+    return FileHeader(*header, **details)
 
 
 def _first_number(values: Any) -> float:

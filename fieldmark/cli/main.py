@@ -6,25 +6,14 @@ import io
 import os
 import sys
 import traceback
-from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
-from rich.markup import escape
 
-from fieldmark.cli.commands import data, evaluate, networks, train, use
-from fieldmark.cli.options import SHARED_FIELDS, print_to_stderr, with_recipe_options
+from fieldmark.cli.group import Command, LazyGroup
+from fieldmark.cli.output import print_to_stderr
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import log_to_stderr
-from fieldmark.recipes.recipe import Recipe
-
-app = typer.Typer(
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    rich_markup_mode="rich",
-    help="From a folder of labelled images to a classifier you can trust.",
-    epilog="Start with [bold]fieldmark demo[/bold], or [bold]fieldmark train PHOTOS --out RUN --budget 5m[/bold].",
-)
 
 UsageError: Any = typer.BadParameter.__base__
 EXTRAS = {
@@ -37,150 +26,181 @@ EXTRAS = {
 }
 """Package -> the extra that installs it; `train` has the others."""
 EXIT_INTERRUPTED = 130  # what typer makes of Ctrl-C
-LOOK_FIELDS = (
-    *("quality", "backbone", "weights", "image_size", "train_size", "pad", "channels", "augment", "seed", "lang"),
-    *("group_by", "split_file", "apply", "crop_boxes"),
+COMMANDS = (
+    Command(
+        "Data",
+        "data.look",
+        "Count the images of each class and show some.",
+        (
+            "look PHOTOS --out LOOK",
+            "look PHOTOS --out LOOK --augment strong --count 24",
+            "look photos.zip --out LOOK --image-size 320",
+        ),
+    ),
+    Command(
+        "Data",
+        "data.check",
+        "Find duplicates, leaks and label errors; changes no file.",
+        (
+            "check PHOTOS",
+            "check PHOTOS --out FOUND",
+            "check table.csv --quick --json",
+        ),
+    ),
+    Command(
+        "Data",
+        "data.pack",
+        "Pack images into shards for many machines.",
+        (
+            "pack PHOTOS --shards SHARDS",
+            "pack PHOTOS --shards SHARDS --shard-mb 512",
+            r"pack PHOTOS --shards SHARDS --group-by 'patient(\d+)'",
+        ),
+    ),
+    Command(
+        "Train",
+        "train.train",
+        "Train a classifier, test it and write a report.",
+        (
+            "train PHOTOS --out RUN --budget 5m",
+            "train PHOTOS --out RUN --backbone resnet50 --epochs 20",
+            "train PHOTOS --out RUN --resume",
+        ),
+    ),
+    Command(
+        "Train",
+        "train.compare",
+        "Compare networks on the same splits.",
+        (
+            "compare PHOTOS --out OUT --network resnet18 --network vgg11",
+            "compare PHOTOS --out C --network vgg16 --network vgg16+after=-1:se",
+            "compare RUN1 RUN2 --out OUT",
+        ),
+    ),
+    Command(
+        "Train",
+        "train.search",
+        "Search hyperparameters on the validation set.",
+        (
+            "search PHOTOS --out OUT --trials 20",
+            "search PHOTOS --out OUT --trials 20 --vary lr=0.0001..0.01 --whole",
+            "search PHOTOS --out OUT --trials 40 --resume",
+        ),
+    ),
+    Command(
+        "Train",
+        "train.demo",
+        "Train on 2,624 photos of solar cells.",
+        (
+            "demo",
+            "demo --budget 10m",
+            "demo --out runs/demo --json",
+        ),
+    ),
+    Command(
+        "Evaluate",
+        "evaluate.evaluate",
+        "Compute metrics on the test set or on other images.",
+        (
+            "evaluate RUN",
+            "evaluate RUN OTHER_PHOTOS",
+            "evaluate RUN OTHER_PHOTOS --tta --json",
+        ),
+    ),
+    Command(
+        "Evaluate",
+        "evaluate.explain",
+        "Show what a classifier looked at, and how reliably.",
+        (
+            "explain RUN --out SHEET",
+            "explain RUN photo.jpg --out WHY",
+            "explain RUN PHOTOS/*.jpg --out WHY --method evidence,grad_cam",
+        ),
+    ),
+    Command(
+        "Evaluate",
+        "evaluate.report",
+        "Write the report of a run in another language.",
+        (
+            "report RUN",
+            "report RUN --lang zh",
+            "report RUN --json",
+        ),
+    ),
+    Command(
+        "Use",
+        "use.predict",
+        "Predict the classes of images.",
+        (
+            "predict RUN photo.jpg",
+            "predict RUN FOLDER --csv predictions.csv",
+            "predict model.onnx FOLDER --heatmap MAPS --json",
+        ),
+    ),
+    Command(
+        "Use",
+        "use.export",
+        "Export to ONNX and OpenVINO, also INT8.",
+        (
+            "export RUN --out OUT",
+            "export RUN --out OUT --int8",
+            "export RUN --out OUT --openvino",
+        ),
+    ),
+    Command(
+        "Use",
+        "use.push",
+        "Upload a classifier with its model card to the hub.",
+        (
+            "push RUN user/name",
+            "push RUN user/name --private",
+            "push RUN user/name --json",
+        ),
+    ),
+    Command(
+        "Use",
+        "use.serve",
+        "Serve a page for people and an API for programs.",
+        (
+            "serve RUN",
+            "serve RUN --port 9000",
+            "serve RUN --host 0.0.0.0 --token SECRET",
+        ),
+    ),
+    Command(
+        "Networks",
+        "networks.zoo",
+        "List the networks, or the layers of one.",
+        (
+            "zoo",
+            "zoo --like resnet",
+            "zoo resnet50 --after -1:se --classes 4",
+        ),
+    ),
+    Command(
+        "Networks",
+        "networks.bench",
+        "Measure the speed of a network.",
+        (
+            "bench resnet50",
+            "bench resnet50 --batch 16",
+            "bench resnet50 --train --batch 32",
+        ),
+    ),
 )
-ONE_DEVICE_FIELDS = ("folds", "fold", "devices", "nodes")
-"""Fields that comparisons and searches refuse: they train one run after the other."""
-COMPARE_FIELDS = tuple(name for name in SHARED_FIELDS if name not in ONE_DEVICE_FIELDS)
-SEARCH_FIELDS = tuple(name for name in Recipe.model_fields if name not in (*ONE_DEVICE_FIELDS, "budget"))
-ZOO_FIELDS = ("attention", "after", "head", "aux", "image_size", "channels")
 
 
-def _add(panel: str, summary: str, command: Callable[..., None], *examples: str) -> None:
-    """Add a command to a panel of the help, with a summary of one line there and examples below its own help."""
-    lines = [f"  [bold]fieldmark {escape(example)}[/bold]" for example in examples]
-    app.command(rich_help_panel=panel, short_help=summary, epilog="\n".join(["Examples:", *lines]))(command)
+class _Commands(LazyGroup):
+    entries = COMMANDS
 
 
-_add(
-    "Data",
-    "Count the images of each class and show some.",
-    with_recipe_options(data.look, *LOOK_FIELDS),
-    "look PHOTOS --out LOOK",
-    "look PHOTOS --out LOOK --augment strong --count 24",
-    "look photos.zip --out LOOK --image-size 320",
-)
-_add(
-    "Data",
-    "Find duplicates, leaks and label errors; changes no file.",
-    with_recipe_options(data.check, "group_by", "split_file", "apply", "crop_boxes", "lang"),
-    "check PHOTOS",
-    "check PHOTOS --out FOUND",
-    "check table.csv --quick --json",
-)
-_add(
-    "Data",
-    "Pack images into shards for many machines.",
-    with_recipe_options(data.pack, "group_by", "split_file", "apply", "seed"),
-    "pack PHOTOS --shards SHARDS",
-    "pack PHOTOS --shards SHARDS --shard-mb 512",
-    r"pack PHOTOS --shards SHARDS --group-by 'patient(\d+)'",
-)
-_add(
-    "Train",
-    "Train a classifier, test it and write a report.",
-    with_recipe_options(train.train),
-    "train PHOTOS --out RUN --budget 5m",
-    "train PHOTOS --out RUN --backbone resnet50 --epochs 20",
-    "train PHOTOS --out RUN --resume",
-)
-_add(
-    "Train",
-    "Compare networks on the same splits.",
-    with_recipe_options(train.compare, *COMPARE_FIELDS),
-    "compare PHOTOS --out OUT --network resnet18 --network vgg11",
-    "compare PHOTOS --out C --network vgg16 --network vgg16+after=-1:se",
-    "compare RUN1 RUN2 --out OUT",
-)
-_add(
-    "Train",
-    "Search hyperparameters on the validation set.",
-    with_recipe_options(train.search, *SEARCH_FIELDS),
-    "search PHOTOS --out OUT --trials 20",
-    "search PHOTOS --out OUT --trials 20 --vary lr=0.0001..0.01 --whole",
-    "search PHOTOS --out OUT --trials 40 --resume",
-)
-_add(
-    "Train",
-    "Train on 2,624 photos of solar cells.",
-    train.demo,
-    "demo",
-    "demo --budget 10m",
-    "demo --out runs/demo --json",
-)
-_add(
-    "Evaluate",
-    "Compute metrics on the test set or on other images.",
-    evaluate.evaluate,
-    "evaluate RUN",
-    "evaluate RUN OTHER_PHOTOS",
-    "evaluate RUN OTHER_PHOTOS --tta --json",
-)
-_add(
-    "Evaluate",
-    "Show what a classifier looked at, and how reliably.",
-    evaluate.explain,
-    "explain RUN --out SHEET",
-    "explain RUN photo.jpg --out WHY",
-    "explain RUN PHOTOS/*.jpg --out WHY --method evidence,grad_cam",
-)
-_add(
-    "Evaluate",
-    "Write the report of a run in another language.",
-    evaluate.report,
-    "report RUN",
-    "report RUN --lang zh",
-    "report RUN --json",
-)
-_add(
-    "Use",
-    "Predict the classes of images.",
-    use.predict,
-    "predict RUN photo.jpg",
-    "predict RUN FOLDER --csv predictions.csv",
-    "predict model.onnx FOLDER --heatmap MAPS --json",
-)
-_add(
-    "Use",
-    "Export to ONNX and OpenVINO, also INT8.",
-    use.export,
-    "export RUN --out OUT",
-    "export RUN --out OUT --int8",
-    "export RUN --out OUT --openvino",
-)
-_add(
-    "Use",
-    "Upload a classifier with its model card to the hub.",
-    use.push,
-    "push RUN user/name",
-    "push RUN user/name --private",
-    "push RUN user/name --json",
-)
-_add(
-    "Use",
-    "Serve a page for people and an API for programs.",
-    use.serve,
-    "serve RUN",
-    "serve RUN --port 9000",
-    "serve RUN --host 0.0.0.0 --token SECRET",
-)
-_add(
-    "Networks",
-    "List the networks, or the layers of one.",
-    with_recipe_options(networks.zoo, *ZOO_FIELDS),
-    "zoo",
-    "zoo --like resnet",
-    "zoo resnet50 --after -1:se --classes 4",
-)
-_add(
-    "Networks",
-    "Measure the speed of a network.",
-    networks.bench,
-    "bench resnet50",
-    "bench resnet50 --batch 16",
-    "bench resnet50 --train --batch 32",
+app = typer.Typer(
+    cls=_Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    help="From a folder of labelled images to a classifier you can trust.",
+    epilog="Start with [bold]fieldmark demo[/bold], or [bold]fieldmark train PHOTOS --out RUN --budget 5m[/bold].",
 )
 
 

@@ -1,19 +1,14 @@
 """Arguments and options that several commands share, and the fields of a recipe as options."""
 
-import contextlib
 import functools
 import inspect
 import re
-import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Annotated, Any
 
 import typer
 from rich.markup import escape
 
-from fieldmark.core import io
-from fieldmark.core.progress import LOGGER
-from fieldmark.core.text import sanitize_for_terminal
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
 
@@ -47,6 +42,10 @@ RecipeOption = Annotated[
         "--recipe", metavar="NAME|FILE", help="A named recipe (docs/recipes.md) or a YAML file; options override it."
     ),
 ]
+PrivateHostsOption = Annotated[
+    bool,
+    typer.Option("--allow-private-hosts", help="Also read https:// addresses of this machine or its own network."),
+]
 ResumeOption = Annotated[bool, typer.Option("--resume", help="Continue an interrupted one.")]
 
 
@@ -54,22 +53,6 @@ def make_recipe(name: str | None, settings: dict[str, Any]) -> Recipe:
     """The recipe of that name or file, overridden by the options that were given."""
     overrides = {field: value for field, value in settings.items() if value is not None}
     return recipes.read_recipe(name).replace(**overrides) if name else Recipe(**overrides)
-
-
-def print_result(data: Any, lines: Iterable[str], warnings: Iterable[str], as_json: bool) -> None:
-    """The result on stdout, as one JSON document (which holds the warnings) or as lines with the warnings on stderr."""
-    if as_json:
-        print(io.to_json(data))
-        return
-    for warning in warnings:
-        LOGGER.warning("%s", sanitize_for_terminal(warning))
-    print("\n".join(map(sanitize_for_terminal, lines)))
-
-
-def print_to_stderr(line: str) -> None:
-    """A line for people; that nobody reads it, or its disk is full, ends no work."""
-    with contextlib.suppress(OSError):
-        print(line, file=sys.stderr, flush=True)
 
 
 def show_all_options(context: typer.Context, is_requested: bool) -> None:
@@ -93,25 +76,30 @@ HelpAllOption = Annotated[
 ]
 
 
-def with_recipe_options(command: Callable[..., None], *names: str) -> Callable[..., None]:
-    """The command with an option for each of these fields of Recipe (by default all) in place of `**settings`."""
-    parameters = [
-        p for p in inspect.signature(command, eval_str=True).parameters.values() if p.kind is not p.VAR_KEYWORD
-    ]
+def recipe_options(*names: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """A decorator that gives a command an option for each of these fields of Recipe (by default all).
+
+    It receives them as `**settings`.
+    """
     fields = [field for field in Recipe.model_fields if not names or field in names]
     has_hidden = len(fields) > MAX_SHOWN
-    parameters += [_recipe_option(field, is_hidden=has_hidden and field not in COMMON_FIELDS) for field in fields]
+    options = [_recipe_option(field, is_hidden=has_hidden and field not in COMMON_FIELDS) for field in fields]
     if has_hidden:
-        parameters.append(_keyword("help_all", False, HelpAllOption))
+        options.append(_keyword("help_all", False, HelpAllOption))
 
-    @functools.wraps(command)
-    def with_options(*args: Any, help_all: bool = False, **kwargs: Any) -> None:
-        command(*args, **kwargs)
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = inspect.signature(command, eval_str=True).parameters.values()
+        signature = inspect.Signature([*(p for p in own if p.kind is not p.VAR_KEYWORD), *options])
 
-    signature = inspect.Signature(parameters)
-    with_options.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads the options from
-    with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
-    return with_options
+        @functools.wraps(command)
+        def with_options(*args: Any, help_all: bool = False, **kwargs: Any) -> None:
+            command(*args, **kwargs)
+
+        with_options.__signature__ = signature  # type: ignore[attr-defined]  # what typer reads the options from
+        with_options.__annotations__ = {p.name: p.annotation for p in signature.parameters.values()}
+        return with_options
+
+    return decorate
 
 
 def _recipe_option(field: str, *, is_hidden: bool) -> inspect.Parameter:

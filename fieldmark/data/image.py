@@ -8,7 +8,7 @@ a reason for people. `formats` has what is particular to a format, and the limit
 import contextlib
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -115,8 +115,12 @@ def _upright_rgb(image: Image.Image) -> tuple[Image.Image, Conversion | None]:
         raise _to_unreadable_error(error, b"") from error
 
 
-def read_header(content: bytes) -> ImageHeader:
+def read_header(content: bytes, visit: Callable[[Image.Image], None] | None = None) -> ImageHeader:
     """The header of an image file; decodes no pixels.
+
+    Args:
+        content: the bytes of the file.
+        visit: is called with the image that Pillow has opened, unless the format is another library's.
 
     Raises:
         UnreadableImageError: the file cannot be read, and no other exception.
@@ -136,6 +140,8 @@ def read_header(content: bytes) -> ImageHeader:
             if image.format in _EXIF_FORMATS:
                 with contextlib.suppress(Exception):
                     exif = image.getexif()
+            if visit is not None:
+                visit(image)
             return ImageHeader(image.size, image.mode, image.format or "", _camera(exif))
     except Exception as error:
         raise _to_unreadable_error(error, content) from error

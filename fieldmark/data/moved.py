@@ -38,7 +38,7 @@ def find_moved(catalog: Catalog, content: Mapping[str, int]) -> dict[str, str]:
     photos = {photo.path: photo for photo in catalog.photos}
     same = [path for path in content if path in photos]
     step = max(1, len(same) // _COMPARED_IMAGES)
-    if same and all(_content(catalog, photos[path]) == content[path] for path in same[::step]):
+    if same and all(content[path] in _keys(catalog, photos[path]) for path in same[::step]):
         found = {path: path for path in same}
     else:
         found = {}
@@ -46,13 +46,15 @@ def find_moved(catalog: Catalog, content: Mapping[str, int]) -> dict[str, str]:
     if not missing:
         return found
     rest = [photo for photo in catalog.photos if photo.path not in found]
-    keys = ordered_map(lambda photo: _content(catalog, photo), rest, runtime.available_cpus())
-    place = {key: photo.path for photo, key in zip(rest, keys, strict=True) if key is not None}
+    keys = ordered_map(lambda photo: _keys(catalog, photo), rest, runtime.available_cpus())
+    place = {key: photo.path for photo, of_photo in zip(rest, keys, strict=True) for key in of_photo}
     return found | {path: place[content[path]] for path in missing if content[path] in place}
 
 
-def _content(catalog: Catalog, photo: Photo) -> int | None:
+def _keys(catalog: Catalog, photo: Photo) -> set[int]:
+    """Under which a run may know the image: a run with `crop_boxes` hashes the bounding box as well."""
     try:
-        return content_key(content_hash(catalog.read_bytes(photo)))
+        content = catalog.read_bytes(photo)
     except UnreadableImageError:
-        return None
+        return set()
+    return {content_key(content_hash(content, box)) for box in (None, photo.box)}

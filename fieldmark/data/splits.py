@@ -14,6 +14,8 @@ from fieldmark.data.catalog import Catalog, Photo
 
 SPLITS = ("train", "val", "test")
 SPLIT_COLUMNS = ["path", "label", "split", "group"]
+VALIDATION_SHARE = 0.15
+"""Part of each class for the validation split."""
 MIN_SPARED_SHARE = 0.15
 """Part of a class beside its largest family of near-duplicates below which the family is divided: half of what the
 validation and the test split take together."""
@@ -43,6 +45,7 @@ def draw_splits(
     hard_groups: Sequence[int],
     *,
     seed: int = 0,
+    test_share: float = 0.15,
     fold: tuple[int, int] | None = None,
     trained_on: Collection[int] = (),
     **options: Any,
@@ -54,13 +57,14 @@ def draw_splits(
     Args:
         groups: of near-duplicates and given groups, as `AuditReport.groups`.
         hard_groups: of copies and given groups, which are never divided, as `AuditReport.hard_groups`.
+        test_share: as `assign_splits`.
         trained_on: images that the initial weights were trained on, as positions in the catalog; they stay in train.
         options: as `assign_splits`.
 
     Raises:
         FieldmarkError: as `assign_splits`; or the weights were trained on test images, or on all images.
     """
-    n_splits = max(3, fold[1] if fold else 0)
+    n_splits = max(3 if test_share else 2, fold[1] if fold else 0)
     divided = _classes_of_one_family(catalog, groups, hard_groups, n_splits)
     offset = max(groups, default=0) + 1
     used = [
@@ -68,8 +72,8 @@ def draw_splits(
         for photo, group, hard in zip(catalog.photos, groups, hard_groups, strict=True)
     ]
     pinned = _refuse_trained_on(catalog, trained_on, fold, options.get("allow_leaks", False))
-    splits = assign_splits(catalog, used, seed=seed, fold=fold, pinned=pinned, **options)
-    if pinned and "test" not in splits:
+    splits = assign_splits(catalog, used, seed=seed, test_share=test_share, fold=fold, pinned=pinned, **options)
+    if pinned and test_share and "test" not in splits:
         raise FieldmarkError(
             f"the initial weights were trained on {'all' if len(pinned) == len(splits) else 'nearly all'} of these "
             "images, so that none are left for a test: give a test/ folder, or other weights"
@@ -116,7 +120,7 @@ def assign_splits(
     groups: Sequence[int],
     *,
     seed: int = 0,
-    fractions: tuple[float, float, float] = (0.7, 0.15, 0.15),
+    test_share: float = 0.15,
     leaks: Sequence[Sequence[str]] = (),
     group_leaks: Sequence[str] = (),
     allow_leaks: bool = False,
@@ -131,7 +135,7 @@ def assign_splits(
 
     Args:
         groups: group number of each image, as `AuditReport.groups`.
-        fractions: part of each class for train, val and test.
+        test_share: part of each class for the test split where none is given; 0: there is no test split.
         leaks: images in several of the given splits, as `AuditReport.leaks`.
         group_leaks: groups in several of the given splits.
         fold: (k, n) makes the k-th of n parts the test split, k from 1, whatever splits are given.
@@ -141,11 +145,12 @@ def assign_splits(
         FieldmarkError: there are leaks and `allow_leaks` is not set, or no training images.
     """
     if fold:
-        return _assign_fold(catalog, groups, seed, fractions[1], fold)
+        return _assign_fold(catalog, groups, seed, fold)
     if not allow_leaks:
         _refuse_leaks(leaks, group_leaks)
     splits = [photo.split or "train" for photo in catalog.photos]
-    missing_fractions = {split: fractions[SPLITS.index(split)] for split in ("test", "val") if split not in splits}
+    fractions = {"test": test_share, "val": VALIDATION_SHARE}
+    missing_fractions = {split: share for split, share in fractions.items() if share and split not in splits}
     members = _rows_by_group(groups, (i for i, split in enumerate(splits) if split == "train"))
     if not members:
         raise FieldmarkError(f"{printable(str(catalog.root))} holds no photos to train on: add a folder train/")
@@ -222,9 +227,7 @@ def _rows_by_group(groups: Sequence[int], rows: Iterable[int]) -> dict[int, list
     return members
 
 
-def _assign_fold(
-    catalog: Catalog, groups: Sequence[int], seed: int, validation_fraction: float, fold: tuple[int, int]
-) -> tuple[str, ...]:
+def _assign_fold(catalog: Catalog, groups: Sequence[int], seed: int, fold: tuple[int, int]) -> tuple[str, ...]:
     """The split of each image in one fold of a stratified, grouped cross-validation; val is taken from the rest."""
     fold_index, n_folds = fold
     members = _rows_by_group(groups, range(len(groups)))
@@ -236,9 +239,7 @@ def _assign_fold(
         )
         remaining_groups = {group: rows for group, rows in remaining_groups.items() if group not in test_groups}
     rest = {group: rows for group, rows in members.items() if group not in test_groups}
-    split_by_group = dict.fromkeys(test_groups, "test") | _assign_groups(
-        catalog, rest, {"val": validation_fraction}, seed
-    )
+    split_by_group = dict.fromkeys(test_groups, "test") | _assign_groups(catalog, rest, {"val": VALIDATION_SHARE}, seed)
     return tuple(split_by_group.get(group, "train") for group in groups)
 
 

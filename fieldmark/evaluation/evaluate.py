@@ -100,8 +100,9 @@ def evaluate(
     if photos is not None and moved_to is not None:
         raise FieldmarkError("give other images to evaluate on, or --photos where the run's own ones are now")
     selection = _select_images(classifier, Path(run), photos, moved_to, reporter)
-    predictions, hashes, unreadable = _predict(classifier, selection, tta, reporter)
-    trained = _TrainedImages() if photos is None else _find_trained_images(run, hashes)
+    trained_on = None if photos is None else read_trained_on(run)
+    predictions, hashes, unreadable = _predict(classifier, selection, tta, reporter, has_hashes=trained_on is not None)
+    trained = _TrainedImages() if trained_on is None else _find_trained_images(trained_on, hashes, str(run))
     if trained.n == len(predictions):
         raise FieldmarkError(f"{trained.text(trained.n)}: give images that it has not seen")
     if trained.n:
@@ -176,20 +177,17 @@ class _TrainedImages:
         return f"{which} {pluralize(n_images, 'image')} were used to train {self.model}{encoded}"
 
 
-def _find_trained_images(run: str | Path, hashes: ImageHashes) -> _TrainedImages:
-    trained_on = read_trained_on(run)
-    if trained_on is None:
-        return _TrainedImages()
-    return _TrainedImages(trained_on.contains(hashes), int(trained_on.is_identical(hashes).sum()), str(run))
+def _find_trained_images(trained_on: ImageHashes, hashes: ImageHashes, model: str) -> _TrainedImages:
+    return _TrainedImages(trained_on.contains(hashes), int(trained_on.is_identical(hashes).sum()), model)
 
 
 def _predict(
-    classifier: Classifier, selection: Selection, tta: bool, reporter: Reporter
+    classifier: Classifier, selection: Selection, tta: bool, reporter: Reporter, *, has_hashes: bool
 ) -> tuple[Predictions, ImageHashes, list[str]]:
-    """Predictions and hashes of the readable images, and the paths of the others."""
+    """Predictions of the readable images, their hashes if `has_hashes`, and the paths of the others."""
     class_index = {printable(name): k for k, name in enumerate(classifier.classes)}
     readable, outputs, hashes, unreadable = list[Photo](), list[ModelOutputs](), HashCollector(), list[str]()
-    results = _infer_images(classifier, selection, tta)
+    results = _infer_images(classifier, selection, tta, has_hashes)
     with reporter.progress_bar("evaluating", "photos") as advance:
         for k, (photo, result) in enumerate(zip(selection.images, results, strict=True)):
             if result is None:
@@ -197,7 +195,8 @@ def _predict(
             else:
                 readable.append(photo)
                 outputs.append({name: result.outputs[name] for name in PREDICTION_OUTPUTS})  # evidence takes memory
-                hashes.add(result.sha256, result.thumbnail)
+                if result.hashed is not None:
+                    hashes.add(*result.hashed)
             advance(k + 1, len(selection.images))
     if not readable:
         raise FieldmarkError(f"no image in {selection.catalog.root} can be read; see `fieldmark check`")
@@ -236,14 +235,15 @@ def tta_views(image: np.ndarray) -> Iterator[np.ndarray]:
 
 @dataclass(frozen=True)
 class _InferredImage:
-    """Outputs for one image, and what its hashes are made of."""
+    """Outputs for one image, and what its hashes are made of: the SHA-256 of its file and its thumbnail."""
 
     outputs: ModelOutputs
-    sha256: str
-    thumbnail: np.ndarray
+    hashed: tuple[str, np.ndarray] | None
 
 
-def _infer_images(classifier: Classifier, selection: Selection, tta: bool) -> Iterator[_InferredImage | None]:
+def _infer_images(
+    classifier: Classifier, selection: Selection, tta: bool, has_hashes: bool
+) -> Iterator[_InferredImage | None]:
     """Outputs of each image, in order; None for an unreadable one."""
     preprocessing, temperature = classifier.info.preprocessing, classifier.info.temperature
 
@@ -254,12 +254,12 @@ def _infer_images(classifier: Classifier, selection: Selection, tta: bool) -> It
             pixels = preprocess(content, preprocessing, box)
         except UnreadableImageError:
             return None
-        hashed = content_hash(content, box), thumbnail(Image.fromarray(pixels))
+        hashed = (content_hash(content, box), thumbnail(Image.fromarray(pixels))) if has_hashes else None
         if not tta:
-            return _InferredImage(classifier.infer(pixels), *hashed)
+            return _InferredImage(classifier.infer(pixels), hashed)
         views = [classifier.infer(view) for view in tta_views(pixels)]
         mean = {name: np.mean([view[name] for view in views], 0) for name in ("logits", "known_score")}
-        return _InferredImage(mean | {"probabilities": softmax(mean["logits"] / temperature)}, *hashed)
+        return _InferredImage(mean | {"probabilities": softmax(mean["logits"] / temperature)}, hashed)
 
     return ordered_map(infer, selection.images, runtime.available_cpus())
 

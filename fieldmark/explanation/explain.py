@@ -185,16 +185,23 @@ class Explainer:
         methods: names in `attribution.METHODS`, or "all".
         target: the class to explain; by default the predicted one.
         n_neighbours: nearest training images to name.
+        allow_private_hosts: as for `Classifier`.
 
     Raises:
         FieldmarkError: there is no run, or a method or class is unknown.
     """
 
     def __init__(
-        self, run: str | Path, methods: Iterable[str] = ("evidence",), target: str | None = None, n_neighbours: int = 4
+        self,
+        run: str | Path,
+        methods: Iterable[str] = ("evidence",),
+        target: str | None = None,
+        n_neighbours: int = 4,
+        *,
+        allow_private_hosts: bool | None = None,
     ) -> None:
         self.methods, self.n_neighbours = _parse_methods(methods), n_neighbours
-        self.classifier = Classifier(run)
+        self.classifier = Classifier(run, allow_private_hosts=allow_private_hosts)
         self.classes, self.preprocessing = self.classifier.classes, self.classifier.info.preprocessing
         self.target = None if target is None else _class_index(target, self.classes)
         self.network = attribution.hookable_copy(bundle.load_network(run))

@@ -20,7 +20,7 @@ from fieldmark.evaluation.intervals import Z_95
 from fieldmark.evaluation.paired import AccuracyChange, accuracy_change
 from fieldmark.exporters.onnx import CALIBRATION_CONSTANTS, save_onnx, set_constants
 from fieldmark.exporters.quantize import make_probe, quantize_model
-from fieldmark.inference.bundle import BundleInfo
+from fieldmark.inference.bundle import BundleInfo, identify_model
 from fieldmark.inference.classifier import CPU, Classifier, create_session
 from fieldmark.inference.run_folder import RunSplits, sample_evenly
 from fieldmark.models import ood
@@ -129,7 +129,8 @@ def export_int8(file: Path, int8_file: Path, info: BundleInfo, splits: RunSplits
     if accuracy.change.ci95[0] < MIN_ACCURACY_CHANGE:
         raise FieldmarkError(_format_refusal(accuracy))
     info = recalibrate(quantized, info, outputs.int8_logits, outputs.ood_components, outputs.labels)
-    save_onnx(quantized, replace(info, precision="int8", verified=accuracy.to_dict()), int8_file)
+    model = identify_model(info, [quantized.SerializeToString()])
+    save_onnx(quantized, replace(info, precision="int8", verified=accuracy.to_dict(), model=model), int8_file)
     report = _measure_cost(file, int8_file, splits, accuracy)
     if report.bytes > MAX_COST_RATIO * report.bytes_fp32 and report.is_slower(MAX_COST_RATIO):
         raise FieldmarkError("INT8 makes this network neither smaller nor faster here: export without --int8")

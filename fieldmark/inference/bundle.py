@@ -8,8 +8,10 @@
 Reading `bundle.json` needs no torch; `save`, `load_network` and `load_ood_scorer` do.
 """
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+import hashlib
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NotRequired, TypedDict
 
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 FORMAT_VERSION = 1
 """Raised when an older Fieldmark could no longer read what a newer one writes."""
 
+MODEL_ID_LENGTH = 12
+"""Hex digits of the identifier of a model: among a million models, two agree by chance with a probability of 0.2 %."""
 REQUIRED_KEYS = {"classes": list, "preprocessing": dict, "temperature": float, "threshold": float, "network": dict}
 RECORDED_PACKAGES = ("fieldmark", "torch", "pillow", "numpy", "onnxruntime")
 
@@ -68,6 +72,8 @@ class BundleInfo:
         decision: probability from which `positive` is predicted, between 0 and 1.
         precision: "int8" for a quantized model.
         verified: comparison of an exported model with the network (`fieldmark.exporters`).
+        model: identifier of the model, 12 hex digits: weights, classes, preprocessing or calibration of two models with
+            the same one are equal. An FP32 export has that of its run, an INT8 one its own; None in older bundles.
         extra: keys of later versions, which are passed on.
     """
 
@@ -83,6 +89,7 @@ class BundleInfo:
     decision: float | None = None
     precision: str | None = None
     verified: dict[str, Any] | None = None
+    model: str | None = None
     extra: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -145,25 +152,45 @@ def make_info(
     )
 
 
+def identify_model(info: BundleInfo, content: Iterable[bytes | memoryview]) -> str:
+    """The identifier of a model: 12 hex digits of the SHA-256 of all that its predictions follow from.
+
+    Args:
+        info: of which libraries, training data and verification do not count.
+        content: the weights, or the graph with them.
+    """
+    decisive = [info.classes, info.preprocessing, info.temperature, info.threshold, info.network]
+    digest = hashlib.sha256(io.to_json(decisive).encode())
+    for part in content:
+        digest.update(part)
+    return digest.hexdigest()[:MODEL_ID_LENGTH]
+
+
 def save(
     folder: Path,
     info: BundleInfo,
     network: "Network",
     ood_scorer: "OODScorer",
     trained_on: image_hashes.ImageHashes | None = None,
-) -> None:
+) -> BundleInfo:
     """Write `model.safetensors`, `known.safetensors` and `bundle.json` into the folder.
 
     Args:
         trained_on: hashes of the training and validation images, which go with the weights.
+
+    Returns:
+        what `bundle.json` holds: the info, with the identifier of the model.
     """
-    from fieldmark.models.state import save_state
+    from fieldmark.models.state import iter_bytes, save_state
 
     folder.mkdir(parents=True, exist_ok=True)
     record = {} if trained_on is None else {image_hashes.TRAINED_ON_KEY: trained_on.to_dict()}
     save_state(folder / "model.safetensors", network.state_dict(), record)
     save_state(folder / "known.safetensors", ood_scorer.state_dict())
-    io.write_json(folder / "bundle.json", info.to_dict())
+    weights = itertools.chain(iter_bytes(network.state_dict()), iter_bytes(ood_scorer.state_dict()))
+    named = replace(info, model=identify_model(info, weights))
+    io.write_json(folder / "bundle.json", named.to_dict())
+    return named
 
 
 def find_onnx_file(model: str | Path) -> Path:

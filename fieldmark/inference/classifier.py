@@ -1,8 +1,10 @@
 """Image -> prediction without torch: decode, run `model.onnx`, apply the out-of-distribution threshold."""
 
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
 
@@ -13,7 +15,7 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.parallel import ordered_map
 from fieldmark.core.text import one_line
 from fieldmark.data.image import UnreadableImageError, preprocess
-from fieldmark.inference.bundle import BundleInfo, find_onnx_file
+from fieldmark.inference.bundle import MODEL_ID_LENGTH, BundleInfo, find_onnx_file
 from fieldmark.inference.inputs import ImageInput, InputSource, find_inputs, is_single
 from fieldmark.inference.prediction import Prediction, RankedClass
 
@@ -109,6 +111,14 @@ class Classifier:
         self._has_warned = False
         self._embedder: Embedder | None = None
 
+    @cached_property
+    def model_id(self) -> str:
+        """The identifier of the model, 12 hex digits: from its info, or of the file's bytes if it is older."""
+        if self.info.model is not None:
+            return self.info.model
+        with self.file.open("rb") as opened:
+            return hashlib.file_digest(opened, "sha256").hexdigest()[:MODEL_ID_LENGTH]
+
     def infer(self, image: np.ndarray) -> ModelOutputs:
         """The outputs for one image, uint8 (size, size, 3) from `preprocess`; for any thread."""
         return self.infer_batch(image[None])[0]
@@ -134,7 +144,7 @@ class Classifier:
             for k in np.argsort(-probabilities, kind="stable")[:top].tolist()
         )
         is_known = bool(outputs["known_score"] >= self.info.threshold)
-        return Prediction(path, ranked[0].label, ranked[0].confidence, is_known, ranked)
+        return Prediction(path, ranked[0].label, ranked[0].confidence, is_known, ranked, model=self.model_id)
 
     def predict_source(self, path: str, source: InputSource, top: int = 5) -> Prediction:
         """The prediction for one image, from any thread; an image that cannot be read gives one with `error`."""

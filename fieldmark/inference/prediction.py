@@ -27,6 +27,7 @@ class Prediction:
         error: why the image cannot be read, in one line.
         heatmap: the file with the class evidence drawn over the image, if one was written.
         evidence: the class evidence as a transparent PNG in a data URI, if it was asked for.
+        model: identifier of the model that predicts, 12 hex digits, as in its bundle.json.
     """
 
     path: str
@@ -37,14 +38,15 @@ class Prediction:
     error: str | None = None
     heatmap: str | None = None
     evidence: str | None = None
+    model: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        """As in JSON: `path, label, confidence, known, top[, heatmap][, evidence]`, or `path, error`."""
+        """As in JSON: `path, label, confidence, known, top, model[, heatmap][, evidence]`, or `path, error`."""
         if self.error is not None:
             return {"path": self.path, "error": self.error}
         top = [{"label": ranked.label, "confidence": ranked.confidence} for ranked in self.top]
         row = {"path": self.path, "label": self.label, "confidence": self.confidence, "known": self.known, "top": top}
-        extras = {"heatmap": self.heatmap, "evidence": self.evidence}
+        extras = {"model": self.model, "heatmap": self.heatmap, "evidence": self.evidence}
         return row | {name: value for name, value in extras.items() if value is not None}
 
     def _repr_html_(self) -> str:

@@ -17,7 +17,8 @@ from fieldmark.core.io import atomic_path
 from fieldmark.core.text import escape_surrogates, one_line
 from fieldmark.inference.prediction import Prediction
 
-COLUMNS: tuple[str, ...] = ("path", "label", "confidence", "known", "error")
+COLUMNS: tuple[str, ...] = ("path", "label", "confidence", "known", "model", "error")
+"""`error` stays the last column, and the first four stay where they are, for scripts that count columns."""
 ScannedRows = Iterator[tuple[str, bool, int]]
 """For each complete row: the path of the image, whether it was read, and where the row ends, in bytes."""
 ROWS_PER_PART = 10_000
@@ -47,7 +48,7 @@ def write_predictions(predictions: Iterable[Prediction], writer: PredictionWrite
 
 
 class CsvWriter:
-    """CSV with a row `path,label,confidence,known,error` for each prediction.
+    """CSV with a row `path,label,confidence,known,model,error` for each prediction.
 
     Args:
         file: the file; a new one, unless `resume`.
@@ -134,7 +135,8 @@ class ParquetWriter:
         self.folder, self.next_part, self.buffer, self.done_paths = folder, 0, list[Prediction](), set[str]()
         fields = {"path": pa.string(), "label": pa.string(), "confidence": pa.float64(), "known": pa.bool_()}
         top_type = pa.struct([("label", pa.string()), ("confidence", pa.float64())])
-        self.schema = pa.schema([*fields.items(), ("top", pa.list_(top_type)), ("error", pa.string())])
+        texts = [("model", pa.string()), ("error", pa.string())]
+        self.schema = pa.schema([*fields.items(), ("top", pa.list_(top_type)), *texts])
         for part in sorted(folder.glob("part-*.parquet")):
             if not (number := part.stem.removeprefix("part-")).isdecimal():
                 continue

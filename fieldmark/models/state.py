@@ -1,9 +1,11 @@
 """Named tensors and a JSON value in one safetensors file; no pickle."""
 
 import json
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
@@ -40,6 +42,13 @@ def load_state(file: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise FieldmarkError(
             f"{file} is not a checkpoint of this version ({error}): train again with another --out"
         ) from None
+
+
+def iter_bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes | memoryview]:
+    """Names and values of tensors for a hash, in the order of the names."""
+    for name, tensor in sorted(tensors.items()):
+        yield name.encode()
+        yield np.ascontiguousarray(tensor.detach().cpu().numpy()).data
 
 
 def snapshot(module: nn.Module) -> dict[str, Tensor]:

@@ -115,7 +115,8 @@ def train(
             `out`, to which the run refers.
         recipe: a `Recipe`, the name of one that comes with Fieldmark, or a YAML file.
         out: the run's folder, which must not exist unless `resume`; by default a new folder in `runs/`.
-        resume: continue an interrupted run; without a checkpoint it starts anew.
+        resume: continue an interrupted run; without a checkpoint it starts anew. A finished one is returned as it is,
+            also if `StopTraining` of a callback has ended it early.
         callbacks: objects with methods of `Callback`.
         progress: show progress and warnings.
         recipe_fields: settings that override the recipe's, as `backbone="resnet50"`, `epochs=5`.
@@ -263,22 +264,20 @@ def compare(
         networks: specifications as `efficientnet_lite0+after=-1:mask`.
         seeds: seeds, and splits, of each network.
         out: folder for the runs and the page; by default a new folder in `runs/`. Finished runs need none.
+        recipe, resume, progress, recipe_fields: as for `train`.
 
     Raises:
         FieldmarkError: fewer than two networks or runs, or runs that cannot be compared.
     """
     from fieldmark.core.i18n import get_language
     from fieldmark.pipeline import compare as comparing
-    from fieldmark.pipeline.train import default_run_dir
     from fieldmark.report import compare_page
 
     base = _recipe_of(recipe, recipe_fields)
     with _reporter(progress) as reporter:
         if networks:
-            folder = Path(out) if out is not None else default_run_dir(Path("comparison"))
-            _require_new(folder, resume)
-            source = data if in_memory.is_on_disk(data) else in_memory.write_manifest(data, folder / "data")
-            runs = comparing.train_networks(os.fspath(source), networks, seeds, base, folder, reporter)
+            folder, source = _start_runs(data, out, "comparison", resume)
+            runs = comparing.train_networks(source, networks, seeds, base, folder, reporter)
         else:
             folder, runs = (None if out is None else Path(out)), [_path_of(run) for run in data]
         if len(networks or runs) < 2:
@@ -310,17 +309,15 @@ def search(
         space: hyperparameters and their values, as `lr=0.0001..0.01` or `head=linear,gem`.
         full_training: fine-tune in each trial, not only the linear probe.
         out: folder for the trials and the page; by default a new folder in `runs/`.
+        recipe, resume, progress, recipe_fields: as for `train`.
     """
     from fieldmark.core.i18n import get_language
     from fieldmark.pipeline.search import exclusive_access
     from fieldmark.pipeline.search import search as run_search
-    from fieldmark.pipeline.train import default_run_dir
     from fieldmark.report import search_page
 
-    folder = Path(out) if out is not None else default_run_dir(Path("search"))
-    _require_new(folder, resume)
     base = _recipe_of(recipe, recipe_fields)
-    source = data if in_memory.is_on_disk(data) else in_memory.write_manifest(data, folder / "data")
+    folder, source = _start_runs(data, out, "search", resume)
     with _reporter(progress) as reporter:
         result = run_search(source, trials, base, folder, reporter, space, full_training=full_training)
         with exclusive_access(folder):
@@ -371,9 +368,14 @@ def _recipe_of(recipe: Recipe | str | os.PathLike[str] | None, fields: dict[str,
     return base.replace(**fields)
 
 
-def _require_new(folder: Path, resume: bool) -> None:
+def _start_runs(data: Any, out: str | os.PathLike[str] | None, default_name: str, resume: bool) -> tuple[Path, str]:
+    """The folder of several runs, which must not exist unless `resume`, and the path of the dataset of all of them."""
+    from fieldmark.pipeline.train import default_run_dir
+
+    folder = Path(out) if out is not None else default_run_dir(Path(default_name))
     if folder.exists() and not resume:
         raise FieldmarkError(f"{folder} exists: give another out=, or resume=True")
+    return folder, os.fspath(data if in_memory.is_on_disk(data) else in_memory.write_manifest(data, folder / "data"))
 
 
 @contextmanager

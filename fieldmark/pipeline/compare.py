@@ -70,6 +70,8 @@ def train_networks(
     fields_by_spec = _parse_networks(networks)
     if recipe.folds or recipe.devices * recipe.nodes > 1:
         raise FieldmarkError("compare trains one run after the other, on one device: leave --folds and --devices out")
+    if not recipe.test_share:
+        raise FieldmarkError("--test-share is 0: networks are compared on test images, so leave it out")
     cache = None if recipe.budget else out / CACHE  # with shared features, later runs would have more time
     folders: list[Path] = []
     for seed in range(recipe.seed, recipe.seed + seeds):

@@ -255,7 +255,7 @@ def _write_bundle(
     )
     if fitted.positive is not None:
         info = dataclasses.replace(info, positive=fitted.positive, decision=fitted.decision_threshold)
-    bundle.save(folder, info, network, fitted.ood_scorer, trained_on)
+    info = bundle.save(folder, info, network, fitted.ood_scorer, trained_on)
     export_onnx(network, fitted.ood_scorer, info, folder / "model.onnx")
     return info
 

@@ -135,10 +135,11 @@ def _audit_and_split(
         leaks=report.leaks,
         group_leaks=report.group_leaks,
         allow_leaks=recipe.allow_leaks,
+        test_share=recipe.test_share,
         fold=(recipe.fold, recipe.folds) if recipe.folds else None,
         trained_on=trained_on,
     )
-    warnings = [*usable.catalog.warnings, *_warn_missing_test(catalog), *_split_warnings(usable.catalog, drawn)]
+    warnings = [*usable.catalog.warnings, *_warn_missing_test(catalog, recipe), *_split_warnings(usable.catalog, drawn)]
     if trained_on:
         n = pluralize(len(trained_on), "image")
         warnings.append(f"the initial weights were trained on {n} of these, which stay among the training images")
@@ -253,7 +254,8 @@ def refuse_changed_images(catalog: Catalog, out: Path) -> None:
         )
 
 
-def _warn_missing_test(catalog: Catalog) -> list[str]:
+def _warn_missing_test(catalog: Catalog, recipe: Recipe) -> list[str]:
     given = {photo.split for photo in catalog.photos} - {None}
-    is_missing = bool(given) and "test" not in given
-    return ["no test/ is given: 15 % of the images in train/ become the test set"] if is_missing else []
+    is_drawn = bool(given) and "test" not in given and recipe.test_share > 0
+    share = f"{100 * recipe.test_share:g} %"
+    return [f"no test/ is given: {share} of the images in train/ become the test set"] if is_drawn else []

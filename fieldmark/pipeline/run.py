@@ -4,6 +4,7 @@ import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -40,7 +41,7 @@ class Run:
         """
         return cls(folder, io.read_json(folder / "metrics.json"))
 
-    @property
+    @cached_property
     def results(self) -> RunMetrics:
         """The same with types."""
         return RunMetrics.from_dict(self.metrics)

@@ -27,6 +27,7 @@ NOT_SEARCHABLE = (
     "logger",
     "lang",
     "split_file",
+    "test_share",
     "group_by",
     "apply",
 )

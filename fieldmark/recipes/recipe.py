@@ -167,6 +167,9 @@ class Recipe(BaseModel):
     path whose first group is the key, as `(patient\\d+)`."""
     split_file: OptionalText = setting(DATA, None)
     """A fixed split: a CSV with path, label and split, such as the split.csv of a run."""
+    test_share: float = setting(DATA, 0.15, ge=0, le=0.5)
+    """Share of the images that become the test set where none is given. 0: none, so that all images are trained on and
+    validated with, and the metrics of the classifier are not known."""
     folds: int = setting(DATA, 0, ge=0)
     """Number of folds of a cross-validation, each with another part of all images as its test set; 0 trains once."""
     fold: int = setting(DATA, 0, ge=0)
@@ -383,6 +386,7 @@ def ineffective_settings(recipe: Recipe, is_exact: bool) -> list[str]:
         (no_tuning, "--epochs 0 leaves fine-tuning out", (*UNFREEZE_FIELDS, *TUNING_FIELDS)),
         (recipe.find_lr, "--find-lr sets the learning rates of fine-tuning", ("lr", "backbone_lr")),
         (recipe.budget is not None, "--budget plans fine-tuning", ("epochs", "steps_per_epoch")),
+        (recipe.folds > 0, "--folds makes the test sets", ("test_share",)),
     )
     defaults, lines = Recipe(), []
     for applies, reason, fields in rules:

@@ -71,18 +71,20 @@ def write_explanations(
     target: str | None = None,
     nearest: int = 4,
     lang: str | None = None,
+    allow_private_hosts: bool | None = None,
 ) -> ExplainReport:
     """Write an overlay for each image and method, and explain.html, into the new folder `out`.
 
     Args:
         run: a finished run, or its bundle.
-        photos: files, folders and globs.
+        photos: files, folders, globs and addresses.
         out: must not exist; nothing is written elsewhere.
         reporter: shows the progress.
         methods: names in `attribution.METHODS`, or "all".
         target: the class to explain; by default the predicted one.
         nearest: nearest training images to show.
         lang: language of the page; by default that of the run's recipe.
+        allow_private_hosts: as for `Classifier`.
 
     Raises:
         FieldmarkError: `out` exists, a name is unknown, or no image can be read.
@@ -90,7 +92,7 @@ def write_explanations(
     out = Path(out)
     io.require_new(out)
     language = resolve_language(Path(run), lang)
-    explainer = Explainer(run, methods, target, nearest)
+    explainer = Explainer(run, methods, target, nearest, allow_private_hosts=allow_private_hosts)
     results, entries, stems = list[Explanation | Unexplained](), list[TemplateContext](), dict[str, int]()
     for result in explain_images(explainer, photos, reporter):
         if isinstance(result, Unexplained):

@@ -28,7 +28,7 @@ PHOTO_SCHEMA = {"type": "array", "items": {"type": "string", "format": "binary"}
 FORM_SCHEMA = {"schema": {"type": "object", "required": [PHOTO_FIELD], "properties": {PHOTO_FIELD: PHOTO_SCHEMA}}}
 REQUEST_BODY_SCHEMA = {"requestBody": {"required": True, "content": {"multipart/form-data": FORM_SCHEMA}}}
 PUBLIC_INFO_KEYS = ("classes", "preprocessing", "temperature", "threshold", "fingerprint", "versions")
-"""What `GET /card` shows of `bundle.json`."""
+"""What `GET /card` shows of `bundle.json`, beside the identifier of the model."""
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 Dependencies = Sequence[params.Depends]
 
@@ -166,6 +166,7 @@ def _add_card_route(app: FastAPI, classifier: Classifier, limits: Limits, depend
         values = info.to_dict()
         return {
             **{name: values[name] for name in PUBLIC_INFO_KEYS if name in values},
+            "model": classifier.model_id,
             "network": info.network.get("backbone"),
             "trained_on_crops": info.is_trained_on_crops,
             "limits": {"bytes": limits.max_body_bytes, "photos": limits.max_photos, "pixels": limits.max_pixels},

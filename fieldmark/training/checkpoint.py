@@ -42,6 +42,8 @@ class TrainingState:
     """Sum of the losses since the last check for divergence."""
     window_seen: int = 0
     """Images since then."""
+    is_stopped: bool = False
+    """Whether a callback has ended fine-tuning, by `StopTraining`."""
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "TrainingState":

@@ -47,7 +47,11 @@ HISTORY_COLUMNS = [field.name for field in dataclasses.fields(EpochRecord)]
 
 
 class StopTraining(Exception):
-    """Raised by a callback after an epoch: fine-tuning ends; the best weights are kept, tested and reported."""
+    """Raised by a callback after an epoch: fine-tuning ends; the best weights are kept, tested and reported.
+
+    The run is then finished, as after the last of its epochs: `resume=True` returns it as it is. If it is interrupted
+    before its report is written, `resume=True` goes on from there and trains no further epoch.
+    """
 
 
 class Callback:

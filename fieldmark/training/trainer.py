@@ -82,7 +82,7 @@ class Trainer:
         self.epoch_sums = torch.zeros(3, device=self.fabric.device)  # loss, right, seen of the running epoch
         self.window_sums = torch.zeros(2, device=self.fabric.device)  # loss, seen since the last check for divergence
         self.last_saved_at = time.monotonic()
-        self.is_stopped = self.has_table = False
+        self.has_table = False
         self.feature_seconds = 0.0  # of the linear probe, if they were computed now and not read from a file
 
     @property
@@ -112,9 +112,10 @@ class Trainer:
             self._start_finetuning(self._run_linear_probe(resumed) if has_probe else None)
             resumed = None
         with self.reporter.timer("phase2"):
-            if not self.is_stopped:
+            if not self.state.is_stopped:
                 self.recipe = self.fabric.broadcast(plan_recipe(self) if plan_recipe is not None else self.recipe)
-            if self.recipe.epochs and not self.is_stopped:
+            has_tuned = any(record.is_finetuning for record in self.state.history)
+            if self.recipe.epochs and (has_tuned or not self.state.is_stopped):
                 self._finetune(resumed)
         self._load_best_network()
         self.network.eval()
@@ -162,7 +163,7 @@ class Trainer:
         builder = self.phase_builder
         while self.state.phase != HEAD_REFIT:
             self._run_phase(builder.build_finetune_phase(self.state.phase, self.recipe), resumed)
-            is_last = self.is_stopped or self.state.phase > len(builder.last_frozen_layers)
+            is_last = self.state.is_stopped or self.state.phase > len(builder.last_frozen_layers)
             if is_last and not builder.refits_head:
                 return
             self._load_best_weights()
@@ -186,7 +187,7 @@ class Trainer:
     def _enter_phase(self, phase: int) -> None:
         self.phase_builder.enter_phase(phase)
         self.best_weights = snapshot(self.trainable) if self.best_weights else {}
-        self.state = TrainingState(phase=phase, history=self.state.history)
+        self.state = TrainingState(phase=phase, history=self.state.history, is_stopped=self.state.is_stopped)
         self.window_sums.zero_()
         self._save_checkpoint()
 
@@ -203,7 +204,7 @@ class Trainer:
         label = {LINEAR_PROBE: "linear probe", HEAD_REFIT: "head refit"}.get(phase.number, "fine-tuning")
         with self.reporter.progress_bar(label, "steps") as advance:
             for epoch in range(self.state.step // phase.steps_per_epoch, phase.epochs):
-                if self.is_stopped and phase.number != HEAD_REFIT:
+                if self.state.is_stopped and phase.number != HEAD_REFIT:
                     break
                 if should_stop_early(self.state.history, phase.number, self.recipe, len(self.data.val)):
                     break
@@ -378,7 +379,8 @@ class Trainer:
             try:
                 self.listener.log_epoch(record)
             except StopTraining:
-                self.is_stopped = True
+                self.state.is_stopped = True
+                self._save_checkpoint(phase)
 
     def _evaluate_epoch(self, phase: Phase, epoch: int, start: float) -> EpochRecord:
         loss, right, seen = self.epoch_sums.tolist()

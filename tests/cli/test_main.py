@@ -20,7 +20,7 @@ from fieldmark.recipes.recipe import Recipe
 VERBS = ("check", "train", "evaluate", "compare", "predict", "explain", "report", "zoo", "bench", "demo")
 FIGURES = {"accuracy", "top5", "balanced_accuracy", "macro_f1", "ece", "n", "ci95", "per_class", "confusion"}
 FIGURES |= {"coverage", "threshold"}
-ANSWER = {"path", "label", "confidence", "known", "top"}
+ANSWER = {"path", "label", "confidence", "known", "top", "model"}
 
 
 # ---- help
@@ -90,7 +90,7 @@ def test_colours_respect_no_color(command):
 def test_help_imports_nothing_heavy():
     """How long it takes: benchmarks/startup.py."""
     code = "import sys; from fieldmark.cli import main; sys.argv[1:] = ['--help']\ntry: main.main()\n"
-    code += "finally: print(*sorted({'torch', 'onnxruntime', 'numpy'} & set(sys.modules)), file=sys.stderr)"
+    code += "finally: print(*sorted({'torch', 'onnxruntime', 'numpy', 'pydantic'} & set(sys.modules)), file=sys.stderr)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stderr.strip() == ""
 
@@ -225,7 +225,7 @@ def test_predict_a_bad_photo_among_good_ones(command, small_run, small_photos, t
     assert [row["path"] for row in rows] == [a["path"] for a in answers]
     for row, answer in zip(rows, answers, strict=True):
         assert row["error"] == answer.get("error", "") and row["label"] == answer.get("label", "")
-        assert row["confidence"] == str(answer.get("confidence", ""))
+        assert row["confidence"] == str(answer.get("confidence", "")) and row["model"] == answer.get("model", "")
 
 
 def test_a_photo_gets_one_answer_everywhere(here, small_run, small_photos):

@@ -18,18 +18,7 @@ from fieldmark.data.locate import ImageSource, find_images
 from fieldmark.data.remote import read
 
 pytest.importorskip("aiohttp")
-
-
-@pytest.fixture(scope="module")
-def web() -> Iterator[WebServer]:
-    with serving() as server:
-        yield server
-
-
-@pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(http, "BACKOFF_SECONDS", 0.01)
-    monkeypatch.delenv(http.ALLOW_VARIABLE, raising=False)
+pytestmark = pytest.mark.usefixtures("quick_retries")
 
 
 @pytest.fixture

@@ -54,6 +54,29 @@ def test_groups_are_whole_and_classes_on_every_side(table, seed):
         assert sides[label] == {1: {"train"}, 2: {"train", "test"}}.get(n, {"train", "val", "test"})
 
 
+@given(tables(), st.integers(0, 5))
+@settings(max_examples=60, deadline=None)
+def test_without_a_test_set_the_rest_is_trained_on(table, seed):
+    photos, groups = table
+    assigned = assign_splits(photos, groups, seed=seed, test_share=0.0)
+    labels = [photo.label for photo in photos.photos]
+    assert all(len(sides) == 1 for sides in sides_of(groups, assigned).values())
+    for label, sides in sides_of(labels, assigned).items():
+        n = len({group for group, other in zip(groups, labels, strict=True) if other == label})
+        assert sides == ({"train"} if n == 1 else {"train", "val"})
+
+
+@pytest.mark.parametrize(("share", "counts"), [(0.0, (68, 12, 0)), (0.15, (56, 12, 12)), (0.5, (28, 12, 40))])
+def test_the_share_of_the_test_set(share: float, counts: tuple[int, int, int]):
+    photos = catalog(["a"] * 40 + ["b"] * 40)
+    drawn = draw_splits(photos, range(80), range(80), test_share=share)
+    assert tuple(drawn.splits.count(split) for split in SPLITS) == counts
+    given = catalog(["a"] * 40 + ["b"] * 40, (["test"] * 4 + ["train"] * 36) * 2)
+    assert draw_splits(given, range(80), range(80), test_share=share).splits.count("test") == 8, "a given one is kept"
+    every_one = draw_splits(photos, range(80), range(80), test_share=0.0, trained_on=range(80)).splits
+    assert set(every_one) == {"train"}  # weights may be trained further where nothing is to be tested
+
+
 @given(tables(), st.integers(0, 5), st.randoms(use_true_random=False))
 @settings(max_examples=60, deadline=None)
 def test_order_and_numbering_do_not_matter(table, seed, rng: random.Random):
@@ -130,11 +153,6 @@ def test_leaks_refuse():
     with pytest.raises(FieldmarkError, match=r"1 photo in more than one .*test/1 = train/1.*--allow-leaks"):
         assign_splits(photos, range(160), leaks=[("test/1", "train/1")])
     assert assign_splits(photos, range(160), leaks=[("test/1", "train/1")], allow_leaks=True)
-
-
-def test_no_share_no_side():
-    photos = catalog(["a"] * 20 + ["b"] * 20)
-    assert set(assign_splits(photos, range(40), fractions=(0.8, 0.0, 0.2))) == {"train", "test"}
 
 
 names = st.text(st.characters(exclude_characters="\0/", exclude_categories=["Cs"]), min_size=1, max_size=12)

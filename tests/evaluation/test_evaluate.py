@@ -96,6 +96,20 @@ def test_training_images_are_left_out(small_run: Path, small_photos: Path, tmp_p
         assert evaluation.accuracy == json.loads((small_run / "metrics.json").read_text())["test"]["accuracy"]
 
 
+def test_images_are_hashed_only_for_a_model_that_knows_its_own(
+    small_run: Path, small_photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def refuse(*_: object) -> None:
+        raise AssertionError("hashed")
+
+    file = shutil.copy(small_run / "bundle" / "model.onnx", tmp_path)
+    monkeypatch.setattr(evaluate, "content_hash", refuse)
+    evaluation = evaluate.evaluate(file, small_photos, Reporter())
+    assert (evaluation.n, evaluation.n_trained) == (48, 0)
+    with pytest.raises(AssertionError, match="hashed"):
+        evaluate.evaluate(small_run, small_photos, Reporter())
+
+
 def test_nothing_is_left_of_training_images(small_run: Path, small_photos: Path, tmp_path: Path):
     trained = [photo for photo in read_split_file(small_run / "split.csv") if photo.split == "train"]
     for photo in trained:

@@ -41,7 +41,7 @@ def test_a_run_becomes_one_file(small_run: Path, small_photos: Path, tmp_path: P
     ours, theirs = Classifier(out), Classifier(small_run)
     assert ours.info == replace(theirs.info, verified=report.onnx.to_dict())
     for one, other in zip(ours.predict(small_photos), theirs.predict(small_photos), strict=True):
-        assert (one.label, one.known) == (other.label, other.known)
+        assert (one.label, one.known, one.model) == (other.label, other.known, theirs.info.model)
         assert one.confidence == pytest.approx(other.confidence, abs=1e-5)
 
 

@@ -256,6 +256,7 @@ def test_a_file_in_8_bits(accepted: tuple[Path, export_run.ExportReport], small_
     assert report.int8.bytes == (out / "model_int8.onnx").stat().st_size < 0.4 * report.int8.bytes_fp32
     assert report.int8.seconds.keys() == report.int8.seconds_fp32.keys() >= {1}
     assert small.info.verified == report.int8.accuracy.to_dict() and small.info.precision == "int8"
+    assert small.info.model and small.info.model != Classifier(small_run).info.model, "it predicts otherwise"
     assert report.int8.accuracy.change.n == sum(row.split == "val" for row in read_split_file(small_run / "split.csv"))
     assert list(report.to_dict()["int8"]) == [
         *("label_agreement", "accuracy", "accuracy_32_bits", "difference", "ci95", "won", "lost", "n"),

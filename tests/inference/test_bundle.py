@@ -1,7 +1,9 @@
 """A bundle gives back the network, says clearly when it cannot, and holds nothing that runs code."""
 
+import hashlib
 import io
 import json
+import re
 import shutil
 import zipfile
 from dataclasses import replace
@@ -66,6 +68,42 @@ def test_the_json_says_what_the_onnx_says(small_run: Path):
     assert (info.versions or {}).keys() >= {"fieldmark", "pillow", "onnxruntime"}
     metrics = json.loads((small_run / "metrics.json").read_text())
     assert info.fingerprint == metrics["fingerprint"]
+
+
+def test_the_identifier_follows_from_all_that_decides_a_prediction(small_run: Path, tmp_path: Path):
+    info, network, scorer = (
+        bundle.read_info(small_run),
+        bundle.load_network(small_run),
+        bundle.load_ood_scorer(small_run),
+    )
+    assert re.fullmatch("[0-9a-f]{12}", info.model or "")
+
+    def identify(**changed: Any) -> str | None:
+        return bundle.save(tmp_path, replace(info, **changed), network, scorer).model
+
+    assert identify() == identify(versions={}, fingerprint="other", model=None, extra={"later": 1}) == info.model
+    assert json.loads((tmp_path / "bundle.json").read_text())["model"] == info.model
+    others = [
+        identify(classes=info.classes[::-1]),
+        identify(temperature=info.temperature + 0.1),
+        identify(threshold=info.threshold + 0.1),
+        identify(preprocessing={**info.preprocessing, "crop": 0.5}),
+    ]
+    for module in (network, scorer):
+        next(iter(module.state_dict().values())).view(-1)[0] += 1
+        others.append(identify())
+    assert len({info.model, *others}) == 7
+
+
+def test_predictions_name_the_model(small_run: Path, small_photos: Path, tmp_path: Path):
+    photo = next(small_photos.glob("*/*.jpg"))
+    model = bundle.read_info(small_run).model
+    assert [Classifier(small_run / part).predict(photo).model for part in (".", "bundle")] == [model, model]
+    older = tmp_path / "model.onnx"
+    shutil.copy(small_run / "bundle" / "model.onnx", older)
+    with_metadata(older, json.dumps(replace(bundle.read_info(small_run), model=None).to_dict()))
+    named = Classifier(older).predict(photo).model
+    assert named == hashlib.sha256(older.read_bytes()).hexdigest()[:12] != model
 
 
 @settings(max_examples=30)

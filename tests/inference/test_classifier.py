@@ -40,7 +40,7 @@ def test_it_knows_the_photos(alone: dict[str, Prediction]):
     assert sum(Path(path).parent.name == prediction.label for path, prediction in alone.items()) > 40
     for path, prediction in alone.items():
         row = prediction.to_dict()
-        assert list(row) == ["path", "label", "confidence", "known", "top"]
+        assert list(row) == ["path", "label", "confidence", "known", "top", "model"]
         assert row["path"] == prediction.path == path and row["known"] is prediction.known
         assert row["top"][0] == {"label": prediction.label, "confidence": prediction.confidence}
         assert Prediction.from_dict(json.loads(json.dumps(row))) == prediction

@@ -18,7 +18,7 @@ from fieldmark.inference.prediction import Prediction, RankedClass
 from fieldmark.inference.writers import CsvWriter, JsonLinesWriter, ParquetWriter, write_predictions
 
 PREDICTIONS = [
-    Prediction("a.jpg", "glass", 1 / 3, True, (RankedClass("glass", 0.5),)),
+    Prediction("a.jpg", "glass", 1 / 3, True, (RankedClass("glass", 0.5),), model="0123456789ab"),
     Prediction('b, "x"\n\r2.jpg', 'c"\r', 0.25, False),
     Prediction("长\udce9.jpg", error="truncated"),
     Prediction("d.jpg", "", 1.0, True),
@@ -38,11 +38,13 @@ def read(file: Path) -> list[dict[str, str]]:
 @example(labels=["a\rb", "\n", 'c"', "d,e", ""], known=True)
 def test_csv_reads_back(labels: list[str], known: bool, tmp_path_factory: pytest.TempPathFactory):
     file = tmp_path_factory.mktemp("csv") / "answers.csv"
-    predictions = [Prediction(f"{label}.jpg", label, 1 / (k + 3), known) for k, label in enumerate(labels)]
+    predictions = [
+        Prediction(f"{label}.jpg", label, 1 / (k + 3), known, model="0123456789ab") for k, label in enumerate(labels)
+    ]
     predictions.append(Prediction('a, "b"\udce9.jpg', error="truncated"))
     assert list(write_predictions(predictions, CsvWriter(file))) == predictions
     rows = read(file)
-    assert list(rows[0]) == ["path", "label", "confidence", "known", "error"]
+    assert list(rows[0]) == ["path", "label", "confidence", "known", "model", "error"]
     for row, prediction in zip(rows, predictions, strict=True):
         assert row == {key: str(prediction.to_dict().get(key, "")) for key in row}
         assert prediction.error or float(row["confidence"]) == prediction.confidence
@@ -68,6 +70,7 @@ def test_a_parquet_dataset_reads_back(tmp_path: Path, monkeypatch: pytest.Monkey
     found = pq.read_table(tmp_path / "answers").to_pylist()
     assert [row["path"] for row in found] == ["a.jpg", 'b, "x"\n\r2.jpg', "长\\udce9.jpg", "d.jpg"]
     assert [row["error"] for row in found] == [None, None, "truncated", None]
+    assert [row["model"] for row in found] == ["0123456789ab", None, None, None]
     assert found[0] == PREDICTIONS[0].to_dict() | {"error": None}
 
 

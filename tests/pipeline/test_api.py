@@ -106,7 +106,7 @@ def test_train_takes_a_table_and_follows_with_callbacks(small_photos: Path, tmp_
     assert run.test and run.test.accuracy == run.metrics["test"]["accuracy"] and run.report.exists()
     assert run.classifier().predict(paths[0]).label in run.metrics["classes"]
     again = fm.train(table, out=tmp_path / "run", resume=True, progress=False)
-    assert again.metrics == run.metrics
+    assert again.metrics == run.metrics and list(again.history["phase"]) == [1, 2, 4]
     assert fm.evaluate(run, progress=False).accuracy == run.test.accuracy  # the images are found again
     html = run._repr_html_()
     assert "<svg" in html and "accuracy" in html and "http://www.w3.org" in html and "https:" not in html

@@ -86,6 +86,8 @@ def test_what_cannot_be_compared(compared: Path, small_run: Path, tmp_path: Path
     twice = ("--network", "efficientnet_lite0", "--network", "efficientnet_lite0+after=-1:se", "--network")
     words = (small_run.parent, "--out", tmp_path / "new", *twice, "efficientnet_lite0+after=-1:se()")
     assert "named twice" in here("compare", *words).refusal
+    no_test = here("compare", *words[:-2], "--test-share", 0).refusal
+    assert no_test == "--test-share is 0: networks are compared on test images, so leave it out"
     assert "exists" in here("compare", small_run, small_run, "--out", tmp_path).refusal
     again = here("compare", *[run.folder for run in runs], "--out", tmp_path / "new", "--json")
     assert again.code == 0 and len(again.json["rows"]) == 3 and (tmp_path / "new" / "compare.csv").exists()

@@ -29,6 +29,7 @@ OTHER = {
     "weight_decay": 0.0, "decay_all": True, "label_smoothing": 0.0, "ema": 0.99, "monitor": "loss", "patience": 3,
     "budget": "5m", "steps_per_epoch": 9, "precision": "bf16", "compile": True, "devices": 2, "nodes": 2,
     "logger": "wandb,mlflow", "allow_leaks": True, "seed": 7, "group_by": "patient", "split_file": "split.csv",
+    "test_share": 0.25,
     "folds": 5, "fold": 2, "apply": "decisions.csv", "crop_boxes": True, "lang": "zh", "positive": "sick",
     "stream": True,
 }  # fmt: skip

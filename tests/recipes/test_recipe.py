@@ -185,6 +185,7 @@ def test_the_write_ups_routine_is_what_they_say():
         ),
         ({"epochs": 0, "mixup": 0.2}, ["--mixup: without effect, as --epochs 0 leaves fine-tuning out"]),
         ({"epochs": 0, "mixup": 0.2, "budget": "5m"}, []),
+        ({"folds": 5, "test_share": 0.3}, ["--test-share: without effect, as --folds makes the test sets"]),
         ({"find_lr": True, "lr": 0.1}, ["--lr: without effect, as --find-lr sets the learning rates of fine-tuning"]),
         (
             {"budget": "5m", "epochs": 3, "steps_per_epoch": 4},

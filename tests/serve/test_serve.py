@@ -61,6 +61,7 @@ def test_the_card(served: str, small_run: Path):
     card = httpx.get(f"{served}/card").json()
     for name in ("classes", "preprocessing", "temperature", "threshold", "fingerprint", "versions"):
         assert card[name] == info[name]
+    assert card["model"] == info["model"]
     assert card["text"] == (small_run / "card.md").read_text()
     assert card["limits"] == {"bytes": 32 * 2**20, "photos": 32, "pixels": 50_000_000}
     assert card["network"] == "efficientnet_lite0" and card["trained_on_crops"] is False

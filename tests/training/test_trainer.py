@@ -1,6 +1,7 @@
 """The trainer: what is frozen stays, features are what the network says, the best weights come back."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from fieldmark.pipeline.finish import extract_features_and_logits
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.budget import find_learning_rates, measure_costs
 from fieldmark.training.frozen_features import NpyWriter, pack_maps
+from fieldmark.training.history import EpochRecord, StopTraining
 from fieldmark.training.trainer import Trainer
 
 SIZE = 64
@@ -103,6 +105,46 @@ def test_norms_in_added_attention_start_from_what_they_will_see(
         norm = next(m for m in slot.modules() if isinstance(m, torch.nn.BatchNorm2d))
         assert norm.running_mean is not None and norm.running_mean.abs().max() > 0.01
     assert len(training.train()) == frozen_epochs + 1
+
+
+def interrupt(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+class StopsAfter:
+    """A listener that ends the training after an epoch, and perhaps fails in a later one."""
+
+    def __init__(self, epoch: int, fails_in: int = 0) -> None:
+        self.epoch, self.fails_in = epoch, fails_in
+
+    def start(self, history: Sequence[EpochRecord]) -> None:
+        pass
+
+    def log_epoch(self, record: EpochRecord) -> None:
+        if record.epoch == self.epoch:
+            raise StopTraining
+        if record.epoch == self.fails_in:
+            interrupt()
+
+
+@pytest.mark.parametrize(("stops_after", "phases"), [(1, [1]), (2, [1, 2, 4])])
+def test_what_a_callback_stopped_trains_on_no_further_when_resumed(
+    stops_after: int, phases: list[int], data: DatasetSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Interrupted after the stop, in the refit or before the next phase, it comes to the same weights."""
+    whole = trainer(data, tmp_path / "whole", exact=True, epochs=3)
+    whole.listener = StopsAfter(stops_after)
+    assert [record.phase for record in whole.train()] == phases
+    interrupted = trainer(data, tmp_path / "run", exact=True, epochs=3)
+    interrupted.listener = StopsAfter(stops_after, fails_in=3)
+    if phases == [1]:
+        monkeypatch.setattr(interrupted, "_start_finetuning", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train()
+    resumed = trainer(data, tmp_path / "run", exact=True, epochs=3)
+    assert [record.phase for record in resumed.train()] == phases
+    for one, other in zip(resumed.network.state_dict().values(), whole.network.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_the_best_weights_come_back(data: DatasetSplits, tmp_path: Path):

@@ -5,11 +5,25 @@ from typing import Annotated, Any
 
 import typer
 
-from fieldmark.cli.options import CHECK_OUT_HELP, JsonOption, PhotosArgument, RecipeOption, make_recipe, print_result
+from fieldmark.cli.options import (
+    CHECK_OUT_HELP,
+    JsonOption,
+    PhotosArgument,
+    RecipeOption,
+    make_recipe,
+    recipe_options,
+)
+from fieldmark.cli.output import print_result
 from fieldmark.core import io
 from fieldmark.core.progress import Reporter
 
+LOOK_FIELDS = (
+    *("quality", "backbone", "weights", "image_size", "train_size", "pad", "channels", "augment", "seed", "lang"),
+    *("group_by", "split_file", "apply", "crop_boxes"),
+)
 
+
+@recipe_options(*LOOK_FIELDS)
 def look(
     photos: PhotosArgument,
     out: Annotated[str, typer.Option("--out", metavar="DIR", help="New folder for the page.")],
@@ -29,6 +43,7 @@ def look(
     raise typer.Exit(1 if result.has_errors else 0)
 
 
+@recipe_options("group_by", "split_file", "apply", "crop_boxes", "lang")
 def check(
     photos: PhotosArgument,
     out: Annotated[str | None, typer.Option("--out", metavar="DIR", help=CHECK_OUT_HELP)] = None,
@@ -51,6 +66,7 @@ def check(
     raise typer.Exit(1 if result.report.has_issues else 0)
 
 
+@recipe_options("group_by", "split_file", "apply", "seed")
 def pack(
     photos: PhotosArgument,
     shards: Annotated[str, typer.Option("--shards", metavar="DIR", help="New folder for the shards.")],

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from fieldmark.cli.options import JsonOption, print_result
+from fieldmark.cli.options import JsonOption, PrivateHostsOption
+from fieldmark.cli.output import print_result
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import sanitize_for_terminal
 
@@ -46,7 +47,7 @@ def explain(
         list[str] | None,
         typer.Argument(
             metavar="[PHOTO...]",
-            help="Files, folders, globs; by default examples of the test set.",
+            help="Files, folders, globs, addresses; by default examples of the test set.",
         ),
     ] = None,
     method: Annotated[
@@ -62,6 +63,7 @@ def explain(
         typer.Option("--class", metavar="NAME", help="The class to explain; by default the predicted one."),
     ] = None,
     nearest: Annotated[int, typer.Option("--nearest", min=0, help="Number of nearest training images.")] = 4,
+    allow_private_hosts: PrivateHostsOption = False,
     moved_to: MovedOption = None,
     lang: LangOption = None,
     as_json: JsonOption = False,
@@ -73,7 +75,15 @@ def explain(
     if photos:
         methods = [word.strip() for word in method.split(",")]
         result = explain_page.write_explanations(
-            run, photos, out, Reporter(), methods=methods, target=target, nearest=nearest, lang=lang
+            run,
+            photos,
+            out,
+            Reporter(),
+            methods=methods,
+            target=target,
+            nearest=nearest,
+            lang=lang,
+            allow_private_hosts=allow_private_hosts or None,
         )
     else:
         language = resolve_language(Path(run), lang)

@@ -5,12 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from fieldmark.cli.options import JsonOption, print_result
+from fieldmark.cli.options import JsonOption, recipe_options
+from fieldmark.cli.output import print_result
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes.recipe import Recipe
 
 
+@recipe_options("attention", "after", "head", "aux", "image_size", "channels")
 def zoo(
     network: Annotated[
         str | None,

@@ -7,14 +7,29 @@ from typing import Annotated, Any
 
 import typer
 
-from fieldmark.cli.options import JsonOption, PhotosArgument, RecipeOption, ResumeOption, make_recipe, print_result
+from fieldmark.cli.options import (
+    SHARED_FIELDS,
+    JsonOption,
+    PhotosArgument,
+    RecipeOption,
+    ResumeOption,
+    make_recipe,
+    recipe_options,
+)
+from fieldmark.cli.output import print_result
 from fieldmark.core import io, runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import get_language
 from fieldmark.core.progress import Reporter
 from fieldmark.recipes.recipe import Recipe
 
+ONE_DEVICE_FIELDS = ("folds", "fold", "devices", "nodes")
+"""Fields that comparisons and searches refuse: they train one run after the other."""
+COMPARE_FIELDS = tuple(name for name in SHARED_FIELDS if name not in ONE_DEVICE_FIELDS)
+SEARCH_FIELDS = tuple(name for name in Recipe.model_fields if name not in (*ONE_DEVICE_FIELDS, "budget"))
 
+
+@recipe_options()
 def train(
     photos: PhotosArgument,
     out: Annotated[str, typer.Option("--out", metavar="RUN", help="New folder for the run.")],
@@ -27,6 +42,7 @@ def train(
     _train_and_print(photos, out, resume, make_recipe(recipe, settings), as_json)
 
 
+@recipe_options(*COMPARE_FIELDS)
 def compare(
     inputs: Annotated[
         list[str], typer.Argument(metavar="PHOTOS|RUN...", help="Images to train on, or several finished runs.")
@@ -64,6 +80,7 @@ def compare(
     print_result(comparison.to_dict(), compare_page.describe_differences(comparison), [], as_json)
 
 
+@recipe_options(*SEARCH_FIELDS)
 def search(
     photos: PhotosArgument,
     trials: Annotated[int, typer.Option("--trials", min=1, help="Number of trials in all.")],

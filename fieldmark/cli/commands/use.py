@@ -8,7 +8,8 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fieldmark.cli.options import JsonOption, ModelArgument, print_result, print_to_stderr
+from fieldmark.cli.options import JsonOption, ModelArgument, PrivateHostsOption
+from fieldmark.cli.output import print_result, print_to_stderr
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
@@ -41,10 +42,7 @@ def predict(
         str | None,
         typer.Option("--address", help="Ray cluster, as auto or HOST:6379; by default this machine."),
     ] = None,
-    allow_private_hosts: Annotated[
-        bool,
-        typer.Option("--allow-private-hosts", help="Also read https:// addresses of this machine or its own network."),
-    ] = False,
+    allow_private_hosts: PrivateHostsOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Predict the classes of images. Exit code 1 if one is unreadable."""
