@@ -248,7 +248,7 @@ def _load(
 def _apply_form(network: Network, form: str | None) -> None:
     """Give a network of the published form that of another library."""
     if form is not None:
-        VARIANTS[network.spec.backbone].forms[form](network.backbone)
+        spec.lookup(form, _find_variant(network.spec.backbone).forms, "form")(network.backbone)
         network.spec = replace(network.spec, form=form)
 
 

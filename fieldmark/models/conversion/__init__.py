@@ -69,11 +69,10 @@ def read_file(path: Path, backbone: str, row: PublishedWeights | None) -> FileWe
 
 
 def _from_keras(path: Path, backbone: str, row: PublishedWeights | None) -> FileWeights:
-    try:
-        keras.find_network(backbone)
-        arrays = read_keras_file(path)
-    except FieldmarkError as error:
-        raise FieldmarkError(f"{error}" if str(path) in str(error) else f"{path}: {error}") from error.__cause__
+    if backbone not in keras.KERAS_NETWORKS:
+        known = ", ".join(keras.KERAS_NETWORKS)
+        raise FieldmarkError(f"{path}: keras.applications has no {backbone}: a file of Keras fits {known}")
+    arrays = read_keras_file(path)
     mean_std = keras.find_mean_std(backbone, arrays)
     preprocessing = replace(_published(row), mean=mean_std.mean, std=mean_std.std, interpolation="bilinear")
     form = "keras" if "keras" in VARIANTS[backbone].forms else None

@@ -15,7 +15,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fieldmark.core.errors import FieldmarkError
 from fieldmark.models.conversion.layers import compensate_epsilon, layers_with_weights
 from fieldmark.models.zoo import VARIANTS, Variant
 
@@ -233,20 +232,9 @@ KERAS_NETWORKS: dict[str, KerasNetwork] = {
 }
 
 
-def find_network(backbone: str) -> KerasNetwork:
-    """The network of keras.applications that has our architecture.
-
-    Raises:
-        FieldmarkError: there is none.
-    """
-    if backbone not in KERAS_NETWORKS:
-        raise FieldmarkError(f"keras.applications has no {backbone}: a file of Keras fits {', '.join(KERAS_NETWORKS)}")
-    return KERAS_NETWORKS[backbone]
-
-
 def convert_arrays(backbone: str, arrays: dict[str, Tensor]) -> dict[str, Tensor]:
     """The arrays of a file under our published names; those of no layer of ours keep their names."""
-    network, variant = find_network(backbone), VARIANTS[backbone]
+    network, variant = KERAS_NETWORKS[backbone], VARIANTS[backbone]
     arrays = _number_automatic(_old_names(arrays))
     layers = layers_with_weights(variant)
     names = dict(zip(layers, network.naming(layers), strict=True))
@@ -269,7 +257,7 @@ def convert_arrays(backbone: str, arrays: dict[str, Tensor]) -> dict[str, Tensor
 
 def find_mean_std(backbone: str, arrays: dict[str, Tensor]) -> MeanStd:
     """The normalization of the pixels that the network expects, for which EfficientNet has a layer."""
-    network = find_network(backbone)
+    network = KERAS_NETWORKS[backbone]
     mean, variance = (arrays.pop(f"normalization/{kind}", None) for kind in ("mean", "variance"))
     arrays.pop("normalization/count", None)
     if network.mean_std is not INSIDE or mean is None or variance is None:

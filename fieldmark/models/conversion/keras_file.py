@@ -54,9 +54,9 @@ def read_keras_file(path: Path) -> dict[str, Tensor]:
             elsewhere.
     """
     try:
-        import h5py
+        import h5py  # type: ignore[import-not-found]  # an extra
     except ModuleNotFoundError as error:
-        raise FieldmarkError(f"{path.name} needs another package: pip install 'fieldmark[keras]'") from error
+        raise FieldmarkError(f"{path} needs another package: pip install 'fieldmark[keras]'") from error
     try:
         with _open(path) as (source, size), h5py.File(source, "r") as file:
             arrays = dict(_read_variables(file, size))
@@ -150,7 +150,7 @@ def _groups(file: Any) -> Iterator[tuple[list[str], Any]]:
 
 def _follow(group: Any, path: str) -> Any:
     """The object at a path below the group; FieldmarkError if a part of it is a link."""
-    import h5py
+    import h5py  # type: ignore[import-not-found]
 
     for part in path.split("/"):
         if not isinstance(group, h5py.Group) or not isinstance(group.get(part, getlink=True), h5py.HardLink):
