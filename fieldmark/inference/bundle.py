@@ -184,7 +184,9 @@ def save(
     from fieldmark.models.state import iter_bytes, save_state
 
     folder.mkdir(parents=True, exist_ok=True)
-    record = {} if trained_on is None else {image_hashes.TRAINED_ON_KEY: trained_on.to_dict()}
+    record: dict[str, Any] = {"network": info.network, "preprocessing": dict(info.preprocessing)}
+    if trained_on is not None:
+        record[image_hashes.TRAINED_ON_KEY] = trained_on.to_dict()
     save_state(folder / "model.safetensors", network.state_dict(), record)
     save_state(folder / "known.safetensors", ood_scorer.state_dict())
     weights = itertools.chain(iter_bytes(network.state_dict()), iter_bytes(ood_scorer.state_dict()))
