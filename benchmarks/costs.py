@@ -2,7 +2,7 @@
 
     taskset -c 0 python benchmarks/costs.py PHOTOS --network efficientnet_lite0
 
-The constants and the table of docs/scale.md. One core, all photos of the folder, medians of three rounds with their
+The constants and the table of docs/lab/scale.md. One core, all photos of the folder, medians of three rounds with their
 spread: packing and listing shards; reading and decoding as the audit does; the frozen layers; a training step of
 phase 2, divided by its photos; an answer of the exported file, decoding included. Many photos are taken to cost as much
 each, but for the search for look-alikes, which grows with the square of their number (benchmarks/audit.py).

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 # Before anything imports torch: threads that wait must sleep. Spinning ones take the cores from the threads they wait
 # for as soon as anything else runs on the machine: a training step then takes half as long again, or far longer
-# (docs/performance.md; it costs 8 % on an idle machine). A setting of the user's own wins.
+# (docs/lab/network-speed.md; it costs 8 % on an idle machine). A setting of the user's own wins.
 _os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 __all__ = [

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 PACKAGE = ROOT / "fieldmark"
 
-# The way of an image through the packages: one imports only from those before it. docs/design.md says what each is for.
+# The way of an image through the packages: one imports only from those before it (docs/developers/design.md).
 ORDER = (
     *("core", "recipes", "models", "data", "audit", "inference", "evaluation", "explanation", "exporters", "training"),
     *("report", "pipeline", "serve", "cli"),

@@ -33,7 +33,7 @@ MAX_COPIES = 5
 EXHAUSTIVE_MAX = 100_000
 """Number of distinct images up to which all pairs are compared; beyond, those that share a leaf of a search tree."""
 N_TREES, N_UNRELATED_TREES = 8, 3
-"""Search trees for near-duplicates, and those of them that are searched for unrelated images; docs/performance.md has
+"""Search trees for near-duplicates, and those of them that are searched for unrelated images; docs/lab/audit.md has
 the part of planted copies that they find."""
 _ROUNDING = 1e-3  # exceeds the error of 32-bit sums
 _ROWS, _COLUMNS = 512, 4096  # pairs of a block: bounds the memory
@@ -52,7 +52,7 @@ def cluster_duplicates(first_identical: np.ndarray, hashes: np.ndarray, thumbnai
         thumbnails: uint8 (n, 16, 16, 3), all zero for an image that is to stay alone.
 
     The time grows with the square of the number of distinct images up to `EXHAUSTIVE_MAX` of them, and in proportion to
-    their number beyond, where some near-duplicates are missed; docs/performance.md has both.
+    their number beyond, where some near-duplicates are missed; docs/lab/audit.md has both.
     """
     root = _first_equal(first_identical, hashes, thumbnails)
     links = _Links(len(root))

@@ -20,7 +20,7 @@ BLANK_STD = 3.0
 """Standard deviation of the grey levels below which an image is blank."""
 MIN_SHARPNESS = 0.6
 """Sharpness below which an image is blurred: hardly any of 300 images each of TrashNet and birds100, and nearly all
-after a Gaussian blur of two pixels (docs/performance.md)."""
+after a Gaussian blur of two pixels (docs/lab/audit.md)."""
 MAX_UPSCALE = 1.3
 """Enlargement at decoding beyond which sharpness is not measured."""
 MAX_Z_SCORE = 3.5

@@ -1,7 +1,7 @@
 """Metadata of image files -> how well they alone tell the classes apart, which a network may learn instead of images.
 
 Only what a file says of itself counts, and the colour of a uniform border: bytes a pixel do not, since they say how
-much detail an image has, which is often what the classes differ by (docs/design.md).
+much detail an image has, which is often what the classes differ by (docs/developers/design.md).
 """
 
 from collections import Counter, defaultdict

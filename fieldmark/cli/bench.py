@@ -52,7 +52,7 @@ def benchmark_network(
 ) -> Benchmark:
     """Time a network on a batch of random images of its own size or `image_size`.
 
-    Logs a line every 10 runs as the Inception-v3 benchmark does (docs/recipes.md, digits).
+    Logs a line every 10 runs as the Inception-v3 benchmark does (docs/reference/recipes.md, digits).
     """
     import torch
 

@@ -39,7 +39,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="One JSON document on s
 RecipeOption = Annotated[
     str | None,
     typer.Option(
-        "--recipe", metavar="NAME|FILE", help="A named recipe (docs/recipes.md) or a YAML file; options override it."
+        "--recipe", metavar="NAME|FILE", help="A named recipe, as waste, or a YAML file; options override it."
     ),
 ]
 PrivateHostsOption = Annotated[

@@ -31,7 +31,7 @@ def tune_malloc() -> bool:
     """Tell glibc to keep large freed blocks instead of giving them back to the kernel.
 
     Otherwise every large activation costs page faults, and training on a CPU takes up to twice the time
-    (docs/performance.md). `FIELDMARK_MALLOC=default` leaves the allocator alone. Returns whether it was set.
+    (docs/lab/network-speed.md). `FIELDMARK_MALLOC=default` leaves the allocator alone. Returns whether it was set.
     """
     if os.environ.get("FIELDMARK_MALLOC") == "default" or not sys.platform.startswith("linux"):
         return False
@@ -98,8 +98,8 @@ def torch_settings() -> Iterator[None]:
     inside somebody's program leaves no trace. The allocator's setting (`tune_malloc`) stays: it changes no result.
 
     Denormals: an optimiser's averages of weights that never have a gradient fall below the smallest normal number, with
-    which a processor computes twenty times as slowly (docs/performance.md). The threads of PyTorch that compute take
-    the setting over when they are started.
+    which a processor computes twenty times as slowly (docs/lab/network-speed.md). The threads of PyTorch that compute
+    take the setting over when they are started.
     """
     tune_malloc()
     import torch

@@ -27,7 +27,7 @@ def build_transform(name: str, size: int, *, crop: float = 0.875, erasing: float
     - `flip-crop`: that square, shifted by up to an eighth of its width, reflected beyond the border, and flipped with
       probability 1/2: He et al. 2016, section 4.2 (there with 4 black pixels around 32).
     - `standard`: a crop of 50 to 100 % of the area, aspect ratio 3:4 to 4:3 (Szegedy et al. 2015, there 8 to 100 %;
-      why: docs/performance.md), flipped with probability 1/2.
+      why: docs/lab/fine-tuning.md), flipped with probability 1/2.
     - `strong`: `standard`, then one operation on colours or geometry (TrivialAugment, Mueller & Hutter 2021), then
       with probability `erasing` a patch of 2 to 33 % is set to grey (random erasing, Zhong et al. 2020).
     """

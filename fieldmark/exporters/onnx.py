@@ -165,7 +165,7 @@ def set_metadata(file: Path, info: BundleInfo) -> None:
 def measure_inference_seconds(network: Network, size: int) -> float:
     """Estimated seconds that the exported model takes for one image on the CPU: a sixteenth of a batch of 16 in torch.
 
-    onnxruntime is as fast with one image as torch with a batch (docs/performance.md); torch with one is far slower.
+    onnxruntime is as fast with one image as torch with a batch (docs/lab/prediction.md); torch with one is far slower.
     """
     model = copy.deepcopy(network).cpu().eval()
     images = torch.zeros(16, network.spec.channels, size, size).to(memory_format=torch.channels_last)

@@ -143,7 +143,7 @@ def correct_biases(graph: GraphProto, weights: dict[str, np.ndarray], means: dic
     That is sum_k (w'_k - w_k) E[x_k], where w' are the rounded weights (o, c, h, w) and E[x] (c,) the means of the
     input channels (Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction",
     section 4.2; not exact at the border, where zeros are padded). With it, 99 % of the labels of TrashNet and birds100
-    agree instead of 96 % (docs/performance.md).
+    agree instead of 96 % (docs/lab/prediction.md).
 
     Args:
         graph: the quantized graph, changed in place.

@@ -118,7 +118,7 @@ class TensorSketch(nn.Module):
 class SelfProduct(PooledHead):
     """Square of the features -> global average pooling -> dropout -> [hidden layer] -> FC.
 
-    The diagonal of bilinear pooling (the birds' write-up's "bilinear EfficientNet-B3 + mask", docs/recipes.md).
+    The diagonal of bilinear pooling ("bilinear EfficientNet-B3 + mask" of the birds, docs/reference/recipes.md).
     """
 
     def pool_features(self, features: Tensor) -> Tensor:

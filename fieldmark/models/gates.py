@@ -186,7 +186,7 @@ class GCT(Gate):
 class Mask(Gate):
     """Spatial mask: dropout -> 1x1 convolutions with ReLU -> 1x1 convolution to one map -> sigmoid, (n, 1, h, w).
 
-    The attention of the birds' write-up (docs/recipes.md).
+    The attention of the birds' write-up (docs/reference/recipes.md).
 
     Args:
         channels: channels of the feature map.

@@ -144,7 +144,7 @@ class DepthwiseConv5x5Function(torch.autograd.Function):
 
     (n, c, h, w) and weights (c, 1, 5, 5) -> (n, c, h', w'), equal to functional.conv2d up to rounding. On a CPU,
     oneDNN's weight gradient takes twenty times as long as the forward pass, and so does the input's with a stride. Its
-    3 x 3 weight gradient is fast, and four of them, shifted, cover the 25 weights (docs/performance.md).
+    3 x 3 weight gradient is fast, and four of them, shifted, cover the 25 weights (docs/lab/fine-tuning.md).
     """
 
     @staticmethod

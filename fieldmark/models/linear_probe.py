@@ -1,7 +1,7 @@
 """Features and labels -> the optimal linear classifier on them: multinomial logistic regression by L-BFGS.
 
 With L2 regularization the problem is strictly convex. L-BFGS finds its optimum in seconds; thirty epochs of gradient
-steps only approach it (docs/performance.md).
+steps only approach it (docs/lab/fine-tuning.md).
 """
 
 import math
@@ -101,7 +101,7 @@ class _LogisticRegression:
 
     A few directions hold most of the variance, along which the loss is so much steeper than along the others that
     L-BFGS takes hundreds of steps. It works on coordinates in which their curvature is that of the rest: a quarter of
-    the steps to the same optimum (docs/lab/features_and_fine_tuning.md).
+    the steps to the same optimum (docs/lab/features-and-fine-tuning.md).
     """
 
     def __init__(self, features: np.ndarray, classes: int, smoothing: float, device: torch.device) -> None:
@@ -201,9 +201,9 @@ def fit_logistic_regression(
     """Set `fc` to the solution with the weight decay that the validation set chooses.
 
     The loss is that of fine-tuning, label smoothing included: if the head is more confident than fine-tuning wants it,
-    the first steps damage the backbone (docs/performance.md). The features are scaled to a mean variance of 1, so that
-    a weight decay means the same for every network; groups of features with a small variance, as those of most early
-    stages, are shrunk more than others.
+    the first steps damage the backbone (docs/lab/fine-tuning.md). The features are scaled to a mean variance of 1, so
+    that a weight decay means the same for every network; groups of features with a small variance, as those of most
+    early stages, are shrunk more than others.
 
     Args:
         features: (n, c) of the training set; may be a memory map, which is read in blocks.

@@ -6,7 +6,7 @@ Classifier Is All You Need?"), or another pattern than those of any class. Far-O
 have the highest logits of all, but their features are unlike any of training: those of the last map, which knows of
 objects, and those of all stages, which know of edges, textures and colours (after Sastry & Oore 2020, "Detecting
 Out-of-Distribution Examples with Gram Matrices"). In a sum of both, high logits would let a far image pass
-(docs/lab/features_and_fine_tuning.md).
+(docs/lab/features-and-fine-tuning.md).
 """
 
 from collections.abc import Sequence

@@ -242,7 +242,7 @@ def uncropped_size(network: Network) -> int:
     """The image size in pixels at which the whole image has the scale that the published weights expect.
 
     They are evaluated on the central crop (usually 224 of 256 pixels); the full image holds as much information
-    (docs/performance.md). A network that accepts a single size gets that.
+    (docs/lab/fine-tuning.md). A network that accepts a single size gets that.
     """
     preprocessing = network.preprocessing
     whole = round(preprocessing.size / preprocessing.crop)

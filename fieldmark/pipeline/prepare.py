@@ -28,7 +28,7 @@ from fieldmark.recipes.recipe import Recipe
 
 REFERENCE_IMAGES, MIN_REFERENCE_PER_CLASS = 400, 8
 """Size of the reference set, and images of each class at least; more do not improve OOD detection
-(docs/performance.md)."""
+(docs/lab/ood.md)."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ MIN_SPEEDUP = 1.1
 """Speed-up from which a larger batch is used: it makes the first image of a batch wait for the others."""
 WORKER_NICENESS = 3
 """Niceness of the workers relative to the thread of the event loop, which has little to do and must not wait for a core
-while it holds the GIL (docs/performance.md)."""
+while it holds the GIL (docs/lab/prediction.md)."""
 OVERLAY_SIZE = 160
 """Side in pixels of the class activation map: it is smooth, and the page enlarges it."""
 
@@ -52,7 +52,7 @@ class Batcher:
     """
 
     def __init__(self, classifier: Classifier, max_batch_size: int | None = None) -> None:
-        # One more than cores: while one waits for the GIL, a core would be idle (docs/performance.md).
+        # One more than cores: while one waits for the GIL, a core would be idle (docs/lab/prediction.md).
         self.classifier, self.num_workers = classifier, runtime.available_cpus() + 1
         self.max_batch_size = max_batch_size or find_fastest_batch_size(classifier, self.num_workers)
         self.jobs: queue.SimpleQueue[Job | None] = queue.SimpleQueue()

@@ -29,14 +29,14 @@ StepCallback = Callable[[float, float], bool | None]
 MAX_EPOCHS, MAX_EPOCHS_FROM_SCRATCH = 30, 100
 """Most epochs that a budget is spent on: as in the tutorials that the recipes reproduce."""
 MIN_EPOCHS, MIN_STEPS = 1, 100
-"""With fewer of both, fine-tuning is not worth its time (docs/lab/features_and_fine_tuning.md)."""
+"""With fewer of both, fine-tuning is not worth its time (docs/lab/features-and-fine-tuning.md)."""
 TIME_SAFETY_FACTOR = 1.2
 """How much longer an epoch takes than its steps and its validation pass, measured just before: checkpoints, a machine
-that warms up (docs/performance.md)."""
+that warms up (docs/lab/fine-tuning.md)."""
 TRIAL_STEPS = 6
 """Steps that are measured and undone; the first two warm up."""
 EXPORT_RESERVE_S = 14.0
-"""Seconds that a budget keeps for export and report, besides the final evaluation (docs/performance.md)."""
+"""Seconds that a budget keeps for export and report, besides the final evaluation (docs/lab/fine-tuning.md)."""
 MAX_BATCH_SIZE = 256
 """Largest batch that is found automatically: with more, fewer steps learn less in the same time."""
 

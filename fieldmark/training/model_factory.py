@@ -45,7 +45,7 @@ def resolve_recipe(recipe: Recipe, notify: Callable[[str], object]) -> Recipe:
 def _defaults_to_all_stages(network: Network, recipe: Recipe) -> bool:
     """Whether a multi-stage head takes the place of the published one: where that is linear, and is fitted exactly.
 
-    On images unlike ImageNet's it is clearly better, and on others not worse (docs/lab/features_and_fine_tuning.md).
+    On images unlike ImageNet's it is clearly better, and on others not worse (docs/lab/features-and-fine-tuning.md).
     """
     is_fitted = not recipe.is_from_scratch and recipe.exact and recipe.frozen_epochs > 0
     is_linear = type(network.head) is LinearHead and not network.head.hidden

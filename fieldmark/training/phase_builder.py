@@ -7,7 +7,7 @@ exactly is fitted once more on the features of the fine-tuned layers (phase 4).
 
 A multi-stage head is fitted so well that the loss of the training images has nothing left to teach the backbone. So
 fine-tuning goes through a linear classifier of the last map, and the refit takes all stages again
-(docs/lab/features_and_fine_tuning.md).
+(docs/lab/features-and-fine-tuning.md).
 """
 
 import hashlib

@@ -16,7 +16,7 @@ from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE
 
 MAX_GRADIENT_NORM = 1.0
 """On natural photos the gradients of a pretrained network have a norm of 1 to 10. On images with other statistics they
-can have hundreds, and a few such steps destroy it (docs/lab/features_and_fine_tuning.md)."""
+can have hundreds, and a few such steps destroy it (docs/lab/features-and-fine-tuning.md)."""
 BatchSource = Callable[[int, int], Iterable[tuple[LayerInput, Tensor]]]
 """(first step, last step) -> batches of (input of the module, labels)."""
 
@@ -83,7 +83,7 @@ def parameter_groups(network: Network, rest: nn.Module, recipe: Recipe) -> list[
 
 
 def make_optimizer(groups: list[dict[str, Any]], recipe: Recipe) -> torch.optim.Optimizer:
-    """The optimiser of fine-tuning; fused steps take a fifth to a half of the time (docs/performance.md)."""
+    """The optimiser of fine-tuning; fused steps take a fifth to a half of the time (docs/lab/network-speed.md)."""
     if recipe.optimizer == "sgd":
         return torch.optim.SGD(groups, lr=recipe.learning_rates[0], momentum=0.9, nesterov=True, fused=True)
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[recipe.optimizer]
@@ -120,7 +120,7 @@ def set_train_mode(module: nn.Module, keep_norms: bool) -> None:
     """Train mode for what trains; what is frozen stays in eval mode, batch norms with their running statistics too.
 
     With `keep_norms` the pretrained batch norms keep their statistics as well, although their scale and shift train:
-    those of a few crops are worse (docs/performance.md). Norms in new modules always update their running statistics.
+    those of a few crops are worse (docs/lab/fine-tuning.md). Norms in new modules always update their statistics.
     """
     module.train()
     added = {id(norm) for part in new_modules(module) for norm in part.modules()}
@@ -158,7 +158,7 @@ def train_crop_size(recipe: Recipe, size: int) -> int:
 
     From scratch it is 6/7. A crop shows things larger than the whole image does; so much smaller, it shows them at the
     same size (Touvron et al. 2019, "Fixing the train-test resolution discrepancy"). With pretrained weights it is 3/4:
-    the time is better spent on more steps (docs/lab/features_and_fine_tuning.md).
+    the time is better spent on more steps (docs/lab/features-and-fine-tuning.md).
     """
     whole = size < 96 or recipe.augment in ("none", "flip-crop")
     share = 6 / 7 if recipe.is_from_scratch else 3 / 4
