@@ -257,5 +257,5 @@ def refuse_changed_images(catalog: Catalog, out: Path) -> None:
 def _warn_missing_test(catalog: Catalog, recipe: Recipe) -> list[str]:
     given = {photo.split for photo in catalog.photos} - {None}
     is_drawn = bool(given) and "test" not in given and recipe.test_share > 0
-    share = f"{100 * recipe.test_share:g} %"
-    return [f"no test/ is given: {share} of the images in train/ become the test set"] if is_drawn else []
+    percent = 100 * recipe.test_share
+    return [f"no test/ is given: {percent:g} % of the images in train/ become the test set"] if is_drawn else []
