@@ -160,7 +160,9 @@ def save(
     from fieldmark.models.state import save_state
 
     folder.mkdir(parents=True, exist_ok=True)
-    record = {} if trained_on is None else {image_hashes.TRAINED_ON_KEY: trained_on.to_dict()}
+    record: dict[str, Any] = {"network": info.network, "preprocessing": dict(info.preprocessing)}
+    if trained_on is not None:
+        record[image_hashes.TRAINED_ON_KEY] = trained_on.to_dict()
     save_state(folder / "model.safetensors", network.state_dict(), record)
     save_state(folder / "known.safetensors", ood_scorer.state_dict())
     io.write_json(folder / "bundle.json", info.to_dict())

@@ -8,16 +8,17 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from torch import Tensor, nn
+from torch import nn
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import download, published, spec
 from fieldmark.models.attention import Attention, Replace, mark_pretrained
 from fieldmark.models.backbone import Backbone
+from fieldmark.models.conversion import FileWeights, read_file
 from fieldmark.models.heads import Head
 from fieldmark.models.network import Network, NetworkSpec, Preprocessing
 from fieldmark.models.stages import MultiStageBackbone
-from fieldmark.models.weights import load_weights, read_weights
+from fieldmark.models.weights import load_weights
 from fieldmark.models.zoo import VARIANTS, Variant, by_timm
 
 LOGGER = logging.getLogger("fieldmark")
@@ -52,8 +53,9 @@ def build(
         after: attention after stages (-1 is the last): a mapping or text such as `-1:mask,-2:se`.
         head: a constructor or text; None is the published head.
         classes: number of classes.
-        weights: None (random initialization), "imagenet", or a .safetensors or .pth file with the published names.
-            Added attention that the weights do not contain starts as the identity.
+        weights: None (random initialization), "imagenet", or a file: .safetensors or .pth under the names of
+            torchvision or timm, .h5 or .keras of keras.applications. The network then has the form and the
+            preprocessing of that library. Added attention that the weights do not contain starts as the identity.
         channels: input channels, 3 for RGB.
         aux: build the auxiliary heads of the paper.
         pad: pixels of zero padding on each side of the input, which class evidence then covers too.
@@ -97,7 +99,8 @@ def build(
         parts.aux,
         pad,
     )
-    preprocessing = _resolve_preprocessing(row, variant, channels)
+    preprocessing = row.preprocessing if row else replace(published.IMAGENET_PREPROCESSING, size=variant.size)
+    preprocessing = _fit_channels(preprocessing, channels)
     network = Network(layers, head_module, preprocessing, variant.frozen_until, network_spec)
     if weights is not None:
         _load(network, variant, row, weights, has_published_head=parts.head is None)
@@ -107,8 +110,9 @@ def build(
 def rebuild(network_spec: NetworkSpec | Mapping[str, Any]) -> Network:
     """The architecture of a specification, its attention in the same form, with random weights."""
     values = network_spec.to_dict() if isinstance(network_spec, NetworkSpec) else dict(network_spec)
-    is_inserted = values.pop("inserted")
+    is_inserted, form = values.pop("inserted"), values.pop("form", None)
     network = build(**values)
+    _apply_form(network, form)
     if is_inserted:
         network.start_attention_as_identity()
         network.spec = replace(network.spec, inserted=True)
@@ -201,11 +205,10 @@ def _block_attention_arguments(
     return {"gate": mark_pretrained(variant.gate)} | ({} if make is None else {"attention": make})
 
 
-def _resolve_preprocessing(row: published.PublishedWeights | None, variant: Variant, channels: int) -> Preprocessing:
-    preprocessing = row.preprocessing if row else replace(published.IMAGENET_PREPROCESSING, size=variant.size)
+def _fit_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
+    """The preprocessing of so many channels: without RGB, every channel gets the mean of the three."""
     if channels == len(preprocessing.mean):
         return preprocessing
-    # Without RGB channels, every channel gets the mean of the three.
     mean, std = (sum(values) / len(values) for values in (preprocessing.mean, preprocessing.std))
     return replace(preprocessing, mean=(mean,) * channels, std=(std,) * channels)
 
@@ -218,9 +221,13 @@ def _load(
     *,
     has_published_head: bool,
 ) -> None:
+    loaded = _read(network.spec.backbone, row, weights)
+    _apply_form(network, loaded.form)
+    if loaded.preprocessing:
+        network.preprocessing = _fit_channels(loaded.preprocessing, network.spec.channels)
     report = load_weights(
         network,
-        _read_state(network.spec.backbone, row, weights),
+        loaded.state,
         variant,
         published_head=has_published_head,
         source=str(weights),
@@ -228,6 +235,8 @@ def _load(
     )
     network.has_untrained_slots = report.untrained
     network.spec = replace(network.spec, inserted=report.inserted)
+    if loaded.note:
+        LOGGER.warning(loaded.note)
     if report.dropped_gates:
         LOGGER.warning(
             "discarded %s weights of %d pretrained attention gates, which were replaced or removed",
@@ -236,10 +245,16 @@ def _load(
         )
 
 
-def _read_state(backbone: str, row: published.PublishedWeights | None, weights: str | Path) -> dict[str, Tensor]:
+def _apply_form(network: Network, form: str | None) -> None:
+    """Give a network of the published form that of another library."""
+    if form is not None:
+        spec.lookup(form, _find_variant(network.spec.backbone).forms, "form")(network.backbone)
+        network.spec = replace(network.spec, form=form)
+
+
+def _read(backbone: str, row: published.PublishedWeights | None, weights: str | Path) -> FileWeights:
     if weights != "imagenet":
-        state = read_weights(Path(weights))
-        return row.convert(state) if row else state
+        return read_file(Path(weights), backbone, row)
     if row is None:
         raise download.no_weights_error(backbone)
-    return row.convert(row.fetch())
+    return FileWeights(row.convert(row.fetch()))

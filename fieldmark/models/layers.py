@@ -1,5 +1,6 @@
 """Layers that torch does not have, (n, c, h, w) -> (n, c', h', w'), and those that several families share."""
 
+import math
 from collections import OrderedDict
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -97,8 +98,11 @@ def conv_pool_norm_relu(inputs: int, outputs: int, *, count_include_pad: bool = 
 class SameConv2d(nn.Conv2d):
     """Convolution with TensorFlow's "SAME" padding: the output is ceil(input / stride) wide; an odd pixel goes last.
 
-    The padding depends on the input size, so one network accepts any size. Kernels are square and odd; no bias.
+    The padding depends on the input size, so one network accepts any size. Kernels are square and odd; no bias. If
+    `symmetric` is set, both sides are padded by kernel // 2, as in PyTorch.
     """
+
+    symmetric = False
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
         super().__init__(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
@@ -107,17 +111,32 @@ class SameConv2d(nn.Conv2d):
         (kernel, _), (stride, _) = self.kernel_size, self.stride
         is_bfloat16 = input.dtype == torch.bfloat16 and input.device.type == "cpu"
         use_custom_backward = is_bfloat16 and kernel == 5 and self.groups > 1 and self.weight.requires_grad
-        if stride == 1:
+        if stride == 1 or self.symmetric:
             return (
-                DepthwiseConv5x5Function.apply(input, self.weight, 1, 2)
+                DepthwiseConv5x5Function.apply(input, self.weight, stride, 2)
                 if use_custom_backward
                 else super().forward(input)
             )
-        total_h, total_w = (max((-(-size // stride) - 1) * stride + kernel - size, 0) for size in input.shape[2:])
-        padded = functional.pad(input, (total_w // 2, total_w - total_w // 2, total_h // 2, total_h - total_h // 2))
+        padded = functional.pad(input, _same_padding(input, kernel, stride))
         if use_custom_backward:
             return DepthwiseConv5x5Function.apply(padded, self.weight, stride, 0)
         return functional.conv2d(padded, self.weight, self.bias, stride, groups=self.groups)
+
+
+class SameMaxPool2d(nn.Module):
+    """3x3 max pooling with TensorFlow's "SAME" padding: (n, c, h, w) -> (n, c, ceil(h / 2), ceil(w / 2))."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return functional.max_pool2d(functional.pad(x, _same_padding(x, 3, 2), value=-math.inf), 3, 2)
+
+
+def _same_padding(x: Tensor, kernel: int, stride: int) -> list[int]:
+    """Left, right, top and bottom padding by which the output is ceil(input / stride) wide; an odd pixel goes last."""
+    sides: list[int] = []
+    for size in (x.shape[3], x.shape[2]):
+        total = max((-(-size // stride) - 1) * stride + kernel - size, 0)
+        sides += [total // 2, total - total // 2]
+    return sides
 
 
 class DepthwiseConv5x5Function(torch.autograd.Function):

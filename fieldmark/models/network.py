@@ -44,6 +44,7 @@ class NetworkSpec:
         aux: whether the network has the paper's auxiliary heads.
         pad: zero padding on each side of the input, in pixels.
         inserted: whether the added attention has the form that starts as the identity.
+        form: the library whose form of the architecture this is, a key of `Variant.forms`; None for the published one.
     """
 
     backbone: str
@@ -55,6 +56,7 @@ class NetworkSpec:
     aux: bool
     pad: int
     inserted: bool = False
+    form: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -123,7 +123,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         FieldmarkError: there is no such file, or it is not a state dict.
     """
     if not path.is_file():
-        raise FieldmarkError(f"weights file not found: {path}. Pass imagenet, none, or a .safetensors or .pth file")
+        raise FieldmarkError(
+            f"weights file not found: {path}. Pass imagenet, none, or a .safetensors, .pth, .h5 or .keras file"
+        )
     try:
         if path.suffix == ".safetensors":
             from safetensors.torch import load_file
@@ -138,6 +140,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(state, dict) or not all(isinstance(k, str) and isinstance(t, Tensor) for k, t in state.items()):
         raise FieldmarkError(f"{path} is not a state dict: save only the network's state_dict()")
     return state
+
+
+def is_own_format(state: Mapping[str, Tensor]) -> bool:
+    """Whether the tensors have the network's own names, as a bundle has them."""
+    return bool(state) and all(key.startswith(("backbone.", "head.")) for key in state)
 
 
 def rename_key(key: str, renames: tuple[tuple[str, str], ...]) -> str:
@@ -155,7 +162,7 @@ def _drop_batch_counts(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def _match_names(
     state: dict[str, Tensor], own: dict[str, Tensor], variant: Variant, renames: tuple[tuple[str, str], ...]
 ) -> _KeyMatch:
-    if state and all(key.startswith(("backbone.", "head.")) for key in state):
+    if is_own_format(state):
         return _KeyMatch(state, own, {key: key for key in own}, is_own_format=True)
     names = {_published_name(key, variant.head_names): key for key in own}
     if "fc" not in variant.head_names:  # no class layer is published, so the head is not in the file

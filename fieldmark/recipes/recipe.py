@@ -69,7 +69,8 @@ class Recipe(BaseModel):
     aux: bool = setting(NETWORK, False)
     """Train the auxiliary heads of GoogLeNet and Inception-v3 as well, weighted in the loss as in the papers."""
     weights: Text = setting(NETWORK, "imagenet")
-    """Initial weights: `imagenet`, `none` (from scratch) or a .safetensors or .pth file."""
+    """Initial weights: `imagenet`, `none` (from scratch) or a file: .safetensors or .pth under the names of torchvision
+    or timm, .h5 or .keras of keras.applications."""
     image_size: int | None = setting(INPUT, None, ge=28)
     """Input size in pixels for evaluation and prediction, of the whole image; by default the scale that the weights
     expect (256 for those evaluated on the central 224 of 256)."""

@@ -9,6 +9,7 @@ from fieldmark.models.attention import Attention
 from fieldmark.models.backbone import Backbone
 from fieldmark.models.gates import SE
 from fieldmark.models.heads import AuxiliaryHead, ClassicHead, Head, LinearHead
+from fieldmark.models.zoo import forms
 from fieldmark.models.zoo.alexnet import alexnet
 from fieldmark.models.zoo.bn_inception import bn_inception
 from fieldmark.models.zoo.densenet import densenet
@@ -47,6 +48,7 @@ class Variant:
         gate: constructor of the attention that the paper has inside its blocks.
         auxiliary: layer -> the auxiliary head on its output.
         size: input size in pixels if there are no published weights.
+        forms: library -> the change to the backbone's form of that library, where it differs and no weight shows it.
     """
 
     make_backbone: Callable[..., Backbone]
@@ -57,6 +59,7 @@ class Variant:
     gate: Callable[..., Attention] | None = None
     auxiliary: Mapping[str, Auxiliary] = field(default_factory=dict)
     size: int = 224
+    forms: Mapping[str, Callable[[Backbone], None]] = field(default_factory=dict)
 
 
 _ALEXNET = "Krizhevsky et al. 2012, ImageNet Classification with Deep Convolutional Neural Networks"
@@ -75,7 +78,13 @@ _SENET = "Hu et al. 2018, Squeeze-and-Excitation Networks"
 _DENSENET = "Huang et al. 2017, Densely Connected Convolutional Networks"
 _XCEPTION = "Chollet 2017, Xception: Deep Learning with Depthwise Separable Convolutions"
 
-_lite = partial(Variant, head_names={"fc": "classifier"}, frozen_until="blocks.3", paper=_LITE)
+_lite = partial(
+    Variant,
+    head_names={"fc": "classifier"},
+    frozen_until="blocks.3",
+    paper=_LITE,
+    forms={"torchvision": forms.pad_symmetrically},
+)
 _efficientnet = partial(_lite, paper=_EFFICIENTNET, gate=partial(SE, ratio=4, activation="silu"))
 _inception_v4 = partial(Variant, head=partial(LinearHead, dropout=0.2), paper=_INCEPTION_V4, size=299)
 _inception_paper = partial(_inception_v4, inception_resnet_paper, frozen_until="reduction_a", head_names={"fc": "fc"})
@@ -84,11 +93,19 @@ _mobilenet = partial(
     head_names={"hidden.0": "classifier.0", "fc": "classifier.3"},
     paper=_MOBILENET_V3,
     gate=partial(SE, ratio=4, hard=True, divisor=8),
+    forms={"keras": forms.pad_as_tensorflow},
 )
 _hidden = partial(LinearHead, hidden_dropout=0.2, activation="hardswish")
 _resnet = partial(Variant, head=LinearHead, head_names={"fc": "fc"}, frozen_until="layer2", paper=_RESNET)
+_resnet_with_v1 = partial(_resnet, forms={"keras": forms.stride_first})
 _resnext = partial(_resnet, paper=_RESNEXT)
-_senet = partial(_resnet, head_names={"fc": "last_linear"}, paper=_SENET, gate=partial(SE, ratio=16))
+_senet = partial(
+    _resnet,
+    head_names={"fc": "last_linear"},
+    paper=_SENET,
+    gate=partial(SE, ratio=16),
+    forms={"timm": forms.senet_of_timm},
+)
 _densenet = partial(_resnet, head_names={"fc": "classifier"}, frozen_until="features.transition2", paper=_DENSENET)
 _alexnet = partial(
     Variant,
@@ -105,7 +122,13 @@ _vgg = partial(
 )
 _googlenet = partial(Variant, googlenet, partial(LinearHead, dropout=0.2), _GOOGLENET, "maxpool3", {"fc": "fc"})
 _inception_v3 = partial(
-    Variant, inception_v3, partial(LinearHead, dropout=0.5), _INCEPTION_V3, "Mixed_5d", {"fc": "fc"}
+    Variant,
+    inception_v3,
+    partial(LinearHead, dropout=0.5),
+    _INCEPTION_V3,
+    "Mixed_5d",
+    {"fc": "fc"},
+    forms={"keras": forms.average_inside},
 )
 
 VARIANTS: dict[str, Variant] = {
@@ -148,6 +171,7 @@ VARIANTS: dict[str, Variant] = {
         head_names={"fc": "classifier.1"},
         frozen_until="features.10",
         paper=_MOBILENET_V2,
+        forms={"keras": forms.pad_as_tensorflow},
     ),
     "mobilenet_v3_large": _mobilenet(
         partial(mobilenet, MOBILENET_V3_LARGE), partial(_hidden, hidden=1280), frozen_until="features.10"
@@ -158,9 +182,9 @@ VARIANTS: dict[str, Variant] = {
     "resnet18": _resnet(partial(resnet, BasicBlock, (2, 2, 2, 2))),
     "resnet18_small": _resnet(partial(resnet, SmallBlock, (2, 2, 2, 2), stem=small_stem), size=32),
     "resnet34": _resnet(partial(resnet, BasicBlock, (3, 4, 6, 3))),
-    "resnet50": _resnet(partial(resnet, Bottleneck, (3, 4, 6, 3))),
-    "resnet101": _resnet(partial(resnet, Bottleneck, (3, 4, 23, 3))),
-    "resnet152": _resnet(partial(resnet, Bottleneck, (3, 8, 36, 3))),
+    "resnet50": _resnet_with_v1(partial(resnet, Bottleneck, (3, 4, 6, 3))),
+    "resnet101": _resnet_with_v1(partial(resnet, Bottleneck, (3, 4, 23, 3))),
+    "resnet152": _resnet_with_v1(partial(resnet, Bottleneck, (3, 8, 36, 3))),
     "resnext50_32x4d": _resnext(partial(resnet, Bottleneck, (3, 4, 6, 3), groups=32, group_width=4)),
     "resnext101_32x4d": _resnext(partial(resnet, Bottleneck, (3, 4, 23, 3), groups=32, group_width=4)),
     "resnext101_32x8d": _resnext(partial(resnet, Bottleneck, (3, 4, 23, 3), groups=32, group_width=8)),
@@ -190,6 +214,11 @@ VARIANTS: dict[str, Variant] = {
     "vgg19": _vgg(partial(vgg, (2, 2, 4, 4, 4)), frozen_until="features.18"),
     "vgg19_bn": _vgg(partial(vgg, (2, 2, 4, 4, 4), norm=True), frozen_until="features.26"),
     "xception": Variant(
-        xception, partial(LinearHead, dropout=0.5), head_names={"fc": "fc"}, frozen_until="block3", paper=_XCEPTION
+        xception,
+        partial(LinearHead, dropout=0.5),
+        head_names={"fc": "fc"},
+        frozen_until="block3",
+        paper=_XCEPTION,
+        forms={"keras": forms.pad_as_tensorflow},
     ),
 }
