@@ -75,7 +75,7 @@ def arrays_of(lines: list[str]) -> dict[str, np.ndarray]:
 
 def write_legacy(path: Path, arrays: dict[str, np.ndarray], *, group: str | None = None) -> None:
     """The arrays in the older layout of Keras; all in one `group`, as a network inside another, if that is given."""
-    import h5py
+    import h5py  # type: ignore[import-not-found]
 
     layers: dict[str, list[str]] = {}
     for name in arrays:
@@ -88,9 +88,33 @@ def write_legacy(path: Path, arrays: dict[str, np.ndarray], *, group: str | None
                 file[layer].create_dataset(f"{name}:0", data=arrays[name])
 
 
+def write_numbered(path: Path, arrays: dict[str, np.ndarray]) -> None:
+    """The arrays in the layout of Keras 3: by class and number, with the layer's name beside them."""
+    import h5py  # type: ignore[import-not-found]
+
+    layers: dict[str, dict[str, np.ndarray]] = {}
+    for name, array in arrays.items():
+        layer, _, kind = name.rpartition("/")
+        layers.setdefault(layer, {})[kind] = array
+    with h5py.File(path, "w") as file:
+        for number, (layer, variables) in enumerate(layers.items(), 1):
+            group = file.create_group(f"layers/{_class_of(variables)}_{number}/vars")
+            group.attrs["name"] = layer
+            for i, array in enumerate(variables.values()):
+                group[str(i)] = array
+
+
+def _class_of(variables: dict[str, np.ndarray]) -> str:
+    if "moving_mean" in variables:
+        return "batch_normalization"
+    if "pointwise_kernel" in variables:
+        return "separable_conv2d"
+    return {2: "dense", 4: "conv2d"}[variables["kernel"].ndim]
+
+
 def make(case: Case, **settings: Any) -> Any:
     """The network of Keras in double precision with random weights; its preprocessing is another function."""
-    import keras
+    import keras  # type: ignore[import-not-found]
 
     keras.backend.set_floatx("float64")
     size = (case.size, case.size - 3, 3)
@@ -118,14 +142,14 @@ def lines_of(model: Any) -> list[str]:
 
 def answer(case: Case, model: Any) -> np.ndarray:
     """Keras' logits for `pixels`."""
-    import keras
+    import keras  # type: ignore[import-not-found]
 
     preprocess = getattr(keras.applications, case.module).preprocess_input
     return np.asarray(model.predict(preprocess(pixels(case.size)), verbose=0))
 
 
 def main() -> None:
-    import keras
+    import keras  # type: ignore[import-not-found]
 
     found = {}
     for name in IN_FILE:

@@ -20,7 +20,7 @@ from fieldmark.models.network import Preprocessing
 from fieldmark.models.published import HALF_MEAN_STD, IMAGENET_MEAN_STD, IMAGENET_PREPROCESSING, PublishedWeights
 from fieldmark.models.state import load_state
 from fieldmark.models.weights import is_own_format, read_weights, rename_key
-from fieldmark.models.zoo import VARIANTS, by_timm
+from fieldmark.models.zoo import VARIANTS
 
 __all__ = ["FileWeights", "read_file"]
 
@@ -82,7 +82,7 @@ def _from_keras(path: Path, backbone: str, row: PublishedWeights | None) -> File
 def _from_bundle(path: Path, state: dict[str, Tensor], row: PublishedWeights | None) -> FileWeights:
     """Weights that training wrote, which hold their form and their normalization."""
     try:
-        _, record = load_state(path) if path.suffix == ".safetensors" else ({}, {})
+        _, record = load_state(path)
         values = record["preprocessing"]
         mean_std = {key: tuple(map(float, values[key])) for key in ("mean", "std")}
         known = replace(_published(row), **mean_std, interpolation=str(values["interpolation"]))
@@ -113,7 +113,8 @@ def _from_timm(path: Path, state: dict[str, Tensor], backbone: str, row: Publish
     known = config.preprocessing
     if torch_names.has_gates_of_timm(state):
         return FileWeights(torch_names.rename_senet(state), "timm", known or _timm_default(config, row))
-    if "conv_stem.weight" not in state or by_timm.is_timm_name(backbone):
+    has_several_names = backbone.startswith("efficientnet_") or backbone in torch_names.MOBILENETS
+    if not has_several_names or "conv_stem.weight" not in state:
         return FileWeights(state, None, known)
     variant, is_tf = VARIANTS[backbone], config.architecture.startswith("tf_")
     if backbone in torch_names.MOBILENETS:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from keras_reference import CASES, CLASSES, FILE, IN_FILE, answer, arrays_of, make, pixels, write_legacy
+from keras_reference import CASES, CLASSES, FILE, IN_FILE, answer, arrays_of, make, pixels, write_legacy, write_numbered
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.models import VARIANTS, Network, build
@@ -65,8 +65,23 @@ def test_the_older_layout_gives_keras_logits(name: str, tmp_path: Path, double: 
     assert all(torch.equal(tensor, network.state_dict()[key]) for key, tensor in again.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["xception", "inception_v3"])
+def test_the_layout_of_keras_3_gives_the_same(name: str, tmp_path: Path):
+    arrays = arrays_of(REFERENCE[name]["layers"])
+    write_legacy(tmp_path / "w.h5", arrays)
+    write_numbered(tmp_path / "w.weights.h5", arrays)
+    with zipfile.ZipFile(tmp_path / "w.keras", "w") as archive:
+        archive.write(tmp_path / "w.weights.h5", "model.weights.h5")
+    states = [
+        build(name, weights=tmp_path / file, classes=CLASSES).state_dict()
+        for file in ("w.h5", "w.weights.h5", "w.keras")
+    ]
+    assert all(torch.equal(state[key], tensor) for state in states for key, tensor in states[0].items())
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
+@pytest.mark.filterwarnings("ignore")  # those of Keras itself
 def test_keras_itself(name: str, tmp_path: Path, double: None, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(os.environ, "KERAS_BACKEND", "torch")
     keras = pytest.importorskip("keras", reason="keras is not installed (pip install keras h5py)")
