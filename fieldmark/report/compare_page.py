@@ -83,7 +83,8 @@ def describe_cost(rows: Sequence[ComparisonRow], cost: str, language: Language =
     values = {"share": language.percent(highest), "network": cheapest.network, "amount": amounts[cost]}
     if cost == "images_per_s":
         return language(
-            "Of the networks whose interval reaches the highest accuracy ({share}), {network} is the fastest: {amount}.",
+            "Of the networks whose interval reaches the highest accuracy ({share}), {network} is the fastest:"
+            " {amount}.",
             **values,
         )
     return language(
