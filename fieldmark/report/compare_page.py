@@ -80,11 +80,16 @@ def describe_cost(rows: Sequence[ComparisonRow], cost: str, language: Language =
         "megabytes": f"{value:.1f} MB",
         "images_per_s": language("{n:,.0f} images/s", n=value),
     }
+    values = {"share": language.percent(highest), "network": cheapest.network, "amount": amounts[cost]}
+    if cost == "images_per_s":
+        return language(
+            "Of the networks whose interval reaches the highest accuracy ({share}), {network} is the fastest:"
+            " {amount}.",
+            **values,
+        )
     return language(
         "Of the networks whose interval reaches the highest accuracy ({share}), {network} costs least: {amount}.",
-        share=language.percent(highest),
-        network=cheapest.network,
-        amount=amounts[cost],
+        **values,
     )
 
 

@@ -120,7 +120,7 @@ def test_a_comparison_says_which_network_to_take():
 def test_the_cheapest_of_the_best_is_named_and_no_worse_one():
     rows = [row("weak", 0.80, seconds=1.0), row("small", 0.93, seconds=30.0), row("large", 0.94, images_per_s=9.0)]
     assert "small costs least: 30.0 s" in describe_cost(rows, "seconds")
-    assert "small costs least: 50 images/s" in describe_cost(rows, "images_per_s")
+    assert "small is the fastest: 50 images/s" in describe_cost(rows, "images_per_s")
     assert not english(describe_cost(rows, "images_per_s", ZH), ["small"])
 
 

@@ -20,7 +20,7 @@ LIGHT = "--paper:#fff;--ground:#f4f6f8;--ink:#1b1f24;--soft:#5a636e;--line:#dce1
 DARK = "--paper:#15181b;--ground:#1e2226;--ink:#e8eaed;--soft:#a4adb7;--line:#363c43;--right:#6db3f2;--wrong:#f0964f"
 
 WIDTH, HEIGHT = 420, 270
-LEFT, RIGHT, TOP, BOTTOM = 46, 14, 34, 38
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 34, 38
 STYLE = (
     f".chart text{{font:13px {FONTS};fill:var(--soft)}}.chart .name{{font-weight:600;fill:var(--ink)}}"
     ".chart .tiny{font-size:10px}.chart .grid{stroke:var(--line)}"
