@@ -21,7 +21,7 @@ FONTS = """@font-face{font-family:Quotes;src:local("Liberation Sans");unicode-ra
 *:not(#x){font-family:Quotes,"Noto Sans CJK SC",sans-serif!important}
 *:lang(zh):not(#x){font-family:"Noto Sans CJK SC",sans-serif!important}
 pre:not(#x),pre :not(#x),code:not(#x){font-family:"DejaVu Sans Mono","Noto Sans Mono CJK SC",monospace!important}"""
-SHOWN = "h1,h2,h3,th,dt,caption,summary,button,label,a,p,li,small,figcaption,figcaption *,.step,svg text"
+SHOWN = "h1,h2,h3,th,dt,caption,summary,button,label,a,p,li,small,figcaption,figcaption *,pre b,svg text"
 LOAD_IMAGES = """() => Promise.all([...document.images].map((image) => {
   image.loading = "eager";
   return image.decode().catch(() => 0);
