@@ -38,10 +38,11 @@ def run_once(folder: Path, command: str) -> str:
     if not transcript.exists():
         print(f"{folder.name}: {command}", flush=True)
         words = [*FIELDMARK, *shlex.split(command)[1:]]
-        streams = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
         shutil.rmtree(output_of(folder, command), ignore_errors=True)
         environment = os.environ | {"FIELDMARK_CACHE": str(folder / "cache"), "COLUMNS": str(COLUMNS)}
-        done = subprocess.run(words, cwd=folder, text=True, env=environment, **streams)
+        done = subprocess.run(
+            words, cwd=folder, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        )
         if done.returncode == 2:
             raise SystemExit(f"{command}\n{done.stdout}")
         transcript.write_text(done.stdout, encoding="utf-8")

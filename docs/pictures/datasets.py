@@ -30,11 +30,11 @@ def digits(folder: Path, _data: Path | None) -> None:
     """scikit-learn's 1,797 digits of 8 x 8 pixels, enlarged to 28 x 28 as MNIST's are."""
     from sklearn.datasets import load_digits
 
-    loaded = load_digits()
-    for index, (image, label) in enumerate(zip(loaded.images, loaded.target, strict=True)):
+    pixels, labels = load_digits(return_X_y=True)
+    for index, (row, label) in enumerate(zip(pixels, labels, strict=True)):
         file = folder / "digits" / str(label) / f"{index:04d}.png"
         file.parent.mkdir(parents=True, exist_ok=True)
-        grey = Image.fromarray((image * 255 / 16).astype("uint8"))
+        grey = Image.fromarray((row.reshape(8, 8) * 255 / 16).astype("uint8"))
         grey.resize((28, 28), Image.Resampling.BICUBIC).save(file)
 
 
@@ -61,13 +61,12 @@ NEED_DATA = {"waste", "birds", "species"}
 
 
 def _plant_issues(cells: Path) -> None:
-    """Copies, a brightened copy, two labels exchanged, and a truncated file, all drawn with a fixed seed."""
+    """A copy in its class and one in the other, a brightened copy, and three wrong labels, drawn with a fixed seed."""
     draw = random.Random(0)
     good, bad = (sorted((cells / label).iterdir()) for label in ("functional", "defective"))
     shutil.copyfile(good[3], cells / "functional" / "copy of cell.png")
     shutil.copyfile(bad[5], cells / "functional" / "copy.png")  # the same image under two classes
     Image.open(bad[8]).point([min(255, level + 25) for level in range(256)]).save(cells / "defective" / "brighter.png")
-    (cells / "functional" / "half.png").write_bytes(good[7].read_bytes()[:9000])
     for file in draw.sample(good[10:], 3):
         file.rename(cells / "defective" / file.name)
 

@@ -10,7 +10,8 @@ COMPARE = (
     "fieldmark compare some-cells --out runs --network efficientnet_lite0 --network efficientnet_lite1"
     " --network efficientnet_lite2 --seeds 1 --epochs 0"
 )
-DIGITS = "fieldmark train digits --out run --recipe digits-vgg11 --epochs 8 --steps-per-epoch 60"
+SMALL = "--backbone efficientnet_lite0 --image-size 96 --augment none"
+DIGITS = f"fieldmark train digits --out run {SMALL} --epochs 4"
 WASTE = "fieldmark train trashnet --out run --epochs 0"
 BIRDS = "fieldmark train birds100 --out run --epochs 0"
 SPECIES = "fieldmark train species --out run --recipe species"
@@ -62,9 +63,7 @@ PICTURES = {
     "serve": Picture(
         SOLAR, (TRAIN,), (), "serve", start="main", end="#cards", limit=1300, photos=("chelsea.png", CELL)
     ),
-    "digits-look": Picture(
-        "digits", (), ("fieldmark look digits --out looked --recipe digits-vgg11",), "looked/look.html"
-    ),
+    "digits-look": Picture("digits", (), (f"fieldmark look digits --out looked {SMALL}",), "looked/look.html"),
     "digits-sheet": Picture("digits", (DIGITS,), (SHEET,), "sheet/sheet.html"),
     "digits-curves": _section("digits", DIGITS, "training", ".curves"),
     "waste-next": Picture("waste", (WASTE,)),

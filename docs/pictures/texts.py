@@ -18,8 +18,8 @@ def source_texts() -> set[str]:
     """Every text of the templates, of Python, of the page of `serve`, and of the translations; {} are placeholders."""
     found = set[str]()
     for file in html.TEMPLATES.glob("*.j2"):
-        calls = extract_from_ast(html.make_environment().parse(file.read_text("utf-8")), ("_",))
-        found.update(part for _, _, text in calls for part in ([text] if isinstance(text, str) else text) if part)
+        for _, _, text in extract_from_ast(html.make_environment().parse(file.read_text("utf-8")), ("_",)):
+            found.add(text if isinstance(text, str) else str(text[0]) if text else "")
     for file in PACKAGE.rglob("*.py"):
         nodes = ast.walk(ast.parse(file.read_text("utf-8")))
         found.update(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
