@@ -16,7 +16,8 @@ def sanitize_for_terminal(text: str) -> str:
     """The text with line breaks and other control characters, and bytes that are no UTF-8, replaced by U+FFFD."""
     with contextlib.suppress(UnicodeEncodeError):
         text = printable(text)  # which is whole again where the locale knows ASCII alone
-    return "".join(c if c.isprintable() else "\ufffd" for c in text)
+    # Python takes none of the spaces but " " as printable; a no-break space stands in "95 %".
+    return "".join(c if c.isprintable() or unicodedata.category(c) == "Zs" else "\ufffd" for c in text)
 
 
 def escape_surrogates(text: str) -> str:

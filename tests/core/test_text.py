@@ -1,5 +1,7 @@
 """Names and numbers in sentences, on terminals and as file names."""
 
+import unicodedata
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,7 +29,12 @@ def test_a_file_name_keeps_letters_of_any_script():
 
 @given(ANY)
 def test_what_a_terminal_gets_is_one_line(name: str):
-    assert text.sanitize_for_terminal(name).isprintable()
+    shown = text.sanitize_for_terminal(name)
+    assert {unicodedata.category(letter)[0] for letter in shown} <= set("LMNPSZ") and len(shown.splitlines()) <= 1
+
+
+def test_a_terminal_gets_the_spaces_of_a_sentence():
+    assert text.sanitize_for_terminal("88.8\N{NO-BREAK SPACE}%\x1b[1m") == "88.8\N{NO-BREAK SPACE}%\ufffd[1m"
 
 
 @given(st.binary())
