@@ -64,7 +64,7 @@ def _packages(_app) -> None:
         (HERE / "reference" / "packages" / f"{package}.md").write_text("\n".join(page), encoding="utf-8")
 
 
-def _http_routes(_app) -> None:
+def http_routes() -> str:
     """reference/routes.md: the routes of the service, from its OpenAPI document."""
     batcher: Any = SimpleNamespace(classifier=None, max_batch_size=1)
     routes = ["| route | |", "|---|---|"]
@@ -73,7 +73,7 @@ def _http_routes(_app) -> None:
             text = " ".join(route.get("description", route["summary"]).split())
             parameters = [f"`{given['name']}`: {given['schema']['type']}" for given in route.get("parameters", ())]
             routes.append(f"| `{method.upper()} {path}` | {text} {'; '.join(parameters)} |")
-    (HERE / "reference" / "routes.md").write_text("\n".join(routes) + "\n", encoding="utf-8")
+    return "\n".join(routes) + "\n"
 
 
 def _notebook(_app) -> None:
@@ -99,7 +99,7 @@ def _no_type_before_a_colon(_app, what: str, _name, _thing, _options, lines: lis
 def setup(app) -> None:
     app.connect("builder-inited", _command_line)
     app.connect("builder-inited", _packages)
-    app.connect("builder-inited", _http_routes)
+    app.connect("builder-inited", lambda _: (HERE / "reference" / "routes.md").write_text(http_routes(), "utf-8"))
     app.connect("builder-inited", _notebook)
     app.connect("source-read", _dark_images)
     app.connect("autodoc-process-docstring", _no_type_before_a_colon, priority=400)  # napoleon comes at 500

@@ -1,4 +1,4 @@
-"""Fieldmark: from a folder of labelled images to a classifier you can trust.
+"""Fieldmark: train an image classifier from a folder of labelled images, and know how far to trust it.
 
 >>> import fieldmark as fm
 >>> fm.check("photos").issues  # doctest: +SKIP

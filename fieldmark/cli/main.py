@@ -199,7 +199,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode="rich",
-    help="From a folder of labelled images to a classifier you can trust.",
+    help="Train an image classifier from a folder of labelled images, and know how far to trust it.",
     epilog="Start with [bold]fieldmark demo[/bold], or [bold]fieldmark train PHOTOS --out RUN --budget 5m[/bold].",
 )
 
