@@ -230,11 +230,18 @@ def find_batch_size(
     return chunks_per_step * 2 ** int(math.log2(max(1.0, max_batch / chunks_per_step)))
 
 
+ASSUMED_FREE_BYTES = 4 * 2**30
+"""Free memory where the system does not tell it."""
+
+
 def free_memory_bytes() -> float:
     """Free memory of the device that trains: of the GPU where there is one, wherever the network is at the moment."""
     if torch.cuda.is_available():
         return torch.cuda.mem_get_info()[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    try:
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # Windows, macOS
+        return ASSUMED_FREE_BYTES
 
 
 def _run_trial_steps(
