@@ -64,7 +64,7 @@ def _plant_issues(cells: Path) -> None:
     """A copy in its class and one in the other, a brightened copy, and three wrong labels, drawn with a fixed seed."""
     draw = random.Random(0)
     good, bad = (sorted((cells / label).iterdir()) for label in ("functional", "defective"))
-    shutil.copyfile(good[3], cells / "functional" / "copy of cell.png")
+    shutil.copyfile(bad[0], cells / "defective" / "again.png")
     shutil.copyfile(bad[5], cells / "functional" / "copy.png")  # the same image under two classes
     Image.open(bad[8]).point([min(255, level + 25) for level in range(256)]).save(cells / "defective" / "brighter.png")
     for file in draw.sample(good[10:], 3):

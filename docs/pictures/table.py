@@ -59,10 +59,10 @@ PICTURES = {
     "check": Picture(SOLAR, (), (CHECK,), "found/check.html", limit=1100),
     "explain": Picture(SOLAR, (TRAIN,), (f"fieldmark explain run {CELL} --out why",), "why/explain.html"),
     "sheet": Picture(SOLAR, (TRAIN,), (SHEET,), "sheet/sheet.html"),
-    "compare": Picture(SOLAR, (COMPARE,), ("fieldmark compare {runs} --out compared",), "compared/compare.html"),
-    "serve": Picture(
-        SOLAR, (TRAIN,), (), "serve", start="main", end="#cards", limit=1300, photos=("chelsea.png", CELL)
+    "compare": Picture(
+        SOLAR, (COMPARE,), ("fieldmark compare {runs} --out compared",), "compared/compare.html", limit=900
     ),
+    "serve": Picture(SOLAR, (TRAIN,), (), "serve", end="#cards", limit=1400, photos=("chelsea.png", CELL)),
     "digits-look": Picture("digits", (), (f"fieldmark look digits --out looked {SMALL}",), "looked/look.html"),
     "digits-sheet": Picture("digits", (DIGITS,), (SHEET,), "sheet/sheet.html"),
     "digits-curves": _section("digits", DIGITS, "training", ".curves"),
