@@ -108,7 +108,7 @@ OF_OTHERS = {
     "torchrun": "--nnodes --nproc-per-node --rdzv-backend --rdzv-endpoint --max-restarts",
     "SLURM": "--nodes --ntasks-per-node --gpus-per-node --cpus-per-task --requeue",
     "tensorboard": "--logdir",
-    "pip": "--no-deps --wheel-dir",
+    "pip": "--no-deps --wheel-dir --no-index --find-links",
     "docker": "--rm --read-only --tmpfs --build-arg",
     "systemctl": "--now",
     "of every command": "--help --help-all --version --install-completion",
