@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from fieldmark.core.i18n import Language
+from fieldmark.evaluation.calibration import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from fieldmark.evaluation.results import BinaryMetrics, Metrics
 from fieldmark.report.recommendations.data_rules import MAX_CLASS_RATIO, count_issues
 from fieldmark.report.recommendations.findings import Findings
@@ -241,6 +242,13 @@ def coverage(findings: Findings, language: Language) -> str:
     test = findings.metrics.headline
     if test is None:
         return ""
+    if not findings.rejects:
+        return language(
+            "Rejection of unknown images is off: {n} validation images are too few for a threshold, at least {needed}"
+            " are needed.",
+            n=findings.n_validation,
+            needed=MIN_CALIBRATION_IMAGES,
+        )
     rejected = rejected_images(test)
     if rejected is None:
         return language("No image is rejected as unknown.")

@@ -161,13 +161,20 @@ def operating_points(split_metrics: Metrics, language: Language = ENGLISH) -> li
 
 
 def describe_limitations(
-    run_metrics: Metrics, counts: Counter[tuple[str, str]], language: Language = ENGLISH
+    run_metrics: Metrics, counts: Counter[tuple[str, str]], language: Language = ENGLISH, *, rejects: bool = True
 ) -> list[str]:
-    """The limitations of the classifier, as sentences; `counts` are images by (class, split)."""
+    """The limitations of the classifier, as sentences.
+
+    Args:
+        counts: images by (class, split).
+        rejects: whether there is a threshold below which images are rejected as unknown.
+    """
     classes, split_metrics = run_metrics.get("classes") or [], headline_metrics(run_metrics)
     per_class = split_metrics.get("per_class") or {}
     sentences = [
-        language(
+        language("The model predicts one of {n} classes, also for an image of something else.", n=len(classes))
+        if not rejects
+        else language(
             "The model predicts one of {n} classes. An out-of-distribution image gets one of them too, unless its OOD"
             " score is below the threshold.",
             n=len(classes),

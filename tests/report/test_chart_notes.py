@@ -78,6 +78,11 @@ NOTES = [
     ("coverage", found(metrics_of(FLAT)), "No image is rejected as unknown."),
     (
         "coverage",
+        found(metrics_of(FLAT), validation=metrics_of([[6, 0], [0, 6]])),
+        "Rejection of unknown images is off: 12 validation images are too few for a threshold, at least 20 are needed.",
+    ),
+    (
+        "coverage",
         found(metrics_of(FLAT, rejected=10, wrong_rejected=10)),
         "of the 20 rejected ones, 50\xa0%. A person should",
     ),

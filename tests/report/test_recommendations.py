@@ -38,7 +38,7 @@ from fieldmark.report import chart_notes
 from fieldmark.report.recommendations.findings import Findings, load_findings
 from fieldmark.report.recommendations.recommend import MAX_RECOMMENDATIONS, PREREQUISITES, RULES, USELESS, recommend
 from fieldmark.report.recommendations.recommendation import Recommendation
-from fieldmark.report.run_metrics import RunMetrics
+from fieldmark.report.run_metrics import FoldMetrics, RunMetrics
 from fieldmark.report.run_report import write_report
 
 ZH = get_language("zh")
@@ -80,6 +80,10 @@ CASES: dict[str, tuple[Callable[[], Findings], Callable[[], Findings]]] = {
         lambda: found(metrics_of(FLAT), counts={"class 0": 200, "class 1": 200, "class 2": 40}),
     ),
     "threshold": (lambda: decided(20), lambda: decided(1)),
+    "rejection_off": (
+        lambda: found(metrics_of(WIDE), validation=metrics_of([[3, 1], [0, 15]])),
+        lambda: found(metrics_of(WIDE), validation=metrics_of([[4, 1], [0, 15]])),
+    ),
     "coverage": (
         lambda: found(metrics_of(FLAT, rejected=150), validation=metrics_of(FLAT, rejected=48)),
         lambda: found(metrics_of(FLAT, rejected=60), validation=metrics_of(FLAT, rejected=48)),
@@ -196,6 +200,14 @@ def test_why_a_longer_training_would_not_help(changes: dict[str, Any], reason: s
 def test_overfitting_is_no_reason_to_train_longer():
     rising = epochs(0.7, 0.75, 0.8, 0.9, train=0.97)
     assert "longer" not in by_kind(found(metrics_of(FLAT), validation=metrics_of(FLAT), history=rising))
+
+
+def test_rejection_is_off_where_one_fold_has_too_few_validation_images():
+    few, enough = metrics_of([[6, 0], [0, 6]]), metrics_of([[10, 0], [0, 10]])
+    folds = [FoldMetrics(enough, enough, ""), FoldMetrics(enough, few, "")]
+    off = by_kind(found(metrics_of(FLAT), folds=folds))["rejection_off"]
+    assert off.reason.startswith("There are 12 validation images; at least 20") and "3 classes" in off.reason
+    assert "rejection_off" not in by_kind(found(metrics_of(FLAT), folds=folds[:1]))
 
 
 def test_a_small_test_comes_first_and_asks_for_folds_or_images():

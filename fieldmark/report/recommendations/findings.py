@@ -13,6 +13,7 @@ from fieldmark.audit.report import AuditReport, RunAudit
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import finite_float
 from fieldmark.core.io import read_csv, read_json
+from fieldmark.evaluation.calibration import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from fieldmark.evaluation.results import Metrics
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe, option_name
@@ -53,6 +54,18 @@ class Findings:
     @property
     def test(self) -> Metrics | None:
         return self.metrics.test
+
+    @property
+    def n_validation(self) -> int | None:
+        """Validation images, of a cross-validation those of the fold with the fewest; None if it is unknown."""
+        folds = [fold.validation.n for fold in self.metrics.folds if fold.validation]
+        validation = self.metrics.validation
+        return min(folds) if folds else validation.n if validation else None
+
+    @property
+    def rejects(self) -> bool:
+        """Whether temperature and OOD threshold were fitted; without a threshold, no image is rejected."""
+        return self.n_validation is None or self.n_validation >= MIN_CALIBRATION_IMAGES
 
     @property
     def finetuning(self) -> list[EpochRecord]:

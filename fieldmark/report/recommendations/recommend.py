@@ -13,8 +13,13 @@ MAX_RECOMMENDATIONS = 6
 
 Rule = Callable[[Findings, Language], Iterator[Recommendation]]
 
-PREREQUISITES: tuple[Rule, ...] = (data_rules.leaks, result_rules.no_test, result_rules.majority_baseline)
-"""Without these, the metrics say little."""
+PREREQUISITES: tuple[Rule, ...] = (
+    data_rules.leaks,
+    result_rules.no_test,
+    result_rules.majority_baseline,
+    result_rules.rejection_off,
+)
+"""Without these, the metrics say little, or the classifier is not safe to use."""
 RULES: tuple[Rule, ...] = (
     # wrong data misleads training and test alike
     data_rules.conflicts,

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fieldmark.core.i18n import Language
+from fieldmark.evaluation.calibration import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from fieldmark.evaluation.results import BinaryMetrics, Interval, Metrics
 from fieldmark.recipes.recipe import parse_duration
 from fieldmark.report.recommendations.findings import Findings
@@ -199,6 +200,21 @@ def is_threshold_better(test: Metrics, binary: BinaryMetrics) -> bool:
     found, lost = after - before, right_after - right_before
     error = math.sqrt(abs(found) * (1 - abs(found)) / positive + abs(lost) * (1 - abs(lost)) / negative)
     return found + lost > 2 * error
+
+
+def rejection_off(findings: Findings, language: Language) -> Iterator[Recommendation]:
+    """Too few validation images for an OOD threshold: every image is accepted."""
+    if findings.rejects:
+        return
+    text = language("Do not rely on the classifier to reject unknown images: rejection is off.")
+    reason = language(
+        "There are {n} validation images; at least {needed} are needed. Every image, even of something else, gets one"
+        " of the {classes} classes.",
+        n=findings.n_validation,
+        needed=MIN_CALIBRATION_IMAGES,
+        classes=len(findings.metrics.classes),
+    )
+    yield Recommendation("rejection_off", text, reason, (), "trust")
 
 
 def low_coverage(findings: Findings, language: Language) -> Iterator[Recommendation]:
