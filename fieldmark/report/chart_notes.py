@@ -20,7 +20,7 @@ from fieldmark.report.recommendations.result_rules import (
     rejected_images,
 )
 from fieldmark.report.recommendations.training_rules import MAX_GAP, is_significant
-from fieldmark.report.text import MIN_IMAGES_FOR_DECIMALS
+from fieldmark.report.text import MIN_IMAGES_FOR_DECIMALS, MIN_TRAIN_IMAGES
 from fieldmark.training.history import EpochRecord
 
 Note = Callable[[Findings, Language], str]
@@ -64,6 +64,8 @@ def describe_balance(counts: Mapping[str, int], language: Language) -> str:
         return ""
     most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[most] == counts[least]:
+        if counts[most] < MIN_TRAIN_IMAGES:
+            return language("The classes are balanced, but {n:,} images each are few.", n=counts[most])
         return language("All classes have {n:,} images each; nothing to do.", n=counts[most])
     values = {"most": short_name(most), "n_most": counts[most], "least": short_name(least), "n_least": counts[least]}
     text = language("“{most}” has the most images ({n_most:,}), “{least}” the fewest ({n_least:,}).", **values)
@@ -73,6 +75,8 @@ def describe_balance(counts: Mapping[str, int], language: Language) -> str:
             **values,
             option="--imbalance weights",
         )
+    elif counts[most] < MIN_TRAIN_IMAGES:
+        advice = language("This is balanced enough, but so many images are few.")
     else:
         advice = language("This is balanced enough.")
     return language.join_sentences([text, advice])

@@ -16,6 +16,8 @@ LOW_RECALL, FREQUENT_CONFUSION = 0.8, 0.05
 """Recall below which, and share of a class from which a confusion is a limitation."""
 MIN_IMAGES_FOR_DECIMALS = 100
 """With fewer images the interval is written in whole percents."""
+MIN_CURVE_IMAGES = 20
+"""Training images a class below which a learning curve cannot say that more would not help."""
 SIGNIFICANT_SE = 2
 """Standard errors by which the recall of a class must rise to be significant."""
 MAX_LISTED_CLASSES = 8
@@ -253,15 +255,25 @@ def _list_classes(values: dict[str, Any], language: Language, *, as_percent: boo
     return language.join_names(parts)
 
 
+def is_too_short(n_images: int, n_classes: int) -> bool:
+    """Whether a learning curve that ends at so many training images cannot say that more would not help."""
+    return n_images < MIN_CURVE_IMAGES * n_classes
+
+
 def describe_learning_curve(curve: Metrics, language: Language = ENGLISH) -> str:
     """A sentence on the accuracy that twice as many images would bring."""
     accuracy, accuracy_doubled = curve["points"][-1]["accuracy"], curve["doubled"]
     values = {"now": language.percent(accuracy), "then": language.percent(accuracy_doubled)}
-    if not curve.get("rises", True):
+    rises, helps = curve.get("rises", True), accuracy_doubled - accuracy >= 0.005
+    if not (rises and helps) and is_too_short(curve["points"][-1]["photos"], len(curve["classes"])):
+        return language(
+            "Too few images to say whether more would help; below {n} a class they usually do.", n=MIN_TRAIN_IMAGES
+        )
+    if not rises:
         return language(
             "The last doubling of the training set brought no significant gain; the accuracy is {now}.", **values
         )
-    if accuracy_doubled - accuracy < 0.005:
+    if not helps:
         return language(
             "More images are unlikely to help much: with twice as many, the extrapolated accuracy is {then} instead of"
             " {now}, if the error falls as it did at the last doubling.",
@@ -278,6 +290,8 @@ def describe_class_gains(curve: Metrics, language: Language = ENGLISH) -> str:
     """A sentence on the classes that gained significantly by the last doubling of the training set."""
     gains = [row for row in curve["classes"] if row["recall"] - row["half"] > SIGNIFICANT_SE * row["se"] > 0]
     if not gains:
+        if is_too_short(curve["points"][-1]["photos"], len(curve["classes"])):
+            return ""  # so few images show no gain, even if there is one
         return language("No class gained significantly by the last doubling (2 standard errors).")
     classes = [
         language(

@@ -17,12 +17,13 @@ PREREQUISITES: tuple[Rule, ...] = (
     data_rules.leaks,
     result_rules.no_test,
     result_rules.majority_baseline,
+    data_rules.conflicts,
+    data_rules.few_images,
     result_rules.rejection_off,
 )
 """Without these, the metrics say little, or the classifier is not safe to use."""
 RULES: tuple[Rule, ...] = (
     # wrong data misleads training and test alike
-    data_rules.conflicts,
     data_rules.labels,
     data_rules.shortcuts,
     # what raises the accuracy

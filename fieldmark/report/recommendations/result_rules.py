@@ -9,6 +9,7 @@ from fieldmark.core.i18n import Language
 from fieldmark.evaluation.calibration import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from fieldmark.evaluation.results import BinaryMetrics, Interval, Metrics
 from fieldmark.recipes.recipe import parse_duration
+from fieldmark.report.recommendations.data_rules import has_few_images
 from fieldmark.report.recommendations.findings import Findings
 from fieldmark.report.recommendations.recommendation import (
     Recommendation,
@@ -146,6 +147,8 @@ def small_test(findings: Findings, language: Language) -> Iterator[Recommendatio
         budget = findings.recipe.budget
         longer = {"budget": f"{N_FOLDS * parse_duration(budget):.0f}s"} if budget else {}
         yield Recommendation("small_test", text, reason, (findings.train_command(folds=N_FOLDS, **longer),), "metrics")
+        return
+    if has_few_images(findings):  # more images are recommended already
         return
     more = math.ceil(test.n * (half / MAX_HALF_WIDTH) ** 2) - test.n
     more = math.ceil(more / (step := 10 ** max(0, len(str(more)) - 2))) * step
