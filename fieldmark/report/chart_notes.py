@@ -39,7 +39,11 @@ def lead_sentence(findings: Findings, language: Language) -> str:
         text = language("Of {n} images, {right} were classified correctly.", n=metrics.n, right=right)
     else:
         text = language("About {right} of 100 images are classified correctly.", right=round(100 * metrics.accuracy))
-    expected = language("On other images like these, expect {low} to {high} of 100.", low=low, high=high)
+    expected = language(
+        "On other images like these (same camera, background and kind of object), expect {low} to {high} of 100.",
+        low=low,
+        high=high,
+    )
     return language.join_sentences([text, expected])
 
 

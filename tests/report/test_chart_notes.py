@@ -109,6 +109,9 @@ def test_a_note_says_what_the_numbers_say(name, findings, text):
 def test_few_images_are_counted_and_not_made_a_hundred():
     assert chart_notes.lead_sentence(found(metrics_of([[7, 1], [0, 2]])), ENGLISH).startswith("Of 10 images, 9 were")
     assert chart_notes.lead_sentence(found(metrics_of(FLAT)), ENGLISH).startswith("About 95 of 100 images")
+    assert "(same camera, background and kind of object), expect" in chart_notes.lead_sentence(
+        found(metrics_of(FLAT)), ENGLISH
+    )
     assert chart_notes.lead_sentence(found(), ENGLISH) == ""
 
 

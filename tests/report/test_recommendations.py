@@ -218,6 +218,18 @@ def test_few_images_are_said_first_and_a_short_curve_says_nothing_against_more()
     assert "no_more_images" not in by_kind(found(metrics_of(FLAT), learning_curve=short))
 
 
+def test_each_recommendation_trains_into_a_folder_of_its_own():
+    issues = replace(NO_ISSUES, conflicts=(("a", "b"),), label_errors=ERRORS)
+    shown = recommend(
+        replace(found(metrics_of(WIDE), images=100, history=epochs(probe=0.9), audit=issues), run="my run")
+    )
+    by_folder: dict[str, set[str]] = {}
+    for command in (command for one in shown for command in one.commands if command.startswith("fieldmark train")):
+        by_folder.setdefault(shlex.split(command)[shlex.split(command).index("--out") + 1], set()).add(command)
+    assert set(by_folder) == {"my run-2", "my run-3", "my run-4"}  # decisions (of both kinds), folds, fine-tuning
+    assert all(len(commands) == 1 for commands in by_folder.values())
+
+
 def test_conflicts_come_before_few_images():
     few = found(metrics_of(FLAT), images=7, audit=replace(NO_ISSUES, conflicts=(("a", "b"),), label_errors=ERRORS))
     assert [one.kind for one in recommend(few)][:3] == ["conflicts", "few_images", "labels"]

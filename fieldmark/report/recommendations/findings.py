@@ -77,6 +77,11 @@ class Findings:
         """The epoch whose weights were kept."""
         return next((record for record in self.history if record.epoch == self.metrics.best_epoch), None)
 
+    @property
+    def next_run(self) -> str:
+        """A folder for the next run."""
+        return f"{self.run}-2"
+
     def count_images(self, split: str) -> Counter[str]:
         """Number of images of each class in a split."""
         return Counter(self.labels[path] for path, own in self.splits.items() if own == split)
@@ -93,7 +98,7 @@ class Findings:
         words = shlex.split(self.metrics.command or "")
         if words[:2] != ["fieldmark", "train"]:  # the demo
             words = ["fieldmark", "train", self.photos, "--recipe", str(Path(self.run) / "recipe.yaml")]
-        changed = {"out": f"{self.run}-2", "resume": None, "json": None, **settings}
+        changed = {"out": self.next_run, "resume": None, "json": None, **settings}
         added = [word for name, value in changed.items() if value is not None for word in (option_name(name), value)]
         return shlex.join([*_without_options(words, set(changed)), *map(str, added)])
 
