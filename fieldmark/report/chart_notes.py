@@ -14,7 +14,10 @@ from fieldmark.report.recommendations.findings import Findings
 from fieldmark.report.recommendations.recommendation import independent_share, short_name, weak_classes
 from fieldmark.report.recommendations.result_rules import (
     MAX_CALIBRATION_ERROR,
+    MIN_CONFIDENCES,
     MIN_PAIR_ERRORS,
+    agrees_on_average,
+    is_miscalibrated,
     is_threshold_better,
     overconfidence,
     rejected_images,
@@ -235,11 +238,19 @@ def reliability(findings: Findings, language: Language) -> str:
     test = findings.metrics.headline
     if test is None or not test.reliability.after:
         return ""
+    if test.n < MIN_CONFIDENCES:
+        return language("{n} images are too few to say whether the confidences are right.", n=test.n)
     mean_confidence = test.accuracy + overconfidence(test)
     values = {"confidence": language.percent(mean_confidence, 0), "accuracy": language.percent(test.accuracy, 0)}
     text = language("The mean confidence is {confidence}, and {accuracy} of the images are right.", **values)
-    bounds = test.intervals.get("ece")
-    if bounds and bounds[0] > MAX_CALIBRATION_ERROR:
+    if is_miscalibrated(test):
+        if agrees_on_average(test):
+            text = language(
+                "On average confidence ({confidence}) and accuracy ({accuracy}) agree, but in single ranges of"
+                " confidence they differ by {error}.",
+                **values,
+                error=language.percent(test.ece, 0),
+            )
         return language.join_sentences([text, language("Do not read the confidence as a probability.")])
     if test.ece is None or test.ece > MAX_CALIBRATION_ERROR:
         return language.join_sentences([text, language("For single confidences, the test is too small to tell.")])

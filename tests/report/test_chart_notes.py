@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from findings import FLAT, RARE_WEAK, audited, decided, epochs, found, metrics_of
+from findings import FLAT, RARE_WEAK, audited, decided, epochs, found, metrics_of, uneven
 from told import english
 
 from fieldmark.core.i18n import ENGLISH, get_language
@@ -82,6 +82,13 @@ NOTES = [
     ("binary", doubtful(), "To find 95\xa0% of them, lower it: false alarms are then"),
     ("reliability", found(metrics_of(FLAT)), "It can be read as a probability, roughly."),
     ("reliability", found(metrics_of(FLAT, 0.7)), "Do not read the confidence as a probability."),
+    (
+        "reliability",
+        uneven(100),
+        "On average confidence (75\xa0%) and accuracy (75\xa0%) agree, but in single ranges of confidence they differ"
+        " by 40\xa0%. Do not read",
+    ),
+    ("reliability", uneven(24), "48 images are too few to say whether the confidences are right."),
     ("coverage", found(metrics_of(FLAT)), "No image is rejected as unknown."),
     (
         "coverage",

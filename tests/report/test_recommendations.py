@@ -27,6 +27,7 @@ from findings import (
     leaked,
     metadata,
     metrics_of,
+    uneven,
 )
 from told import Page, english, make_run, write_csv
 
@@ -228,6 +229,12 @@ def test_each_recommendation_trains_into_a_folder_of_its_own():
         by_folder.setdefault(shlex.split(command)[shlex.split(command).index("--out") + 1], set()).add(command)
     assert set(by_folder) == {"my run-2", "my run-3", "my run-4"}  # decisions (of both kinds), folds, fine-tuning
     assert all(len(commands) == 1 for commands in by_folder.values())
+
+
+def test_a_confidence_that_is_right_on_average_is_called_neither_too_high_nor_too_low():
+    assert by_kind(uneven(100))["calibration"].reason.startswith("On average it agrees with the accuracy, but in")
+    assert "calibration" not in by_kind(uneven(24))
+    assert by_kind(found(metrics_of(FLAT, 0.7)))["calibration"].reason.startswith("It is too low")
 
 
 def test_conflicts_come_before_few_images():

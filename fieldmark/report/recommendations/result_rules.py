@@ -29,6 +29,8 @@ MIN_COVERAGE_LOSS = 0.05
 """How much lower the coverage of the test set must be than that of the validation set."""
 MAX_CALIBRATION_ERROR = 0.05
 """Lower bound of the calibration error from which on confidences are no probabilities."""
+MIN_CONFIDENCES = 50
+"""With fewer test images, nothing is said of the confidences: the bins hold single images."""
 N_FOLDS = 5
 
 
@@ -286,15 +288,31 @@ def overconfidence(test: Metrics) -> float:
     return sum(row.n * (row.confidence - row.accuracy) for row in test.reliability.after) / test.n
 
 
+def agrees_on_average(test: Metrics) -> bool:
+    """Whether mean confidence and accuracy are close, whatever the single bins say."""
+    return abs(overconfidence(test)) <= MAX_CALIBRATION_ERROR
+
+
+def is_miscalibrated(test: Metrics) -> bool:
+    """Whether the calibration error is significantly large; never by a small test."""
+    bounds = test.intervals.get("ece")
+    return test.n >= MIN_CONFIDENCES and bounds is not None and bounds[0] > MAX_CALIBRATION_ERROR
+
+
 def calibration(findings: Findings, language: Language) -> Iterator[Recommendation]:
     """The calibration error is significantly large."""
     test = findings.test
-    bounds = test.intervals.get("ece") if test else None
-    if test is None or bounds is None or test.ece is None or bounds[0] <= MAX_CALIBRATION_ERROR:
+    if test is None or not is_miscalibrated(test):
         return
     text = language("Do not read the confidence as a probability; use it to rank images, most doubtful first.")
-    values = {"error": language.percent(test.ece), "range": language.interval(bounds)}
-    if overconfidence(test) > 0:
+    values = {"error": language.percent(test.ece), "range": language.interval(test.intervals["ece"])}
+    if agrees_on_average(test):
+        reason = language(
+            "On average it agrees with the accuracy, but in single ranges of confidence they differ by {error} (95 % CI"
+            " {range}).",
+            **values,
+        )
+    elif overconfidence(test) > 0:
         reason = language("It is too high: it differs from the accuracy by {error} (95 % CI {range}).", **values)
     else:
         reason = language("It is too low: it differs from the accuracy by {error} (95 % CI {range}).", **values)
