@@ -127,7 +127,7 @@ def per_class_rows(split_metrics: Metrics) -> list[Metrics]:
 
 
 def describe_training(history: list[dict[str, str]], best: Any, language: Language = ENGLISH) -> str:
-    """Number of epochs, and which epoch's weights were kept."""
+    """Number of epochs, and which epoch's weights were kept where there was a choice."""
     probe_epochs = sum(row.get("phase") == "1" for row in history)
     if probe_epochs:
         text = language(
@@ -141,7 +141,7 @@ def describe_training(history: list[dict[str, str]], best: Any, language: Langua
     if any(row.get("phase") == "4" for row in history):
         refit = language("After fine-tuning, the head was fitted once more (head refit).")
         text = language.join_sentences([text, refit])
-    if finite_float(best) is None:
+    if finite_float(best) is None or len(history) < 2:
         return text
     kept = language("The weights of epoch {best}, selected on the validation set, were kept.", best=best)
     return language.join_sentences([text, kept])

@@ -266,6 +266,29 @@ def test_without_a_fitted_threshold_nothing_is_said_to_be_rejected(tmp_path, per
             assert (claim in text) != is_off, claim
 
 
+def test_one_reliability_table_where_the_temperature_is_1(tmp_path):
+    metrics = make_run(tmp_path, ["a", "b"])
+    assert "Before temperature scaling" in Page(write_report(tmp_path, None)[0]).text
+    metrics["test"]["reliability"]["before"] = metrics["test"]["reliability"]["after"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    page = (write_report(tmp_path, None)[0]).read_text(encoding="utf-8")
+    assert "<caption>Accuracy by confidence</caption>" in page and "<caption>Before temperature" not in page
+
+
+@pytest.mark.parametrize(("n", "is_shown"), [(19, False), (20, True)])
+def test_the_top_5_accuracy_is_shown_from_20_classes_on(tmp_path, n, is_shown):
+    make_run(tmp_path, [f"kind {k}" for k in range(n)])
+    assert ("top-5 accuracy" in Page(write_report(tmp_path, None)[0]).text) == is_shown
+    assert ("top-5 accuracy" in (tmp_path / "card.md").read_text(encoding="utf-8")) == is_shown
+
+
+def test_kept_weights_are_said_where_there_was_a_choice(tmp_path):
+    for epochs in (1, 2):
+        make_run(tmp_path / str(epochs), ["a", "b"], epochs=epochs)
+        page = Page(write_report(tmp_path / str(epochs), None)[0]).text
+        assert (f"The weights of epoch {epochs}" in page) == (epochs == 2)
+
+
 def test_one_epoch_and_a_name_that_is_no_unicode(tmp_path):
     make_run(tmp_path, ["a", "b"], epochs=1)
     rows = b"path,label,predicted,confidence,known\na/\xff.jpg,a,b,0.9,True\nb/1.jpg,b,b,,True\n"

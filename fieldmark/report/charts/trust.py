@@ -122,7 +122,9 @@ def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = E
     parts.append(f'<text class="tiny" x="{LEFT - 6}" y="{foot - 2}" text-anchor="end">{language("images")}</text>')
     parts.append(axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("confidence"), foot))
     parts.append(axes.lines("mark", [(0, 0), (1, 1)]))
-    for rows, line, mark, kind in ((before, "other", square, "odd"), (after, "main", circle, "full")):
+    is_scaled = before != after  # a temperature of 1 changes nothing
+    curves = ((before, "other", square, "odd"),) if is_scaled else ()
+    for rows, line, mark, kind in (*curves, (after, "main", circle, "full")):
         parts.append(axes.lines(line, [(row["confidence"], row["accuracy"]) for row in rows]))
         parts += [mark(axes.x(row["confidence"]), axes.y(row["accuracy"]), kind) for row in rows]
     ece_text = {
@@ -134,6 +136,8 @@ def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = E
         (square(0, 0, "odd"), language("before: ECE {error}", error=ece_text["before"])),
         (circle(0, 0, "full"), language("after: ECE {error}", error=ece_text["after"])),
     ]
+    if not is_scaled:
+        legend_items = [(circle(0, 0, "full"), language("ECE {error}", error=ece_text["after"]))]
     parts.append(legend(legend_items, LEFT, 40))
     description = language(
         "Accuracy by confidence in {bins} bins. Expected calibration error {before} before and {after} after"
