@@ -191,6 +191,7 @@ def _charts(
         "curves": [Markup(training_curve(history, kind, best, language)) for kind in TITLES if history],
         "confusion": Markup(trust_charts.confusion_matrix(matrix, classes, language)) if matrix else "",
         "roc": Markup(trust_charts.roc_chart(split_metrics, language)) if split_metrics.get("roc") else "",
+        "scaled": bool(has_trust_data) and trust_charts.is_temperature_scaled(split_metrics),
         "trust": [Markup(chart) for chart in trust],
         "growth": Markup(trust_charts.data_scaling_chart(curve, language)) if curve else "",
         "more": wording.describe_learning_curve(curve, language) if curve else "",

@@ -286,7 +286,7 @@ def test_kept_weights_are_said_where_there_was_a_choice(tmp_path):
     for epochs in (1, 2):
         make_run(tmp_path / str(epochs), ["a", "b"], epochs=epochs)
         page = Page(write_report(tmp_path / str(epochs), None)[0]).text
-        assert (f"The weights of epoch {epochs}" in page) == (epochs == 2)
+        assert (f"The weights of epoch {epochs}" in page) == ("selected the weights" in page) == (epochs == 2)
 
 
 def test_one_epoch_and_a_name_that_is_no_unicode(tmp_path):
