@@ -98,6 +98,18 @@ def decided(n_between: int) -> Findings:
     return found(compute_metrics(everything, ["class 0", "class 1"], 0.5, "class 1", 0.3))
 
 
+def uneven(per_class: int) -> Findings:
+    """Two classes: half of the images are right at a confidence of 0.6, the others half of the time at 0.9."""
+    labels = np.repeat([0, 1], per_class)
+    is_first = np.arange(2 * per_class) % 2 == 0
+    is_right = is_first | (np.arange(2 * per_class) % 4 == 1)
+    sure, predicted = np.where(is_first, 0.6, 0.9), np.where(is_right, labels, 1 - labels)
+    probabilities = np.where(np.arange(2) == predicted[:, None], sure[:, None], 1 - sure[:, None])
+    size = len(labels)
+    answers = Predictions(np.log(probabilities), probabilities, np.ones(size), labels, np.arange(size))
+    return found(compute_metrics(answers, ["class 0", "class 1"], 0.5))
+
+
 CONFUSED = [[150, 45, 5], [40, 155, 5], [5, 5, 190]]
 RARE_WEAK = [[190, 5, 5], [5, 190, 5], [10, 8, 12]]
 ERRORS = (LabelQuality("class 0/7.jpg", "class 0", "class 1", 0.1),)

@@ -7,19 +7,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 from fieldmark.core.i18n import Language
+from fieldmark.evaluation.calibration import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from fieldmark.evaluation.results import BinaryMetrics, Metrics
 from fieldmark.report.recommendations.data_rules import MAX_CLASS_RATIO, count_issues
 from fieldmark.report.recommendations.findings import Findings
 from fieldmark.report.recommendations.recommendation import independent_share, short_name, weak_classes
 from fieldmark.report.recommendations.result_rules import (
     MAX_CALIBRATION_ERROR,
+    MIN_CONFIDENCES,
     MIN_PAIR_ERRORS,
+    agrees_on_average,
+    is_miscalibrated,
     is_threshold_better,
     overconfidence,
     rejected_images,
 )
 from fieldmark.report.recommendations.training_rules import MAX_GAP, is_significant
-from fieldmark.report.text import MIN_IMAGES_FOR_DECIMALS
+from fieldmark.report.text import MIN_IMAGES_FOR_DECIMALS, MIN_TRAIN_IMAGES
 from fieldmark.training.history import EpochRecord
 
 Note = Callable[[Findings, Language], str]
@@ -38,7 +42,11 @@ def lead_sentence(findings: Findings, language: Language) -> str:
         text = language("Of {n} images, {right} were classified correctly.", n=metrics.n, right=right)
     else:
         text = language("About {right} of 100 images are classified correctly.", right=round(100 * metrics.accuracy))
-    expected = language("On other images like these, expect {low} to {high} of 100.", low=low, high=high)
+    expected = language(
+        "On other images like these (same camera, background and kind of object), expect {low} to {high} of 100.",
+        low=low,
+        high=high,
+    )
     return language.join_sentences([text, expected])
 
 
@@ -63,6 +71,8 @@ def describe_balance(counts: Mapping[str, int], language: Language) -> str:
         return ""
     most, least = max(counts, key=lambda name: counts[name]), min(counts, key=lambda name: counts[name])
     if counts[most] == counts[least]:
+        if counts[most] < MIN_TRAIN_IMAGES:
+            return language("The classes are balanced, but {n:,} images each are few.", n=counts[most])
         return language("All classes have {n:,} images each; nothing to do.", n=counts[most])
     values = {"most": short_name(most), "n_most": counts[most], "least": short_name(least), "n_least": counts[least]}
     text = language("“{most}” has the most images ({n_most:,}), “{least}” the fewest ({n_least:,}).", **values)
@@ -72,6 +82,8 @@ def describe_balance(counts: Mapping[str, int], language: Language) -> str:
             **values,
             option="--imbalance weights",
         )
+    elif counts[most] < MIN_TRAIN_IMAGES:
+        advice = language("This is balanced enough, but so many images are few.")
     else:
         advice = language("This is balanced enough.")
     return language.join_sentences([text, advice])
@@ -226,11 +238,19 @@ def reliability(findings: Findings, language: Language) -> str:
     test = findings.metrics.headline
     if test is None or not test.reliability.after:
         return ""
+    if test.n < MIN_CONFIDENCES:
+        return language("{n} images are too few to say whether the confidences are right.", n=test.n)
     mean_confidence = test.accuracy + overconfidence(test)
     values = {"confidence": language.percent(mean_confidence, 0), "accuracy": language.percent(test.accuracy, 0)}
     text = language("The mean confidence is {confidence}, and {accuracy} of the images are right.", **values)
-    bounds = test.intervals.get("ece")
-    if bounds and bounds[0] > MAX_CALIBRATION_ERROR:
+    if is_miscalibrated(test):
+        if agrees_on_average(test):
+            text = language(
+                "On average confidence ({confidence}) and accuracy ({accuracy}) agree, but in single ranges of"
+                " confidence they differ by {error}.",
+                **values,
+                error=language.percent(test.ece, 0),
+            )
         return language.join_sentences([text, language("Do not read the confidence as a probability.")])
     if test.ece is None or test.ece > MAX_CALIBRATION_ERROR:
         return language.join_sentences([text, language("For single confidences, the test is too small to tell.")])
@@ -241,6 +261,13 @@ def coverage(findings: Findings, language: Language) -> str:
     test = findings.metrics.headline
     if test is None:
         return ""
+    if not findings.rejects:
+        return language(
+            "Rejection of unknown images is off: {n} validation images are too few for a threshold, at least {needed}"
+            " are needed.",
+            n=findings.n_validation,
+            needed=MIN_CALIBRATION_IMAGES,
+        )
     rejected = rejected_images(test)
     if rejected is None:
         return language("No image is rejected as unknown.")

@@ -22,7 +22,7 @@ from fieldmark.report import chart_notes, examples, html
 from fieldmark.report import text as wording
 from fieldmark.report.charts import trust as trust_charts
 from fieldmark.report.charts.training import TITLES, training_curve, training_curves
-from fieldmark.report.recommendations.findings import load_findings
+from fieldmark.report.recommendations.findings import Findings, load_findings
 from fieldmark.report.recommendations.recommend import recommend
 
 TemplateContext = dict[str, Any]
@@ -121,7 +121,7 @@ def _template_context(
         examples.fold_folders(run)[0],
     )
     counts = Counter((row["label"], row["split"]) for row in read_csv(run / "split.csv"))
-    recipe = run / "recipe.yaml"
+    recipe, findings = run / "recipe.yaml", load_findings(run)
     per_class, seconds = wording.per_class_rows(split_metrics), run_metrics.get("seconds") or {}
     return {
         "run": run.resolve().name,
@@ -143,19 +143,18 @@ def _template_context(
         "course": wording.describe_training(history, run_metrics.get("best_epoch"), language),
         "per_class": [row | {"bar": _bar(row)} for row in per_class],
         "points": wording.operating_points(split_metrics, language),
-        "limits": wording.describe_limitations(run_metrics, counts, language),
+        "limits": wording.describe_limitations(run_metrics, counts, language, rejects=findings.rejects),
         "seconds": {language(text): seconds.get(name) for name, text in TIMING_LABELS.items()},
         "settings": _changed_settings(recipe),
         "recipe": recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
         **_example_images(run, files, split_metrics, [row["name"] for row in per_class]),
         **_charts(run_metrics, split_metrics, history, language),
-        **_conclusions(run, language),
+        **_conclusions(findings, language),
     }
 
 
-def _conclusions(run: Path, language: Language) -> TemplateContext:
+def _conclusions(findings: Findings, language: Language) -> TemplateContext:
     """What the run shows in plain words, and what to do about it."""
-    findings = load_findings(run)
     recommendations = recommend(findings, language)
     return {
         "lead": chart_notes.lead_sentence(findings, language),
@@ -163,6 +162,7 @@ def _conclusions(run: Path, language: Language) -> TemplateContext:
         "useless": [one for one in recommendations if not one.helps],
         "notes": chart_notes.describe_all(findings, language),
         "folder": findings.run,
+        "rejects": findings.rejects,
     }
 
 
@@ -191,6 +191,7 @@ def _charts(
         "curves": [Markup(training_curve(history, kind, best, language)) for kind in TITLES if history],
         "confusion": Markup(trust_charts.confusion_matrix(matrix, classes, language)) if matrix else "",
         "roc": Markup(trust_charts.roc_chart(split_metrics, language)) if split_metrics.get("roc") else "",
+        "scaled": bool(has_trust_data) and trust_charts.is_temperature_scaled(split_metrics),
         "trust": [Markup(chart) for chart in trust],
         "growth": Markup(trust_charts.data_scaling_chart(curve, language)) if curve else "",
         "more": wording.describe_learning_curve(curve, language) if curve else "",

@@ -16,6 +16,8 @@ LOW_RECALL, FREQUENT_CONFUSION = 0.8, 0.05
 """Recall below which, and share of a class from which a confusion is a limitation."""
 MIN_IMAGES_FOR_DECIMALS = 100
 """With fewer images the interval is written in whole percents."""
+MIN_CURVE_IMAGES = 20
+"""Training images a class below which a learning curve cannot say that more would not help."""
 SIGNIFICANT_SE = 2
 """Standard errors by which the recall of a class must rise to be significant."""
 MAX_LISTED_CLASSES = 8
@@ -125,7 +127,7 @@ def per_class_rows(split_metrics: Metrics) -> list[Metrics]:
 
 
 def describe_training(history: list[dict[str, str]], best: Any, language: Language = ENGLISH) -> str:
-    """Number of epochs, and which epoch's weights were kept."""
+    """Number of epochs, and which epoch's weights were kept where there was a choice."""
     probe_epochs = sum(row.get("phase") == "1" for row in history)
     if probe_epochs:
         text = language(
@@ -139,7 +141,7 @@ def describe_training(history: list[dict[str, str]], best: Any, language: Langua
     if any(row.get("phase") == "4" for row in history):
         refit = language("After fine-tuning, the head was fitted once more (head refit).")
         text = language.join_sentences([text, refit])
-    if finite_float(best) is None:
+    if finite_float(best) is None or len(history) < 2:
         return text
     kept = language("The weights of epoch {best}, selected on the validation set, were kept.", best=best)
     return language.join_sentences([text, kept])
@@ -161,13 +163,20 @@ def operating_points(split_metrics: Metrics, language: Language = ENGLISH) -> li
 
 
 def describe_limitations(
-    run_metrics: Metrics, counts: Counter[tuple[str, str]], language: Language = ENGLISH
+    run_metrics: Metrics, counts: Counter[tuple[str, str]], language: Language = ENGLISH, *, rejects: bool = True
 ) -> list[str]:
-    """The limitations of the classifier, as sentences; `counts` are images by (class, split)."""
+    """The limitations of the classifier, as sentences.
+
+    Args:
+        counts: images by (class, split).
+        rejects: whether there is a threshold below which images are rejected as unknown.
+    """
     classes, split_metrics = run_metrics.get("classes") or [], headline_metrics(run_metrics)
     per_class = split_metrics.get("per_class") or {}
     sentences = [
-        language(
+        language("The model predicts one of {n} classes, also for an image of something else.", n=len(classes))
+        if not rejects
+        else language(
             "The model predicts one of {n} classes. An out-of-distribution image gets one of them too, unless its OOD"
             " score is below the threshold.",
             n=len(classes),
@@ -246,15 +255,25 @@ def _list_classes(values: dict[str, Any], language: Language, *, as_percent: boo
     return language.join_names(parts)
 
 
+def is_too_short(n_images: int, n_classes: int) -> bool:
+    """Whether a learning curve that ends at so many training images cannot say that more would not help."""
+    return n_images < MIN_CURVE_IMAGES * n_classes
+
+
 def describe_learning_curve(curve: Metrics, language: Language = ENGLISH) -> str:
     """A sentence on the accuracy that twice as many images would bring."""
     accuracy, accuracy_doubled = curve["points"][-1]["accuracy"], curve["doubled"]
     values = {"now": language.percent(accuracy), "then": language.percent(accuracy_doubled)}
-    if not curve.get("rises", True):
+    rises, helps = curve.get("rises", True), accuracy_doubled - accuracy >= 0.005
+    if not (rises and helps) and is_too_short(curve["points"][-1]["photos"], len(curve["classes"])):
+        return language(
+            "Too few images to say whether more would help; below {n} a class they usually do.", n=MIN_TRAIN_IMAGES
+        )
+    if not rises:
         return language(
             "The last doubling of the training set brought no significant gain; the accuracy is {now}.", **values
         )
-    if accuracy_doubled - accuracy < 0.005:
+    if not helps:
         return language(
             "More images are unlikely to help much: with twice as many, the extrapolated accuracy is {then} instead of"
             " {now}, if the error falls as it did at the last doubling.",
@@ -271,6 +290,8 @@ def describe_class_gains(curve: Metrics, language: Language = ENGLISH) -> str:
     """A sentence on the classes that gained significantly by the last doubling of the training set."""
     gains = [row for row in curve["classes"] if row["recall"] - row["half"] > SIGNIFICANT_SE * row["se"] > 0]
     if not gains:
+        if is_too_short(curve["points"][-1]["photos"], len(curve["classes"])):
+            return ""  # so few images show no gain, even if there is one
         return language("No class gained significantly by the last doubling (2 standard errors).")
     classes = [
         language(

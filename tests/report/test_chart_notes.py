@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from findings import FLAT, RARE_WEAK, audited, decided, epochs, found, metrics_of
+from findings import FLAT, RARE_WEAK, audited, decided, epochs, found, metrics_of, uneven
 from told import english
 
 from fieldmark.core.i18n import ENGLISH, get_language
@@ -13,6 +13,7 @@ from fieldmark.report.check_page import SECTION_NOTES, SECTION_TITLES
 from fieldmark.report.compare_page import describe_choice, describe_cost
 from fieldmark.report.results import Comparison, ComparisonRow
 from fieldmark.report.run_metrics import FoldMetrics
+from fieldmark.report.text import describe_class_gains, describe_learning_curve
 
 ZH = get_language("zh")
 
@@ -49,8 +50,14 @@ NOTES = [
         found(metrics_of(FLAT), counts={"class 0": 90, "class 1": 10, "class 2": 40}),
         "with --imbalance weights",
     ),
-    ("sizes", found(metrics_of(FLAT), counts={"class 0": 30, "class 1": 10, "class 2": 20}), "balanced enough"),
-    ("sizes", found(metrics_of(FLAT), images=20), "All classes have 20 images each; nothing to do."),
+    (
+        "sizes",
+        found(metrics_of(FLAT), counts={"class 0": 30, "class 1": 10, "class 2": 20}),
+        "enough, but so many images are few.",
+    ),
+    ("sizes", found(metrics_of(FLAT), counts={"class 0": 90, "class 1": 60, "class 2": 50}), "balanced enough."),
+    ("sizes", found(metrics_of(FLAT), images=50), "All classes have 50 images each; nothing to do."),
+    ("sizes", found(metrics_of(FLAT), images=10), "The classes are balanced, but 10 images each are few."),
     ("audit", audited(label_errors=()), "No image needs a decision."),
     ("audit", audited(conflicts=(("a", "b"),)), "Found: 1 issues that a person should decide on."),
     (
@@ -75,7 +82,19 @@ NOTES = [
     ("binary", doubtful(), "To find 95\xa0% of them, lower it: false alarms are then"),
     ("reliability", found(metrics_of(FLAT)), "It can be read as a probability, roughly."),
     ("reliability", found(metrics_of(FLAT, 0.7)), "Do not read the confidence as a probability."),
+    (
+        "reliability",
+        uneven(100),
+        "On average confidence (75\xa0%) and accuracy (75\xa0%) agree, but in single ranges of confidence they differ"
+        " by 40\xa0%. Do not read",
+    ),
+    ("reliability", uneven(24), "48 images are too few to say whether the confidences are right."),
     ("coverage", found(metrics_of(FLAT)), "No image is rejected as unknown."),
+    (
+        "coverage",
+        found(metrics_of(FLAT), validation=metrics_of([[6, 0], [0, 6]])),
+        "Rejection of unknown images is off: 12 validation images are too few for a threshold, at least 20 are needed.",
+    ),
     (
         "coverage",
         found(metrics_of(FLAT, rejected=10, wrong_rejected=10)),
@@ -97,7 +116,20 @@ def test_a_note_says_what_the_numbers_say(name, findings, text):
 def test_few_images_are_counted_and_not_made_a_hundred():
     assert chart_notes.lead_sentence(found(metrics_of([[7, 1], [0, 2]])), ENGLISH).startswith("Of 10 images, 9 were")
     assert chart_notes.lead_sentence(found(metrics_of(FLAT)), ENGLISH).startswith("About 95 of 100 images")
+    assert "(same camera, background and kind of object), expect" in chart_notes.lead_sentence(
+        found(metrics_of(FLAT)), ENGLISH
+    )
     assert chart_notes.lead_sentence(found(), ENGLISH) == ""
+
+
+@pytest.mark.parametrize(("photos", "gain", "told"), [(59, 0.0, False), (60, 0.0, True), (59, 0.03, True)])
+def test_a_learning_curve_of_few_images_does_not_say_that_more_would_not_help(photos, gain, told):
+    points = [{"photos": n, "accuracy": at, "ci95": [at, at]} for n, at in ((30, 0.8 - gain), (photos, 0.8))]
+    rows = [{"name": name, "half": 0.8, "recall": 0.8, "se": 0.1} for name in "abc"]
+    data = {"points": points, "doubled": 0.8 + gain, "rises": gain > 0, "classes": rows}
+    text = describe_learning_curve(data)
+    assert (text == "Too few images to say whether more would help; below 50 a class they usually do.") != told
+    assert bool(describe_class_gains(data)) == (photos == 60)
 
 
 def row(network: str, accuracy: float, difference: PairedDifference | None = None, **costs: float) -> ComparisonRow:

@@ -181,6 +181,21 @@ def test_reliability_shows_both_sides_and_the_photos_of_each_bin(two, _):
         assert any(_.percent(error) in text for text in texts)
 
 
+def test_reliability_without_a_fitted_temperature_is_one_line(two):
+    after = two["reliability"]["after"]
+    before = [row | {"confidence": row["confidence"] + 1e-9} for row in after]  # as rounding leaves it
+    same = two | {"reliability": {"before": before, "after": after}}
+    drawing = trust.reliability_diagram(same)
+    tree = inside(drawing, 364)
+    assert len(list(lines(tree, "main"))) == 1 and not list(lines(tree, "other"))
+    assert "before: ECE" not in drawing and "after: ECE" not in drawing
+
+
+def test_coverage_marks_no_threshold_that_was_not_fitted(two):
+    drawing = trust.coverage_chart(two | {"threshold": 0.0})
+    assert "<circle" not in drawing and "threshold" not in drawing and "No image is rejected" in drawing
+
+
 def test_coverage_marks_the_chosen_threshold(two):
     tree = inside(trust.coverage_chart(two), frame.HEIGHT)
     (line,) = lines(tree, "main")

@@ -27,8 +27,9 @@ from findings import (
     leaked,
     metadata,
     metrics_of,
+    uneven,
 )
-from told import Page, english, make_run
+from told import Page, english, make_run, write_csv
 
 from fieldmark.cli.main import app
 from fieldmark.core.i18n import ENGLISH, get_language
@@ -38,7 +39,7 @@ from fieldmark.report import chart_notes
 from fieldmark.report.recommendations.findings import Findings, load_findings
 from fieldmark.report.recommendations.recommend import MAX_RECOMMENDATIONS, PREREQUISITES, RULES, USELESS, recommend
 from fieldmark.report.recommendations.recommendation import Recommendation
-from fieldmark.report.run_metrics import RunMetrics
+from fieldmark.report.run_metrics import FoldMetrics, RunMetrics
 from fieldmark.report.run_report import write_report
 
 ZH = get_language("zh")
@@ -50,6 +51,7 @@ CASES: dict[str, tuple[Callable[[], Findings], Callable[[], Findings]]] = {
         lambda: found(metrics_of(FLAT)),
     ),
     "baseline": (lambda: found(metrics_of([[170, 10], [18, 2]])), lambda: found(metrics_of([[350, 10], [4, 36]]))),
+    "few_images": (lambda: found(metrics_of(FLAT), images=29), lambda: found(metrics_of(FLAT), images=30)),
     "conflicts": (lambda: audited(conflicts=(("a/1.jpg", "b/1.jpg"),)), lambda: audited(duplicates=(("a", "b"),))),
     "labels": (lambda: audited(label_errors=ERRORS), lambda: audited(label_errors=())),
     "unchecked_labels": (lambda: audited(label_errors=None), lambda: audited(label_errors=())),
@@ -80,6 +82,10 @@ CASES: dict[str, tuple[Callable[[], Findings], Callable[[], Findings]]] = {
         lambda: found(metrics_of(FLAT), counts={"class 0": 200, "class 1": 200, "class 2": 40}),
     ),
     "threshold": (lambda: decided(20), lambda: decided(1)),
+    "rejection_off": (
+        lambda: found(metrics_of(WIDE), validation=metrics_of([[3, 1], [0, 15]])),
+        lambda: found(metrics_of(WIDE), validation=metrics_of([[4, 1], [0, 15]])),
+    ),
     "coverage": (
         lambda: found(metrics_of(FLAT, rejected=150), validation=metrics_of(FLAT, rejected=48)),
         lambda: found(metrics_of(FLAT, rejected=60), validation=metrics_of(FLAT, rejected=48)),
@@ -198,6 +204,52 @@ def test_overfitting_is_no_reason_to_train_longer():
     assert "longer" not in by_kind(found(metrics_of(FLAT), validation=metrics_of(FLAT), history=rising))
 
 
+def test_few_images_are_said_first_and_a_short_curve_says_nothing_against_more():
+    flat = curve(0.001, rises=False)
+    few = found(metrics_of(WIDE), images=7, learning_curve=flat, recipe=Recipe(folds=5))
+    first, *others = recommend(few)
+    assert first.text == "Take more images: 7 a class in training are few."
+    assert first.reason == "30 a class give a first classifier."
+    assert not {"no_more_images", "more_images", "small_test"} & {one.kind for one in others}
+    reason = by_kind(found(metrics_of(FLAT), images=7))["few_images"].reason
+    assert "with about 140 a class, training and test together, each has 20 test images" in reason
+    assert "few_images" not in by_kind(found(metrics_of(FLAT), counts={"class 0": 5, "class 1": 30, "class 2": 30}))
+    short = replace(flat, points=tuple(replace(point, photos=19) for point in flat.points))
+    assert "no_more_images" in by_kind(found(metrics_of(FLAT), learning_curve=flat))
+    assert "no_more_images" not in by_kind(found(metrics_of(FLAT), learning_curve=short))
+
+
+def test_each_recommendation_trains_into_a_folder_of_its_own():
+    issues = replace(NO_ISSUES, conflicts=(("a", "b"),), label_errors=ERRORS)
+    shown = recommend(
+        replace(found(metrics_of(WIDE), images=100, history=epochs(probe=0.9), audit=issues), run="my run")
+    )
+    by_folder: dict[str, set[str]] = {}
+    for command in (command for one in shown for command in one.commands if command.startswith("fieldmark train")):
+        by_folder.setdefault(shlex.split(command)[shlex.split(command).index("--out") + 1], set()).add(command)
+    assert set(by_folder) == {"my run-2", "my run-3", "my run-4"}  # decisions (of both kinds), folds, fine-tuning
+    assert all(len(commands) == 1 for commands in by_folder.values())
+
+
+def test_a_confidence_that_is_right_on_average_is_called_neither_too_high_nor_too_low():
+    assert by_kind(uneven(100))["calibration"].reason.startswith("On average it agrees with the accuracy, but in")
+    assert "calibration" not in by_kind(uneven(24))
+    assert by_kind(found(metrics_of(FLAT, 0.7)))["calibration"].reason.startswith("It is too low")
+
+
+def test_conflicts_come_before_few_images():
+    few = found(metrics_of(FLAT), images=7, audit=replace(NO_ISSUES, conflicts=(("a", "b"),), label_errors=ERRORS))
+    assert [one.kind for one in recommend(few)][:3] == ["conflicts", "few_images", "labels"]
+
+
+def test_rejection_is_off_where_one_fold_has_too_few_validation_images():
+    few, enough = metrics_of([[6, 0], [0, 6]]), metrics_of([[10, 0], [0, 10]])
+    folds = [FoldMetrics(enough, enough, ""), FoldMetrics(enough, few, "")]
+    off = by_kind(found(metrics_of(FLAT), folds=folds))["rejection_off"]
+    assert off.reason.startswith("There are 12 validation images; at least 20") and "3 classes" in off.reason
+    assert "rejection_off" not in by_kind(found(metrics_of(FLAT), folds=folds[:1]))
+
+
 def test_a_small_test_comes_first_and_asks_for_folds_or_images():
     wide = found(metrics_of(WIDE), images=100, audit=replace(NO_ISSUES, label_errors=ERRORS))
     first = recommend(wide)[0]
@@ -260,6 +312,8 @@ def test_the_page_begins_with_what_to_do_and_links_to_its_sections(tmp_path):
 def test_nothing_to_do_is_said(tmp_path):
     metrics = make_run(tmp_path, [f"class {k}" for k in range(3)])
     (tmp_path / "audit.json").unlink()
+    rows = [(f"class {k}/{n}.jpg", f"class {k}", "train") for k in range(3) for n in range(30)]
+    write_csv(tmp_path / "split.csv", "path,label,split", rows)
     flat = metrics_of(FLAT).to_dict()
     changed = {"test": flat, "validation": flat, "learning_curve": None}
     (tmp_path / "metrics.json").write_text(json.dumps(metrics | changed))

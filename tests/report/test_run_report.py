@@ -58,7 +58,8 @@ def agree(page: Page, metrics: dict[str, Any]) -> None:
         assert set(shown) == {written(place(figures, path), path)}, path
     shares = ["accuracy", "balanced_accuracy", "macro_f1", "coverage", "accuracy_known", "ece"]
     shares += ["roc_auc", "sensitivity", "specificity", "ppv", "npv"] if "positive" in figures else []
-    expected = {*shares, *(f"intervals.{name}" for name in shares), "ece_before"}
+    expected = {*shares, *(f"intervals.{name}" for name in shares)}
+    expected |= {"ece_before"} if (metrics["validation"] or {"n": 20})["n"] >= 20 else set()
     if "positive" in figures:
         own = [f"at_threshold.{name}" for name in ("accuracy", *shares[-4:])]
         expected |= {*own, *(path.replace("threshold.", "threshold.intervals.") for path in own)}
@@ -253,6 +254,39 @@ def test_few_photos_no_test_and_guessing_are_told(tmp_path):
         "not significantly better than the majority-class baseline, which always predicts “a” (50.0 %)"
         in Page(write_report(tmp_path, None)[0]).text
     )
+
+
+@pytest.mark.parametrize(("per_class", "is_off"), [(6, True), (10, False)])
+def test_without_a_fitted_threshold_nothing_is_said_to_be_rejected(tmp_path, per_class, is_off):
+    make_run(tmp_path, ["a", "b"], per_class=per_class)
+    for text in (Page(write_report(tmp_path, None)[0]).text, (tmp_path / "card.md").read_text(encoding="utf-8")):
+        assert ("Rejection of unknown images is off: 12 validation images" in text) == is_off
+        assert ("also for an image of something else" in text) == is_off
+        for claim in ("OOD score below", "fitted on the validation set", "Before temperature scaling it was"):
+            assert (claim in text) != is_off, claim
+
+
+def test_one_reliability_table_where_the_temperature_is_1(tmp_path):
+    metrics = make_run(tmp_path, ["a", "b"])
+    assert "Before temperature scaling" in Page(write_report(tmp_path, None)[0]).text
+    metrics["test"]["reliability"]["before"] = metrics["test"]["reliability"]["after"]
+    (tmp_path / "metrics.json").write_text(json.dumps(metrics))
+    page = (write_report(tmp_path, None)[0]).read_text(encoding="utf-8")
+    assert "<caption>Accuracy by confidence</caption>" in page and "<caption>Before temperature" not in page
+
+
+@pytest.mark.parametrize(("n", "is_shown"), [(19, False), (20, True)])
+def test_the_top_5_accuracy_is_shown_from_20_classes_on(tmp_path, n, is_shown):
+    make_run(tmp_path, [f"kind {k}" for k in range(n)])
+    assert ("top-5 accuracy" in Page(write_report(tmp_path, None)[0]).text) == is_shown
+    assert ("top-5 accuracy" in (tmp_path / "card.md").read_text(encoding="utf-8")) == is_shown
+
+
+def test_kept_weights_are_said_where_there_was_a_choice(tmp_path):
+    for epochs in (1, 2):
+        make_run(tmp_path / str(epochs), ["a", "b"], epochs=epochs)
+        page = Page(write_report(tmp_path / str(epochs), None)[0]).text
+        assert (f"The weights of epoch {epochs}" in page) == ("selected the weights" in page) == (epochs == 2)
 
 
 def test_one_epoch_and_a_name_that_is_no_unicode(tmp_path):

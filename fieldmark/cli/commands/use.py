@@ -1,6 +1,7 @@
 """Commands that use a trained classifier: predict, export, serve."""
 
 import ipaddress
+import socket
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -114,6 +115,16 @@ def push(
     print_result({"address": address}, [f"Use:  fieldmark predict {address} PHOTO"], [], as_json)
 
 
+def _open_line(url: str) -> str:
+    """Where to open a server's page; 0.0.0.0 and :: are no addresses of a browser, but all of this computer."""
+    parts = urlsplit(url)
+    if not ipaddress.ip_address(parts.hostname or "").is_unspecified:
+        return f"Open:  {url}   (Ctrl-C ends it)"
+    own = "[::1]" if ":" in (parts.hostname or "") else "127.0.0.1"
+    here, others = (f"{parts.scheme}://{host}:{parts.port}" for host in (own, socket.gethostname()))
+    return f"Open:  {here} on this computer, {others} on others   (Ctrl-C ends it)"
+
+
 def serve(
     model: ModelArgument,
     host: Annotated[str, typer.Option("--host", help="Address to listen on; 0.0.0.0 is all of them.")] = "127.0.0.1",
@@ -144,7 +155,7 @@ def serve(
     def on_listening(url: str) -> None:
         if not token and not ipaddress.ip_address(urlsplit(url).hostname or "").is_loopback:
             print(f"warning: anybody who reaches {url} can send requests; restrict that by --token", file=sys.stderr)
-        print(io.to_json({"url": url, "model": model}) if as_json else f"Open:  {url}   (Ctrl-C ends it)", flush=True)
+        print(io.to_json({"url": url, "model": model}) if as_json else _open_line(url), flush=True)
 
     limits = Limits(max_mib * 2**20, max_photos, max_megapixels * 10**6, max_seconds, max_requests)
     run(model, host, port, limits, token, origins or [], on_listening)

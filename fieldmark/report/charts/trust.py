@@ -122,7 +122,9 @@ def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = E
     parts.append(f'<text class="tiny" x="{LEFT - 6}" y="{foot - 2}" text-anchor="end">{language("images")}</text>')
     parts.append(axes.x_tick_labels(percent_labels(UNIT_TICKS, language), language("confidence"), foot))
     parts.append(axes.lines("mark", [(0, 0), (1, 1)]))
-    for rows, line, mark, kind in ((before, "other", square, "odd"), (after, "main", circle, "full")):
+    is_scaled = is_temperature_scaled(split_metrics)
+    curves = ((before, "other", square, "odd"),) if is_scaled else ()
+    for rows, line, mark, kind in (*curves, (after, "main", circle, "full")):
         parts.append(axes.lines(line, [(row["confidence"], row["accuracy"]) for row in rows]))
         parts += [mark(axes.x(row["confidence"]), axes.y(row["accuracy"]), kind) for row in rows]
     ece_text = {
@@ -134,6 +136,8 @@ def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = E
         (square(0, 0, "odd"), language("before: ECE {error}", error=ece_text["before"])),
         (circle(0, 0, "full"), language("after: ECE {error}", error=ece_text["after"])),
     ]
+    if not is_scaled:
+        legend_items = [(circle(0, 0, "full"), language("ECE {error}", error=ece_text["after"]))]
     parts.append(legend(legend_items, LEFT, 40))
     description = language(
         "Accuracy by confidence in {bins} bins. Expected calibration error {before} before and {after} after"
@@ -142,6 +146,15 @@ def reliability_diagram(split_metrics: Mapping[str, Any], language: Language = E
         **ece_text,
     )
     return svg("reliability", (WIDTH, foot + 42), language("Reliability diagram"), description, "".join(parts))
+
+
+def is_temperature_scaled(split_metrics: Mapping[str, Any]) -> bool:
+    """Whether temperature scaling changed the confidences by more than rounding; a temperature of 1 does not."""
+    before, after = split_metrics["reliability"]["before"], split_metrics["reliability"]["after"]
+    if len(before) != len(after):
+        return True
+    pairs = [(one[name], other[name]) for one, other in zip(before, after, strict=True) for name in one]
+    return not all(math.isclose(one, other, abs_tol=1e-6) for one, other in pairs)
 
 
 def _short_count(n: int) -> str:
@@ -155,7 +168,7 @@ def coverage_chart(split_metrics: Mapping[str, Any], language: Language = ENGLIS
     chosen_coverage, selective_accuracy = split_metrics.get("coverage"), split_metrics.get("accuracy_known")
     chosen = (
         [(chosen_coverage, selective_accuracy)]
-        if chosen_coverage is not None and selective_accuracy is not None
+        if chosen_coverage is not None and selective_accuracy is not None and split_metrics.get("threshold") != 0
         else []
     )
     lowest = min(accuracy for _at, accuracy in curve + chosen)
@@ -178,11 +191,13 @@ def coverage_chart(split_metrics: Mapping[str, Any], language: Language = ENGLIS
         )
         parts.append(f'<line class="mark" x1="{x}" x2="{x}" y1="{y}" y2="{axes.bottom}"/>{circle(x, y)}')
         parts.append(f'<text x="{x + label_offset}" y="{axes.bottom - 10}" text-anchor="{anchor}">{text}</text>')
-    description = language(
-        "At the chosen threshold the coverage is {coverage} and the selective accuracy {accuracy}.",
-        coverage=language.percent(chosen_coverage),
-        accuracy=language.percent(selective_accuracy),
-    )
+    description = language("No image is rejected as unknown.")
+    if split_metrics.get("threshold") != 0:
+        description = language(
+            "At the chosen threshold the coverage is {coverage} and the selective accuracy {accuracy}.",
+            coverage=language.percent(chosen_coverage),
+            accuracy=language.percent(selective_accuracy),
+        )
     return svg("coverage", (WIDTH, HEIGHT), language("Selective accuracy by coverage"), description, "".join(parts))
 
 

@@ -3,7 +3,7 @@
 import math
 import shlex
 from collections.abc import Iterator
-from statistics import NormalDist
+from statistics import NormalDist, median_low
 
 from fieldmark.audit.report import AuditReport
 from fieldmark.audit.shortcuts import describe_shortcut
@@ -17,11 +17,18 @@ from fieldmark.report.recommendations.recommendation import (
     short_name,
     weak_classes,
 )
+from fieldmark.report.text import is_too_short
 
 MIN_GAIN = 0.005
 """Gain of accuracy by twice as many images from which collecting them is recommended."""
 NEGLIGIBLE_GAIN = 0.02
 """Upper bound of the gain by the last doubling below which more images are said not to help."""
+MIN_IMAGES = 30
+"""Training images of a class for a first classifier; with fewer in most classes, more images are recommended first."""
+MIN_TEST_IMAGES = 20
+"""Test images of a class from which on its metrics mean something."""
+TEST_SHARE = 0.15
+"""Part of the images of a class that a split of Fieldmark sets aside for the test."""
 MAX_CLASS_RATIO = 5
 """Ratio of the largest class to the smallest, from which class weights are recommended."""
 
@@ -128,10 +135,41 @@ def unreadable(findings: Findings, language: Language) -> Iterator[Recommendatio
 # ---- more images
 
 
+def typical_count(findings: Findings) -> int | None:
+    """Training images of the median class; None if they are unknown."""
+    counts = findings.count_images("train")
+    sizes = [counts[name] for name in findings.metrics.classes or counts]
+    return median_low(sizes) if sum(sizes) else None
+
+
+def has_few_images(findings: Findings) -> bool:
+    """Whether most classes have too few training images for a first classifier."""
+    typical = typical_count(findings)
+    return typical is not None and typical < MIN_IMAGES
+
+
+def few_images(findings: Findings, language: Language) -> Iterator[Recommendation]:
+    """Most classes have too few training images, whatever a learning curve of so few says."""
+    if not has_few_images(findings):
+        return
+    text = language("Take more images: {n} a class in training are few.", n=typical_count(findings))
+    if findings.recipe.folds or findings.recipe.split_file:  # how many are tested is not up to the share
+        reason = language("{needed} a class give a first classifier.", needed=MIN_IMAGES)
+    else:
+        reason = language(
+            "{needed} a class give a first classifier; with about {all} a class, training and test together, each has"
+            " {n_test} test images, so that its metrics mean something.",
+            needed=MIN_IMAGES,
+            all=math.ceil(MIN_TEST_IMAGES / TEST_SHARE / 10) * 10,
+            n_test=MIN_TEST_IMAGES,
+        )
+    yield Recommendation("few_images", text, reason, (), "photos")
+
+
 def more_images(findings: Findings, language: Language) -> Iterator[Recommendation]:
     """Whether more images help, by the learning curve; else images of small classes that are recognised badly."""
     curve = findings.metrics.learning_curve
-    if is_perfect(findings.test):
+    if is_perfect(findings.test) or has_few_images(findings):  # `few_images` says so already
         return
     if curve and curve.rises and curve.doubled - curve.points[-1].accuracy >= MIN_GAIN:
         weak = weak_classes(findings.test) if findings.test else []
@@ -153,11 +191,18 @@ def more_images(findings: Findings, language: Language) -> Iterator[Recommendati
 def no_more_images(findings: Findings, language: Language) -> Iterator[Recommendation]:
     """That more images would hardly help, if the upper bound of the last gain is small."""
     curve = findings.metrics.learning_curve
-    if curve is None or curve.rises or (bound := largest_gain(curve)) >= NEGLIGIBLE_GAIN:
+    if curve is None or curve.rises or is_small_curve(curve) or has_few_images(findings):
+        return
+    if (bound := largest_gain(curve)) >= NEGLIGIBLE_GAIN:
         return
     text = language("more images like these")
     reason = language("the last doubling brought at most {points:.1f} percentage points", points=100 * bound)
     yield Recommendation("no_more_images", text, reason, (), "more", helps=False)
+
+
+def is_small_curve(curve: LearningCurve) -> bool:
+    """Whether the curve was measured with too few images a class to say that more would not help."""
+    return is_too_short(curve.points[-1].photos, len(curve.classes))
 
 
 def significant_gains(curve: LearningCurve) -> list[str]:

@@ -13,6 +13,7 @@ from fieldmark.audit.report import AuditReport, RunAudit
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.i18n import finite_float
 from fieldmark.core.io import read_csv, read_json
+from fieldmark.evaluation.calibration import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from fieldmark.evaluation.results import Metrics
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe, option_name
@@ -55,6 +56,18 @@ class Findings:
         return self.metrics.test
 
     @property
+    def n_validation(self) -> int | None:
+        """Validation images, of a cross-validation those of the fold with the fewest; None if it is unknown."""
+        folds = [fold.validation.n for fold in self.metrics.folds if fold.validation]
+        validation = self.metrics.validation
+        return min(folds) if folds else validation.n if validation else None
+
+    @property
+    def rejects(self) -> bool:
+        """Whether temperature and OOD threshold were fitted; without a threshold, no image is rejected."""
+        return self.n_validation is None or self.n_validation >= MIN_CALIBRATION_IMAGES
+
+    @property
     def finetuning(self) -> list[EpochRecord]:
         """The epochs of fine-tuning, without the refit of the head."""
         return [record for record in self.history if record.is_finetuning]
@@ -63,6 +76,11 @@ class Findings:
     def kept_epoch(self) -> EpochRecord | None:
         """The epoch whose weights were kept."""
         return next((record for record in self.history if record.epoch == self.metrics.best_epoch), None)
+
+    @property
+    def next_run(self) -> str:
+        """A folder for the next run."""
+        return f"{self.run}-2"
 
     def count_images(self, split: str) -> Counter[str]:
         """Number of images of each class in a split."""
@@ -80,7 +98,7 @@ class Findings:
         words = shlex.split(self.metrics.command or "")
         if words[:2] != ["fieldmark", "train"]:  # the demo
             words = ["fieldmark", "train", self.photos, "--recipe", str(Path(self.run) / "recipe.yaml")]
-        changed = {"out": f"{self.run}-2", "resume": None, "json": None, **settings}
+        changed = {"out": self.next_run, "resume": None, "json": None, **settings}
         added = [word for name, value in changed.items() if value is not None for word in (option_name(name), value)]
         return shlex.join([*_without_options(words, set(changed)), *map(str, added)])
 

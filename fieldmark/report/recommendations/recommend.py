@@ -1,6 +1,8 @@
 """All rules, the most useful first."""
 
+import shlex
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from fieldmark.core.i18n import ENGLISH, Language
@@ -13,11 +15,17 @@ MAX_RECOMMENDATIONS = 6
 
 Rule = Callable[[Findings, Language], Iterator[Recommendation]]
 
-PREREQUISITES: tuple[Rule, ...] = (data_rules.leaks, result_rules.no_test, result_rules.majority_baseline)
-"""Without these, the metrics say little."""
+PREREQUISITES: tuple[Rule, ...] = (
+    data_rules.leaks,
+    result_rules.no_test,
+    result_rules.majority_baseline,
+    data_rules.conflicts,
+    data_rules.few_images,
+    result_rules.rejection_off,
+)
+"""Without these, the metrics say little, or the classifier is not safe to use."""
 RULES: tuple[Rule, ...] = (
     # wrong data misleads training and test alike
-    data_rules.conflicts,
     data_rules.labels,
     data_rules.shortcuts,
     # what raises the accuracy
@@ -45,7 +53,23 @@ def recommend(findings: Findings, language: Language = ENGLISH) -> list[Recommen
     rules = [*PREREQUISITES, *first, *(rule for rule in RULES if rule not in first)]
     found = [recommendation for rule in rules for recommendation in rule(findings, language)]
     useless = [recommendation for rule in USELESS for recommendation in rule(findings, language)]
-    return [*found[:MAX_RECOMMENDATIONS], *useless]
+    return [*_with_own_folders(found[:MAX_RECOMMENDATIONS], findings), *useless]
+
+
+def _with_own_folders(recommendations: list[Recommendation], findings: Findings) -> list[Recommendation]:
+    """The recommendations, each training into a folder of its own (RUN-2, RUN-3, ...), since none is overwritten.
+
+    Commands that are the same stay the same: they are run once.
+    """
+    shared, numbers = shlex.join(["--out", findings.next_run]), dict[str, int]()
+
+    def rename(command: str) -> str:
+        if shared not in command:
+            return command
+        number = numbers.setdefault(command, len(numbers) + 2)
+        return command.replace(shared, shlex.join(["--out", f"{findings.run}-{number}"]))
+
+    return [replace(one, commands=tuple(map(rename, one.commands))) for one in recommendations]
 
 
 def recommend_for_run(run: Path, language: Language = ENGLISH) -> list[Recommendation]:

@@ -6,8 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from fieldmark.core.i18n import Language
+from fieldmark.evaluation.calibration import MIN_IMAGES as MIN_CALIBRATION_IMAGES
 from fieldmark.evaluation.results import BinaryMetrics, Interval, Metrics
 from fieldmark.recipes.recipe import parse_duration
+from fieldmark.report.recommendations.data_rules import has_few_images
 from fieldmark.report.recommendations.findings import Findings
 from fieldmark.report.recommendations.recommendation import (
     Recommendation,
@@ -27,6 +29,8 @@ MIN_COVERAGE_LOSS = 0.05
 """How much lower the coverage of the test set must be than that of the validation set."""
 MAX_CALIBRATION_ERROR = 0.05
 """Lower bound of the calibration error from which on confidences are no probabilities."""
+MIN_CONFIDENCES = 50
+"""With fewer test images, nothing is said of the confidences: the bins hold single images."""
 N_FOLDS = 5
 
 
@@ -146,6 +150,8 @@ def small_test(findings: Findings, language: Language) -> Iterator[Recommendatio
         longer = {"budget": f"{N_FOLDS * parse_duration(budget):.0f}s"} if budget else {}
         yield Recommendation("small_test", text, reason, (findings.train_command(folds=N_FOLDS, **longer),), "metrics")
         return
+    if has_few_images(findings):  # more images are recommended already
+        return
     more = math.ceil(test.n * (half / MAX_HALF_WIDTH) ** 2) - test.n
     more = math.ceil(more / (step := 10 ** max(0, len(str(more)) - 2))) * step
     text = language("Label about {more:,} more images for the test.", more=more)
@@ -199,6 +205,21 @@ def is_threshold_better(test: Metrics, binary: BinaryMetrics) -> bool:
     found, lost = after - before, right_after - right_before
     error = math.sqrt(abs(found) * (1 - abs(found)) / positive + abs(lost) * (1 - abs(lost)) / negative)
     return found + lost > 2 * error
+
+
+def rejection_off(findings: Findings, language: Language) -> Iterator[Recommendation]:
+    """Too few validation images for an OOD threshold: every image is accepted."""
+    if findings.rejects:
+        return
+    text = language("Do not rely on the classifier to reject unknown images: rejection is off.")
+    reason = language(
+        "There are {n} validation images; at least {needed} are needed. Every image, even of something else, gets one"
+        " of the {classes} classes.",
+        n=findings.n_validation,
+        needed=MIN_CALIBRATION_IMAGES,
+        classes=len(findings.metrics.classes),
+    )
+    yield Recommendation("rejection_off", text, reason, (), "trust")
 
 
 def low_coverage(findings: Findings, language: Language) -> Iterator[Recommendation]:
@@ -267,15 +288,31 @@ def overconfidence(test: Metrics) -> float:
     return sum(row.n * (row.confidence - row.accuracy) for row in test.reliability.after) / test.n
 
 
+def agrees_on_average(test: Metrics) -> bool:
+    """Whether mean confidence and accuracy are close, whatever the single bins say."""
+    return abs(overconfidence(test)) <= MAX_CALIBRATION_ERROR
+
+
+def is_miscalibrated(test: Metrics) -> bool:
+    """Whether the calibration error is significantly large; never by a small test."""
+    bounds = test.intervals.get("ece")
+    return test.n >= MIN_CONFIDENCES and bounds is not None and bounds[0] > MAX_CALIBRATION_ERROR
+
+
 def calibration(findings: Findings, language: Language) -> Iterator[Recommendation]:
     """The calibration error is significantly large."""
     test = findings.test
-    bounds = test.intervals.get("ece") if test else None
-    if test is None or bounds is None or test.ece is None or bounds[0] <= MAX_CALIBRATION_ERROR:
+    if test is None or not is_miscalibrated(test):
         return
     text = language("Do not read the confidence as a probability; use it to rank images, most doubtful first.")
-    values = {"error": language.percent(test.ece), "range": language.interval(bounds)}
-    if overconfidence(test) > 0:
+    values = {"error": language.percent(test.ece), "range": language.interval(test.intervals["ece"])}
+    if agrees_on_average(test):
+        reason = language(
+            "On average it agrees with the accuracy, but in single ranges of confidence they differ by {error} (95 % CI"
+            " {range}).",
+            **values,
+        )
+    elif overconfidence(test) > 0:
         reason = language("It is too high: it differs from the accuracy by {error} (95 % CI {range}).", **values)
     else:
         reason = language("It is too low: it differs from the accuracy by {error} (95 % CI {range}).", **values)
