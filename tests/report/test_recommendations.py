@@ -136,7 +136,7 @@ def test_a_command_is_one_that_the_command_line_takes(kind: str):
     for command in by_kind(CASES[kind][0]())[kind].commands:
         program, verb, *words = shlex.split(command)
         assert program == "fieldmark"
-        subcommand = cli.commands[verb]  # type: ignore[attr-defined]
+        subcommand = cli.get_command(typer.Context(cli), verb)  # type: ignore[attr-defined]
         context = subcommand.make_context(verb, words)
         assert context.params.get("out") != "RUN", "the run that is there is refused"
         assert not context.params.get("resume")
