@@ -83,9 +83,10 @@ def write_legacy(path: Path, arrays: dict[str, np.ndarray], *, group: str | None
     with h5py.File(path, "w") as file:
         file.attrs["layer_names"] = [layer.encode() for layer in layers]
         for layer, names in layers.items():
-            file.create_group(layer).attrs["weight_names"] = [f"{name}:0".encode() for name in names]
+            of_layer = file.create_group(layer)
+            of_layer.attrs["weight_names"] = [f"{name}:0".encode() for name in names]
             for name in names:
-                file[layer].create_dataset(f"{name}:0", data=arrays[name])
+                of_layer.create_dataset(f"{name}:0", data=arrays[name])
 
 
 def write_numbered(path: Path, arrays: dict[str, np.ndarray]) -> None:
