@@ -153,7 +153,19 @@ def test_two_processes_learn_what_one_learns(two, options: list[str], small_phot
     assert done.returncode == alone.code == 0, done.stderr
     said = json.loads(done.stdout)
     assert said["test"]["n"] == alone.json["test"]["n"] and said["bundle"] == str(out / "bundle")
-    steps = ("Data", "Audit", "Features", "Linear probe", "Fine-tuning", "Head refit", "Kept", "Test", "Report", " ")
+    steps = (
+        "Data",
+        "Audit",
+        "Features",
+        "Linear probe",
+        "Fine-tuning",
+        "Head refit",
+        "Kept",
+        "Test",
+        "Next",
+        "Report",
+        " ",
+    )
     assert all(line.startswith(steps) for line in done.stderr.splitlines()), done.stderr
     one, both = rows(tmp_path / "one"), rows(out)
     assert [row["phase"] for row in both] == ["1", "2", "2", "4"]
