@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 SOLAR, REPORT = "solar", "run/report.html"
 CELL = "solar-cells/defective/cell0404.png"
-TRAIN = "fieldmark train solar-cells --out run --budget 5m"
+TRAIN = "fieldmark train solar-cells --out run --epochs 0"
 CHECK = "fieldmark check cells --out found"
 COMPARE = (
     "fieldmark compare some-cells --out runs --network efficientnet_lite0 --network efficientnet_lite1"
