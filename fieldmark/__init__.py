@@ -28,9 +28,11 @@ if TYPE_CHECKING:
     from fieldmark.pipeline.api import load_module as load_module
     from fieldmark.pipeline.api import push as push
     from fieldmark.pipeline.api import search as search
+    from fieldmark.pipeline.api import teach as teach
     from fieldmark.pipeline.api import train as train
     from fieldmark.pipeline.check_report import CheckReport as CheckReport
     from fieldmark.pipeline.run import Run as Run
+    from fieldmark.pipeline.teach import Teaching as Teaching
     from fieldmark.recipes.recipe import Recipe as Recipe
     from fieldmark.training.history import Callback as Callback
     from fieldmark.training.history import StopTraining as StopTraining
@@ -49,6 +51,7 @@ __all__ = [
     "Recipe",
     "Run",
     "StopTraining",
+    "Teaching",
     "build",
     "check",
     "compare",
@@ -60,10 +63,11 @@ __all__ = [
     "push",
     "search",
     "sklearn",
+    "teach",
     "train",
 ]
 
-_API = ("check", "compare", "evaluate", "explain", "export", "load_module", "push", "search", "train")
+_API = ("check", "compare", "evaluate", "explain", "export", "load_module", "push", "search", "teach", "train")
 _LAZY_IMPORTS = {
     "Callback": ("fieldmark.training.history", "Callback"),
     "CheckReport": ("fieldmark.pipeline.check_report", "CheckReport"),
@@ -73,6 +77,7 @@ _LAZY_IMPORTS = {
     "Recipe": ("fieldmark.recipes.recipe", "Recipe"),
     "Run": ("fieldmark.pipeline.run", "Run"),
     "StopTraining": ("fieldmark.training.history", "StopTraining"),
+    "Teaching": ("fieldmark.pipeline.teach", "Teaching"),
     "build": ("fieldmark.models", "build"),
     "load": ("fieldmark.inference.classifier", "Classifier"),
     **{name: ("fieldmark.pipeline.api", name) for name in _API},

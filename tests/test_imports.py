@@ -15,7 +15,7 @@ PACKAGE = ROOT / "fieldmark"
 # The way of an image through the packages: one imports only from those before it (docs/developers/design.md).
 ORDER = (
     *("core", "recipes", "models", "data", "audit", "inference", "evaluation", "explanation", "exporters", "training"),
-    *("report", "pipeline", "serve", "cli"),
+    *("teaching", "report", "pipeline", "serve", "cli"),
 )
 NO_TORCH = (
     *("core", "recipes", "data.catalog", "data.formats", "data.image", "data.splits", "data.decisions", "data.locate"),

@@ -58,6 +58,16 @@ COMMANDS = (
         ),
     ),
     Command(
+        "Data",
+        "teach.teach",
+        "Label images on a page; a classifier learns meanwhile.",
+        (
+            "teach PHOTOS",
+            "teach RUN MORE_IMAGES",
+            "teach PHOTOS --out LABELS --port 9001",
+        ),
+    ),
+    Command(
         "Train",
         "train.train",
         "Train a classifier, test it and write a report.",

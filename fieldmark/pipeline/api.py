@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from fieldmark.exporters.export_run import ExportReport
     from fieldmark.pipeline.check_report import CheckReport
     from fieldmark.pipeline.run import Run
+    from fieldmark.pipeline.teach import Teaching
     from fieldmark.report.results import Comparison, SearchResult
 
 P = ParamSpec("P")
@@ -323,6 +324,44 @@ def search(
         with exclusive_access(folder):
             search_page.write_search_page(result, folder, get_language(base.lang))
     return result
+
+
+@speaks_python
+def teach(
+    data: Any,
+    more: str | os.PathLike[str] | None = None,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    ignore_labels: bool = False,
+    progress: bool = True,
+) -> "Teaching":
+    """Label images by the questions that teach a classifier most; it learns from each answer.
+
+    Args:
+        data: a labelled dataset as for `check`, a folder or an archive of images without labels, or a finished run.
+        more: a folder or an archive of further images without labels.
+        out: folder of the session, which is continued; by default `runs/teach-NAME`.
+        ignore_labels: whether the names of folders are no classes.
+        progress: show progress.
+
+    Raises:
+        FieldmarkError: the images cannot be read, or the folder belongs to other images.
+    """
+    from fieldmark.inference.bundle import resolve_run
+    from fieldmark.pipeline.run import Run
+    from fieldmark.pipeline.teach import open_session
+
+    with _reporter(progress) as reporter:
+        source = data.folder if isinstance(data, Run) else data
+        if not in_memory.is_on_disk(source):
+            raise TypeError("images are labelled where they are: give the path of a folder, an archive or a run")
+        return open_session(
+            resolve_run(os.fspath(source)),
+            None if more is None else os.fspath(more),
+            out=None if out is None else os.fspath(out),
+            ignore_labels=ignore_labels,
+            reporter=reporter,
+        )
 
 
 def load_module(model: RunLike) -> "nn.Module":

@@ -2,7 +2,7 @@
 
 import asyncio
 import hmac
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -65,9 +65,9 @@ def create_app(
     limiter = ConcurrencyLimiter(limits.max_concurrent_requests)
     metrics = Metrics(limiter)
     service = ServiceMiddleware(app, metrics)
-    requires_token = [Depends(_token_checker(token))]
-    _add_error_handlers(app)
-    _add_page_routes(app)
+    requires_token = [Depends(token_checker(token))]
+    add_error_handlers(app)
+    add_page_routes(app, PAGE_FOLDER, PAGE_FILES)
     _add_predict_route(app, batcher, limits, limiter, metrics, requires_token)
     _add_card_route(app, batcher.classifier, limits, requires_token)
     _add_status_routes(app, service, batcher.max_batch_size)
@@ -75,7 +75,7 @@ def create_app(
     return service
 
 
-def _token_checker(token: str | None) -> Callable[[HTTPAuthorizationCredentials | None], Awaitable[None]]:
+def token_checker(token: str | None) -> Callable[[HTTPAuthorizationCredentials | None], Awaitable[None]]:
     """The dependency that raises `RequestError` (401) unless a request carries the token."""
 
     async def check_token(credentials: Bearer) -> None:
@@ -86,7 +86,7 @@ def _token_checker(token: str | None) -> Callable[[HTTPAuthorizationCredentials 
     return check_token
 
 
-def _add_error_handlers(app: FastAPI) -> None:
+def add_error_handlers(app: FastAPI) -> None:
     """Make every error a JSON document `{"error": ...}`."""
 
     @app.exception_handler(RequestError)
@@ -109,14 +109,16 @@ def _add_error_handlers(app: FastAPI) -> None:
         return JsonResponse({"error": "internal error of Fieldmark: see the server's log"}, 500)
 
 
-def _add_page_routes(app: FastAPI) -> None:
+def add_page_routes(app: FastAPI, folder: Path, files: Mapping[str, str]) -> None:
+    """Serve the files of a page, path -> name in `folder`, without a token."""
+
     def page_route(name: str) -> Callable[[], Awaitable[Response]]:
         async def page() -> Response:
-            return FileResponse(PAGE_FOLDER / name, headers={"Cache-Control": "no-cache"})
+            return FileResponse(folder / name, headers={"Cache-Control": "no-cache"})
 
         return page
 
-    for path, name in PAGE_FILES.items():
+    for path, name in files.items():
         app.get(path, include_in_schema=False)(page_route(name))
 
 

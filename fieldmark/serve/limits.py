@@ -55,8 +55,8 @@ async def read_photos(request: Request, limits: Limits) -> list[tuple[str, bytes
         raise RequestError(415, f"send multipart/form-data with a field {PHOTO_FIELD!r} for each photo")
     length = request.headers.get("content-length", "")
     if length.isdecimal() and int(length) > limits.max_body_bytes:
-        raise _body_too_large(limits)
-    limited_request = Request(request.scope, _BodyLimiter(request.receive, limits))
+        raise _body_too_large(limits.max_body_bytes)
+    limited_request = Request(request.scope, BodyLimiter(request.receive, limits.max_body_bytes))
     try:
         async with (
             asyncio.timeout(4 * limits.timeout_seconds),
@@ -77,22 +77,22 @@ async def read_photos(request: Request, limits: Limits) -> list[tuple[str, bytes
     return photos
 
 
-class _BodyLimiter:
+class BodyLimiter:
     """An ASGI `receive` that raises `RequestError` (413) past the limit, whatever Content-Length says.
 
     FastAPI's own `max_body_size` responds in plain text, all other errors here are JSON.
     """
 
-    def __init__(self, receive: Receive, limits: Limits) -> None:
-        self.receive, self.limits, self.received_bytes = receive, limits, 0
+    def __init__(self, receive: Receive, max_bytes: int) -> None:
+        self.receive, self.max_bytes, self.received_bytes = receive, max_bytes, 0
 
     async def __call__(self) -> Message:
         message = await self.receive()
         self.received_bytes += len(message.get("body", b""))
-        if self.received_bytes > self.limits.max_body_bytes:
-            raise _body_too_large(self.limits)
+        if self.received_bytes > self.max_bytes:
+            raise _body_too_large(self.max_bytes)
         return message
 
 
-def _body_too_large(limits: Limits) -> RequestError:
-    return RequestError(413, f"more than the limit of {limits.max_body_bytes / 2**20:,.0f} MiB in a request")
+def _body_too_large(max_bytes: int) -> RequestError:
+    return RequestError(413, f"more than the limit of {max_bytes / 2**20:,.0f} MiB in a request")

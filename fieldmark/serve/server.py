@@ -72,25 +72,36 @@ def serve(
     classifier, listener = Classifier(model), bind_socket(host, port)
     os.environ.pop(MAX_PIXELS_VARIABLE, None)  # the limit of requests is the server's own
     Image.MAX_IMAGE_PIXELS = limits.max_pixels  # checked by the decoder
-    _configure_json_logging()
+    configure_json_logging()
     if classifier.info.is_trained_on_crops:
         logger.warning(CROPS_WARNING)
     batcher = Batcher(classifier)
-    middleware = create_app(batcher, limits, token, origins)
+    try:
+        run_application(create_app(batcher, limits, token, origins), listener, limits.timeout_seconds, on_ready)
+    finally:
+        batcher.close()
+
+
+def run_application(
+    middleware: ServiceMiddleware, listener: socket.socket, timeout_seconds: float, on_ready: Callable[[str], None]
+) -> None:
+    """Run an application on a bound socket until SIGTERM or Ctrl-C.
+
+    Args:
+        timeout_seconds: time limit of a request, once its body has arrived.
+        on_ready: called with the URL.
+    """
     config = uvicorn.Config(
         middleware,
         access_log=False,
         log_config=None,
         server_header=False,
         proxy_headers=False,  # addresses of clients are not used
-        timeout_graceful_shutdown=int(5 * limits.timeout_seconds) + 1,  # for the body and the predictions
+        timeout_graceful_shutdown=int(5 * timeout_seconds) + 1,  # for the body and the predictions
     )
     name, bound_port = listener.getsockname()[:2]
     on_ready(f"http://[{name}]:{bound_port}" if ":" in name else f"http://{name}:{bound_port}")
-    try:
-        _DrainingServer(config, middleware).run(sockets=[listener])
-    finally:
-        batcher.close()
+    _DrainingServer(config, middleware).run(sockets=[listener])
 
 
 class _DrainingServer(uvicorn.Server):
@@ -117,7 +128,7 @@ class _DrainingServer(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-def _configure_json_logging() -> None:
+def configure_json_logging() -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     for name in ("fieldmark.serve", "uvicorn"):

@@ -1,4 +1,4 @@
-"""Commands that use a trained classifier: predict, export, serve."""
+"""Commands that use a trained classifier: predict, export, push, serve."""
 
 import ipaddress
 import socket

@@ -1,0 +1,255 @@
+"""The web application of `fieldmark teach`: the page, questions and answers as JSON, and the images.
+
+Every route but the page's files needs the token, which a page of another origin does not have: it can neither read
+images nor label them.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from fastapi import Depends, FastAPI, Query, Request
+from fastapi.responses import Response
+from pydantic import BaseModel, Field, ValidationError
+from starlette.concurrency import run_in_threadpool
+
+from fieldmark import __version__
+from fieldmark.core.errors import FieldmarkError
+from fieldmark.data.image import UnreadableImageError
+from fieldmark.data.thumbnails import to_jpeg
+from fieldmark.pipeline.teach import EXPORT_SECONDS, Teaching, TrainingJob
+from fieldmark.serve.app import JsonResponse, add_error_handlers, add_page_routes, token_checker
+from fieldmark.serve.limits import BodyLimiter, RequestError
+from fieldmark.serve.middleware import ConcurrencyLimiter, Metrics, ServiceMiddleware
+from fieldmark.teaching.export import DECISIONS_FILE, LABELS_FILE
+from fieldmark.teaching.journal import Answer
+from fieldmark.teaching.questions import Question
+
+PAGE_FOLDER = Path(__file__).with_name("teach_page")
+PAGE_FILES = {"/": "index.html", "/teach.css": "teach.css", "/teach.js": "teach.js"}
+MAX_BODY_BYTES = 1 << 20
+MAX_ANSWERS = 200
+"""Answers in a request."""
+MAX_QUESTIONS = 50
+IMAGE_HEADERS = {"Cache-Control": "private, max-age=3600"}
+Id = Annotated[int, Field(ge=0)]
+Author = Annotated[str, Field(max_length=64)]
+B = TypeVar("B", bound=BaseModel)
+
+
+class AnswerBody(BaseModel):
+    """What one image shows."""
+
+    id: Id
+    action: Literal["label", "exclude", "skip"] = "label"
+    label: Annotated[str, Field(max_length=400)] | None = None
+
+
+class AnswersBody(BaseModel):
+    """Answers that are taken back together."""
+
+    author: Author = ""
+    answers: Annotated[list[AnswerBody], Field(min_length=1, max_length=MAX_ANSWERS)]
+    next: Annotated[int, Field(ge=0, le=MAX_QUESTIONS)] = 1
+    after: Annotated[list[Id], Field(max_length=MAX_ANSWERS)] = []
+
+
+class UndoBody(BaseModel):
+    author: Author = ""
+
+
+class TrainBody(BaseModel):
+    budget: Annotated[str, Field(max_length=8)] = "5m"
+
+
+class _Teacher:
+    """The session in the words of the API: images are numbers."""
+
+    def __init__(self, session: Teaching, language: str) -> None:
+        self.session, self.language, self.job = session, language, TrainingJob(session)
+
+    def name(self, number: int) -> str:
+        if number >= len(self.session.names):
+            raise RequestError(404, f"there is no image {number}")
+        return self.session.names[number]
+
+    def question(self, question: Question) -> dict[str, Any]:
+        session, values = self.session, asdict(question)
+        labels = session.labels
+        others = [
+            {"id": session.row_of[name], "path": name, "label": labels[name][0] if name in labels else None}
+            for name in question.others
+        ]
+        return {"id": session.row_of[question.path], **values, "others": others}
+
+    def questions(self, n: int, author: str, held: Sequence[int]) -> list[dict[str, Any]]:
+        return [self.question(each) for each in self.session.next(n, author, [self.name(row) for row in held])]
+
+    def progress(self) -> dict[str, Any]:
+        return {"metrics": asdict(self.session.metrics), "classes": list(self.session.classes)}
+
+    def state(self) -> dict[str, Any]:
+        session = self.session
+        done, total = session.reading
+        has_decisions = bool(session.images.labels)
+        return {
+            "lang": self.language,
+            "name": session.name,
+            "folder": str(session.folder.resolve()),
+            **self.progress(),
+            "reading": {"done": done, "total": total},
+            "training": asdict(self.job.state()),
+            "labels_file": str((session.folder / LABELS_FILE).resolve()),
+            "decisions_file": str((session.folder / DECISIONS_FILE).resolve()) if has_decisions else None,
+        }
+
+    def answer(self, body: AnswersBody) -> dict[str, Any]:
+        answers = [Answer(self.name(a.id), a.action, a.label, author=body.author) for a in body.answers]
+        written = self.session.record(answers)
+        questions = self.questions(body.next, body.author, body.after)
+        return {"numbers": [answer.number for answer in written], "questions": questions, **self.progress()}
+
+    def undo(self, body: UndoBody) -> dict[str, Any]:
+        undone = self.session.undo(body.author)
+        if not undone:
+            return {"undone": None, "questions": [], **self.progress()}
+        ids = [self.session.row_of[answer.path] for answer in undone]
+        question = self.question(self.session.question_about(undone[0].path))
+        return {"undone": {"ids": ids}, "questions": [question], **self.progress()}
+
+    def similar(self, number: int, n: int) -> dict[str, Any]:
+        keys = ("id", "path", "proposal", "confidence")
+        found = map(self.question, self.session.similar(self.name(number), n))
+        return {"images": [{key: each[key] for key in keys} for each in found]}
+
+    def groups(self, n: int) -> dict[str, Any]:
+        row_of = self.session.row_of
+        clusters = self.session.clusters(n)
+        return {"groups": [{"images": [{"id": row_of[name], "path": name} for name in each]} for each in clusters]}
+
+    def image(self, number: int, size: int) -> bytes:
+        try:
+            return to_jpeg(self.session.images.read_bytes(self.name(number)), size)
+        except UnreadableImageError as error:
+            raise RequestError(422, f"the image cannot be read: {error}") from None
+
+
+def create_teach_app(session: Teaching, token: str, language: str) -> tuple[ServiceMiddleware, Callable[[], None]]:
+    """Create the ASGI application.
+
+    Args:
+        session: which learns in the background.
+        token: what requests must carry as `Authorization: Bearer TOKEN`.
+        language: `en` or `zh`, for a person who has not chosen.
+
+    Returns:
+        the application, and what ends its training and its thread.
+    """
+    app = FastAPI(title="Fieldmark teach", version=__version__, docs_url=None, redoc_url=None, openapi_url=None)
+    teacher, limiter = _Teacher(session, language), ConcurrencyLimiter(64)
+    service = ServiceMiddleware(app, Metrics(limiter))
+    add_error_handlers(app)
+    _add_error_handler(app)
+    add_page_routes(app, PAGE_FOLDER, PAGE_FILES)
+    needs_token = [Depends(token_checker(token))]
+    _add_read_routes(app, teacher, needs_token)
+    _add_write_routes(app, teacher, limiter, needs_token)
+    exporter = _Exporter(session)
+
+    def close() -> None:
+        teacher.job.stop()
+        exporter.close()
+
+    return service, close
+
+
+def _add_error_handler(app: FastAPI) -> None:
+    @app.exception_handler(FieldmarkError)
+    async def on_error(_: Request, error: FieldmarkError) -> Response:
+        return JsonResponse({"error": str(error)}, 422)
+
+
+def _add_read_routes(app: FastAPI, teacher: _Teacher, needs_token: list[Any]) -> None:
+    @app.get("/state", dependencies=needs_token)
+    def state() -> Response:
+        return JsonResponse(teacher.state())
+
+    @app.get("/next", dependencies=needs_token)
+    def next_questions(
+        n: Annotated[int, Query(ge=1, le=MAX_QUESTIONS)] = 1,
+        author: Annotated[str, Query(max_length=64)] = "",
+        after: Annotated[str, Query(max_length=2000, pattern=r"^[\d,]*$")] = "",
+    ) -> Response:
+        held = [int(number) for number in after.split(",") if number]
+        return JsonResponse({"questions": teacher.questions(n, author, held)})
+
+    @app.get("/similar", dependencies=needs_token)
+    def similar(id: Annotated[int, Query(ge=0)], n: Annotated[int, Query(ge=1, le=MAX_QUESTIONS)] = 24) -> Response:
+        return JsonResponse(teacher.similar(id, n))
+
+    @app.get("/groups", dependencies=needs_token)
+    def groups(n: Annotated[int, Query(ge=1, le=MAX_QUESTIONS)] = 12) -> Response:
+        return JsonResponse(teacher.groups(n))
+
+    @app.get("/image", dependencies=needs_token)
+    def image(id: Annotated[int, Query(ge=0)], size: Annotated[int, Query(ge=64, le=1600)] = 800) -> Response:
+        return Response(teacher.image(id, size), media_type="image/jpeg", headers=IMAGE_HEADERS)
+
+
+def _add_write_routes(app: FastAPI, teacher: _Teacher, limiter: ConcurrencyLimiter, needs_token: list[Any]) -> None:
+    async def respond(request: Request, model: type[B], act: Callable[[B], object]) -> Response:
+        with limiter.acquire():
+            body = await _read_json(request, model)
+            return JsonResponse(await run_in_threadpool(act, body))
+
+    @app.post("/answers", dependencies=needs_token)
+    async def answers(request: Request) -> Response:
+        return await respond(request, AnswersBody, teacher.answer)
+
+    @app.post("/undo", dependencies=needs_token)
+    async def undo(request: Request) -> Response:
+        return await respond(request, UndoBody, teacher.undo)
+
+    @app.post("/train", dependencies=needs_token)
+    async def train(request: Request) -> Response:
+        return await respond(request, TrainBody, lambda body: asdict(teacher.job.start(body.budget)))
+
+    @app.post("/train/stop", dependencies=needs_token)
+    async def stop(request: Request) -> Response:
+        return JsonResponse(asdict(await run_in_threadpool(teacher.job.stop)))
+
+
+async def _read_json(request: Request, model: type[B]) -> B:
+    """The body of a request.
+
+    Raises:
+        RequestError: 413 too large, 415 not JSON, 422 not what is expected.
+    """
+    if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        raise RequestError(415, "send application/json")
+    body = await Request(request.scope, BodyLimiter(request.receive, MAX_BODY_BYTES)).body()
+    try:
+        return model.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        place = ".".join(map(str, first["loc"]))
+        raise RequestError(422, f"{place}: {first['msg']}" if place else str(first["msg"])) from None
+
+
+class _Exporter:
+    """Keeps labels.csv up to date, in a thread: the page never waits for it."""
+
+    def __init__(self, session: Teaching) -> None:
+        self.session, self.is_closed = session, threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+        self.thread.start()
+
+    def _run(self) -> None:
+        while not self.is_closed.wait(EXPORT_SECONDS):
+            self.session.export_if_changed()
+
+    def close(self) -> None:
+        self.is_closed.set()
+        self.thread.join()
