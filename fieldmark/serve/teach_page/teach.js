@@ -7,6 +7,7 @@ const MAX_TILES = 24; // images of a grid
 const MAX_PICTURES = 80; // kept in memory
 const MAX_LOADS = 4; // pictures at a time: a browser has six connections, and the answers need one
 const MAX_UNDO = 100; // answers whose image need not be asked for again
+const FEW_CLASSES = 9; // found without a filter
 const MAX_FOUND = 50; // classes listed below the filter
 const MAX_ERRORS = 5; // lines of refused answers
 const MIN_TEST_IMAGES = 10; // for a statement about accuracy
@@ -16,78 +17,94 @@ const [FAST, SLOW] = [2000, 10000]; // ms between two readings of the state
 const WAITS = [1000, 2000, 4000, 8000]; // ms before an answer is sent again
 const ALL_KEYS = [..."123456789abcdefghijklmnopqrstuvwxyz"];
 const CLASS_KEYS = ALL_KEYS.filter((key) => !"nxug".includes(key)); // 31; the others are commands
+const TITLES = {
+  single: "title", grid: "grid_title", groups: "group_title", loading: "loading", finished: "finished_title", reading: "reading_title",
+};
+const KEY_LIST = [
+  ["1 … 9, A …", "class"], ["Enter", "enter"], ["N", "n"], ["G", "g"], ["␣", "space"], ["X", "x"], ["U", "u"], ["/", "filter"],
+  ["← → ↑ ↓", "arrows"], ["Esc", "escape"],
+];
+const REASONS = ["random", "uncertain", "new", "suspicious", "duplicates", "duplicates_many"];
 const LOCALES = { en: "en-GB", zh: "zh-CN" };
 const TEXTS = {
   en: {
     other: "中文", groups: "Show groups", keys: "Keys", token: "Token", submit: "Continue", try_now: "Try now",
     token_required: "This server requires a token. It is part of the address that the command printed.",
     token_wrong: "Wrong token.", title: "What does the image show?", loading: "Loading …",
-    group_title: "These images look alike. What do they show?", grid_title: "Similar images. Which are the same class?",
-    finished_title: "All images are labelled.", reading_title: "The images are being read.",
-    finished: "More images in the folder appear here after a restart.", finished_skipped: "Skipped: {n}.",
-    reading_wait: "The first one appears in a moment.", ask_again: "Ask again",
+    group_title: "These images look alike. What do they show?",
+    grid_title: "Similar images. Which are the same class?", finished_title: "All images are labelled.",
+    reading_title: "The images are being read.", finished: "More images in the folder appear here after a restart.",
+    finished_skipped: "Skipped: {n}.", reading_wait: "The first one appears in a moment.", ask_again: "Ask again",
     random: "Drawn at random for the test set: this answer measures the classifier and does not train it.",
     uncertain: "The classifier is unsure: {first}, {second}.", unlabelled: "Not labelled yet.",
     new: "Out of distribution: unlike everything labelled so far.",
-    suspicious: "Its label is {label}, which is probably wrong.", duplicates: "Nearly the same image has the label {label}.",
-    present: "Its label is {label}.", group_hint: "Untick what does not fit. Then name the class.",
+    suspicious: "Its label is {label}, which is probably wrong.",
+    duplicates: "Nearly the same image has the label {label}.",
+    duplicates_many: "Nearly the same images have the labels {label}.", present: "Its label is {label}.",
+    group_hint: "Untick what does not fit. Then name the class.",
     grid_hint: "Untick what does not fit. Then choose the class of the others.", chosen: "Chosen: {n} of {total}",
     choose_all: "Choose all", choose_none: "Choose none", next_group: "None of these: next group", back: "Back",
-    new_name: "Name of the class", label_it: "Label", filter: "Find a class", classes: "Classes", accept_all: "All {n}:",
-    new_class: "New class", similar: "Similar images", skip: "Skip", exclude: "Exclude", undo: "Undo",
-    labelled_one: "{label}: {name}", excluded_one: "Excluded: {name}", skipped_one: "Skipped: {name}",
-    labelled_many: "{label}: {n} images", excluded_many: "Excluded: {n} images", sending: "{text}, being sent",
-    recorded: "{text}, recorded", undone: "Undone: {text}", nothing_to_undo: "There is nothing to undo.",
-    none_chosen: "No image is chosen.", no_proposal: "There is no proposal yet: choose a class.", no_more_groups: "There are no groups now.",
-    offline: "The server cannot be reached. Trying again …", offline_kept: "The server cannot be reached. Answers kept in this browser: {n}. They will be sent.",
-    failing: "The server has an error: {reason}", failing_kept: "The server has an error: {reason}. Answers kept in this browser: {n}. They will be sent.",
-    refused: "Not recorded: {text}.", dismiss: "Dismiss", undrawable: "This image cannot be shown.", image: "Image {name}",
-    tile: "{name}", tile_label: "{name}, label {label}", percent: "{n}\u00a0%", side: "Progress", accuracy: "Accuracy on the test set",
-    interval: "95\u00a0% interval {low} to {high}\u00a0%, on {n} test images", unknown_yet: "Not known yet",
-    unknown_n: "Test images labelled: {n}.", gain: "With {n} labels more: about +{points} points.",
-    no_gain: "Another {n} labels would hardly help.", sure: "Sure about {share} of the images.",
-    sure_right: "Sure about {share} of the images, {right} of them right.", curve: "Accuracy by number of labels: {first} with {from}, {last} with {to}",
-    curve_x: "{n} labels", images: "Images", labelled_share: "Share of the images that are labelled", labelled: "Labelled", unlabelled_n: "Unlabelled",
-    excluded: "Excluded", skipped: "Skipped", suspicious_n: "Labels probably wrong", reading: "Reading images: {done} of {total}",
-    classes_n: "Classes ({n})", class_labels: "{n} labels", recall: "recall {share}", short: "needs more images",
-    training: "Train the classifier", training_why: "Fine-tunes a network on all labels and writes a report.", budget: "Time",
-    train: "Train", stop: "Stop", running: "Training for {time}.", done: "Trained. Accuracy on the test set: {share}.",
-    done_plain: "Trained.", failed: "The training failed.", report: "Report: {path}", labels_file: "Labels: {path}, updated after each answer",
+    new_name: "Name of the class", label_it: "Label", filter: "Find a class", classes: "Classes",
+    accept_all: "All {n}: {label}", new_class: "New class", similar: "Similar images", skip: "Skip",
+    exclude: "Exclude", undo: "Undo", labelled_one: "{label}: {name}", excluded_one: "Excluded: {name}",
+    skipped_one: "Skipped: {name}", labelled_many: "{label}: {n} images", excluded_many: "Excluded: {n} images",
+    sending: "{text}, being sent", recorded: "{text}, recorded", undone: "Undone: {text}",
+    nothing_to_undo: "There is nothing to undo.", none_chosen: "No image is chosen.",
+    no_proposal: "There is no proposal yet: choose a class.", no_more_groups: "There are no groups now.",
+    offline: "The server cannot be reached. Trying again …",
+    offline_kept: "The server cannot be reached. Answers kept in this browser: {n}. They will be sent.",
+    failing: "The server has an error: {reason}",
+    failing_kept: "The server has an error: {reason}. Answers kept in this browser: {n}. They will be sent.",
+    refused: "Not recorded: {text}.", dismiss: "Dismiss", undrawable: "This image cannot be shown.",
+    image: "Image {name}", tile_label: "{name}, label {label}", percent: "{n}\u00a0%", side: "Progress",
+    accuracy: "Accuracy on the test set", interval: "95\u00a0% interval {low} to {high}\u00a0%, on {n} test images",
+    unknown_yet: "Not known yet", unknown_n: "Test images labelled: {n}.",
+    gain: "With {n} more labels: about +{points} points.", no_gain: "Another {n} labels would hardly help.",
+    sure: "Sure about {share} of the images.", sure_right: "Sure about {share} of the images, {right} of them right.",
+    curve: "Accuracy by number of labels: {first} with {from}, {last} with {to}", curve_x: "{n} labels",
+    images: "Images", labelled_share: "Share of the images that are labelled", labelled: "Labelled",
+    unlabelled_n: "Unlabelled", excluded: "Excluded", skipped: "Skipped", suspicious_n: "Labels probably wrong",
+    reading: "Reading images: {done} of {total}", classes_n: "Classes ({n})", class_labels: "{n} labels",
+    recall: "recall {share}", short: "needs more images", training: "Train the classifier",
+    training_why: "Fine-tunes a network on all labels and writes a report.", budget: "Time", train: "Train",
+    stop: "Stop", running: "Training for {time}.", done: "Trained. Accuracy on the test set: {share}.",
+    done_plain: "Trained.", failed: "The training failed.", report: "Report: {path}",
+    labels_file: "Labels: {path}, updated after each answer",
     decisions_file: "Excluded images and changed labels: {path}", keys_on: "Single keys answer", close: "Close",
-    key_class: "label with this class", key_enter: "accept the proposal", key_n: "new class", key_g: "grid of similar images", key_space: "skip; in a grid: choose the image or not",
-    key_x: "exclude from the dataset", key_u: "undo the last answer", key_filter: "find a class by a part of its name", key_arrows: "move in a grid or a list",
-    key_escape: "leave the grid or the field", minutes: "{n} min",
+    key_class: "label with this class", key_enter: "accept the proposal", key_n: "new class",
+    key_g: "grid of similar images", key_space: "skip; in a grid: tick or untick", key_x: "exclude from the dataset",
+    key_u: "undo the last answer", key_filter: "find a class by a part of its name",
+    key_arrows: "move in a grid or a list", key_escape: "leave the grid or the field", minutes: "{n} min",
   },
   zh: {
     other: "English", groups: "查看分组", keys: "快捷键", token: "访问令牌", submit: "继续", try_now: "立即重试",
-    token_required: "此服务器需要访问令牌，它包含在命令输出的网址里。", token_wrong: "访问令牌不正确。", title: "图像里是什么？",
-    loading: "正在加载…", group_title: "这些图像很相似，它们是什么？", grid_title: "相似图像：哪些属于同一类别？",
-    finished_title: "所有图像都已标注。", reading_title: "正在读取图像。", finished: "文件夹里新增的图像在重新启动后出现。",
-    finished_skipped: "已跳过 {n} 张。", reading_wait: "第一张很快就会出现。", ask_again: "重新获取",
-    random: "为测试集随机抽取：这次标注只用于评估分类器，不参与训练。", uncertain: "分类器不确定：{first}，{second}。",
-    unlabelled: "尚未标注。", new: "分布外图像：与已标注的图像都不相似。", suspicious: "现有标签“{label}”很可能有误。",
-    duplicates: "几乎相同的图像，标签是“{label}”。", present: "现有标签：“{label}”。", group_hint: "取消选择不合适的图像，再输入类别名称。",
+    token_required: "此服务器需要访问令牌，它包含在命令输出的网址里。", token_wrong: "访问令牌不正确。", title: "图像里是什么？", loading: "正在加载…",
+    group_title: "这些图像很相似，它们是什么？", grid_title: "相似图像：哪些属于同一类别？", finished_title: "所有图像都已标注。", reading_title: "正在读取图像。",
+    finished: "文件夹里新增的图像在重新启动后出现。", finished_skipped: "已跳过 {n} 张。", reading_wait: "第一张很快就会出现。", ask_again: "重新获取",
+    random: "为测试集随机抽取：这次标注只用于评估分类器，不参与训练。", uncertain: "分类器不确定：{first}，{second}。", unlabelled: "尚未标注。",
+    new: "分布外图像：与已标注的图像都不相似。", suspicious: "现有标签“{label}”很可能有误。", duplicates: "几乎相同的图像，标签是“{label}”。",
+    duplicates_many: "有几张几乎相同的图像，标签分别是：{label}。", present: "现有标签：“{label}”。", group_hint: "取消选择不合适的图像，再输入类别名称。",
     grid_hint: "取消选择不合适的图像，再为其余图像选择类别。", chosen: "已选 {n} / {total} 张", choose_all: "全选", choose_none: "全不选",
     next_group: "都不是：下一组", back: "返回", new_name: "类别名称", label_it: "标注", filter: "查找类别", classes: "类别",
-    accept_all: "全部 {n} 张：", new_class: "新建类别", similar: "相似图像", skip: "跳过", exclude: "排除", undo: "撤销",
+    accept_all: "全部 {n} 张：{label}", new_class: "新建类别", similar: "相似图像", skip: "跳过", exclude: "排除", undo: "撤销",
     labelled_one: "{name} 标注为“{label}”", excluded_one: "{name} 已排除", skipped_one: "{name} 已跳过",
     labelled_many: "{n} 张图像标注为“{label}”", excluded_many: "{n} 张图像已排除", sending: "{text}，正在发送", recorded: "{text}，已保存",
-    undone: "已撤销：{text}", nothing_to_undo: "没有可以撤销的操作。", none_chosen: "没有选择任何图像。",
-    no_proposal: "还没有建议，请选择类别。", no_more_groups: "目前没有分组。", offline: "无法连接服务器，正在重试…",
-    offline_kept: "无法连接服务器。{n} 条标注已暂存在浏览器中，恢复连接后自动发送。", failing: "服务器出错：{reason}",
-    failing_kept: "服务器出错：{reason}。{n} 条标注已暂存在浏览器中，稍后自动发送。", refused: "未能保存：{text}。", dismiss: "关闭提示",
-    undrawable: "无法显示这张图像。", image: "图像 {name}", tile: "{name}", tile_label: "{name}，标签“{label}”", percent: "{n}%", side: "进度",
-    accuracy: "测试集准确率", interval: "95% 置信区间 {low}% 至 {high}%，测试集 {n} 张图像", unknown_yet: "暂无结果",
+    undone: "已撤销：{text}", nothing_to_undo: "没有可以撤销的操作。", none_chosen: "没有选择任何图像。", no_proposal: "还没有建议，请选择类别。",
+    no_more_groups: "目前没有分组。", offline: "无法连接服务器，正在重试…", offline_kept: "无法连接服务器。{n} 条标注已暂存在浏览器中，恢复连接后自动发送。",
+    failing: "服务器出错：{reason}", failing_kept: "服务器出错：{reason}。{n} 条标注已暂存在浏览器中，稍后自动发送。", refused: "未能保存：{text}。",
+    dismiss: "关闭提示", undrawable: "无法显示这张图像。", image: "图像 {name}", tile_label: "{name}，标签“{label}”", percent: "{n}%",
+    side: "进度", accuracy: "测试集准确率", interval: "95% 置信区间 {low}% 至 {high}%，测试集 {n} 张图像", unknown_yet: "暂无结果",
     unknown_n: "测试集已标注 {n} 张图像。", gain: "再标注 {n} 张，准确率预计提高约 {points} 个百分点。", no_gain: "再标注 {n} 张，准确率几乎不会提高。",
     sure: "覆盖率 {share}（置信度足够高的图像所占比例）。", sure_right: "覆盖率 {share}（置信度足够高的图像所占比例），其中 {right} 预测正确。",
     curve: "准确率随标注数量的变化：{from} 张时 {first}，{to} 张时 {last}", curve_x: "{n} 张", images: "图像", labelled_share: "已标注图像的比例",
     labelled: "已标注", unlabelled_n: "未标注", excluded: "已排除", skipped: "已跳过", suspicious_n: "标签可能有误",
-    reading: "正在读取图像：{done} / {total}", classes_n: "类别（{n}）", class_labels: "{n} 张", recall: "召回率 {share}", short: "需要更多图像",
-    training: "训练分类器", training_why: "用全部标注微调网络，并生成报告。", budget: "时间预算", train: "开始训练", stop: "停止",
+    reading: "正在读取图像：{done} / {total}", classes_n: "类别（{n}）", class_labels: "{n} 张", recall: "召回率 {share}",
+    short: "需要更多图像", training: "训练分类器", training_why: "用全部标注微调网络，并生成报告。", budget: "时间预算", train: "开始训练", stop: "停止",
     running: "已训练 {time}。", done: "训练完成，测试集准确率 {share}。", done_plain: "训练完成。", failed: "训练失败。", report: "报告：{path}",
     labels_file: "标签文件：{path}，每次标注后立即更新", decisions_file: "排除的图像与更改的标签：{path}", keys_on: "启用单键操作", close: "关闭",
-    key_class: "标注为对应类别", key_enter: "接受建议", key_n: "新建类别", key_g: "查看相似图像", key_space: "跳过；在网格中选择或取消选择图像", key_x: "从数据集中排除",
-    key_u: "撤销上一次操作", key_filter: "按名称查找类别", key_arrows: "在网格或列表中移动", key_escape: "离开网格或输入框", minutes: "{n} 分钟",
+    key_class: "标注为对应类别", key_enter: "接受建议", key_n: "新建类别", key_g: "查看相似图像", key_space: "跳过；在网格中选择或取消选择图像",
+    key_x: "从数据集中排除", key_u: "撤销上一次操作", key_filter: "按名称查找类别", key_arrows: "在网格或列表中移动", key_escape: "离开网格或输入框",
+    minutes: "{n} 分钟",
   },
 };
 
@@ -633,15 +650,13 @@ function render() {
 
 function renderScreen() {
   const name = screen();
-  const title = { grid: "grid_title", groups: "group_title", loading: "loading", finished: "finished_title", reading: "reading_title" }[name];
   document.body.dataset.view = name;
-  byId("question").textContent = translate(title ?? "title");
+  byId("question").textContent = translate(TITLES[name]);
   byId("reason").textContent = reason(name);
   const others = (name === "single" && current.others) || [];
   byId("others").replaceChildren(...others.map(labelledTile));
   byId("naming").hidden = name !== "groups" && !byId("naming").contains(document.activeElement);
   byId("to-groups").hidden = !state || name === "groups";
-  if (grid) for (const [index, button] of [...byId("tiles").querySelectorAll("button")].entries()) button.ariaLabel = fileName(grid.images[index].path);
   renderPicture();
   renderChosen();
 }
@@ -654,8 +669,10 @@ function reason(name) {
   const { reason: why, label, top, others } = current;
   const [first, second] = top.map(([one, share]) => `${one} ${percent(share)}`);
   if (why === "uncertain" && !second) return translate("unlabelled");
-  const labels = new Intl.ListFormat(LOCALES[language]).format(new Set(others.map((other) => other.label)));
-  const text = translate(why in TEXTS.en ? why : "unlabelled", { first, second, label: why === "duplicates" ? labels : label });
+  const labels = new Set(others.map((other) => other.label));
+  const list = new Intl.ListFormat(LOCALES[language]).format(labels);
+  const key = why === "duplicates" && labels.size > 1 ? "duplicates_many" : why;
+  const text = translate(REASONS.includes(key) ? key : "unlabelled", { first, second, label: why === "duplicates" ? list : label });
   return label == null || why === "suspicious" ? text : `${text} ${translate("present", { label })}`;
 }
 
@@ -680,7 +697,7 @@ function renderChosen() {
   const { proposal, confidence, top = [] } = (grid ? grid.question : current) ?? {};
   const [, label, share] = byId("accept").children;
   byId("accept").hidden = proposal == null || !["single", "grid"].includes(screen());
-  label.textContent = grid ? `${translate("accept_all", { n: chosen().length })} ${proposal}` : proposal ?? "";
+  label.textContent = grid ? translate("accept_all", { n: chosen().length, label: proposal }) : proposal ?? "";
   share.textContent = grid || confidence == null ? "" : percent(confidence);
   const shares = new Map(top);
   for (const button of byId("classes").children) {
@@ -702,7 +719,9 @@ function renderClasses() {
   if (names.join("\n") === state.classes.join("\n")) return;
   byId("classes").replaceChildren(...state.classes.map(classButton));
   byId("known").replaceChildren(...state.classes.map((value) => createElement("option", { value })));
-  document.body.classList.toggle("many-classes", state.classes.length > CLASS_KEYS.length);
+  const [isMany, isSome] = [state.classes.length > CLASS_KEYS.length, state.classes.length > FEW_CLASSES];
+  document.body.classList.toggle("many-classes", isMany);
+  document.body.classList.toggle("some-classes", isSome && !isMany);
   renderChosen();
 }
 
@@ -733,40 +752,53 @@ function renderState() {
   byId("decisions-file").textContent = decisionsFile ? translate("decisions_file", { path: decisionsFile }) : "";
 }
 
-function renderAccuracy({ accuracy: { share, low, high, n }, coverage, selective_accuracy: selective, expected_gain: gain, next_labels: more, history: points }) {
+function renderAccuracy(metrics) {
+  const { accuracy: { share, low, high, n }, expected_gain: gain, next_labels: more } = metrics;
   const isKnown = share !== null && n >= MIN_TEST_IMAGES;
-  const [from, to] = [low, high].map((one) => Math.round(100 * one));
+  const values = { low: Math.round(100 * low), high: Math.round(100 * high), n: number(n) };
   byId("accuracy").textContent = isKnown ? percent(share) : translate("unknown_yet");
   byId("accuracy").classList.toggle("unknown", !isKnown);
-  byId("interval").textContent = isKnown ? translate("interval", { low: from, high: to, n: number(n) }) : translate("unknown_n", { n });
+  byId("interval").textContent = translate(isKnown ? "interval" : "unknown_n", values);
   const key = gain >= SMALL_GAIN ? "gain" : "no_gain";
-  byId("gain").textContent = isKnown && gain !== null ? translate(key, { n: more, points: (100 * gain).toFixed(1) }) : "";
-  const values = { share: coverage === null ? "" : percent(coverage), right: selective.share === null ? "" : percent(selective.share) };
-  byId("coverage").textContent = coverage === null ? "" : translate(values.right ? "sure_right" : "sure", values);
-  drawCurve(points);
+  const text = () => translate(key, { n: more, points: (100 * gain).toFixed(1) });
+  byId("gain").textContent = isKnown && gain !== null ? text() : "";
+  byId("coverage").textContent = coverageText(metrics);
+  drawCurve(metrics.history);
+}
+
+function coverageText({ coverage, selective_accuracy: { share } }) {
+  if (coverage === null) return "";
+  if (share === null) return translate("sure", { share: percent(coverage) });
+  return translate("sure_right", { share: percent(coverage), right: percent(share) });
 }
 
 /** Accuracy over labels. The interval is a band where the server gives one. */
 function drawCurve(history) {
-  const rows = history.map(({ labelled, accuracy }) => ({ labelled, low: accuracy, high: accuracy, share: accuracy, ...(typeof accuracy === "object" && accuracy) }));
-  const points = rows.filter(({ share }) => share !== null);
+  const points = history.map(toPoint).filter(({ share }) => share !== null);
   byId("curve").toggleAttribute("hidden", points.length < 2);
   if (points.length < 2) return;
   const [first, last] = [points[0], points.at(-1)];
   const bottom = Math.max(0, Math.floor(10 * Math.min(...points.map(({ low }) => low))) / 10);
-  const x = (labelled) => 40 + (250 * (labelled - first.labelled)) / (last.labelled - first.labelled || 1);
+  const x = (labelled) => 46 + (244 * (labelled - first.labelled)) / (last.labelled - first.labelled || 1);
   const y = (share) => 98 - (88 * (share - bottom)) / (1 - bottom || 1);
   const line = (name) => points.map((point) => `${x(point.labelled).toFixed(1)},${y(point[name]).toFixed(1)}`);
+  const labels = ({ labelled }) => translate("curve_x", { n: number(labelled) });
   byId("curve").replaceChildren(
-    ...[bottom, 1].flatMap((share) => [draw("path", { class: "grid", d: `M40 ${y(share)}H290` }), write(34, y(share) + 4, "end", percent(share))]),
-    write(40, 116, "start", translate("curve_x", { n: number(first.labelled) })),
-    write(290, 116, "end", translate("curve_x", { n: number(last.labelled) })),
+    ...[bottom, 1].map((share) => draw("path", { class: "grid", d: `M46 ${y(share)}H290` })),
+    ...[bottom, 1].map((share) => write(40, y(share) + 4, "end", percent(share))),
+    write(46, 116, "start", labels(first)), write(290, 116, "end", labels(last)),
     draw("polygon", { class: "band", points: [...line("low"), ...line("high").reverse()].join(" ") }),
     draw("polyline", { class: "line", points: line("share").join(" ") }),
     draw("circle", { class: "point", cx: x(last.labelled), cy: y(last.share), r: 3.5 }),
   );
   const values = { first: percent(first.share), from: first.labelled, last: percent(last.share), to: last.labelled };
   byId("curve").setAttribute("aria-label", translate("curve", values));
+}
+
+/** The accuracy is a share or an estimate. */
+function toPoint({ labelled, accuracy }) {
+  const { share, low, high } = accuracy?.share === undefined ? { share: accuracy } : accuracy;
+  return { labelled, share, low: low ?? share, high: high ?? share };
 }
 
 function draw(tag, attributes, text = "") {
@@ -922,10 +954,8 @@ function onFilterKey(event) {
 }
 
 function showKeys() {
-  const keys = { "1 … 9, A …": "class", Enter: "enter", N: "n", G: "g", "␣": "space", X: "x", U: "u", "/": "filter", "← → ↑ ↓": "arrows", Esc: "escape" };
-  byId("key-list").replaceChildren(...Object.entries(keys).flatMap(([key, name]) => [
-    createElement("dt", {}, createElement("kbd", {}, key)), createElement("dd", {}, translate(`key_${name}`)),
-  ]));
+  const rows = KEY_LIST.flatMap(([key, name]) => pair(createElement("kbd", {}, key), translate(`key_${name}`)));
+  byId("key-list").replaceChildren(...rows);
 }
 
 function onKeysChanged() {
