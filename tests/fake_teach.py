@@ -1,6 +1,6 @@
 """The HTTP API of `fieldmark teach` without a classifier: answers stay in memory, images are of one colour.
 
-`python tests/serve/fake_teach.py PHOTOS` shows the page with the photos of a folder of classes.
+`python tests/fake_teach.py PHOTOS` shows the page with the photos of a folder of classes.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ from starlette.routing import Route
 
 from fieldmark.serve.middleware import SECURITY_HEADERS
 
-PAGE_FOLDER = Path(__file__).parents[2] / "fieldmark" / "serve" / "teach_page"
+PAGE_FOLDER = Path(__file__).parents[1] / "fieldmark" / "serve" / "teach_page"
 UNKNOWN = {"share": None, "low": None, "high": None, "n": 0}
 NO_TRAINING = {"state": "none", "line": "", "seconds": 0.0, "folder": None, "report": None, "accuracy": None}
 
@@ -31,7 +31,9 @@ NO_TRAINING = {"state": "none", "line": "", "seconds": 0.0, "folder": None, "rep
 class FakeTeach:
     """`requests` lists what was asked: method, path, body. `failures` are the statuses of the next answers to POSTs."""
 
-    def __init__(self, paths: Sequence[str], classes: Sequence[str] = (), token: str = "secret", lang: str = "en") -> None:
+    def __init__(
+        self, paths: Sequence[str], classes: Sequence[str] = (), token: str = "secret", lang: str = "en"
+    ) -> None:
         self.paths, self.given, self.token, self.lang = list(paths), list(classes), token, lang
         self.classes = list(classes)
         self.truth = [Path(path).parent.name for path in paths]
@@ -201,8 +203,15 @@ def with_photos(folder: Path, lang: str = "en") -> FakeTeach:
     history = [20, 40, 60, 90, 120, 160, 200, 260, 320, 390]
     recalls = (0.93, 0.88, 0.74, 0.91, 0.85, 0.52)
     fake.metrics = {
-        **{"labelled": 390, "unlabelled": 2126, "excluded": 11, "skipped": 4, "suspicious": 3},
-        **{"accuracy": estimate, "coverage": 0.72, "expected_gain": 0.021, "next_labels": 100},
+        "labelled": 390,
+        "unlabelled": 2126,
+        "excluded": 11,
+        "skipped": 4,
+        "suspicious": 3,
+        "accuracy": estimate,
+        "coverage": 0.72,
+        "expected_gain": 0.021,
+        "next_labels": 100,
         "selective_accuracy": estimate | {"share": 0.96},
         "history": [{"labelled": n, "accuracy": 0.9 - 0.55 * 0.99**n} for n in history],
         "classes": [
