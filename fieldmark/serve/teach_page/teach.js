@@ -21,7 +21,7 @@ const TITLES = {
   single: "title", grid: "grid_title", groups: "group_title", loading: "loading", finished: "finished_title", reading: "reading_title",
 };
 const KEY_LIST = [
-  ["1 … 9, A …", "class"], ["Enter", "enter"], ["N", "n"], ["G", "g"], ["␣", "space"], ["X", "x"], ["U", "u"], ["/", "filter"],
+  ["1 … 9, A …", "class"], ["Enter", "enter"], ["N", "n"], ["G", "g"], ["Space", "space"], ["X", "x"], ["U", "u"], ["/", "filter"],
   ["← → ↑ ↓", "arrows"], ["Esc", "escape"],
 ];
 const REASONS = ["random", "uncertain", "new", "suspicious", "duplicates", "duplicates_many"];
@@ -74,7 +74,7 @@ const TEXTS = {
     key_class: "label with this class", key_enter: "accept the proposal", key_n: "new class",
     key_g: "grid of similar images", key_space: "skip; in a grid: tick or untick", key_x: "exclude from the dataset",
     key_u: "undo the last answer", key_filter: "find a class by a part of its name",
-    key_arrows: "move in a grid or a list", key_escape: "leave the grid or the field", minutes: "{n} min",
+    key_arrows: "move in a grid or a list", key_escape: "leave the grid or the field", minutes: "{n} min", space_key: "Space",
   },
   zh: {
     other: "English", groups: "查看分组", keys: "快捷键", token: "访问令牌", submit: "继续", try_now: "立即重试",
@@ -104,7 +104,7 @@ const TEXTS = {
     labels_file: "标签文件：{path}，每次标注后立即更新", decisions_file: "排除的图像与更改的标签：{path}", keys_on: "启用单键操作", close: "关闭",
     key_class: "标注为对应类别", key_enter: "接受建议", key_n: "新建类别", key_g: "查看相似图像", key_space: "跳过；在网格中选择或取消选择图像",
     key_x: "从数据集中排除", key_u: "撤销上一次操作", key_filter: "按名称查找类别", key_arrows: "在网格或列表中移动", key_escape: "离开网格或输入框",
-    minutes: "{n} 分钟",
+    minutes: "{n} 分钟", space_key: "空格",
   },
 };
 
@@ -117,7 +117,7 @@ const loads = []; // pictures that wait for their turn
 const groups = []; // groups to come
 let language, state, current, grid, wake;
 let [view, loading, failures, locked] = ["loading", 0, 0, false];
-let [isSending, isAsking, isDry, problem] = [false, false, false, null];
+let [isSending, isAsking, isOpening, isDry, problem] = [false, false, false, false, null];
 let token = storage("sessionStorage", "fieldmark-token");
 let author = storage("sessionStorage", "fieldmark-author") ?? randomName();
 
@@ -479,7 +479,6 @@ function show(question) {
   [current, view, grid] = [question, "single", null];
   renderScreen();
   if (current) announce(byId("reason").textContent);
-  else if (screen() === "finished") announce(byId("question").textContent);
 }
 
 /** The person has not seen an image that is still loading: a key pressed too early must not label it. */
@@ -488,7 +487,7 @@ const isSeen = () => Boolean(current) && picture(current.id, LARGE).state !== "w
 /** Answer what is on the page; whether that was possible. */
 function answer(action, label) {
   if (grid) return answerGrid(action, label);
-  if (!isSeen()) return false;
+  if (!isSeen() || isOpening) return false;
   const question = current;
   current = null;
   record([answerTo(question, action, label)], question.path, { question });
@@ -506,16 +505,18 @@ function accept() {
 }
 
 // ---- images in a grid: similar ones, or a group
+/** Until the grid is there, no key answers: it would label one image instead of all. */
 async function openGrid() {
   const question = current;
-  if (view !== "single" || !isSeen()) return;
+  if (view !== "single" || !isSeen() || isOpening) return;
+  isOpening = true;
   try {
     const { images } = await get(`similar?id=${question.id}&n=${MAX_TILES}`);
-    if (current !== question || view !== "single") return; // answered in the meantime
     const others = images.filter(({ id }) => id !== question.id);
+    if (current !== question || view !== "single") return; // undone in the meantime
     showGrid({ kind: "grid", images: [question, ...others].slice(0, MAX_TILES), off: new Set(), question });
     byId("tiles").querySelector("button").focus();
-  } catch (error) { handle(error); }
+  } catch (error) { handle(error); } finally { isOpening = false; }
 }
 
 async function openGroups() {
@@ -650,8 +651,10 @@ function render() {
 
 function renderScreen() {
   const name = screen();
+  const isNew = document.body.dataset.view !== name;
   document.body.dataset.view = name;
   byId("question").textContent = translate(TITLES[name]);
+  if (isNew && (name === "finished" || name === "reading")) announce(translate(TITLES[name]));
   byId("reason").textContent = reason(name);
   const others = (name === "single" && current.others) || [];
   byId("others").replaceChildren(...others.map(labelledTile));
@@ -728,7 +731,7 @@ function renderClasses() {
 function classButton(name, index) {
   const key = CLASS_KEYS[index];
   const mark = createElement("kbd", { ariaHidden: "true", hidden: !key }, key?.toUpperCase() ?? "");
-  const button = createElement("button", { type: "button", className: "quiet class", name, title: name }, mark);
+  const button = createElement("button", { type: "button", className: "quiet class", name }, mark);
   button.append(createElement("span", { dir: "auto" }, name), createElement("span", { className: "share" }));
   if (key) button.setAttribute("aria-keyshortcuts", key);
   button.onclick = () => answer("label", name);
@@ -917,7 +920,7 @@ function nameClass(event) {
 /** List the classes with this part in their names, those first that begin with it. */
 function showFound() {
   const text = byId("filter").value.trim().toLowerCase();
-  const isOpen = document.activeElement === byId("filter") && !byId("finder").hidden;
+  const isOpen = document.activeElement === byId("filter");
   const found = !isOpen || !state ? [] : state.classes.filter((name) => name.toLowerCase().includes(text));
   found.sort((a, b) => b.toLowerCase().startsWith(text) - a.toLowerCase().startsWith(text));
   byId("found").replaceChildren(...found.slice(0, MAX_FOUND).map(foundOption));
@@ -954,7 +957,7 @@ function onFilterKey(event) {
 }
 
 function showKeys() {
-  const rows = KEY_LIST.flatMap(([key, name]) => pair(createElement("kbd", {}, key), translate(`key_${name}`)));
+  const rows = KEY_LIST.flatMap(([key, name]) => pair(createElement("kbd", {}, key === "Space" ? translate("space_key") : key), translate(`key_${name}`)));
   byId("key-list").replaceChildren(...rows);
 }
 
