@@ -18,7 +18,7 @@ const WAITS = [1000, 2000, 4000, 8000]; // ms before an answer is sent again
 const ALL_KEYS = [..."123456789abcdefghijklmnopqrstuvwxyz"];
 const CLASS_KEYS = ALL_KEYS.filter((key) => !"nxug".includes(key)); // 31; the others are commands
 const TITLES = {
-  single: "title", grid: "grid_title", groups: "group_title", loading: "loading", finished: "finished_title", reading: "reading_title",
+  single: "title", grid: "grid_title", groups: "group_title", start: "loading", loading: "title", finished: "finished_title", reading: "reading_title",
 };
 const KEY_LIST = [
   ["1 … 9, A …", "class"], ["Enter", "enter"], ["N", "n"], ["G", "g"], ["space_key", "space"], ["X", "x"], ["U", "u"], ["/", "filter"],
@@ -33,8 +33,8 @@ const TEXTS = {
     token_wrong: "Wrong token.", title: "What does the image show?", loading: "Loading …",
     group_title: "These images look alike. What do they show?",
     grid_title: "Similar images. Which are the same class?", finished_title: "All images are labelled.",
-    reading_title: "The images are being read.", finished: "More images in the folder appear here after a restart.",
-    finished_skipped: "Skipped: {n}.", reading_wait: "The first one appears in a moment.", ask_again: "Ask again",
+    reading_title: "The images are being read.", finished: "Next: train the classifier.",
+    finished_skipped: "Skipped: {n}. Next: train the classifier.", reading_wait: "The first one appears in a moment.", ask_again: "Ask again",
     random: "Drawn at random for the test set: this answer measures the classifier and does not train it.",
     uncertain: "The classifier is unsure: {first}, {second}.", unlabelled: "Not labelled yet.",
     new: "Out of distribution: unlike everything labelled so far.",
@@ -43,7 +43,7 @@ const TEXTS = {
     duplicates_many: "Nearly the same images have the labels {label}.", present: "Its label is {label}.",
     group_hint: "Untick what does not fit. Then name the class.",
     grid_hint: "Untick what does not fit. Then choose the class of the others.", chosen: "Chosen: {n} of {total}",
-    choose_all: "Choose all", choose_none: "Choose none", next_group: "None of these: next group", back: "Back",
+    choose_all: "Choose all", choose_none: "Choose none", next_group: "None of these: next group", back: "Back", singly: "One by one",
     new_name: "Name of the class", label_it: "Label", filter: "Find a class", classes: "Classes",
     accept_all: "All {n}: {label}", new_class: "New class", similar: "Similar images", skip: "Skip",
     exclude: "Exclude", undo: "Undo", labelled_one: "{label}: {name}", excluded_one: "Excluded: {name}",
@@ -80,12 +80,12 @@ const TEXTS = {
     other: "English", groups: "查看分组", keys: "快捷键", token: "访问令牌", submit: "继续", try_now: "立即重试",
     token_required: "此服务器需要访问令牌，它包含在命令输出的网址里。", token_wrong: "访问令牌不正确。", title: "图像里是什么？", loading: "正在加载…",
     group_title: "这些图像很相似，它们是什么？", grid_title: "相似图像：哪些属于同一类别？", finished_title: "所有图像都已标注。", reading_title: "正在读取图像。",
-    finished: "文件夹里新增的图像在重新启动后出现。", finished_skipped: "已跳过 {n} 张。", reading_wait: "第一张很快就会出现。", ask_again: "重新获取",
+    finished: "接下来可以训练分类器。", finished_skipped: "已跳过 {n} 张。接下来可以训练分类器。", reading_wait: "第一张很快就会出现。", ask_again: "重新获取",
     random: "为测试集随机抽取：这次标注只用于评估分类器，不参与训练。", uncertain: "分类器不确定：{first}，{second}。", unlabelled: "尚未标注。",
     new: "分布外图像：与已标注的图像都不相似。", suspicious: "现有标签“{label}”很可能有误。", duplicates: "几乎相同的图像，标签是“{label}”。",
     duplicates_many: "有几张几乎相同的图像，标签分别是：{label}。", present: "现有标签：“{label}”。", group_hint: "取消选择不合适的图像，再输入类别名称。",
     grid_hint: "取消选择不合适的图像，再为其余图像选择类别。", chosen: "已选 {n} / {total} 张", choose_all: "全选", choose_none: "全不选",
-    next_group: "都不是：下一组", back: "返回", new_name: "类别名称", label_it: "标注", filter: "查找类别", classes: "类别",
+    next_group: "都不是：下一组", back: "返回", singly: "逐张标注", new_name: "类别名称", label_it: "标注", filter: "查找类别", classes: "类别",
     accept_all: "全部 {n} 张：{label}", new_class: "新建类别", similar: "相似图像", skip: "跳过", exclude: "排除", undo: "撤销",
     labelled_one: "{name} 标注为“{label}”", excluded_one: "{name} 已排除", skipped_one: "{name} 已跳过",
     labelled_many: "{n} 张图像标注为“{label}”", excluded_many: "{n} 张图像已排除", sending: "{text}，正在发送", recorded: "{text}，已保存",
@@ -116,7 +116,7 @@ const pictures = new Map(); // by id and size; the oldest is first
 const loads = []; // pictures that wait for their turn
 const groups = []; // groups to come
 let language, state, current, grid, wake;
-let [view, loading, failures, locked] = ["loading", 0, 0, false];
+let [view, loading, failures, locked] = ["single", 0, 0, false];
 let [isSending, isAsking, isOpening, isDry, problem] = [false, false, false, false, null];
 let token = storage("sessionStorage", "fieldmark-token");
 let author = storage("sessionStorage", "fieldmark-author") ?? randomName();
@@ -249,7 +249,6 @@ function takeState(newState) {
 async function start() {
   await takeName();
   restoreAnswers();
-  view = "single";
   await (isBeginning() ? openGroups() : showNext());
 }
 
@@ -385,7 +384,8 @@ function refuse(sent, { reason }) {
 
 /** Messages of the server are in English, whatever the language of the page. */
 function showError(text, reason) {
-  const line = createElement("p", { className: "notice" }, text, " ", createElement("span", { lang: "en" }, reason));
+  const line = createElement("p", { className: "notice" });
+  line.append(createElement("span", {}, text, " ", createElement("span", { lang: "en" }, reason)));
   const button = createElement("button", { type: "button", className: "quiet", ariaLabel: translate("dismiss") }, "×");
   button.onclick = () => line.remove();
   line.append(button);
@@ -639,7 +639,8 @@ async function load(entry) {
 // ---- what is on the page
 /** What teach.css shows: the view, or why there is no question. */
 function screen() {
-  if (!state || view !== "single" || current) return view;
+  if (!state) return "start";
+  if (view !== "single" || current) return view;
   if (!isDry || outbox.length) return "loading";
   return isReading() ? "reading" : "finished";
 }
@@ -668,7 +669,7 @@ function reason(name) {
   if (name === "groups" || name === "grid") return translate(name === "grid" ? "grid_hint" : "group_hint");
   if (name === "finished") return translate(state.metrics.skipped ? "finished_skipped" : "finished", { n: state.metrics.skipped });
   if (name === "reading") return translate("reading_wait");
-  if (name === "loading") return "";
+  if (name === "loading" || name === "start") return "";
   const { reason: why, label, top, others } = current;
   const [first, second] = top.map(([one, share]) => `${one} ${percent(share)}`);
   if (why === "uncertain" && !second) return translate("unlabelled");
@@ -687,12 +688,13 @@ function labelledTile({ id, path, label }) {
 
 function renderPicture() {
   const name = screen();
-  if (name !== "single") return byId("frame").replaceChildren();
+  const text = (key) => byId("frame").replaceChildren(createElement("p", {}, translate(key)));
+  byId("path").textContent = current?.path ?? "";
+  if (name !== "single") return text("loading");
   const { state: how, element } = picture(current.id, LARGE);
   element.alt = translate("image", { name: fileName(current.path) });
-  const text = createElement("p", {}, translate(how === "broken" ? "undrawable" : "loading"));
-  byId("frame").replaceChildren(how === "ready" ? element : text);
-  byId("path").textContent = current.path;
+  if (how === "ready") byId("frame").replaceChildren(element);
+  else text(how === "broken" ? "undrawable" : "loading");
 }
 
 /** What depends on the images that are chosen and on the proposal. */
@@ -713,6 +715,7 @@ function renderChosen() {
     button.ariaPressed = String(!grid.off.has(grid.images[index].id));
   }
   byId("chosen").textContent = translate("chosen", { n: chosen().length, total: grid.images.length });
+  byId("back").lastChild.textContent = translate(view === "groups" ? "singly" : "back");
   byId("toggle-all").textContent = translate(grid.off.size ? "choose_all" : "choose_none");
 }
 
@@ -748,6 +751,7 @@ function renderState() {
   renderAccuracy(metrics);
   renderCounts(metrics);
   byId("reading").textContent = isReading() ? translate("reading", { done: number(reading.done), total: number(reading.total) }) : "";
+  byId("classes-title").parentElement.hidden = !metrics.classes.length;
   byId("classes-title").textContent = translate("classes_n", { n: number(metrics.classes.length) });
   byId("class-table").replaceChildren(...metrics.classes.map(classRow));
   renderTraining();
@@ -838,6 +842,7 @@ function classRow({ name, labelled, recall, is_short: isShort }) {
 function renderTraining() {
   const { state: how, line, seconds, report, accuracy } = state.training;
   const isRunning = how === "running";
+  byId("training").hidden = how === "none" && isBeginning();
   const time = `${Math.floor(seconds / 60)}:${String(Math.floor(seconds % 60)).padStart(2, "0")}`;
   const key = how === "done" && accuracy === null ? "done_plain" : how;
   byId("train").dataset.state = how;
