@@ -29,7 +29,10 @@ NO_TRAINING = {"state": "none", "line": "", "seconds": 0.0, "folder": None, "rep
 
 
 class FakeTeach:
-    """`requests` lists what was asked: method, path, body. `failures` are the statuses of the next answers to POSTs."""
+    """`requests` lists what was asked: method, path, body. `failures` are the statuses of the next answers to POSTs.
+
+    The questions about the ids `again` come first, whatever label they have; `changes` are what is special about some.
+    """
 
     def __init__(
         self, paths: Sequence[str], classes: Sequence[str] = (), token: str = "secret", lang: str = "en"
@@ -42,6 +45,7 @@ class FakeTeach:
         self.replies: dict[str, Any] = {}
         self.requests: list[tuple[str, str, Any]] = []
         self.failures: list[int] = []
+        self.again: list[int] = []
         self.changes: dict[int, dict[str, Any]] = {}
         self.metrics: dict[str, Any] = {}
         self.training = dict(NO_TRAINING)
@@ -62,7 +66,8 @@ class FakeTeach:
         return [id for id in range(len(self.paths)) if id not in self.labels and id not in without]
 
     def next_questions(self, n: int, after: Sequence[int]) -> list[dict[str, Any]]:
-        return [self.question(id) for id in self.open_ids(after)[:n]]
+        again = [id for id in self.again if id not in after]
+        return [self.question(id) for id in [*again, *self.open_ids(after)][:n]]
 
     def all_metrics(self) -> dict[str, Any]:
         actions = [action for action, _ in self.labels.values()]

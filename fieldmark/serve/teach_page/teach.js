@@ -1,5 +1,5 @@
-// Labels images one key at a time. The server chooses the images; the page holds the next ones with their pictures, moves
-// on at once, and posts the answers in the background, in order. Each answer is kept in the browser's storage until the
+// Labels images one key at a time. The server chooses the images; the page holds the next ones with their pictures,
+// moves on at once, and posts the answers in the background, in order. Each answer is kept in the browser's storage until the
 // server has it. Names of files and classes are untrusted: they are inserted as text, never as markup.
 
 const AHEAD = 3; // questions held beyond the present one
@@ -18,11 +18,12 @@ const WAITS = [1000, 2000, 4000, 8000]; // ms before an answer is sent again
 const ALL_KEYS = [..."123456789abcdefghijklmnopqrstuvwxyz"];
 const CLASS_KEYS = ALL_KEYS.filter((key) => !"nxug".includes(key)); // 31; the others are commands
 const TITLES = {
-  single: "title", grid: "grid_title", groups: "group_title", start: "loading", loading: "title", finished: "finished_title", reading: "reading_title",
+  start: "loading", loading: "title", single: "title", grid: "grid_title", groups: "group_title",
+  finished: "finished_title", reading: "reading_title",
 };
 const KEY_LIST = [
-  ["1 … 9, A …", "class"], ["Enter", "enter"], ["N", "n"], ["G", "g"], ["space_key", "space"], ["X", "x"], ["U", "u"], ["/", "filter"],
-  ["arrow_keys", "arrows"], ["Esc", "escape"],
+  ["1 … 9, A …", "class"], ["Enter", "enter"], ["N", "n"], ["G", "g"], ["space_key", "space"], ["X", "x"], ["U", "u"],
+  ["/", "filter"], ["arrow_keys", "arrows"], ["Esc", "escape"],
 ];
 const REASONS = ["random", "uncertain", "new", "suspicious", "duplicates", "duplicates_many"];
 const LOCALES = { en: "en-GB", zh: "zh-CN" };
@@ -34,7 +35,8 @@ const TEXTS = {
     group_title: "These images look alike. What do they show?",
     grid_title: "Similar images. Which are the same class?", finished_title: "All images are labelled.",
     reading_title: "The images are being read.", finished: "Next: train the classifier.",
-    finished_skipped: "Skipped: {n}. Next: train the classifier.", reading_wait: "The first one appears in a moment.", ask_again: "Ask again",
+    finished_skipped: "Skipped: {n}. Next: train the classifier.", reading_wait: "The first one appears in a moment.",
+    ask_again: "Ask again",
     random: "Drawn at random for the test set: this answer measures the classifier and does not train it.",
     uncertain: "The classifier is unsure: {first}, {second}.", unlabelled: "Not labelled yet.",
     new: "Out of distribution: unlike everything labelled so far.",
@@ -43,8 +45,8 @@ const TEXTS = {
     duplicates_many: "Nearly the same images have the labels {label}.", present: "Its label is {label}.",
     group_hint: "Untick what does not fit. Then name the class.",
     grid_hint: "Untick what does not fit. Then choose the class of the others.", chosen: "Chosen: {n} of {total}",
-    choose_all: "Choose all", choose_none: "Choose none", next_group: "None of these: next group", back: "Back", singly: "One by one",
-    new_name: "Name of the class", label_it: "Label", filter: "Find a class", classes: "Classes",
+    choose_all: "Choose all", choose_none: "Choose none", next_group: "None of these: next group", back: "Back",
+    singly: "One by one", new_name: "Name of the class", label_it: "Label", filter: "Find a class", classes: "Classes",
     accept_all: "All {n}: {label}", new_class: "New class", similar: "Similar images", skip: "Skip",
     exclude: "Exclude", undo: "Undo", labelled_one: "{label}: {name}", excluded_one: "Excluded: {name}",
     skipped_one: "Skipped: {name}", labelled_many: "{label}: {n} images", excluded_many: "Excluded: {n} images",
@@ -74,7 +76,8 @@ const TEXTS = {
     key_class: "label with this class", key_enter: "accept the proposal", key_n: "new class",
     key_g: "grid of similar images", key_space: "skip; in a grid: tick or untick", key_x: "exclude from the dataset",
     key_u: "undo the last answer", key_filter: "find a class by a part of its name",
-    key_arrows: "move in a grid or a list", key_escape: "leave the grid or the field", minutes: "{n} min", space_key: "Space", arrow_keys: "Arrows",
+    key_arrows: "move in a grid or a list", key_escape: "leave the grid or the field", minutes: "{n} min",
+    space_key: "Space", arrow_keys: "Arrows",
   },
   zh: {
     other: "English", groups: "查看分组", keys: "快捷键", token: "访问令牌", submit: "继续", try_now: "立即重试",
@@ -116,8 +119,8 @@ const pictures = new Map(); // by id and size; the oldest is first
 const loads = []; // pictures that wait for their turn
 const groups = []; // groups to come
 let language, state, current, grid, wake;
-let [view, loading, failures, locked] = ["single", 0, 0, false];
-let [isSending, isAsking, isOpening, isDry, problem] = [false, false, false, false, null];
+let [view, loading, failures, steps, locked] = ["single", 0, 0, 0, false];
+let [isSending, isAsking, isOpening, isNaming, isDry, problem] = [false, false, false, false, false, null];
 let token = storage("sessionStorage", "fieldmark-token");
 let author = storage("sessionStorage", "fieldmark-author") ?? randomName();
 
@@ -181,7 +184,7 @@ const read = (response) => response.json().catch(() => ({ error: `HTTP ${respons
 const isTemporary = ({ key, status }) => key === "unreachable" || status === 429 || status >= 500;
 const pause = (ms) => new Promise((done) => { wake = done; setTimeout(done, ms); });
 
-/** The response of the server. Raises a `failure`: "unreachable", "locked" (401) or "refused" with `status`, `reason`. */
+/** The response. Raises a `failure`: "unreachable", "locked" (401) or "refused" with `status` and `reason`. */
 async function request(path, options = {}) {
   const usedToken = token;
   const headers = { ...options.headers, ...(usedToken && { Authorization: `Bearer ${usedToken}` }) };
@@ -194,8 +197,9 @@ async function request(path, options = {}) {
 }
 
 const get = (path) => request(path).then(read);
+const JSON_TYPE = { "Content-Type": "application/json" };
 const post = (path, body) =>
-  request(path, { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } }).then(read);
+  request(path, { method: "POST", body: JSON.stringify(body), headers: JSON_TYPE }).then(read);
 
 /** Send nothing until the person enters a token; a request that was refused with an older one is simply repeated. */
 function requireToken(usedToken) {
@@ -216,22 +220,27 @@ function takeToken() {
 
 /** Read the state again and again: often while something is in progress. */
 async function poll() {
-  const isFirst = !state;
   try {
-    takeState(await get("state"));
-    if (problem && !outbox.length) setProblem(null);
-    isDry = false;
-    if (isFirst) await start();
-    await adoptAnswers();
-    if (outbox.length) send();
-    ask();
+    await readState();
   } catch (error) {
     if (!error.key) throw error;
     if (!outbox.length && error.key !== "locked") setProblem(error);
+  } finally {
+    clearTimeout(poll.timer);
+    const isBusy = !state || problem || isReading() || state.training.state === "running";
+    if (!locked) poll.timer = setTimeout(poll, isBusy ? FAST : SLOW);
   }
-  clearTimeout(poll.timer);
-  const isBusy = !state || problem || isReading() || state.training.state === "running";
-  if (!locked) poll.timer = setTimeout(poll, isBusy ? FAST : SLOW);
+}
+
+async function readState() {
+  const isFirst = !state;
+  takeState(await get("state"));
+  if (!outbox.length) setProblem(null);
+  isDry = false;
+  if (isFirst) await start();
+  else await adoptAnswers();
+  if (outbox.length) send();
+  ask();
 }
 
 const isReading = () => state.reading.done < state.reading.total;
@@ -249,6 +258,7 @@ function takeState(newState) {
 async function start() {
   await takeName();
   restoreAnswers();
+  await adoptAnswers();
   await (isBeginning() ? openGroups() : showNext());
 }
 
@@ -294,7 +304,7 @@ function save() {
 
 function restoreAnswers() {
   outbox.push(...JSON.parse(storage("localStorage", storageKey(author)) ?? "[]"));
-  answered.push(...outbox.filter(({ answers }) => answers).map((sent) => ({ sent, question: sent.question })));
+  answered.push(...outbox.filter(({ answers }) => answers).map((sent) => ({ sent, step: 0, question: sent.question })));
   state.classes = withNewClasses(state.classes);
 }
 
@@ -308,6 +318,9 @@ async function adoptAnswers() {
     outbox.push(...JSON.parse(storage("localStorage", key) ?? "[]"));
     save();
     storage("localStorage", key, null);
+    const wasShown = Boolean(current);
+    drop(new Set(unsent().map(({ id }) => id)));
+    if (wasShown && !current && view === "single") showNext();
   }
 }
 
@@ -315,7 +328,7 @@ async function adoptAnswers() {
 function record(answers, path, before) {
   const sent = { key: randomName(), author, answers, path, question: before.question };
   outbox.push(sent);
-  answered.push({ sent, ...before });
+  answered.push({ sent, step: ++steps, ...before });
   if (answered.length > MAX_UNDO) answered.shift();
   state.classes = withNewClasses(state.classes);
   byId("last-text").textContent = translate("sending", { text: describe(sent) });
@@ -344,13 +357,14 @@ async function sendFirst() {
   first.isTried = true;
   save();
   try {
-    const [next, after] = [wanted(), [...heldIds()]];
-    const reply = answers ? await post("answers", { author: by, key, answers, next, after }) : await post("undo", { author: by, key });
+    const [askedAt, after] = [steps, [...heldIds()]];
+    const more = answers && { answers, next: wanted(), after };
+    const reply = await post(answers ? "answers" : "undo", { author: by, key, ...more });
     outbox.shift();
     save();
     failures = 0;
     setProblem(null);
-    acknowledge(first, reply);
+    acknowledge(first, reply, askedAt);
   } catch (error) {
     if (!error.key) throw error;
     if (error.key === "locked") return;
@@ -360,13 +374,13 @@ async function sendFirst() {
   }
 }
 
-function acknowledge(sent, { metrics, classes, questions, undone }) {
+function acknowledge(sent, { metrics, classes, questions, undone }, askedAt) {
   Object.assign(state, { metrics, classes: withNewClasses(classes) });
   if (sent.answers) {
     const text = translate("recorded", { text: describe(sent) });
     if (answered.at(-1)?.sent === sent) byId("last-text").textContent = text;
     announce(text);
-    take(questions);
+    take(questions, askedAt);
   } else if (!sent.isShown) {
     if (undone && questions.length) bringBack({ question: questions[0] });
     tell(undone ? translate("undone", { text: fileName(questions[0]?.path ?? "") }) : translate("nothing_to_undo"));
@@ -437,9 +451,10 @@ async function ask() {
   if (!state || isAsking || isSending || locked || !n || (isDry && current)) return;
   isAsking = true;
   try {
+    const askedAt = steps;
     const { questions } = await get(`next?n=${n}&author=${author}${after && `&after=${after}`}`);
     isDry = questions.length < n;
-    take(questions);
+    take(questions, askedAt);
     renderScreen();
   } catch (error) { handle(error); } finally { isAsking = false; }
 }
@@ -451,11 +466,11 @@ function handle(error) {
   else if (error.key !== "locked") showError("", error.reason);
 }
 
-/** Hold these questions. One that was answered in the meantime is left out. */
-function take(questions) {
+/** Hold these questions, but not one that was answered since they were asked for, at that step. */
+function take(questions, askedAt) {
   const known = heldIds();
-  for (const { sent: { answers } } of answered) {
-    for (const { id, action } of answers) if (action !== "skip") known.add(id);
+  for (const { sent: { answers }, step } of answered) {
+    if (step > askedAt) answers.forEach(({ id }) => known.add(id));
   }
   queue.push(...questions.filter(({ id }) => !known.has(id)));
   for (const { id, others } of queue) {
@@ -476,7 +491,7 @@ function showNext() {
 }
 
 function show(question) {
-  [current, view, grid] = [question, "single", null];
+  [current, view, grid, isNaming] = [question, "single", null, false];
   renderScreen();
   if (current) announce(byId("reason").textContent);
 }
@@ -512,10 +527,11 @@ async function openGrid() {
   isOpening = true;
   try {
     const { images } = await get(`similar?id=${question.id}&n=${MAX_TILES}`);
-    const others = images.filter(({ id }) => id !== question.id);
+    const held = new Set([question, ...unsent()].map(({ id }) => id));
+    const others = images.filter(({ id }) => !held.has(id));
     if (current !== question || view !== "single") return; // undone in the meantime
     showGrid({ kind: "grid", images: [question, ...others].slice(0, MAX_TILES), off: new Set(), question });
-    byId("tiles").querySelector("button").focus();
+    tiles()[0].focus();
   } catch (error) { handle(error); } finally { isOpening = false; }
 }
 
@@ -534,7 +550,7 @@ async function openGroups() {
 
 /** The tiles stay while they are ticked and unticked, so that the focus is not lost. */
 function showGrid(shown) {
-  [grid, view] = [shown, shown.kind];
+  [grid, view, isNaming] = [shown, shown.kind, false];
   byId("new-name").value = "";
   byId("tiles").replaceChildren(...grid.images.map(tile));
   renderScreen();
@@ -543,16 +559,17 @@ function showGrid(shown) {
 }
 
 function tile(image, index) {
-  const button = createElement("button", { type: "button", className: "tile", tabIndex: index ? -1 : 0 }, picture(image.id, SMALL).element);
-  Object.assign(button, { ariaLabel: fileName(image.path), ariaPressed: String(!grid.off.has(image.id)) });
+  const properties = { type: "button", className: "tile", tabIndex: index ? -1 : 0, ariaLabel: fileName(image.path) };
+  const button = createElement("button", properties, picture(image.id, SMALL).element);
   button.onclick = () => {
     grid.off.has(image.id) ? grid.off.delete(image.id) : grid.off.add(image.id);
     renderChosen();
   };
-  button.onfocus = () => { for (const one of byId("tiles").querySelectorAll("button")) one.tabIndex = one === button ? 0 : -1; };
+  button.onfocus = () => tiles().forEach((one) => { one.tabIndex = one === button ? 0 : -1; });
   return createElement("li", {}, button);
 }
 
+const tiles = () => [...byId("tiles").querySelectorAll("button")];
 const chosen = () => grid.images.filter(({ id }) => !grid.off.has(id));
 
 function toggleAll() {
@@ -581,11 +598,11 @@ function leaveGrid() {
 
 /** Move the focus in the grid as it is laid out. */
 function moveInGrid(key) {
-  const buttons = [...byId("tiles").querySelectorAll("button")];
+  const buttons = tiles();
   const columns = buttons.filter(({ offsetTop }) => offsetTop === buttons[0].offsetTop).length;
-  const steps = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: -columns, ArrowDown: columns };
+  const moves = { arrowleft: -1, arrowright: 1, arrowup: -columns, arrowdown: columns };
   const from = buttons.indexOf(document.activeElement);
-  (from < 0 ? buttons[0] : buttons[from + steps[key]])?.focus();
+  (from < 0 ? buttons[0] : buttons[from + moves[key]])?.focus();
 }
 
 // ---- pictures: loaded before they are shown
@@ -596,7 +613,8 @@ const SMALL = Math.min(800, scale(200));
 /** The element of an image in this size, and whether it is "waiting", "ready" or "broken". */
 function picture(id, size) {
   const key = `${id} ${size}`;
-  const entry = pictures.get(key) ?? { id, size, state: "waiting", element: createElement("img", { alt: "", draggable: false }) };
+  const create = () => ({ id, size, state: "waiting", element: createElement("img", { alt: "", draggable: false }) });
+  const entry = pictures.get(key) ?? create();
   const isNew = !pictures.delete(key);
   pictures.set(key, entry);
   if (!isNew) return entry;
@@ -659,7 +677,7 @@ function renderScreen() {
   byId("reason").textContent = reason(name);
   const others = (name === "single" && current.others) || [];
   byId("others").replaceChildren(...others.map(labelledTile));
-  byId("naming").hidden = name !== "groups" && !byId("naming").contains(document.activeElement);
+  byId("naming").hidden = name !== "groups" && !isNaming;
   byId("to-groups").hidden = !state || name === "groups";
   renderPicture();
   renderChosen();
@@ -667,7 +685,8 @@ function renderScreen() {
 
 function reason(name) {
   if (name === "groups" || name === "grid") return translate(name === "grid" ? "grid_hint" : "group_hint");
-  if (name === "finished") return translate(state.metrics.skipped ? "finished_skipped" : "finished", { n: state.metrics.skipped });
+  const { skipped } = state?.metrics ?? {};
+  if (name === "finished") return translate(skipped ? "finished_skipped" : "finished", { n: skipped });
   if (name === "reading") return translate("reading_wait");
   if (name === "loading" || name === "start") return "";
   const { reason: why, label, top, others } = current;
@@ -676,7 +695,8 @@ function reason(name) {
   const labels = new Set(others.map((other) => other.label));
   const list = new Intl.ListFormat(LOCALES[language]).format(labels);
   const key = why === "duplicates" && labels.size > 1 ? "duplicates_many" : why;
-  const text = translate(REASONS.includes(key) ? key : "unlabelled", { first, second, label: why === "duplicates" ? list : label });
+  const values = { first, second, label: why === "duplicates" ? list : label };
+  const text = translate(REASONS.includes(key) ? key : "unlabelled", values);
   return label == null || why === "suspicious" ? text : `${text} ${translate("present", { label })}`;
 }
 
@@ -711,9 +731,7 @@ function renderChosen() {
     button.lastChild.textContent = !grid && shares.has(name) ? percent(shares.get(name)) : "";
   }
   if (!grid) return;
-  for (const [index, button] of [...byId("tiles").querySelectorAll("button")].entries()) {
-    button.ariaPressed = String(!grid.off.has(grid.images[index].id));
-  }
+  tiles().forEach((button, index) => { button.ariaPressed = String(!grid.off.has(grid.images[index].id)); });
   byId("chosen").textContent = translate("chosen", { n: chosen().length, total: grid.images.length });
   byId("back").lastChild.textContent = translate(view === "groups" ? "singly" : "back");
   byId("toggle-all").textContent = translate(grid.off.size ? "choose_all" : "choose_none");
@@ -750,7 +768,8 @@ function renderState() {
   renderClasses();
   renderAccuracy(metrics);
   renderCounts(metrics);
-  byId("reading").textContent = isReading() ? translate("reading", { done: number(reading.done), total: number(reading.total) }) : "";
+  const [done, total] = [reading.done, reading.total].map(number);
+  byId("reading").textContent = isReading() ? translate("reading", { done, total }) : "";
   byId("classes-title").parentElement.hidden = !metrics.classes.length;
   byId("classes-title").textContent = translate("classes_n", { n: number(metrics.classes.length) });
   byId("class-table").replaceChildren(...metrics.classes.map(classRow));
@@ -833,7 +852,8 @@ function classRow({ name, labelled, recall, is_short: isShort }) {
     const value = createElement("i");
     value.style.width = `${100 * recall.share}%`;
     row.append(createElement("span", { className: "track" }, value));
-    row.append(createElement("span", { className: "share recall" }, translate("recall", { share: percent(recall.share) })));
+    const share = translate("recall", { share: percent(recall.share) });
+    row.append(createElement("span", { className: "share" }, share));
   }
   if (isShort) row.append(createElement("span", { className: "short" }, translate("short")));
   return row;
@@ -849,7 +869,8 @@ function renderTraining() {
   byId("train").querySelector("[type=submit]").disabled = isRunning;
   byId("budget").disabled = isRunning;
   byId("stop").hidden = !isRunning;
-  byId("train-result").textContent = key in TEXTS.en ? translate(key, { time, share: accuracy === null ? "" : percent(accuracy) }) : "";
+  const share = accuracy === null ? "" : percent(accuracy);
+  byId("train-result").textContent = how === "none" ? "" : translate(key, { time, share });
   byId("train-line").textContent = isRunning || how === "failed" ? line : "";
   byId("train-report").textContent = report ? translate("report", { path: report }) : "";
 }
@@ -866,12 +887,13 @@ async function train(path, body) {
 const keysOn = () => byId("keys-on").checked;
 const isTyping = (element) => element.matches("input:not([type=checkbox]), select, textarea");
 const COMMANDS = {
-  n: () => openField("naming", "new-name"), "/": () => openField("finder", "filter"), g: openGrid, u: undo,
+  n: openNaming, "/": openFinder, g: openGrid, u: undo,
   x: () => answer("exclude"), " ": () => answer("skip"), "?": () => byId("help").showModal(),
 };
 
 /** A layout of the keyboard without Latin letters has them at the usual places. */
-const keyOf = ({ key, code }) => (/^[^\x20-\x7e]$/.test(key) && code.startsWith("Key") ? code.slice(3) : key).toLowerCase();
+const isForeign = ({ key, code }) => /^[^\x20-\x7e]$/.test(key) && code.startsWith("Key");
+const keyOf = (event) => (isForeign(event) ? event.code.slice(3) : event.key).toLowerCase();
 
 function onKey(event) {
   if (event.ctrlKey || event.altKey || event.metaKey || event.isComposing || byId("help").open || !state) return;
@@ -879,7 +901,8 @@ function onKey(event) {
   const [key, isTile] = [keyOf(event), Boolean(target.closest(".tile"))];
   if (key === "escape") return onEscape();
   if (isTyping(target)) return;
-  if ((key === " " || key === "enter") && (isTile ? key === " " : target.closest("button, input, summary"))) return; // theirs
+  const isControl = isTile ? key === " " : target.closest("button, input");
+  if (isControl && (key === " " || key === "enter")) return; // the browser presses it
   const act = actionOf(key);
   if (!act) return;
   event.preventDefault();
@@ -888,7 +911,7 @@ function onKey(event) {
 
 /** What a key does now: undefined if nothing. */
 function actionOf(key) {
-  if (key.startsWith("arrow")) return grid ? () => moveInGrid(`Arrow${key[5].toUpperCase()}${key.slice(6)}`) : undefined;
+  if (key.startsWith("arrow")) return grid ? () => moveInGrid(key) : undefined;
   if (key === "enter") return accept;
   if (!keysOn()) return undefined;
   const label = state.classes[CLASS_KEYS.indexOf(key)];
@@ -901,16 +924,22 @@ function onEscape() {
   else if (grid) leaveGrid();
 }
 
-function openField(form, field) {
-  byId(form).hidden = false;
-  byId(field).focus();
+function openNaming() {
+  isNaming = true;
+  renderScreen();
+  byId("new-name").focus();
+}
+
+function openFinder() {
+  byId("finder").hidden = false;
+  byId("filter").focus();
 }
 
 function closeField(field) {
   field.value = "";
   field.blur();
   byId("finder").hidden = true;
-  showFound();
+  isNaming = false;
   renderScreen();
 }
 
@@ -955,7 +984,8 @@ const chooseFound = (option) => { if (option && answer("label", option.textConte
 function onFilterKey(event) {
   const selected = byId("found").querySelector("[aria-selected=true]");
   const at = [...byId("found").children].indexOf(selected);
-  const act = { ArrowDown: () => selectFound(at + 1), ArrowUp: () => selectFound(at - 1), Enter: () => chooseFound(selected) }[event.key];
+  const [down, up] = [() => selectFound(at + 1), () => selectFound(at - 1)];
+  const act = { ArrowDown: down, ArrowUp: up, Enter: () => chooseFound(selected) }[event.key];
   if (!act || event.isComposing) return;
   event.preventDefault();
   act();
@@ -980,7 +1010,6 @@ addEventListener("click", (event) => { if (event.detail) event.target.closest("b
 for (const button of document.querySelectorAll("[data-key]")) button.onclick = () => COMMANDS[button.dataset.key]();
 byId("accept").onclick = accept;
 byId("naming").onsubmit = nameClass;
-byId("new-name").onblur = () => setTimeout(() => { if (state && document.hasFocus()) renderScreen(); });
 for (const kind of ["onfocus", "oninput", "onblur"]) byId("filter")[kind] = showFound;
 byId("filter").onkeydown = onFilterKey;
 byId("toggle-all").onclick = toggleAll;
@@ -994,7 +1023,10 @@ byId("close-help").onclick = () => byId("help").close();
 byId("keys-on").onchange = onKeysChanged;
 byId("train").onsubmit = (event) => { event.preventDefault(); train("train", { budget: byId("budget").value }); };
 byId("stop").onclick = () => train("train/stop", {});
-byId("language").onclick = () => { setLanguage(otherLanguage()); storage("localStorage", "fieldmark-language", language); };
+byId("language").onclick = () => {
+  setLanguage(otherLanguage());
+  storage("localStorage", "fieldmark-language", language);
+};
 byId("token-form").onsubmit = (event) => {
   event.preventDefault();
   [token, locked] = [byId("token").value, false];
