@@ -86,7 +86,7 @@ def visit(browser: Any) -> Iterator[Callable[..., Any]]:
 
 
 def wait_for(page: Any, condition: Callable[[], Any]) -> None:
-    end = time.monotonic() + 8
+    end = time.monotonic() + 15
     while not condition():
         assert time.monotonic() < end
         page.wait_for_timeout(20)
@@ -402,7 +402,10 @@ def test_nothing_is_lost_while_the_server_is_away(visit, teach) -> None:
     expect(page.locator("#notice")).to_contain_text("Answers kept in this browser: 2. They will be sent.")
     press(page, "u", "1")  # what was not sent is taken back here
     page.unroute("**/answers")
+    asked: list[str] = []
+    page.on("dialog", lambda dialog: asked.append(dialog.type))
     page.reload()
+    assert asked == ["beforeunload"]
     wait_for(page, lambda: len(fake.labels) == 3)
     assert [fake.labels[id][1] for id in range(3)] == ["glass", "metal", "glass"]
     expect(page.locator("#notice")).to_be_hidden()
@@ -441,8 +444,11 @@ def test_answers_of_a_closed_tab_are_sent_by_another(visit, teach) -> None:
     press(page, "1")
     expect(page.locator("#notice")).to_be_visible()
     other = page.context.new_page()
-    page.close()
     other.goto(url)
+    expect(other.locator("#frame img")).to_be_visible()
+    assert not fake.labels  # the first tab still has it
+    page.close()
+    other.reload()
     wait_for(other, lambda: 0 in fake.labels)
     expect(other.locator("#path")).to_have_text(PATHS[1])
 

@@ -1,6 +1,6 @@
 // Labels images one key at a time. The server chooses the images; the page holds the next ones with their pictures,
-// moves on at once, and posts the answers in the background, in order. Each answer is kept in the browser's storage until the
-// server has it. Names of files and classes are untrusted: they are inserted as text, never as markup.
+// moves on at once, and posts the answers in the background, in order. Each answer is kept in the browser's storage
+// until the server has it. Names of files and classes are untrusted: they are inserted as text, never as markup.
 
 const AHEAD = 3; // questions held beyond the present one
 const MAX_TILES = 24; // images of a grid
@@ -302,8 +302,13 @@ function save() {
   storage("localStorage", storageKey(author), outbox.length ? JSON.stringify(outbox) : null);
 }
 
+/** The requests that are kept there; what cannot be read is nothing of this page. */
+function stored(key) {
+  try { return JSON.parse(storage("localStorage", key)) ?? []; } catch { return []; }
+}
+
 function restoreAnswers() {
-  outbox.push(...JSON.parse(storage("localStorage", storageKey(author)) ?? "[]"));
+  outbox.push(...stored(storageKey(author)));
   answered.push(...outbox.filter(({ answers }) => answers).map((sent) => ({ sent, step: 0, question: sent.question })));
   state.classes = withNewClasses(state.classes);
 }
@@ -315,7 +320,7 @@ async function adoptAnswers() {
   try { keys = Object.keys(localStorage); } catch { /* storage is forbidden */ }
   for (const key of keys.filter((one) => one.startsWith(start) && one.endsWith(end) && one !== storageKey(author))) {
     if (!(await hold(key.slice(start.length, -end.length)))) continue;
-    outbox.push(...JSON.parse(storage("localStorage", key) ?? "[]"));
+    outbox.push(...stored(key));
     save();
     storage("localStorage", key, null);
     const wasShown = Boolean(current);
