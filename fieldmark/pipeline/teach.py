@@ -119,8 +119,8 @@ def open_session(
     if (folder / SETTINGS_FILE).exists():
         if SessionSettings.load(folder) != settings:
             raise FieldmarkError(
-                f"{printable(str(folder))} is a session on other images ({printable(SessionSettings.load(folder).data)}): "
-                "give another --out"
+                f"{printable(str(folder))} is a session on other images, those of "
+                f"{printable(SessionSettings.load(folder).data)}: give another --out"
             )
     elif folder.exists() and any(folder.iterdir()):
         raise FieldmarkError(f"{printable(str(folder))} exists and is no session: give another --out")

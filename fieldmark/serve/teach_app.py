@@ -36,6 +36,8 @@ MAX_QUESTIONS = 50
 IMAGE_HEADERS = {"Cache-Control": "private, max-age=3600"}
 Id = Annotated[int, Field(ge=0)]
 Author = Annotated[str, Field(max_length=64)]
+Key = Annotated[str, Field(max_length=64)]
+"""Of a request; it is repeated with the same one if its response was lost."""
 B = TypeVar("B", bound=BaseModel)
 
 
@@ -51,6 +53,7 @@ class AnswersBody(BaseModel):
     """Answers that are taken back together."""
 
     author: Author = ""
+    key: Key = ""
     answers: Annotated[list[AnswerBody], Field(min_length=1, max_length=MAX_ANSWERS)]
     next: Annotated[int, Field(ge=0, le=MAX_QUESTIONS)] = 1
     after: Annotated[list[Id], Field(max_length=MAX_ANSWERS)] = []
@@ -58,6 +61,7 @@ class AnswersBody(BaseModel):
 
 class UndoBody(BaseModel):
     author: Author = ""
+    key: Key = ""
 
 
 class TrainBody(BaseModel):
@@ -107,12 +111,12 @@ class _Teacher:
 
     def answer(self, body: AnswersBody) -> dict[str, Any]:
         answers = [Answer(self.name(a.id), a.action, a.label, author=body.author) for a in body.answers]
-        written = self.session.record(answers)
+        written = self.session.record(answers, body.key)
         questions = self.questions(body.next, body.author, body.after)
         return {"numbers": [answer.number for answer in written], "questions": questions, **self.progress()}
 
     def undo(self, body: UndoBody) -> dict[str, Any]:
-        undone = self.session.undo(body.author)
+        undone = self.session.undo(body.author, body.key)
         if not undone:
             return {"undone": None, "questions": [], **self.progress()}
         ids = [self.session.row_of[answer.path] for answer in undone]

@@ -1,4 +1,4 @@
-"""Images -> features of a trained network: of all stages for a pretrained one, those before the classifier for a run."""
+"""Images -> features of a network: of all stages of a pretrained one, or what the head of a run classifies."""
 
 from pathlib import Path
 

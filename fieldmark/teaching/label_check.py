@@ -1,44 +1,36 @@
-"""Labels that are probably wrong, among those of a session: by classifiers that have not learned from them."""
+"""Labels of a session that the classifier doubts."""
 
 import numpy as np
 
-from fieldmark.audit.label_noise import error_probabilities
-from fieldmark.teaching.learner import LinearModel, fit
+from fieldmark.teaching.learner import LinearModel, leave_out_scores
 
-N_FOLDS = 5
 MIN_LABELS = 20
-"""Labels below which none is suspected."""
+"""Labels below which none is doubted."""
 
 
-def out_of_fold_probabilities(
-    features: np.ndarray, labels: np.ndarray, groups: np.ndarray, n_classes: int, start: LinearModel | None = None
+def label_margins(
+    model: LinearModel,
+    features: np.ndarray,
+    labels: np.ndarray,
+    groups: np.ndarray,
+    test_features: np.ndarray,
+    test_labels: np.ndarray,
 ) -> np.ndarray:
-    """Probabilities (n, classes) of each image by a classifier without it and its near-duplicates.
+    """How much higher the best other class scores than the label, for n + m images; above 0 a label is doubted.
+
+    No image is judged by a classifier that has learned from it. In this order wrong labels come first; how many of them
+    are wrong is not known, since the queue prefers images that are hard to tell (docs/lab/teach.md).
 
     Args:
-        features: (n, k), projected.
-        labels: class numbers (n,).
-        groups: number of the group of near-duplicates of each image (n,).
-        start: the classifier of all images, of the same classes: its solutions are near.
+        model: which `fit` has made of `features`, `labels` and `groups`.
+        features, labels, groups: of the images that it has learned from, (n, ...).
+        test_features, test_labels: of those that it has not learned from, (m, ...).
     """
-    _, group = np.unique(groups, return_inverse=True)
-    fold = np.random.default_rng(0).permutation(N_FOLDS * (group.max() // N_FOLDS + 1))[group] % N_FOLDS
-    probabilities = np.full((len(labels), n_classes), 1 / n_classes, np.float32)
-    for k in range(N_FOLDS):
-        train, test = fold != k, fold == k
-        if test.any() and len(np.unique(labels[train])) > 1:
-            model = fit(features[train], labels[train], n_classes, start)
-            probabilities[test] = model.probabilities(features[test])
-    return probabilities
-
-
-def label_error_probabilities(probabilities: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The probability that each label is wrong (n,); 0 for all with fewer than `MIN_LABELS`.
-
-    Args:
-        probabilities: (n, classes), by classifiers without the image.
-        labels: class numbers (n,).
-    """
-    if len(labels) < MIN_LABELS or probabilities.shape[1] < 2:
-        return np.zeros(len(labels))
-    return error_probabilities(probabilities, labels)
+    both = np.concatenate([labels, test_labels])
+    if len(both) < MIN_LABELS or model.is_known.sum() < 2:
+        return np.full(len(both), -1.0)
+    scores = np.concatenate([leave_out_scores(model, features, labels, groups), model.scores(test_features)])
+    rows = np.arange(len(both))
+    own = scores[rows, both]
+    scores[rows, both] = -np.inf
+    return scores.max(1) - own

@@ -1,4 +1,4 @@
-"""Features of thousands of numbers -> their coordinates along the principal directions of a sample."""
+"""Features of thousands of numbers -> their coordinates along the principal directions of a sample, of length 1."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ DIMENSIONS = 256
 
 @dataclass(frozen=True)
 class Projection:
-    """Principal directions of the features of many images, scaled to a mean variance of 1.
+    """Principal directions of the features of many images.
 
     Attributes:
         mean: (d,).
@@ -29,17 +29,17 @@ class Projection:
         sample = np.asarray(features, np.float32)
         mean = sample.mean(0)
         centred = sample - mean
-        scale = np.sqrt(np.square(centred).mean()) + 1e-12
         # The Gram matrix is the smaller one: samples are fewer than features.
         values, vectors = np.linalg.eigh((centred @ centred.T).astype(np.float64))
         kept = np.argsort(values)[::-1][:dimensions]
         kept = kept[values[kept] > 1e-6 * max(values[kept[0]], 1e-12)]
         directions = centred.T @ (vectors[:, kept] / np.sqrt(values[kept]))
-        return cls(mean, (directions / scale).astype(np.float32))
+        return cls(mean, directions.astype(np.float32))
 
     def __call__(self, features: np.ndarray) -> np.ndarray:
-        """Features (n, d) -> float32 (n, k)."""
-        return (np.asarray(features, np.float32) - self.mean) @ self.directions
+        """Features (n, d) -> float32 (n, k), each of length 1."""
+        projected = (np.asarray(features, np.float32) - self.mean) @ self.directions
+        return projected / (np.linalg.norm(projected, axis=1, keepdims=True) + 1e-12)
 
     def save(self, file: Path) -> None:
         """Write an .npz file, atomically."""

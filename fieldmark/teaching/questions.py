@@ -15,8 +15,8 @@ class Question:
 
     Attributes:
         path: name of the image.
-        reason: `random` (a test image), `uncertain`, `new` (unlike all that is labelled), `suspicious` (its label is
-            probably wrong) or `duplicates` (its near-duplicates have another label).
+        reason: `random` (a test image), `uncertain`, `new` (unlike all that is labelled), `suspicious` (the
+            classifier doubts its label) or `duplicates` (its near-duplicates have another label).
         purpose: what the answer is used for.
         proposal: the predicted class; None as long as there is no classifier.
         confidence: its probability.
@@ -74,7 +74,7 @@ class TeachingMetrics:
         expected_gain: how much the accuracy would rise with `next_labels` labels more; None if it is not known yet.
         classes: in the order of the classes.
         history: the learning curve, with the test images of now.
-        suspicious: labels that are probably wrong and have not been confirmed.
+        suspicious: labels that the classifier does not predict and nobody has confirmed.
     """
 
     labelled: int

@@ -1,94 +1,85 @@
-"""What to label next: images that the classifier is unsure of and that differ from those labelled so far.
+"""What to label next: images that the classifier is unsure of and that tell most about the others.
 
-Of each image: uncertainty (the margin between the two most probable classes) times its squared distance to the nearest
-labelled one, taken greedily, so that a batch does not show one scene twice. The distance is what "active learning"
-calls diversity (Sener & Savarese 2018, "Active Learning for Convolutional Neural Networks: A Core-Set Approach"), the
-margin its uncertainty (Roth & Small 2006).
+Of each image: its uncertainty, times a root of how much its label would lower the variance of the predictions of all
+uncertain images (Cohn, Ghahramani & Jordan 1996, "Active Learning with Statistical Models", equation 6, for the
+least-squares classifier of `learner.py`). The second factor prefers images that resemble many others and none that is
+labelled; without a classifier it chooses alone. Images are chosen one after the other, each as if those before it were
+labelled already, so that a batch does not show one scene twice.
 """
 
 import numpy as np
 
-MAX_COMPARED = 2000
-"""Images with the highest values among which a batch is chosen."""
+from fieldmark.teaching.learner import LinearModel, with_constant
+
+VARIANCE_EXPONENT = 0.125
+"""Of the reduction of variance, beside the uncertainty."""
+ENOUGH_LABELS = 5
+"""Labels of a class up to which it is preferred."""
+MAX_COMPARED = 4000
+"""Images among which the next ones are chosen; of more, the most uncertain."""
+MAX_REFERENCE = 2000
+"""Images whose variance counts."""
 MAX_CLUSTERED = 3000
 
 
-class Distances:
-    """Squared distance of each image to the nearest of a growing set.
+def uncertainty(model: LinearModel, features: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Uncertainty of each image, (n, k) -> (n,), above 0 and at most 1.
+
+    It is 1 minus the margin between the two best scores (Roth & Small 2006, "Margin-Based Active Learning for
+    Structured Output Spaces"), larger where the predicted class has fewer than `ENOUGH_LABELS`.
 
     Args:
-        features: (n, k), projected; rows may be filled later, see `update`.
+        counts: labels of each class.
     """
-
-    def __init__(self, features: np.ndarray) -> None:
-        self.features = features
-        self.members = dict[int, None]()
-        self.nearest = np.full(len(features), np.inf, np.float32)
-        self.is_known = np.zeros(len(features), bool)
-
-    def update(self, is_read: np.ndarray) -> None:
-        """Take in the images that have been read since."""
-        new = np.flatnonzero(is_read & ~self.is_known)
-        self.is_known |= is_read
-        for first in range(0, len(new), 4096):
-            rows = new[first : first + 4096]
-            if self.members:
-                members = np.asarray(self.features[list(self.members)])
-                self.nearest[rows] = squared_distances(np.asarray(self.features[rows]), members).min(1)
-
-    def add(self, row: int) -> None:
-        """Image `row` joins the set."""
-        if row not in self.members:
-            self.members[row] = None
-            known = np.flatnonzero(self.is_known)
-            features = self.features if len(known) == len(self.features) else self.features[known]
-            distances = squared_distances(np.asarray(features), np.asarray(self.features[[row]]))[:, 0]
-            self.nearest[known] = np.minimum(self.nearest[known], distances)
+    scores = model.scores(features)
+    top = np.partition(scores, -2, axis=1)[:, -2:]
+    margin = np.clip(top[:, 1] - top[:, 0], 0, 0.999)
+    return (1 - margin) / (1 + np.minimum(counts, ENOUGH_LABELS)[scores.argmax(1)])
 
 
-def squared_distances(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """(n, k), (m, k) -> (n, m)."""
-    products = a @ b.T
-    return np.maximum(np.square(a).sum(1)[:, None] + np.square(b).sum(1) - 2 * products, 0)
-
-
-def uncertainty(probabilities: np.ndarray) -> np.ndarray:
-    """1 minus the margin between the two most probable classes: (n, classes) -> (n,)."""
-    if probabilities.shape[1] < 2:
-        return np.ones(len(probabilities), np.float32)
-    top = np.partition(probabilities, -2, axis=1)[:, -2:]
-    return 1 - (top[:, 1] - top[:, 0])
-
-
-def next_images(scores: np.ndarray, distances: Distances, candidates: np.ndarray, n: int) -> list[int]:
-    """The `n` candidates with the highest score times distance, one after the other.
+def next_images(
+    features: np.ndarray, inverse: np.ndarray, scores: np.ndarray | None, n: int, seed: int = 0
+) -> list[int]:
+    """Positions of the `n` images to label next.
 
     Args:
-        scores: uncertainty of each candidate.
-        distances: to the labelled images.
-        candidates: rows of images without an answer.
+        features: of the images without an answer, (m, k).
+        inverse: see `LinearModel.inverse`.
+        scores: `uncertainty` of the images; None without a classifier.
+        seed: of the sample of images whose variance counts.
     """
-    nearest = distances.nearest[candidates]
-    nearest = np.where(np.isfinite(nearest), nearest, 1)
-    if len(candidates) > MAX_COMPARED:
-        best = np.argpartition(-scores * nearest, MAX_COMPARED)[:MAX_COMPARED]
-        candidates, scores, nearest = candidates[best], scores[best], nearest[best]
-    features, chosen = np.asarray(distances.features[candidates]), list[int]()
-    is_first = not distances.members
-    for _ in range(min(n, len(candidates))):
-        k = int((scores * nearest).argmax())
-        chosen.append(int(candidates[k]))
-        distance = squared_distances(features, features[[k]])[:, 0]
-        nearest = distance if is_first and len(chosen) == 1 else np.minimum(nearest, distance)
-        nearest[k] = -1
+    if not len(features):
+        return []
+    rows = np.arange(len(features))
+    if len(rows) > MAX_COMPARED:
+        rng = np.random.default_rng(seed)
+        rows = rng.permutation(rows) if scores is None else np.argsort(-scores, kind="stable")
+        rows = np.sort(rows[:MAX_COMPARED])
+    x = with_constant(np.asarray(features[rows])).astype(np.float32)
+    own = np.ones(len(rows), np.float32) if scores is None else scores[rows].astype(np.float32)
+    exponent = 1.0 if scores is None else VARIANCE_EXPONENT
+    reference = slice(None, None, -(-len(rows) // MAX_REFERENCE))
+    moments = (x[reference] * own[reference, None]).T @ x[reference]
+    projected = x @ inverse.astype(np.float32)
+    covered = projected @ moments
+    chosen, is_open = list[int](), np.ones(len(rows), bool)
+    while len(chosen) < min(n, len(rows)):
+        variance = np.einsum("ij,ij->i", projected, x)
+        reduction = np.maximum(np.einsum("ij,ij->i", covered, projected), 0) / (1 + variance)
+        k = int(np.where(is_open, reduction**exponent * own, -1).argmax())
+        chosen.append(int(rows[k]))
+        is_open[k] = False
+        # What the inverse without image k becomes with it (Sherman & Morrison), applied to all images.
+        step = projected[k] / (1 + variance[k])
+        shared = x @ projected[k]
+        projected = projected - shared[:, None] * step
+        covered = covered - shared[:, None] * (step @ moments)
     return chosen
 
 
 def nearest_images(features: np.ndarray, row: int, candidates: np.ndarray, n: int) -> list[int]:
     """The `n` candidates that are most similar to image `row`, by the cosine; the image itself is the first."""
-    own = np.asarray(features[row])
-    others = np.asarray(features[candidates])
-    cosine = others @ own / (np.linalg.norm(others, axis=1) * np.linalg.norm(own) + 1e-12)
+    cosine = np.asarray(features[candidates]) @ np.asarray(features[row])
     return [row, *(int(candidates[k]) for k in np.argsort(-cosine)[: n + 1] if candidates[k] != row)][:n]
 
 
@@ -96,20 +87,22 @@ def find_clusters(features: np.ndarray, n: int, size: int) -> list[list[int]]:
     """Clusters of images that look alike, the largest first, each with the images nearest to its centre.
 
     Args:
-        features: (images, k), projected.
+        features: (images, k), of length 1.
         n: number of clusters that are returned.
         size: images of each.
     """
     from sklearn.cluster import KMeans
 
-    step = max(1, len(features) // MAX_CLUSTERED)
+    if not len(features):
+        return []
+    step = -(-len(features) // MAX_CLUSTERED)
     sample = features[::step]
-    directions = sample / (np.linalg.norm(sample, axis=1, keepdims=True) + 1e-12)
-    clusters = KMeans(min(len(sample), max(2 * n, 8)), n_init=1, random_state=0).fit(directions)
-    by_size = np.argsort(-np.bincount(clusters.labels_), kind="stable")
+    clusters = KMeans(min(len(sample), max(2 * n, 8)), n_init="auto", random_state=0).fit(sample)
+    cluster_of = np.asarray(clusters.labels_)
+    by_size = np.argsort(-np.bincount(cluster_of), kind="stable")
     found = list[list[int]]()
     for k in by_size[:n]:
-        members = np.flatnonzero(clusters.labels_ == k)
-        distance = np.square(directions[members] - clusters.cluster_centers_[k]).sum(1)
+        members = np.flatnonzero(cluster_of == k)
+        distance = np.square(sample[members] - clusters.cluster_centers_[k]).sum(1)
         found.append([int(i) * step for i in members[np.argsort(distance, kind="stable")[:size]]])
     return found

@@ -119,7 +119,7 @@ class _Writer:
 
 
 def find_groups(store: FeatureStore) -> np.ndarray:
-    """Groups of near-duplicates among the images that have been read: the lowest row of each image's group, int (n,)."""
+    """Groups of near-duplicates among the images that have been read: the lowest row of each group, int (n,)."""
     groups, rows = np.arange(len(store)), np.flatnonzero(store.status == READ)
     if len(rows) > 1:
         roots = cluster_duplicates(

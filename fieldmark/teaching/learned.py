@@ -1,0 +1,70 @@
+"""What a session has learned from its labels: a classifier, doubted labels, and the next images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from fieldmark.teaching.label_check import label_margins
+from fieldmark.teaching.learner import LinearModel, fit, inverse_of
+from fieldmark.teaching.queue import next_images, uncertainty
+
+QUEUE_LENGTH = 8
+"""Images that are chosen at a time."""
+
+
+@dataclass(frozen=True)
+class Learned:
+    """Replaced as a whole, so that readers never see a part.
+
+    Attributes:
+        model: None as long as fewer than two classes have labels.
+        n_labels: images that it has learned from.
+        queue: rows of the images to label next.
+        doubts: row -> how much higher the best other class scores than its label, see `label_margins`.
+    """
+
+    model: LinearModel | None = None
+    n_labels: int = 0
+    queue: tuple[int, ...] = ()
+    doubts: dict[int, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelledRows:
+    """Rows of the store with the numbers of their classes."""
+
+    rows: Sequence[int]
+    labels: np.ndarray
+
+
+def learn(
+    features: np.ndarray,
+    groups: np.ndarray,
+    train: LabelledRows,
+    test: LabelledRows,
+    open_rows: np.ndarray,
+    n_classes: int,
+) -> Learned:
+    """Solve the classifier, look for wrong labels, and choose the next images.
+
+    Args:
+        features: of all images, (n, k).
+        groups: of near-duplicates, (n,).
+        train: images to learn from.
+        test: labelled test images; their labels may be doubted too.
+        open_rows: images without an answer.
+    """
+    own = np.asarray(features[train.rows])
+    model, doubts = None, dict[int, float]()
+    if len(np.unique(train.labels)) > 1:
+        model = fit(own, train.labels, n_classes, groups[train.rows])
+        others = np.asarray(features[test.rows])
+        margins = label_margins(model, own, train.labels, groups[train.rows], others, test.labels)
+        doubts = dict(zip([*train.rows, *test.rows], margins.tolist(), strict=True))
+    candidates = np.asarray(features[open_rows])
+    counts = np.bincount(train.labels, minlength=n_classes)
+    scores = uncertainty(model, candidates, counts) if model else None
+    inverse = model.inverse if model else inverse_of(own)
+    chosen = next_images(candidates, inverse, scores, QUEUE_LENGTH)
+    return Learned(model, len(train.rows), tuple(int(open_rows[i]) for i in chosen), doubts)
