@@ -81,10 +81,8 @@ class _Teacher:
 
     def question(self, question: Question) -> dict[str, Any]:
         session, values = self.session, asdict(question)
-        labels = session.labels
         others = [
-            {"id": session.row_of[name], "path": name, "label": labels[name][0] if name in labels else None}
-            for name in question.others
+            {"id": session.row_of[name], "path": name, "label": session.label_of(name)} for name in question.others
         ]
         return {"id": session.row_of[question.path], **values, "others": others}
 

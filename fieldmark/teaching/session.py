@@ -208,6 +208,10 @@ class TeachingSession:
             labels = self._labels.train | self._labels.test
             return {self.names[row]: (label, self._purpose(row)) for row, label in labels.items()}
 
+    def label_of(self, name: str) -> str | None:
+        """The class of an image; None if it has none."""
+        return self._labels.label_of(self.row_of[name])
+
     # ---- learning
 
     def learn_in_background(self) -> None:

@@ -314,7 +314,7 @@ def test_why_an_image_is_shown(visit, teach) -> None:
     for text in (
         "Drawn at random for the test set: this answer measures the classifier and does not train it.",
         "The classifier is unsure: glass 41\u00a0%, metal 38\u00a0%.",
-        "Its label is glass, which is probably wrong.",
+        "Its label is glass. The classifier predicts another class. Which is right?",
         "Nearly the same image has the label paper. Its label is glass.",
         "Out of distribution: unlike everything labelled so far.",
     ):
@@ -335,7 +335,7 @@ def test_an_image_that_was_labelled_is_asked_for_again(visit, teach) -> None:
     wait_for(page, lambda: len(fake.labels) == 3)
     fake.again, fake.changes[0] = [0], {"reason": "suspicious", "label": "glass"}
     press(page, "1", "2")
-    expect(page.locator("#reason")).to_have_text("Its label is glass, which is probably wrong.")
+    expect(page.locator("#reason")).to_have_text("Its label is glass. The classifier predicts another class. Which is right?")
     press(page, "3")
     wait_for(page, lambda: fake.labels[0] == ("label", "paper"))
 
