@@ -1,5 +1,10 @@
-"""Reads the images of a session in a process of its own, at the lowest priority: the page never waits for it."""
+"""Reads the images of a session in a process of its own, at the lowest priority: the page never waits for it.
 
+It waits for the first images, though, so that these are read at the priority of the server itself: at the lowest one,
+they would never be read on a machine that is busy otherwise.
+"""
+
+import contextlib
 import os
 import subprocess
 import sys
@@ -176,11 +181,26 @@ def main(folder: Path) -> None:
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    if hasattr(os, "nice"):
-        os.nice(LOWEST_PRIORITY)
+    is_low = False
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal is_low
+        if not is_low and done >= min(FIRST_IMAGES, total):
+            is_low = True
+            _lower_priority()
+
     with runtime.torch_settings():
         opened = open_session_images(folder)
-        read_images(opened.images, opened.store, opened.order, model=opened.model)
+        read_images(opened.images, opened.store, opened.order, on_progress, opened.model)
+
+
+def _lower_priority() -> None:
+    """Of all threads of this process; on Linux each has a priority of its own."""
+    tasks = Path("/proc/self/task")
+    for task in [int(each.name) for each in tasks.iterdir()] if tasks.is_dir() else [0]:
+        if hasattr(os, "setpriority"):
+            with contextlib.suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, task, LOWEST_PRIORITY)
 
 
 if __name__ == "__main__":
