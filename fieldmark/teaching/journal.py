@@ -5,6 +5,7 @@ single writes under a lock, so several windows and several people may write into
 lines in order: of several answers for an image the last one holds, and an undo takes back one answer.
 """
 
+import errno
 import json
 import os
 import time
@@ -23,6 +24,10 @@ Purpose = Literal["train", "test"]
 JOURNAL_FILE = "answers.jsonl"
 MAX_LINE_BYTES = 16_384
 """Longest line; paths and class names are bounded by the server before."""
+
+
+class UnwritableError(FieldmarkError):
+    """The file cannot be written now, as on a full disk: nothing is wrong with the answer."""
 
 
 @dataclass(frozen=True)
@@ -75,19 +80,21 @@ class Journal:
             the answers with their numbers.
 
         Raises:
-            FieldmarkError: the disk is full, or an answer is too long.
+            UnwritableError: the disk is full; none is recorded then.
+            FieldmarkError: an answer is too long.
         """
         lines = b"".join(map(_to_line, answers))
         with self._opened() as descriptor:
             self._read_from(descriptor)
             end = b"\n" if self._has_torn_line(descriptor) else b""
+            size = os.fstat(descriptor).st_size
             try:
-                written = os.write(descriptor, end + lines)
+                if os.write(descriptor, end + lines) < len(end + lines):
+                    raise OSError(errno.ENOSPC, "the disk is full")
                 os.fsync(descriptor)
             except OSError as error:
-                raise FieldmarkError(f"{self.file} cannot be written: {error.strerror}") from None
-            if written < len(end + lines):
-                raise FieldmarkError(f"{self.file} cannot be written: the disk is full")
+                os.ftruncate(descriptor, size)  # all of them or none
+                raise UnwritableError(f"{self.file} cannot be written: {error.strerror}") from None
             self._read_from(descriptor)
         return self.answers[-len(answers) :]
 

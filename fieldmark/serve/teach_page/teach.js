@@ -515,7 +515,12 @@ function answer(action, label) {
   return true;
 }
 
-const answerTo = ({ id }, action, label) => ({ id, action, ...(action === "label" && { label }) });
+/** With the path: if the server is started again and has more images then, others have these numbers. */
+const answerTo = ({ id, path }, action, label) =>
+  ({ id, path: wellFormed(path), action, ...(action === "label" && { label }) });
+
+/** Bytes of a name that are no UTF-8 come as lone surrogates, which no JSON of a request may hold. */
+const wellFormed = (text) => text.replace(/\p{Surrogate}/gu, "?");
 
 function accept() {
   const proposal = (grid ? grid.question : current)?.proposal;
