@@ -1,5 +1,6 @@
 """A teaching session: which image to ask about next, what the answers taught, and how good the classifier is."""
 
+import logging
 import threading
 import time
 import uuid
@@ -33,6 +34,7 @@ LEASE_SECONDS = 120.0
 MAX_NAME = 100
 """Characters of the name of a class."""
 MAX_KEYS = 1000
+logger = logging.getLogger("fieldmark.serve")
 
 
 class Features(Protocol):
@@ -221,10 +223,13 @@ class TeachingSession:
 
     def _learn_for_ever(self) -> None:
         while not self._is_closed:
-            if self._wake.wait(timeout=1.0) and not self._is_closed:
-                self._wake.clear()
-                self.learn()
-            self.refresh()
+            try:
+                if self._wake.wait(timeout=1.0) and not self._is_closed:
+                    self._wake.clear()
+                    self.learn()
+                self.refresh()
+            except Exception:  # what was learned before serves until the next answer
+                logger.exception("learning failed")
 
     def close(self) -> None:
         """End the thread of `learn_in_background`."""
