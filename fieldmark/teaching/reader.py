@@ -185,7 +185,7 @@ def main(folder: Path) -> None:
 
     def on_progress(done: int, total: int) -> None:
         nonlocal is_low
-        if not is_low and done >= min(FIRST_IMAGES, total):
+        if not is_low and done > FIRST_IMAGES + 2 * BATCH_SIZE:  # the first have been written by then
             is_low = True
             _lower_priority()
 
