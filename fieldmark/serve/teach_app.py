@@ -16,6 +16,7 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from fieldmark import __version__
 from fieldmark.core import runtime
@@ -33,7 +34,7 @@ from fieldmark.teaching.questions import Question
 PAGE_FOLDER = Path(__file__).with_name("teach_page")
 PAGE_FILES = {"/": "index.html", "/teach.css": "teach.css", "/teach.js": "teach.js"}
 MAX_BODY_BYTES = 1 << 20
-BODY_SECONDS = 20.0
+BODY_SECONDS = 10.0
 """In which the body of a request has to arrive."""
 MAX_ANSWERS = 200
 """Answers in a request."""
@@ -278,13 +279,15 @@ async def _read_json(request: Request, model: type[B]) -> B:
     """The body of a request.
 
     Raises:
-        RequestError: 408 too slow, 413 too large, 415 not JSON, 422 not what is expected.
+        RequestError: 400 cut off, 408 too slow, 413 too large, 415 not JSON, 422 not what is expected.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RequestError(415, "send application/json")
     try:
         async with asyncio.timeout(BODY_SECONDS):
             body = await Request(request.scope, BodyLimiter(request.receive, MAX_BODY_BYTES)).body()
+    except ClientDisconnect:
+        raise RequestError(400, "the request was cut off") from None
     except TimeoutError:
         raise RequestError(408, f"the request did not arrive within {BODY_SECONDS:g} seconds") from None
     try:

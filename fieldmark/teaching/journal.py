@@ -42,7 +42,8 @@ class Answer:
         reason: why the image was shown, as `uncertain`.
         author: who answered, as the page knows it.
         undone: number of the answer that is taken back, of action `undo`.
-        batch: common to answers that were given at once, and are taken back at once.
+        batch: common to answers that were given at once, and are taken back at once; the key of their request if it had
+            one, of an undo as well.
         time: seconds since the epoch.
         number: position in the journal, from 0; set by `Journal.append`.
     """

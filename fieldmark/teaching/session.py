@@ -70,7 +70,7 @@ class TeachingSession:
         self._wake, self._is_closed = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._leases = dict[int, tuple[str, float]]()  # row -> who is asked about it, and since when
-        self._keys = dict[str, object]()  # of the last requests -> their results
+        self._results = dict[tuple[str, str], list[Answer]]()  # of the last requests, by kind and key
         self._given_tests = sorted(self.row_of[name] for name in images.tests)
         is_labelled = np.array([name in images.labels for name in self.names])
         self.test_rows = estimate.draw_test_rows(reading_order(is_labelled, seed), is_labelled, self._given_tests)
@@ -78,6 +78,7 @@ class TeachingSession:
         self._is_test[self.test_rows] = True
         self._curve = LearningCurve(store.features, self.test_rows)
         self._learned = Learned()
+        self._remember_journal()
         self._take_in_images()
         self._replay()
         self.learn()
@@ -140,24 +141,33 @@ class TeachingSession:
         Raises:
             FieldmarkError: there is no such image, or no label; none is recorded then.
         """
-        batch = uuid.uuid4().hex[:12]
+        batch, request = key or uuid.uuid4().hex[:12], ("record", key)
         checked = [replace(self._check(answer), batch=batch) for answer in answers]
         with self._lock:
-            if key in self._keys:
-                return self._keys[key]  # type: ignore[return-value]
+            if request in self._results:
+                return self._results[request]
             written = self.journal.append(*checked)
             for answer in written:
                 self._leases.pop(self.row_of[answer.path], None)
-            self._remember(key, written)
+            self._remember(request, written)
             self._replay()
         self._wake.set()
         return written
 
-    def _remember(self, key: str, result: object) -> None:
-        if key:
-            self._keys[key] = result
-        while len(self._keys) > MAX_KEYS:
-            self._keys.pop(next(iter(self._keys)))
+    def _remember(self, request: tuple[str, str], result: list[Answer]) -> None:
+        if request[1]:
+            self._results[request] = result
+        while len(self._results) > MAX_KEYS:
+            self._results.pop(next(iter(self._results)))
+
+    def _remember_journal(self) -> None:
+        """The requests of an earlier process, whose responses may have been lost with it."""
+        answers = self.journal.answers
+        for answer in answers[-MAX_KEYS:]:
+            if answer.batch:
+                is_undo = answer.action == "undo" and answer.undone is not None
+                result = self._results.setdefault(("undo" if is_undo else "record", answer.batch), [])
+                result.append(answers[answer.undone] if is_undo else answer)  # type: ignore[index]
 
     def _check(self, answer: Answer) -> Answer:
         row = self.row_of.get(answer.path)
@@ -180,9 +190,10 @@ class TeachingSession:
         Returns:
             the answers that were taken back; none if there was nothing.
         """
+        request = ("undo", key)
         with self._lock:
-            if key in self._keys:
-                return self._keys[key]  # type: ignore[return-value]
+            if request in self._results:
+                return self._results[request]
             undone = {answer.undone for answer in self.journal.answers if answer.action == "undo"}
             own = [
                 answer
@@ -191,9 +202,10 @@ class TeachingSession:
             ]
             last = [answer for answer in own if answer is own[-1] or (answer.batch and answer.batch == own[-1].batch)]
             if last:
-                self.journal.append(*(Answer(one.path, "undo", undone=one.number, author=author) for one in last))
+                undos = [Answer(one.path, "undo", undone=one.number, author=author, batch=key) for one in last]
+                self.journal.append(*undos)
                 self._replay()
-            self._remember(key, last)
+            self._remember(request, last)
         self._wake.set()
         return last
 
