@@ -34,19 +34,20 @@ BATCH = 200
 
 
 def make_images(folder: Path, n: int, n_classes: int) -> None:
-    """`n` tiny images; the name of each begins with its class."""
+    """`n` tiny images in a folder for each class, whose name the file begins with."""
     buffer = io.BytesIO()
     Image.new("RGB", (32, 32), (90, 140, 60)).save(buffer, "JPEG")
-    folder.mkdir(parents=True)
+    for k in range(n_classes):
+        (folder / f"class {k:02}").mkdir(parents=True)
     for k in range(n):
-        (folder / f"{k % n_classes:02}-{k:06}.jpg").write_bytes(buffer.getvalue())
+        (folder / f"class {k % n_classes:02}" / f"{k % n_classes:02}-{k:06}.jpg").write_bytes(buffer.getvalue())
 
 
-def make_session(folder: Path, images: Path, n_classes: int) -> None:
+def make_session(folder: Path, images: Path, n_classes: int, *, has_labels: bool) -> None:
     """A session on these images, with made-up features."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    SessionSettings(str(images.resolve()), None, ignore_labels=True).save(folder)
+    SessionSettings(str(images.resolve()), None, ignore_labels=not has_labels).save(folder)
     store, rng = open_session_images(folder).store, np.random.default_rng(0)
     k = store.features.shape[1]
     centres = rng.normal(0, 1 / np.sqrt(k), (n_classes, k))
@@ -127,15 +128,17 @@ def main() -> None:
     parser.add_argument("--work", type=Path, required=True, help="folder for images and session; kept")
     parser.add_argument("--images", type=int, default=5000)
     parser.add_argument("--classes", type=int, default=20)
+    parser.add_argument("--labelled", action="store_true", help="the images have labels, which are checked")
     parser.add_argument("--answers", type=int, default=1000, help="given before")
     parser.add_argument("--posts", type=int, default=100, help="that are measured")
     options = parser.parse_args()
     images = options.work / f"images-{options.images}-{options.classes}"
     if not images.exists():
         make_images(images, options.images, options.classes)
-    folder = options.work / f"session-{options.images}-{options.classes}"
-    make_session(folder, images, options.classes)
-    words = [str(images), "--ignore-labels", "--out", str(folder), "--port", "0", "--json"]
+    folder = options.work / f"session-{options.images}-{options.classes}{'-labelled' * options.labelled}"
+    make_session(folder, images, options.classes, has_labels=options.labelled)
+    words = [str(images), "--out", str(folder), "--port", "0", "--json"]
+    words += [] if options.labelled else ["--ignore-labels"]
     began = time.perf_counter()
     command = [sys.executable, "-m", "fieldmark.cli", "teach", *words]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
@@ -144,15 +147,16 @@ def main() -> None:
         try:
             Client(url)("GET", "/state")
             started = time.perf_counter() - began
-            names = sorted(file.name for file in images.iterdir())
+            names = sorted(str(file.relative_to(images)) for file in images.glob("*/*"))
             rows = measure(url, names, options.answers, options.posts)
             now, peak = memory(process), memory(process, "VmHWM")
         finally:
             process.terminate()
-    with open_session(images, out=folder, ignore_labels=True) as session:
+    with open_session(images, out=folder, ignore_labels=not options.labelled) as session:
         learned = [timed(session.learn)[0] for _ in range(7)]
         n_answers = len(session.journal.answers)
-    print(f"{options.images:,} images, {options.classes} classes, {n_answers:,} answers\n")
+    given = ", all with labels" if options.labelled else ""
+    print(f"{options.images:,} images, {options.classes} classes{given}, {n_answers:,} answers\n")
     print("| | median | 95 % | slowest |\n| --- | ---: | ---: | ---: |")
     print("\n".join([*rows, row("session.learn()", learned)]))
     print(f"\nStart: {started:.1f} s. Memory of the server: {now:.2f} GiB, at most {peak:.2f} GiB.")

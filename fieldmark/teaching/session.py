@@ -321,9 +321,10 @@ class TeachingSession:
 
     def _to_learn(self, taken: set[int]) -> Question | None:
         reason = "new" if self._learned.model is None else "uncertain"
-        for row in [*self._learned.queue, *self._open_rows()]:
-            if row not in self._labels and row not in taken:
-                return Question(self.names[row], reason)
+        for rows in (lambda: self._learned.queue, self._open_rows):  # the second one only if the queue is empty
+            for row in map(int, rows()):
+                if row not in self._labels and row not in taken:
+                    return Question(self.names[row], reason)
         return None
 
     def _doubted(self, taken: set[int]) -> Question | None:

@@ -404,6 +404,7 @@ def test_what_cannot_be_served_is_one_line(server: Served, images: Path, session
     assert not (tmp_path / "new" / "session.json").exists()
 
 
+@pytest.mark.slow
 def test_images_that_cannot_be_read_end_with_the_reason(tmp_path: Path):
     """None of them: the page opens, and has no question."""
     (tmp_path / "photos").mkdir()
