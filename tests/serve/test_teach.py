@@ -17,7 +17,7 @@ import httpx2 as httpx
 import pytest
 from PIL import Image
 from served import Served, teaching
-from taught import KINDS, SIZE, Client, draw_images, journal, kind_of, prepare
+from teach_clients import KINDS, SIZE, Client, draw_images, journal, kind_of, prepare
 
 from fieldmark.core.io import read_csv
 from fieldmark.data.readers import read_catalog

@@ -17,7 +17,7 @@ from typing import Any
 import httpx2 as httpx
 import pytest
 from served import Served, teaching
-from taught import Client, draw_images, journal, prepare
+from teach_clients import Client, draw_images, journal, prepare
 
 from fieldmark.core.progress import Reporter
 from fieldmark.data.readers import read_catalog
