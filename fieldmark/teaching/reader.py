@@ -1,4 +1,4 @@
-"""Reads the images of a session in a process of its own, at the lowest priority: the page never waits for it."""
+"""Reads the images of a session in a process of its own, at a low priority: the page never waits for it."""
 
 import os
 import subprocess
@@ -23,7 +23,7 @@ from fieldmark.teaching.store import READ, UNREADABLE, WAITING, FeatureStore
 FIRST_IMAGES = 1000
 """Images that are read before the page opens; the principal directions are those of their features."""
 BATCH_SIZE = 32
-LOWEST_PRIORITY = 19
+LOW_PRIORITY = 10
 
 
 class _Read(NamedTuple):
@@ -96,6 +96,7 @@ class _Writer:
     def __init__(self, store: FeatureStore) -> None:
         self.store, self.projection = store, store.projection
         self.pending: list[tuple[list[_Read], np.ndarray]] = []
+        self.next_search = FIRST_IMAGES  # images at which near-duplicates are searched among those read so far
 
     def add(self, batch: list[_Read], features: np.ndarray) -> None:
         self.pending.append((batch, features))
@@ -106,16 +107,14 @@ class _Writer:
         if self.projection is None and self.pending:
             self.projection = Projection.fit(np.concatenate([features for _, features in self.pending]))
             self.projection.save(self.store.folder / "projection.npz")
-            is_first = True
-        else:
-            is_first = False
         for batch, features in self.pending:
             assert self.projection is not None
             for each, row in zip(batch, self.projection(features), strict=True):
                 self.store.write(each.row, row, each.hashes, each.thumbnail)
         self.pending = []
-        if is_first:
+        if (n_read := int((self.store.status == READ).sum())) >= self.next_search:
             self.store.write_groups(find_groups(self.store))
+            self.next_search = 2 * n_read
 
 
 def find_groups(store: FeatureStore) -> np.ndarray:
@@ -177,7 +176,7 @@ def main(folder: Path) -> None:
 
     threading.Thread(target=end_with_parent, daemon=True).start()
     if hasattr(os, "nice"):
-        os.nice(LOWEST_PRIORITY)
+        os.nice(LOW_PRIORITY)
     with runtime.torch_settings():
         opened = open_session_images(folder)
         read_images(opened.images, opened.store, opened.order, model=opened.model)

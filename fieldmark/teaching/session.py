@@ -212,6 +212,10 @@ class TeachingSession:
         """The class of an image; None if it has none."""
         return self._labels.label_of(self.row_of[name])
 
+    def resembles_test_image(self, name: str) -> bool:
+        """Whether an image is a near-duplicate of a test image, so that nothing is learned from it."""
+        return bool(self._is_held_out[self.row_of[name]])
+
     # ---- learning
 
     def learn_in_background(self) -> None:
