@@ -102,12 +102,13 @@ def _finish_page(_app, page: str, _template, context: dict, _doctree) -> None:
         context["language"] = "zh-CN"
     body = context.get("body") or ""
     body = re.sub(r'<span class="pre">([^<]{1,28})</span>', r'<span class="pre whole">\1</span>', body)
+    body = re.sub(r"(</(?:em|strong|a|code)>\)?) -- ", r"\1 – ", body)  # between a parameter and its text
     context["body"] = re.sub(r"<td>(<p>.*?</p>)</td>", _sized_cell, body, flags=re.DOTALL)
 
 
 def _sized_cell(cell: re.Match) -> str:
-    is_long = len(re.sub(r"<[^>]*>", "", cell[1])) > 36
-    return f'<td class="long">{cell[1]}</td>' if is_long else cell[0]
+    characters = len(re.sub(r"<[^>]*>", "", cell[1]))
+    return f'<td class="{"long" if characters > 36 else "medium"}">{cell[1]}</td>' if characters > 12 else cell[0]
 
 
 def _first_line(file: Path) -> str:
