@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -37,23 +38,30 @@ def taught(folder: Path, answers: int) -> Iterator[str]:
         assert server.stdout
         url = server.stdout.readline().split()[1]
         try:
-            _answer(url.partition("/#")[0], answers)
+            address = url.partition("/#")[0]
+            _wait_for_images(address)
+            _answer(address, answers)
             yield url
         finally:
             server.terminate()
 
 
+def _wait_for_images(address: str) -> None:
+    while (reading := _call(address, "state")["reading"])["done"] < reading["total"]:
+        time.sleep(1)
+
+
 def _answer(address: str, count: int) -> None:
     truth, done = true_labels(), 0
     while done < count:
-        questions = _call(address, f"next?n=1&author=a")["questions"]
+        questions = _call(address, "next?n=1&author=a")["questions"]
         if not questions:
             return
         body = [{"id": each["id"], "label": truth[Path(each["path"]).name]} for each in questions]
         metrics = _call(address, "answers", {"author": "a", "answers": body, "next": 0})["metrics"]
         done += 1
-        if done % 50 == 0:
-            print(done, json.dumps({key: metrics[key] for key in ("labelled", "accuracy", "coverage", "expected_gain")}))
+        if done % 100 == 0:
+            print(f"{done} answers, {metrics['labelled']} labelled, accuracy {metrics['accuracy']}", flush=True)
 
 
 def _call(address: str, path: str, body: Any = None) -> Any:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from scipy.special import softmax
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.teaching import estimate
@@ -338,7 +339,11 @@ class TeachingSession:
         model = self._learned.model
         if model is None or question.reason == "random":
             return question
-        p = model.probabilities(np.asarray(self.store.features[[self.row_of[question.path]]]))[0]
+        row = self.row_of[question.path]
+        scores = self._learned.held_out.get(row)  # of a labelled image: the model itself has learned its label
+        if scores is None:
+            scores = model.scores(np.asarray(self.store.features[[row]]))[0]
+        p = softmax(model.scale * scores)
         top = tuple((self.classes[k], float(p[k])) for k in np.argsort(-p)[:5] if model.is_known[k])
         return replace(question, proposal=top[0][0], confidence=top[0][1], top=top)
 
