@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from scipy.special import softmax
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.teaching import estimate
@@ -226,6 +227,10 @@ class TeachingSession:
         """The class of an image; None if it has none."""
         return self._labels.label_of(self.row_of[name])
 
+    def resembles_test_image(self, name: str) -> bool:
+        """Whether an image is a near-duplicate of a test image, so that nothing is learned from it."""
+        return bool(self._is_held_out[self.row_of[name]])
+
     # ---- learning
 
     def learn_in_background(self) -> None:
@@ -350,9 +355,13 @@ class TeachingSession:
     def _with_predictions(self, question: Question) -> Question:
         """With what the classifier predicts; not for test images, whose label it must not influence."""
         model = self._learned.model
-        if model is None or question.reason == "random":
+        if model is None or question.reason == "random" or question.purpose == "test":
             return question
-        p = model.probabilities(np.asarray(self.store.features[[self.row_of[question.path]]]))[0]
+        row = self.row_of[question.path]
+        scores = self._learned.held_out.get(row)  # of a labelled image: the model itself has learned its label
+        if scores is None:
+            scores = model.scores(np.asarray(self.store.features[[row]]))[0]
+        p = softmax(model.scale * scores)
         top = tuple((self.classes[k], float(p[k])) for k in np.argsort(-p)[:5] if model.is_known[k])
         return replace(question, proposal=top[0][0], confidence=top[0][1], top=top)
 
