@@ -33,4 +33,5 @@ def label_margins(
     rows = np.arange(len(both))
     own = scores[rows, both]
     scores[rows, both] = -np.inf
-    return scores.max(1) - own
+    # A class that it has never seen cannot be predicted: of such labels it knows nothing.
+    return np.where(model.is_known[both], scores.max(1) - own, -1.0)
