@@ -66,5 +66,5 @@ def learn(
     counts = np.bincount(train.labels, minlength=n_classes)
     scores = uncertainty(model, candidates, counts) if model else None
     inverse = model.inverse if model else inverse_of(own)
-    chosen = next_images(candidates, inverse, scores, QUEUE_LENGTH)
+    chosen = next_images(candidates, inverse, scores, QUEUE_LENGTH, groups[open_rows])
     return Learned(model, len(train.rows), tuple(int(open_rows[i]) for i in chosen), doubts)
