@@ -53,7 +53,7 @@ class FeatureStore:
                 setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False))  # type: ignore[arg-type]
             if len({len(getattr(self, name)) for name in _COLUMNS}) > 1:
                 raise ValueError("its files have different lengths")
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, EOFError) as error:
             raise FieldmarkError(f"{folder} is damaged ({error}): delete it, the features are computed anew") from None
 
     def __len__(self) -> int:
