@@ -1,13 +1,16 @@
-"""Teaching sessions without photos: features of clusters in place of images."""
+"""Teaching sessions without a network: features of clusters; and images in the ways in which people have them."""
 
+import zipfile
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from fieldmark.teaching.images import TeachingImages
 from fieldmark.teaching.session import TeachingSession
+from fieldmark.teaching.sources import SessionSettings, collect_images
 from fieldmark.teaching.store import READ
 
 
@@ -66,3 +69,25 @@ def teach(session: TeachingSession, truth: np.ndarray, n: int) -> list[str]:
         session.answer(path, f"class {truth[session.row_of[path]]}")
         asked.append(path)
     return asked
+
+
+def collect(data: Path, more: Path | None = None, ignore_labels: bool = False) -> TeachingImages:
+    """The images of a session on `data`."""
+    return collect_images(SessionSettings(str(data), None if more is None else str(more), ignore_labels))
+
+
+def write(folder: Path, *names: str) -> Path:
+    """Small images of these names, each of its own colour."""
+    for k, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (8, 8), (k, 2 * k, 3 * k)).save(folder / name)
+    return folder
+
+
+def zipped(folder: Path) -> Path:
+    """A zip of the images of a folder, beside it."""
+    file = folder.with_suffix(".zip")
+    with zipfile.ZipFile(file, "w") as archive:
+        for path in sorted(folder.rglob("*.png")):
+            archive.write(path, path.relative_to(folder))
+    return file

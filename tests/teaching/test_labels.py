@@ -78,7 +78,7 @@ def test_answers_for_images_that_have_gone_do_no_harm(tmp_path: Path):
 
 @pytest.mark.parametrize("n_alike", [2, 4])
 def test_near_duplicates_with_different_labels_contradict_each_other(n_alike: int):
-    labels = SessionLabels(train={row: "cat" for row in range(4)})
+    labels = SessionLabels(train=dict.fromkeys(range(4), "cat"))
     groups = np.maximum(np.arange(6), n_alike - 1)
     assert not list(labels.contradictions(groups))
     labels.train[0] = "dog"

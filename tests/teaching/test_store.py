@@ -223,7 +223,7 @@ def test_a_damaged_folder_says_what_to_do(photos: Path, tmp_path: Path):
             open_images(photos, folder)
         (folder / name).write_bytes(before)
     np.save(folder / "status.npy", np.zeros(3, np.uint8))
-    with pytest.raises(FieldmarkError, match="lengths.*delete it"):
+    with pytest.raises(FieldmarkError, match=r"lengths.*delete it"):
         open_images(photos, folder)
 
 
