@@ -45,7 +45,11 @@ class Teaching(TeachingSession):
         rows = opened.order
         if (opened.store.status == WAITING).any() or not opened.store.is_grouped:
             self._reader = BackgroundReader(folder)
-            _wait_for_first(self._reader, opened.store, rows, reporter)
+            try:
+                _wait_for_first(self._reader, opened.store, rows, reporter)
+            except BaseException:
+                self._reader.close()
+                raise
         super().__init__(folder, opened.images, FeatureStore(folder / "features"), opened.settings.seed)
         self._exported, self._export_lock = -1, threading.Lock()
 
@@ -120,11 +124,12 @@ def open_session(
     data = best if is_run(best) else data  # a folder of images may have one that is called best-...
     settings = SessionSettings(os.path.abspath(data), None if more is None else os.path.abspath(more), ignore_labels)
     if (folder / SETTINGS_FILE).exists():
-        if SessionSettings.load(folder) != settings:
-            raise FieldmarkError(
-                f"{printable(str(folder))} is a session on other images, those of "
-                f"{printable(SessionSettings.load(folder).data)}: give another --out"
-            )
+        known = SessionSettings.load(folder)
+        if known != settings:
+            others = f"other images, those of {printable(known.data)}"
+            if known.data == settings.data:
+                others = "these images with another MORE or --ignore-labels"
+            raise FieldmarkError(f"{printable(str(folder))} is a session on {others}: give another --out")
     elif folder.exists() and any(folder.iterdir()):
         raise FieldmarkError(f"{printable(str(folder))} exists and is no session: give another --out")
     else:

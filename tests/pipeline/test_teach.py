@@ -112,17 +112,16 @@ def test_other_images_and_other_folders_are_refused(photos: Path, small_photos: 
     (tmp_path / "full" / "file").touch()
     for data, folder, reason in (
         (small_photos, out, "is a session on other images"),
-        (photos, tmp_path / "full", "no session: give another --out"),
+        (photos, tmp_path / "full", "no session: give another out="),
         (tmp_path / "none", tmp_path / "new", "is missing"),
         (tmp_path / "full", tmp_path / "new2", "has no images"),
     ):
         with pytest.raises(FieldmarkError, match=reason) as refused:
             open_it(data, folder)
         assert "\n" not in str(refused.value)
-    with pytest.raises(FieldmarkError, match="other images"):
-        open_it(photos, out, more=small_photos)
-    with pytest.raises(FieldmarkError, match="other images"):
-        open_it(photos, out, ignore_labels=True)
+    for words in ({"more": small_photos}, {"ignore_labels": True}):
+        with pytest.raises(FieldmarkError, match="these images with another"):
+            open_it(photos, out, **words)
     with pytest.raises(TypeError, match="path of a folder"):
         open_it([1, 2], tmp_path / "x")  # type: ignore[arg-type]
     assert [file.name for file in (tmp_path / "full").iterdir()] == ["file"]
