@@ -347,7 +347,6 @@ def teach(
     Raises:
         FieldmarkError: the images cannot be read, or the folder belongs to other images.
     """
-    from fieldmark.inference.bundle import resolve_run
     from fieldmark.pipeline.run import Run
     from fieldmark.pipeline.teach import open_session
 
@@ -356,7 +355,7 @@ def teach(
         if not in_memory.is_on_disk(source):
             raise TypeError("images are labelled where they are: give the path of a folder, an archive or a run")
         return open_session(
-            resolve_run(os.fspath(source)),
+            os.fspath(source),
             None if more is None else os.fspath(more),
             out=None if out is None else os.fspath(out),
             ignore_labels=ignore_labels,

@@ -16,11 +16,12 @@ from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import one_line, printable
+from fieldmark.inference.bundle import resolve_run
 from fieldmark.teaching.export import write_decisions, write_labels
 from fieldmark.teaching.reader import FIRST_IMAGES, BackgroundReader
 from fieldmark.teaching.session import TeachingSession
-from fieldmark.teaching.sources import SETTINGS_FILE, SessionSettings, open_session_images
-from fieldmark.teaching.store import WAITING, FeatureStore
+from fieldmark.teaching.sources import SETTINGS_FILE, SessionSettings, is_run, open_session_images
+from fieldmark.teaching.store import GROUPS_FILE, WAITING, FeatureStore
 
 STOP_SECONDS = 20.0
 """In which a training that is stopped has to end by itself."""
@@ -44,9 +45,13 @@ class Teaching(TeachingSession):
         opened = open_session_images(folder)
         self.settings, self._reader = opened.settings, None
         rows = opened.order
-        if (opened.store.status == WAITING).any():
+        if (opened.store.status == WAITING).any() or not opened.store.is_grouped:
             self._reader = BackgroundReader(folder)
-            _wait_for_first(self._reader, opened.store, rows, reporter)
+            try:
+                _wait_for_first(self._reader, opened.store, rows, reporter)
+            except BaseException:
+                self._reader.close()
+                raise
         super().__init__(folder, opened.images, FeatureStore(folder / "features"), opened.settings.seed)
         self._exported, self._export_lock = -1, threading.Lock()
 
@@ -107,8 +112,8 @@ def open_session(
     """Begin a session, or continue the one in the folder `out`.
 
     Args:
-        data: a labelled dataset, a folder or an archive of images without labels, or a finished run, whose network then
-            makes the features.
+        data: a labelled dataset, a folder or an archive of images without labels, or a finished run or search, whose
+            network then makes the features.
         more: a folder or an archive of further images without labels.
         out: the session's folder; by default `runs/teach-NAME`.
         ignore_labels: whether the names of folders are no classes.
@@ -117,13 +122,16 @@ def open_session(
         FieldmarkError: the images cannot be read, or the folder belongs to other images.
     """
     folder = default_folder(Path(data)) if out is None else Path(out)
+    best = resolve_run(data)
+    data = best if is_run(best) else data  # a folder of images may have one that is called best-...
     settings = SessionSettings(os.path.abspath(data), None if more is None else os.path.abspath(more), ignore_labels)
     if (folder / SETTINGS_FILE).exists():
-        if SessionSettings.load(folder) != settings:
-            raise FieldmarkError(
-                f"{printable(str(folder))} is a session on other images, those of "
-                f"{printable(SessionSettings.load(folder).data)}: give another --out"
-            )
+        known = SessionSettings.load(folder)
+        if known != settings:
+            others = f"other images, those of {printable(known.data)}"
+            if known.data == settings.data:
+                others = "these images with another MORE or --ignore-labels"
+            raise FieldmarkError(f"{printable(str(folder))} is a session on {others}: give another --out")
     elif folder.exists() and any(folder.iterdir()):
         raise FieldmarkError(f"{printable(str(folder))} exists and is no session: give another --out")
     else:
@@ -143,8 +151,11 @@ def open_session(
 def _wait_for_first(reader: BackgroundReader, store: FeatureStore, order: np.ndarray, reporter: Reporter) -> None:
     first = order[: min(FIRST_IMAGES, len(order))]
     with reporter.progress_bar("reading", "images") as advance:
-        while (n_waiting := int((store.status[first] == WAITING).sum())) and reader.is_running():
+        while reader.is_running():
+            n_waiting = int((store.status[first] == WAITING).sum())
             advance(len(first) - n_waiting, len(first))
+            if not n_waiting and (store.folder / GROUPS_FILE).exists():  # those like test images are known by then
+                break
             time.sleep(0.1)
     reader.check()
 
@@ -210,9 +221,10 @@ class TrainingJob:
 
     def _follow(self, process: subprocess.Popen[str]) -> None:
         assert process.stderr
-        for line in process.stderr:
-            if line.strip():
-                self.line = one_line(line)
+        with process.stderr:
+            for line in process.stderr:
+                if line.strip():
+                    self.line = one_line(line)
         process.wait()
         self.ended = time.monotonic()
 

@@ -80,8 +80,8 @@ def curve_sizes(n: int) -> list[int]:
     They grow by a fifth each, so that a session adds a point now and then.
     """
     sizes, size = list[int](), 20.0
-    while size <= n:
-        if size >= n / 8:
+    while int(size) <= n:
+        if int(size) >= n / 8:
             sizes.append(int(size))
         size *= 1.2
     return sizes

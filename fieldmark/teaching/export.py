@@ -1,12 +1,14 @@
 """The labels of a session as files: a manifest for `train`, and decisions for `train --apply`."""
 
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from fieldmark.core import io
 from fieldmark.core.text import ascii_file_name
 from fieldmark.data.decisions import DECISION_COLUMNS
+from fieldmark.data.image import UnreadableImageError
 from fieldmark.teaching.session import TeachingSession
 
 LABELS_FILE, DECISIONS_FILE = "labels.csv", "decisions.csv"
@@ -33,7 +35,8 @@ def write_labels(session: TeachingSession, *, extracts: bool = False) -> Path:
         if has_tests and purpose == "train" and name not in tests and session.resembles_test_image(name):
             continue
         split = ("test" if name in tests else "train") if has_tests else ""
-        rows.append({"path": _path_of(session, name, extracts), "label": label, "split": split})
+        with suppress(UnreadableImageError):  # an image in an archive, which `train` would leave out too
+            rows.append({"path": _path_of(session, name, extracts), "label": label, "split": split})
     columns = ["path", "label", "split"] if has_tests else ["path", "label"]
     file = session.folder / LABELS_FILE
     io.write_csv(file, [{column: row[column] for column in columns} for row in rows], columns)

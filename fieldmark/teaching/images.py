@@ -42,7 +42,9 @@ class TeachingImages:
     def signature(self, name: str) -> tuple[int, int]:
         """Size and time of change of the image's file, or of its archive: others mean other content."""
         source = self.sources[name]
-        file = source if isinstance(source, str) else source.container if isinstance(source, ContainedImage) else ""
+        if isinstance(source, ContainedImage):
+            source = source.container
+        file = source.catalog.root if isinstance(source, _CatalogImage) else source if isinstance(source, str) else ""
         try:
             status = os.stat(file)
         except (OSError, ValueError):
@@ -79,6 +81,8 @@ def from_folder(source: str | Path) -> TeachingImages:
     Raises:
         FieldmarkError: there are none.
     """
+    if not os.path.exists(source):
+        raise FieldmarkError(f"{printable(str(source))} is missing: give the folder that holds the images")
     prefix = os.path.join(os.path.normpath(source), "")
     found = dict(_find(str(source), prefix))
     if not found:

@@ -2,7 +2,8 @@
 
 Each answer is a line of JSON that is on the disk before it is acknowledged, so a kill loses none. Lines are appended by
 single writes under a lock, so several windows and several people may write into one journal. The state follows from the
-lines in order: of several answers for an image the last one holds, and an undo takes back one answer.
+lines in order: of several answers for an image the last one holds, and an undo takes back one answer. To skip an image
+that has a label, when it is asked about again, leaves it its label.
 """
 
 import errno
@@ -97,7 +98,7 @@ class Journal:
                 os.ftruncate(descriptor, size)  # all of them or none
                 raise UnwritableError(f"{self.file} cannot be written: {error.strerror}") from None
             self._read_from(descriptor)
-        return self.answers[-len(answers) :]
+        return self.answers[len(self.answers) - len(answers) :]
 
     def refresh(self) -> list[Answer]:
         """Read what other processes have appended; returns the new answers."""
@@ -111,11 +112,17 @@ class Journal:
         return self.answers[known:]
 
     def current(self) -> dict[str, Answer]:
-        """The answer that holds for each image: the last one that was not taken back."""
+        """The answer that holds for each image: the last one; an image that was skipped keeps an earlier label."""
+        current = dict[str, Answer]()
+        for answer in self.standing():
+            if answer.action != "skip" or current.get(answer.path, answer).action == "skip":
+                current[answer.path] = answer
+        return current
+
+    def standing(self) -> list[Answer]:
+        """The answers that were not taken back, in their order."""
         undone = {answer.undone for answer in self.answers if answer.action == "undo"}
-        return {
-            answer.path: answer for answer in self.answers if answer.action != "undo" and answer.number not in undone
-        }
+        return [answer for answer in self.answers if answer.action != "undo" and answer.number not in undone]
 
     @contextmanager
     def _opened(self) -> Iterator[int]:

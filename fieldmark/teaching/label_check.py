@@ -23,7 +23,7 @@ def held_out_scores(
     return np.concatenate([leave_out_scores(model, features, labels, groups), model.scores(test_features)])
 
 
-def label_margins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
+def label_margins(scores: np.ndarray, labels: np.ndarray, is_known: np.ndarray) -> np.ndarray:
     """How much higher the best other class scores than the label, (n,); above 0 a label is doubted.
 
     In this order wrong labels come first. How many of them are wrong is not known, since the queue prefers images that
@@ -32,9 +32,11 @@ def label_margins(scores: np.ndarray, labels: np.ndarray) -> np.ndarray:
     Args:
         scores: see `held_out_scores`, (n, classes).
         labels: class numbers (n,).
+        is_known: which classes the classifier has learned, (classes,).
     """
-    if len(labels) < MIN_LABELS or scores.shape[1] < 2:
+    if len(labels) < MIN_LABELS or is_known.sum() < 2:
         return np.full(len(labels), -1.0)
     rows, others = np.arange(len(labels)), scores.copy()
     others[rows, labels] = -np.inf
-    return others.max(1) - scores[rows, labels]
+    # A class that it has never seen cannot be predicted: of such labels it knows nothing.
+    return np.where(is_known[labels], others.max(1) - scores[rows, labels], -1.0)

@@ -17,15 +17,17 @@ class SessionLabels:
         train: row -> class of images to learn from, in the order in which they were labelled.
         test: row -> class of test images.
         excluded: rows that were left out.
-        skipped: rows that are asked about again at the end.
-        times: how often a person has answered for a row.
+        skipped: rows that are asked about again at the end, in the order in which they were skipped last.
+        answered: rows that a person has answered for.
+        checks: how often a person was asked about a row that had a label already.
     """
 
     train: dict[int, str] = field(default_factory=dict)
     test: dict[int, str] = field(default_factory=dict)
     excluded: set[int] = field(default_factory=set)
-    skipped: set[int] = field(default_factory=set)
-    times: Counter[int] = field(default_factory=Counter)
+    skipped: dict[int, None] = field(default_factory=dict)
+    answered: set[int] = field(default_factory=set)
+    checks: Counter[int] = field(default_factory=Counter)
 
     @classmethod
     def from_journal(
@@ -51,8 +53,16 @@ class SessionLabels:
             elif row in given:  # a doubted label whose question was skipped stays
                 labels._add(row, given[row], is_test)
             else:
-                labels.skipped.add(row)
-        labels.times.update(row_of[a.path] for a in journal.answers if a.action != "undo" and a.path in row_of)
+                labels.skipped[row] = None
+        has_label = set(given)
+        for answer in journal.standing():
+            if (row := row_of.get(answer.path)) is None:
+                continue
+            labels.answered.add(row)
+            if row in has_label:
+                labels.checks[row] += 1
+            elif answer.action == "label":
+                has_label.add(row)
         return labels
 
     def _add(self, row: int, label: str, is_test: np.ndarray) -> None:

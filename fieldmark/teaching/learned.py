@@ -62,12 +62,12 @@ def learn(
     if len(np.unique(train.labels)) > 1:
         model = fit(own, train.labels, n_classes, groups[train.rows])
         scores = held_out_scores(model, own, train.labels, groups[train.rows], np.asarray(features[test.rows]))
-        margins = label_margins(scores, np.concatenate([train.labels, test.labels]))
+        margins = label_margins(scores, np.concatenate([train.labels, test.labels]), model.is_known)
         both = [*train.rows, *test.rows]
         doubts, held_out = dict(zip(both, margins.tolist(), strict=True)), dict(zip(both, scores, strict=True))
     candidates = np.asarray(features[open_rows])
     counts = np.bincount(train.labels, minlength=n_classes)
     scores = uncertainty(model, candidates, counts) if model else None
     inverse = model.inverse if model else inverse_of(own)
-    chosen = next_images(candidates, inverse, scores, QUEUE_LENGTH)
+    chosen = next_images(candidates, inverse, scores, QUEUE_LENGTH, groups[open_rows])
     return Learned(model, len(train.rows), tuple(int(open_rows[i]) for i in chosen), doubts, held_out)

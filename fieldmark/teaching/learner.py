@@ -106,15 +106,16 @@ def leave_out_scores(model: LinearModel, features: np.ndarray, labels: np.ndarra
     weights, targets = _weights(labels, counts), _targets(labels, counts)
     x = with_constant(features)
     projected = x @ model.inverse
-    errors = targets - x @ model.weight
+    # Not by `model.weight`, whose 32 bits would be divided by what is near 0 for many near-duplicates.
+    errors = targets - projected @ ((x * weights[:, None]).T @ targets)
     leverage = weights * (projected * x).sum(1)
-    left_out = errors / np.maximum(1 - leverage, 1e-6)[:, None]
+    left_out = errors / (1 - leverage)[:, None]  # below 1, since the weights are penalized
     _, number, sizes = np.unique(groups, return_inverse=True, return_counts=True)
     order, ends = np.argsort(number, kind="stable"), np.cumsum(sizes)
     for group in np.flatnonzero(sizes > 1):
         rows = order[ends[group] - sizes[group] : ends[group]]
         hat = (projected[rows] @ x[rows].T) * weights[rows]
-        left_out[rows] = np.linalg.solve(np.eye(len(rows)) - hat + 1e-9 * np.eye(len(rows)), errors[rows])
+        left_out[rows] = np.linalg.solve(np.eye(len(rows)) - hat, errors[rows])
     scores = targets - left_out
     scores[:, ~model.is_known] = UNKNOWN_SCORE
     return scores

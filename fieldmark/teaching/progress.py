@@ -21,7 +21,7 @@ MAX_COVERED = 5000
 
 
 class LearningCurve:
-    """Predictions of the test images by classifiers of fewer labels, kept to be compared with labels that come later.
+    """Classifiers of fewer labels, kept to be tried on test images that are read or labelled later.
 
     Args:
         features: of all images, (n, k).
@@ -29,25 +29,24 @@ class LearningCurve:
     """
 
     def __init__(self, features: np.ndarray, test_rows: np.ndarray) -> None:
-        self.features, self.test_rows = features, test_rows
-        self.position = {int(row): k for k, row in enumerate(test_rows)}
-        self.predictions = dict[int, np.ndarray]()  # number of labels -> class numbers of the test candidates
+        self.features = features
+        self.tests = set(map(int, test_rows))
+        self.models = dict[int, LinearModel]()  # by the number of labels
 
     def update(self, rows: Sequence[int], labels: np.ndarray, n_classes: int) -> None:
         """Add the points that are missing up to these labels, which are in the order of labelling."""
         for size in estimate.curve_sizes(len(rows)):
-            if size not in self.predictions and len(np.unique(labels[:size])) > 1:
-                model = fit(np.asarray(self.features[rows[:size]]), labels[:size], n_classes)
-                self.predictions[size] = model.scores(np.asarray(self.features[self.test_rows])).argmax(1)
+            if size not in self.models and len(np.unique(labels[:size])) > 1:
+                self.models[size] = fit(np.asarray(self.features[rows[:size]]), labels[:size], n_classes)
 
     def points(self, rows: Sequence[int], truth: np.ndarray) -> tuple[CurvePoint, ...]:
         """Accuracy on these test images, which have these classes, at each number of labels."""
         if not len(rows):
             return ()
-        places = [self.position[row] for row in rows]
+        features = np.asarray(self.features[rows])
         return tuple(
-            CurvePoint(size, float((predicted[places] == truth).mean()))
-            for size, predicted in sorted(dict(self.predictions).items())
+            CurvePoint(size, float((model.scores(features).argmax(1) == truth).mean()))
+            for size, model in sorted(dict(self.models).items())
         )
 
 
@@ -59,7 +58,6 @@ def measure(
     classes: Sequence[str],
     open_rows: np.ndarray,
     curve: LearningCurve,
-    given: Mapping[int, str],
 ) -> TeachingMetrics:
     """The metrics of a session.
 
@@ -67,10 +65,9 @@ def measure(
         features: of all images, (n, k); those of images that are not read are not used.
         is_read: (n,).
         open_rows: images to learn from without an answer.
-        given: row -> class before the session.
     """
     number, model = {name: k for k, name in enumerate(classes)}, learned.model
-    rows = [row for row in labels.test if is_read[row] and row in curve.position]
+    rows = [row for row in labels.test if is_read[row] and row in curve.tests]
     truth = np.array([number[labels.test[row]] for row in rows], np.int64)
     hits, is_sure, coverage = np.zeros(0, bool), np.zeros(0, bool), None
     if model is not None:
@@ -93,7 +90,7 @@ def measure(
         next_labels=NEXT_LABELS,
         classes=_class_progress(number, labels, hits, truth, accuracy),
         history=history,
-        suspicious=len(doubtful_rows(learned.doubts, labels, given)),
+        suspicious=len(doubtful_rows(learned.doubts, labels)),
     )
 
 
@@ -115,11 +112,11 @@ def _class_progress(
     return tuple(progress)
 
 
-def doubtful_rows(doubts: Mapping[int, float], labels: SessionLabels, given: Mapping[int, str]) -> list[int]:
+def doubtful_rows(doubts: Mapping[int, float], labels: SessionLabels) -> list[int]:
     """Rows whose label the classifier does not predict, the most doubtful first; each is asked about again once."""
     found = [
         (margin, row)
         for row, margin in doubts.items()
-        if margin > 0 and labels.label_of(row) and labels.times[row] < (1 if row in given else 2)
+        if margin > 0 and labels.label_of(row) and not labels.checks[row]
     ]
     return [row for _, row in sorted(found, reverse=True)]

@@ -4,7 +4,7 @@ Of each image: its uncertainty, times a root of how much its label would lower t
 uncertain images (Cohn, Ghahramani & Jordan 1996, "Active Learning with Statistical Models", equation 6, for the
 least-squares classifier of `learner.py`). The second factor prefers images that resemble many others and none that is
 labelled; without a classifier it chooses alone. Images are chosen one after the other, each as if those before it were
-labelled already, so that a batch does not show one scene twice.
+labelled already, and of near-duplicates one as long as there are others, so that a batch does not show one scene twice.
 """
 
 import numpy as np
@@ -38,7 +38,12 @@ def uncertainty(model: LinearModel, features: np.ndarray, counts: np.ndarray) ->
 
 
 def next_images(
-    features: np.ndarray, inverse: np.ndarray, scores: np.ndarray | None, n: int, seed: int = 0
+    features: np.ndarray,
+    inverse: np.ndarray,
+    scores: np.ndarray | None,
+    n: int,
+    groups: np.ndarray | None = None,
+    seed: int = 0,
 ) -> list[int]:
     """Positions of the `n` images to label next.
 
@@ -46,6 +51,7 @@ def next_images(
         features: of the images without an answer, (m, k).
         inverse: see `LinearModel.inverse`.
         scores: `uncertainty` of the images; None without a classifier.
+        groups: number of the group of near-duplicates of each image (m,); by default none has any.
         seed: of the sample of images whose variance counts.
     """
     if not len(features):
@@ -62,13 +68,16 @@ def next_images(
     moments = (x[reference] * own[reference, None]).T @ x[reference]
     projected = x @ inverse.astype(np.float32)
     covered = projected @ moments
-    chosen, is_open = list[int](), np.ones(len(rows), bool)
+    groups = rows if groups is None else groups[rows]
+    chosen, is_open, is_new = list[int](), np.ones(len(rows), bool), np.ones(len(rows), bool)
     while len(chosen) < min(n, len(rows)):
         variance = np.einsum("ij,ij->i", projected, x)
         reduction = np.maximum(np.einsum("ij,ij->i", covered, projected), 0) / (1 + variance)
-        k = int(np.where(is_open, reduction**exponent * own, -1).argmax())
+        is_choice = is_new if is_new.any() else is_open
+        k = int(np.where(is_choice, reduction**exponent * own, -1).argmax())
         chosen.append(int(rows[k]))
         is_open[k] = False
+        is_new[groups == groups[k]] = False
         # What the inverse without image k becomes with it (Sherman & Morrison), applied to all images.
         step = projected[k] / (1 + variance[k])
         shared = x @ projected[k]
@@ -97,7 +106,8 @@ def find_clusters(features: np.ndarray, n: int, size: int) -> list[list[int]]:
         return []
     step = -(-len(features) // MAX_CLUSTERED)
     sample = features[::step]
-    clusters = KMeans(min(len(sample), max(2 * n, 8)), n_init="auto", random_state=0).fit(sample)
+    n_clusters = min(len(np.unique(sample, axis=0)), max(2 * n, 8))
+    clusters = KMeans(n_clusters, n_init="auto", random_state=0).fit(sample)
     cluster_of = np.asarray(clusters.labels_)
     by_size = np.argsort(-np.bincount(cluster_of), kind="stable")
     found = list[list[int]]()

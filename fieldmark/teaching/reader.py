@@ -66,6 +66,8 @@ def read_images(
     names = list(images.sources)
     rows = [int(row) for row in order if store.status[row] == WAITING]
     if not rows:
+        if not store.is_grouped:  # the reader before was killed, or images have gone
+            store.write_groups(find_groups(store))
         return
     extractor = FeatureExtractor(model)
 
@@ -109,6 +111,7 @@ class _Writer:
             self.flush()
 
     def flush(self) -> None:
+        self.projection = self.projection or self.store.projection  # another process may have been first
         if self.projection is None and self.pending:
             self.projection = Projection.fit(np.concatenate([features for _, features in self.pending]))
             self.projection.save(self.store.folder / "projection.npz")
@@ -123,9 +126,9 @@ class _Writer:
 
 
 def find_groups(store: FeatureStore) -> np.ndarray:
-    """Groups of near-duplicates among the images that have been read: the lowest row of each group, int (n,)."""
-    groups, rows = np.arange(len(store)), np.flatnonzero(store.status == READ)
-    if len(rows) > 1:
+    """Groups of near-duplicates among the images that have been read: the lowest row of each, int (n,); others -1."""
+    groups, rows = np.full(len(store), -1), np.flatnonzero(store.status == READ)
+    if len(rows):
         roots = cluster_duplicates(
             np.arange(len(rows)), np.asarray(store.hashes[rows]), np.asarray(store.thumbnails[rows])
         )
@@ -146,13 +149,14 @@ class BackgroundReader:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "fieldmark.teaching.reader", str(folder)],
-            stdin=subprocess.PIPE,  # closes with this process, which ends the other one
-            stdout=subprocess.DEVNULL,
-            stderr=(folder / "reader.log").open("wb"),
-            env=environment,
-        )
+        with (folder / "reader.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "fieldmark.teaching.reader", str(folder)],
+                stdin=subprocess.PIPE,  # closes with this process, which ends the other one
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env=environment,
+            )
 
     def check(self) -> None:
         """Raise `FieldmarkError` if the process has failed."""

@@ -95,7 +95,8 @@ class TeachingSession:
     def refresh(self) -> None:
         """Take in what other processes have answered, and images that have been read since."""
         with self._lock:
-            if (self.store.status == READ).sum() != self._is_read.sum():
+            # Groups are searched after the images have been read, so their number alone does not tell.
+            if (self.store.status == READ).sum() != self._is_read.sum() or (self.store.groups != self.groups).any():
                 self._take_in_images()
                 self._wake.set()
             if self.journal.refresh():
@@ -142,6 +143,8 @@ class TeachingSession:
         Raises:
             FieldmarkError: there is no such image, or no label; none is recorded then.
         """
+        if not answers:
+            return []
         batch, request = key or uuid.uuid4().hex[:12], ("record", key)
         checked = [replace(self._check(answer), batch=batch) for answer in answers]
         with self._lock:
@@ -174,10 +177,12 @@ class TeachingSession:
         row = self.row_of.get(answer.path)
         if row is None:
             raise FieldmarkError(f"{answer.path!r} is no image of this session")
-        label = " ".join((answer.label or "").split()) if answer.action == "label" else None
+        label = answer.label if answer.action == "label" else None
+        if label is not None and label not in self.classes:  # the names of folders are as they are
+            label = " ".join(label.split())
         if answer.action == "label" and not label:
             raise FieldmarkError("a label needs the name of a class")
-        if label and (len(label) > MAX_NAME or not label.isprintable()):
+        if label and label not in self.classes and (len(label) > MAX_NAME or not label.isprintable()):
             raise FieldmarkError(f"the name of a class has at most {MAX_NAME} characters, which can be printed")
         purpose: Purpose = "test" if self._is_test[row] else "train"
         return replace(answer, label=label, purpose=purpose)
@@ -195,12 +200,8 @@ class TeachingSession:
         with self._lock:
             if request in self._results:
                 return self._results[request]
-            undone = {answer.undone for answer in self.journal.answers if answer.action == "undo"}
-            own = [
-                answer
-                for answer in self.journal.answers
-                if answer.action != "undo" and answer.author == author and answer.number not in undone
-            ]
+            self.journal.refresh()
+            own = [answer for answer in self.journal.standing() if answer.author == author]
             last = [answer for answer in own if answer is own[-1] or (answer.batch and answer.batch == own[-1].batch)]
             if last:
                 undos = [Answer(one.path, "undo", undone=one.number, author=author, batch=key) for one in last]
@@ -212,8 +213,10 @@ class TeachingSession:
 
     def _replay(self) -> None:
         self._labels = SessionLabels.from_journal(self.journal, self.row_of, self.given, self._is_test)
-        for label in [*self._labels.train.values(), *self._labels.test.values()]:
-            if label not in self.classes:
+        used = {*self._labels.train.values(), *self._labels.test.values()}
+        # In the order in which they were named, so that a session that is opened again has them in the same one.
+        for label in dict.fromkeys(answer.label for answer in self.journal.answers if answer.label):
+            if label in used and label not in self.classes:
                 self.classes.append(label)
 
     @property
@@ -306,16 +309,14 @@ class TeachingSession:
 
     def _next_question(self, taken: set[int]) -> Question | None:
         labels = self._labels
-        n_answered = len(labels.times) + len(taken)
-        n_tests = sum(bool(self._is_test[row]) for row in [*labels.times, *taken])
-        n_repeated = labels.times.total() - len(labels.times)
-        share = TEST_SHARE if n_tests < MIN_TEST else LATER_TEST_SHARE
-        if n_tests < share * n_answered:
-            kinds = [self._test, self._doubted, self._to_learn, self._skipped]
-        elif n_repeated < CHECK_SHARE * n_answered:
-            kinds = [self._doubted, self._to_learn, self._test, self._skipped]
-        else:
-            kinds = [self._to_learn, self._test, self._doubted, self._skipped]
+        asked = labels.answered | taken
+        n_tests = int(self._is_test[list(asked)].sum())
+        n_checks = labels.checks.total() + sum(labels.label_of(row) is not None for row in taken)
+        kinds = [self._to_learn, self._test, self._doubted, self._skipped]
+        if n_checks < CHECK_SHARE * len(asked):
+            kinds = [self._doubted, *kinds]
+        if n_tests < (TEST_SHARE if n_tests < MIN_TEST else LATER_TEST_SHARE) * len(asked):
+            kinds = [self._test, *kinds]
         return next((question for kind in kinds if (question := kind(taken))), None)
 
     def _test(self, taken: set[int]) -> Question | None:
@@ -336,17 +337,18 @@ class TeachingSession:
         """A label that contradicts that of a near-duplicate, or that is probably wrong; each is asked about once."""
         labels = self._labels
         for row, others in labels.contradictions(self.groups):
-            if row not in taken and labels.times[row] < (1 if row in self.given else 2):
+            if row not in taken and not labels.checks[row]:
                 names = tuple(self.names[other] for other in others[:4])
                 return Question(self.names[row], "duplicates", label=labels.label_of(row), others=names)
-        for row in doubtful_rows(self._learned.doubts, labels, self.given):
+        for row in doubtful_rows(self._learned.doubts, labels):
             if row not in taken:
                 return Question(self.names[row], "suspicious", self._purpose(row), label=labels.label_of(row))
         return None
 
     def _skipped(self, taken: set[int]) -> Question | None:
-        for row in sorted(self._labels.skipped - taken):
-            return Question(self.names[row], "random" if self._is_test[row] else "uncertain", self._purpose(row))
+        for row in self._labels.skipped:
+            if row not in taken:
+                return Question(self.names[row], "random" if self._is_test[row] else "uncertain", self._purpose(row))
         return None
 
     def _purpose(self, row: int) -> Purpose:
@@ -355,7 +357,7 @@ class TeachingSession:
     def _with_predictions(self, question: Question) -> Question:
         """With what the classifier predicts; not for test images, whose label it must not influence."""
         model = self._learned.model
-        if model is None or question.reason == "random" or question.purpose == "test":
+        if model is None or question.purpose == "test":
             return question
         row = self.row_of[question.path]
         scores = self._learned.held_out.get(row)  # of a labelled image: the model itself has learned its label
@@ -400,7 +402,7 @@ class TeachingSession:
         with self._lock:
             labels, learned, classes, is_read = self._labels, self._learned, list(self.classes), self._is_read
             open_rows = self._open_rows()
-        return measure(self.store.features, is_read, labels, learned, classes, open_rows, self._curve, self.given)
+        return measure(self.store.features, is_read, labels, learned, classes, open_rows, self._curve)
 
     def predict(self, names: Sequence[str]) -> list[tuple[str, float]]:
         """Class and probability of images of the session.

@@ -1,7 +1,7 @@
 """What `fieldmark teach` is given -> the images of a session, with the labels that they have already."""
 
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +11,7 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.text import printable
 from fieldmark.data.readers import read_catalog
 from fieldmark.data.readers.files import Folder
+from fieldmark.data.splits import read_split_file
 from fieldmark.inference import bundle
 from fieldmark.inference.run_folder import load_catalog
 from fieldmark.teaching.images import TeachingImages, from_catalog, from_folder, merge
@@ -46,9 +47,12 @@ class SessionSettings:
             FieldmarkError: there is none, or a later version began it.
         """
         try:
-            return cls(**io.read_json(folder / SETTINGS_FILE))
+            settings = cls(**io.read_json(folder / SETTINGS_FILE))
+            if settings.format == FORMAT:
+                return settings
         except (OSError, TypeError):
-            raise FieldmarkError(f"{folder} is no session of this version of fieldmark teach") from None
+            pass
+        raise FieldmarkError(f"{printable(str(folder))} is no session of this version of fieldmark teach")
 
     def save(self, folder: Path) -> None:
         io.write_json(folder / SETTINGS_FILE, asdict(self))
@@ -73,7 +77,7 @@ def collect_images(settings: SessionSettings) -> TeachingImages:
     """
     data = Path(settings.data)
     if is_run(data):
-        images = from_catalog(load_catalog(data))
+        images = _read_run(data)
     elif settings.ignore_labels:
         images = from_folder(data)
     else:
@@ -81,6 +85,14 @@ def collect_images(settings: SessionSettings) -> TeachingImages:
     if settings.more is not None:
         images = merge(images, from_folder(settings.more), os.path.basename(os.path.normpath(settings.more)))
     return images
+
+
+def _read_run(run: Path) -> TeachingImages:
+    """The images of a run; its test images are the test split, since its network has learned from the others."""
+    images, file = from_catalog(load_catalog(run)), run / "split.csv"
+    rows = read_split_file(file) if file.is_file() else ()
+    tests = frozenset(row.path for row in rows if row.split == "test" and row.path in images.sources)
+    return replace(images, tests=images.tests | tests)
 
 
 def _read_labelled(data: Path) -> TeachingImages:

@@ -51,7 +51,9 @@ class FeatureStore:
         try:
             for name in _COLUMNS:
                 setattr(self, name, np.load(folder / f"{name}.npy", mmap_mode=mode, allow_pickle=False))  # type: ignore[arg-type]
-        except (OSError, ValueError) as error:
+            if len({len(getattr(self, name)) for name in _COLUMNS}) > 1:
+                raise ValueError("its files have different lengths")
+        except (OSError, ValueError, EOFError) as error:
             raise FieldmarkError(f"{folder} is damaged ({error}): delete it, the features are computed anew") from None
 
     def __len__(self) -> int:
@@ -66,8 +68,19 @@ class FeatureStore:
     @property
     def groups(self) -> np.ndarray:
         """Number of the group of near-duplicates of each image, int (n,); each is its own before they were searched."""
-        file = self.folder / GROUPS_FILE
-        return np.load(file, allow_pickle=False) if file.exists() else np.arange(len(self))
+        groups = self._searched_groups()
+        return np.where(groups < 0, np.arange(len(self)), groups)
+
+    @property
+    def is_grouped(self) -> bool:
+        """Whether near-duplicates have been searched among all images that have been read."""
+        return not ((self._searched_groups() < 0) & (self.status == READ)).any()
+
+    def _searched_groups(self) -> np.ndarray:
+        """As `groups`; -1 for images that had not been read."""
+        file, none = self.folder / GROUPS_FILE, np.full(len(self), -1)
+        groups = np.load(file, allow_pickle=False) if file.exists() else none
+        return groups if len(groups) == len(self) else none  # of the images that were there before
 
     def write(self, row: int, features: np.ndarray, hashes: tuple[int, int], thumbnail: np.ndarray) -> None:
         """Row of an image that has been read."""
@@ -76,7 +89,7 @@ class FeatureStore:
         self.status[row] = READ
 
     def write_groups(self, groups: np.ndarray) -> None:
-        """Group numbers (n,), see `groups`."""
+        """Group numbers (n,), see `groups`; -1 for images that have not been read."""
         with atomic_path(self.folder / GROUPS_FILE) as partial, partial.open("wb") as handle:
             np.save(handle, groups)
 
@@ -92,17 +105,26 @@ def open_store(folder: Path, names: Sequence[str], signatures: Sequence[Signatur
     file = folder / _SIGNATURES_FILE
     images = [[name, *signature] for name, signature in zip(names, signatures, strict=True)]
     known = read_json(file) if file.exists() else {"model": model, "images": []}
+    if not isinstance(known, dict) or not {"model", "images"} <= known.keys():
+        raise FieldmarkError(f"{file} is damaged: delete {folder}, the features are computed anew")
     if file.exists() and known == {"model": model, "images": images}:
         return FeatureStore(folder, "r+")
     partial = folder.with_name(folder.name + ".new")
     shutil.rmtree(partial, ignore_errors=True)
     _create(partial, len(names))
-    if file.exists() and known["model"] == model:
+    if file.exists() and known["model"] == model and not _outgrows(FeatureStore(folder), len(names)):
         _copy_rows(FeatureStore(folder), known["images"], FeatureStore(partial, "r+"), images)
     write_json(partial / _SIGNATURES_FILE, {"model": model, "images": images})
+    file.unlink(missing_ok=True)  # first, so that a kill leaves no half of a store behind
     shutil.rmtree(folder, ignore_errors=True)
     partial.replace(folder)
     return FeatureStore(folder, "r+")
+
+
+def _outgrows(store: FeatureStore, n: int) -> bool:
+    """Whether so few images have given the principal directions that they do not serve for `n`."""
+    projection = store.projection
+    return projection is not None and projection.directions.shape[1] < DIMENSIONS and n > 2 * len(store)
 
 
 def _copy_rows(

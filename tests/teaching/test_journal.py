@@ -40,7 +40,7 @@ def test_a_kill_loses_no_answer_that_was_acknowledged(tmp_path: Path):
         writer.stdout.close()
         journal = Journal(tmp_path / str(attempt))
         assert [answer.path for answer in journal.answers[: last + 1]] == [f"a-{k}.jpg" for k in range(last + 1)]
-        assert journal.append(Answer("after.jpg", "label", "dog")).number == len(journal.answers) - 1
+        assert journal.append(Answer("after.jpg", "label", "dog"))[0].number == len(journal.answers) - 1
 
 
 def test_two_writers_lose_nothing_of_each_other(tmp_path: Path):
@@ -70,7 +70,7 @@ def test_a_line_that_was_cut_off_is_no_answer(tmp_path: Path, cut: int):
 def test_the_last_answer_holds_and_undo_takes_back_one(tmp_path: Path):
     journal = Journal(tmp_path)
     journal.append(Answer("1.jpg", "label", "cat"))
-    second = journal.append(Answer("1.jpg", "label", "dog"))
+    (second,) = journal.append(Answer("1.jpg", "label", "dog"))
     assert journal.current()["1.jpg"].label == "dog"
     journal.append(Answer("1.jpg", "undo", undone=second.number))
     assert journal.current()["1.jpg"].label == "cat"
@@ -95,4 +95,25 @@ def test_another_window_sees_the_answers(tmp_path: Path):
     one, other = Journal(tmp_path), Journal(tmp_path)
     one.append(Answer("1.jpg", "label", "cat"))
     assert [answer.path for answer in other.refresh()] == ["1.jpg"]
-    assert other.append(Answer("2.jpg", "label", "cat")).number == 1
+    assert other.append(Answer("2.jpg", "label", "cat"))[0].number == 1
+
+
+def test_answers_that_are_written_at_once_come_back_with_their_numbers(tmp_path: Path):
+    journal = Journal(tmp_path)
+    assert journal.append() == []
+    for size in (3, 1, 2):
+        before = len(journal.answers)
+        written = journal.append(*(Answer(f"{k}.jpg", "label", "cat") for k in range(size)))
+        assert [answer.number for answer in written] == list(range(before, before + size))
+        assert journal.append() == []
+    assert Journal(tmp_path).answers == journal.answers
+
+
+def test_skipping_takes_no_label_away(tmp_path: Path):
+    journal = Journal(tmp_path)
+    journal.append(Answer("1.jpg", "skip"), Answer("2.jpg", "label", "cat"), Answer("2.jpg", "skip"))
+    journal.append(Answer("1.jpg", "skip"))
+    assert {path: (answer.action, answer.number) for path, answer in journal.current().items()} == {
+        "1.jpg": ("skip", 3),
+        "2.jpg": ("label", 1),
+    }
