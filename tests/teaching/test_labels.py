@@ -63,7 +63,7 @@ def test_skipped_images_come_in_turn(tmp_path: Path):
 
 
 def test_a_check_is_an_answer_for_an_image_that_has_a_label(tmp_path: Path):
-    cat, dog, skip = (Answer("1.jpg", *rest) for rest in (("label", "cat"), ("label", "dog"), ("skip",)))
+    cat, dog, skip = Answer("1.jpg", "label", "cat"), Answer("1.jpg", "label", "dog"), Answer("1.jpg", "skip")
     assert labels_of(tmp_path, cat).checks[1] == 0
     assert labels_of(tmp_path, skip, cat).checks[1] == 0
     assert labels_of(tmp_path, cat, dog).checks[1] == 1
