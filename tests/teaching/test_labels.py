@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldmark.teaching.journal import Answer, Journal
@@ -22,6 +22,7 @@ def labels_of(folder: Path, *answers: Answer, given: dict[int, str] | None = Non
     return SessionLabels.from_journal(journal, ROWS, given or {}, IS_TEST)
 
 
+@settings(max_examples=40)
 @given(st.lists(ACTIONS, max_size=25))
 def test_each_image_has_one_state(tmp_path: Path, actions: list[tuple[str, int, bool]]):
     """Whatever is answered: as a table that is kept by hand would have it."""
