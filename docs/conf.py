@@ -27,7 +27,11 @@ exclude_patterns = ["build", "quickstart.ipynb", "guides/networks.md", "referenc
 nb_execution_mode = "off"  # a test runs the notebook
 html_theme = "furo"
 html_title = project
+html_static_path = ["static"]
+html_css_files = ["site.css"]
 html_show_sphinx = False
+pygments_dark_style = "a11y-high-contrast-dark"  # as the light one; the usual one underlines modules like links
+smartquotes_action = "qe"  # quotes and ellipses; two hyphens are an option
 myst_heading_anchors = 3
 myst_enable_extensions = ["attrs_inline", "colon_fence"]
 napoleon_numpy_docstring = False
@@ -47,7 +51,13 @@ def _command_line(_app) -> None:
         unhide_options(command.get_command(context, verb))
     said = get_docs_for_click(obj=command, ctx=context, name="fieldmark")
     said = re.sub(r"\[/?bold\]", "`", re.sub(r"\[/?dim\]", "", said)).replace("\\[", "[")  # Rich's markup
+    said = re.sub(r"^Examples:\n((?:  `.*`\n)+)", _example_block, said, flags=re.MULTILINE)
     (HERE / "reference" / "cli.md").write_text(said.replace("# `fieldmark`", "# Command line", 1))
+
+
+def _example_block(examples: re.Match) -> str:
+    lines = (line.strip().strip("`") for line in examples[1].splitlines())
+    return "\n".join(["Examples:", "", "```sh", *lines, "```", ""])
 
 
 def _packages(_app) -> None:
@@ -86,12 +96,32 @@ def _dark_images(_app, _page: str, source: list[str]) -> None:
     source[0] = re.sub(r"!\[([^\]]*)\]\(([^)\s]+)-light\.webp\)", pair, source[0])
 
 
+def _finish_page(_app, page: str, _template, context: dict, _doctree) -> None:
+    """What static/site.css needs to know, and the language of pages in Chinese: browsers choose the glyphs by it."""
+    if page.endswith(".zh-CN"):
+        context["language"] = "zh-CN"
+    body = context.get("body") or ""
+    body = re.sub(r'<span class="pre">([^<]{1,28})</span>', r'<span class="pre whole">\1</span>', body)
+    body = re.sub(r"(</(?:em|strong|a|code)>\)?) -- ", r"\1 – ", body)  # between a parameter and its text
+    context["body"] = re.sub(r"<td>(<p>.*?</p>)</td>", _sized_cell, body, flags=re.DOTALL)
+
+
+def _sized_cell(cell: re.Match) -> str:
+    characters = len(re.sub(r"<[^>]*>", "", cell[1]))
+    return f'<td class="{"long" if characters > 36 else "medium"}">{cell[1]}</td>' if characters > 12 else cell[0]
+
+
 def _first_line(file: Path) -> str:
     return (ast.get_docstring(ast.parse(file.read_text(encoding="utf-8"))) or "").split("\n\n")[0]
 
 
 def _no_type_before_a_colon(_app, what: str, _name, _thing, _options, lines: list[str]) -> None:
-    """Napoleon takes what stands before the first colon of an attribute's text for its type; ours are annotated."""
+    """Napoleon takes what stands before the first colon of an attribute's text for its type; ours are annotated.
+
+    Python's own text for the fields of a named tuple says nothing.
+    """
+    if lines and lines[0].startswith("Alias for field number"):
+        lines.clear()
     if what in ("attribute", "data", "property"):
         lines[:0] = ["..", ""]  # an empty comment
 
@@ -102,4 +132,5 @@ def setup(app) -> None:
     app.connect("builder-inited", lambda _: (HERE / "reference" / "routes.md").write_text(http_routes(), "utf-8"))
     app.connect("builder-inited", _notebook)
     app.connect("source-read", _dark_images)
+    app.connect("html-page-context", _finish_page)
     app.connect("autodoc-process-docstring", _no_type_before_a_colon, priority=400)  # napoleon comes at 500

@@ -35,9 +35,23 @@ class Served(NamedTuple):
 @contextmanager
 def running(model: Path, *options: str) -> Iterator[Served]:
     """`fieldmark serve MODEL OPTIONS` on a free port, ended behind the block."""
+    with _running("serve", str(model), "--port", "0", "--json", *options) as served:
+        yield served
+
+
+@contextmanager
+def teaching(images: Path, folder: Path, *options: str) -> Iterator[Served]:
+    """`fieldmark teach IMAGES --out FOLDER OPTIONS` on a free port, with the token `secret`; ended behind the block."""
+    words = ["teach", str(images), "--out", str(folder), "--port", "0", "--json", "--token", "secret", *options]
+    with _running(*words) as served:
+        yield served._replace(url=served.url.partition("/#")[0])
+
+
+@contextmanager
+def _running(*words: str) -> Iterator[Served]:
     with tempfile.TemporaryDirectory() as folder:
         log = Path(folder) / "log"
-        command = [sys.executable, "-m", "fieldmark.cli", "serve", str(model), "--port", "0", "--json", *options]
+        command = [sys.executable, "-m", "fieldmark.cli", *words]
         with log.open("w") as stderr, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=stderr) as process:
             assert process.stdout
             told = b""

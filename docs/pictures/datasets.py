@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
+from teach import copy_cells
 
 from fieldmark.pipeline.demo import copy_solar_cells
 
@@ -54,8 +55,13 @@ def species(folder: Path, data: Path | None) -> None:
         _copy(found, folder / "species" / name)
 
 
+def teach(folder: Path, _data: Path | None) -> None:
+    """The solar cells in one folder, without their classes."""
+    copy_cells(folder / "cells")
+
+
 FOLDERS: dict[str, Callable[[Path, Path | None], None]] = {
-    make.__name__: make for make in (solar, digits, waste, birds, species)
+    make.__name__: make for make in (solar, digits, waste, birds, species, teach)
 }
 NEED_DATA = {"waste", "birds", "species"}
 

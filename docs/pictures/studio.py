@@ -1,10 +1,11 @@
 """Takes the pictures: runs the commands of each, opens its page in light and in dark, and crops it."""
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import browser as chromium
+import teach
 from browser import SCHEMES, Shot
 from commands import make_images, output_of, run_again, run_once, served
 from table import AGAIN, REPORT, Picture
@@ -32,11 +33,12 @@ class Studio:
         runs = " ".join(sorted(str(run.relative_to(folder)) for run in folder.glob("runs/*/") if run.name != "cache"))
         again = [command.format(runs=runs) for command in picture.again]
         printed |= self._write_pages(folder, again)
-        with served(folder, "run") if picture.photos else nullcontext("") as url:
+        with _server(picture, folder) as url:
             for scheme in SCHEMES:
                 shot = self._shoot(picture, folder, scheme, printed, url)
                 chromium.save(shot.image, self.images / f"{name}-{scheme}.webp")
         commands = [*picture.kept, *again, *(["fieldmark serve run"] if picture.photos else [])]
+        commands += [] if picture.answers is None else [teach.COMMAND]
         return {"commands": commands, "texts": texts_in(shot.texts, self.sources)}
 
     def _write_pages(self, folder: Path, commands: list[str]) -> dict[str, str]:
@@ -55,13 +57,16 @@ class Studio:
                 return self._shoot_way(picture, folder, scheme, printed, url)
             case "terminal":
                 address = _write(folder / "terminal.html", terminal_page(dict(reversed(printed.items()))))
-            case "serve":
+            case "serve" | "teach":
                 address = url
             case page:
                 address = (folder / page).as_uri()
         with self._opened(address, scheme, VIEWPORT) as page:
             if picture.page == "serve":
                 _predict(page, [folder / photo for photo in picture.photos])
+            if picture.page == "teach":
+                page.locator("#frame img, #tiles img").first.wait_for()
+                page.wait_for_timeout(1000)  # until the other images of a group are there
             return chromium.take(page, picture.start, picture.end, picture.limit)
 
     def _shoot_way(self, picture: Picture, folder: Path, scheme: str, printed: dict[str, str], url: str) -> Shot:
@@ -85,6 +90,13 @@ class Studio:
         self, address: str, scheme: str, viewport: int, width: int = chromium.WIDTH, language: str = "en"
     ) -> Any:
         return chromium.opened(self.browser, address, scheme, viewport, width, language)
+
+
+def _server(picture: Picture, folder: Path) -> AbstractContextManager[str]:
+    """The address of the page that the picture shows; empty if it is that of a file."""
+    if picture.answers is not None:
+        return teach.taught(folder, picture.answers)
+    return served(folder, "run") if picture.photos else nullcontext("")
 
 
 def _predict(page: Any, photos: list[Path]) -> None:

@@ -27,10 +27,11 @@ class Picture:
         folder: where the commands run, below the work directory.
         kept: commands that run once; what they write is kept.
         again: commands that write the page anew each time. {runs} are the runs of a comparison.
-        page: the page, below the folder; "terminal", "serve" and "way" (all three) are none of a command.
+        page: the page, below the folder; "terminal", "serve", "teach" and "way" are none of a command.
         start, end: the first and the last element that are shown, as CSS selectors.
         limit: height at most, in CSS pixels.
         photos: what the page of `fieldmark serve` gets, below the folder.
+        answers: how many a simulated person has given on the page of `fieldmark teach`.
     """
 
     folder: str
@@ -41,6 +42,7 @@ class Picture:
     end: str = "main"
     limit: int = 800
     photos: tuple[str, ...] = ()
+    answers: int | None = None
 
 
 def _section(folder: str, command: str, heading: str, end: str = "") -> Picture:
@@ -63,6 +65,8 @@ PICTURES = {
         SOLAR, (COMPARE,), ("fieldmark compare {runs} --out compared",), "compared/compare.html", limit=900
     ),
     "serve": Picture(SOLAR, (TRAIN,), (), "serve", end="#cards", limit=1400, photos=("chelsea.png", CELL)),
+    "teach-groups": Picture("teach", (), (), "teach", limit=900, answers=0),
+    "teach": Picture("teach", (), (), "teach", limit=900, answers=200),
     "digits-look": Picture("digits", (), (f"fieldmark look digits --out looked {SMALL}",), "looked/look.html"),
     "digits-sheet": Picture("digits", (DIGITS,), (SHEET,), "sheet/sheet.html"),
     "digits-curves": _section("digits", DIGITS, "training", ".curves"),

@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).resolve().parents[2] / "fieldmark"
 
 
 def source_texts() -> set[str]:
-    """Every text of the templates, of Python, of the page of `serve`, and of the translations; {} are placeholders."""
+    """Every text of templates, Python, the pages of `serve` and `teach`, and translations; {} are placeholders."""
     found = set[str]()
     for file in html.TEMPLATES.glob("*.j2"):
         for _, _, text in extract_from_ast(html.make_environment().parse(file.read_text("utf-8")), ("_",)):
@@ -25,8 +25,9 @@ def source_texts() -> set[str]:
         found.update(node.value for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str))
     for file in (PACKAGE / "core" / "translations").glob("*.yaml"):
         found.update(map(str, yaml.safe_load(file.read_text("utf-8")).values()))
-    script = (PACKAGE / "serve" / "page" / "page.js").read_text("utf-8").split("const TEXTS")[1].split("\n};")[0]
-    found.update(re.findall(r'\w+: "((?:[^"\\]|\\.)+)"', script))
+    for page in (PACKAGE / "serve" / "page" / "page.js", PACKAGE / "serve" / "teach_page" / "teach.js"):
+        script = page.read_text("utf-8").split("const TEXTS")[1].split("\n};")[0]
+        found.update(re.findall(r'\w+: "((?:[^"\\]|\\.)+)"', script))
     return {" ".join(text.split()) for text in found}
 
 

@@ -23,6 +23,8 @@ from fieldmark.teaching.session import TeachingSession
 from fieldmark.teaching.sources import SETTINGS_FILE, SessionSettings, is_run, open_session_images
 from fieldmark.teaching.store import GROUPS_FILE, WAITING, FeatureStore
 
+STOP_SECONDS = 20.0
+"""In which a training that is stopped has to end by itself."""
 EXPORT_SECONDS = 2.0
 """Least time between two updates of labels.csv while people answer."""
 
@@ -137,6 +139,12 @@ def open_session(
             raise FieldmarkError(f"{printable(settings.data)} is missing: give the folder that holds the images")
         folder.mkdir(parents=True, exist_ok=True)
         settings.save(folder)
+        try:
+            return Teaching(folder, reporter or Reporter())
+        except FieldmarkError:
+            if not (folder / "features").exists():  # no images: the folder is free for another try
+                (folder / SETTINGS_FILE).unlink(missing_ok=True)
+            raise
     return Teaching(folder, reporter or Reporter())
 
 
@@ -225,7 +233,12 @@ class TrainingJob:
         with self.lock:
             if self.process is not None and self.process.poll() is None:
                 self.process.terminate()
-                self.process.wait()
+                try:
+                    self.process.wait(STOP_SECONDS)
+                except subprocess.TimeoutExpired:
+                    self.process.kill()
+                    self.process.wait()
+                self.process = None
         return self.state()
 
     def state(self) -> TrainingState:
@@ -240,7 +253,8 @@ class TrainingJob:
             return TrainingState("running", **common)
         if code != 0:
             return TrainingState("failed", **common)
-        test = io.read_json(folder / "metrics.json").get("test") or {}
+        metrics = folder / "metrics.json"
+        test = (io.read_json(metrics).get("test") or {}) if metrics.exists() else {}
         return TrainingState("done", **common, report=str(folder / "report.html"), accuracy=test.get("accuracy"))
 
 

@@ -4,8 +4,10 @@ Every route but the page's files needs the token, which a page of another origin
 images nor label them.
 """
 
+import asyncio
 import threading
 from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -14,22 +16,26 @@ from fastapi import Depends, FastAPI, Query, Request
 from fastapi.responses import Response
 from pydantic import BaseModel, Field, ValidationError
 from starlette.concurrency import run_in_threadpool
+from starlette.requests import ClientDisconnect
 
 from fieldmark import __version__
+from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.thumbnails import to_jpeg
 from fieldmark.pipeline.teach import EXPORT_SECONDS, Teaching, TrainingJob
 from fieldmark.serve.app import JsonResponse, add_error_handlers, add_page_routes, token_checker
 from fieldmark.serve.limits import BodyLimiter, RequestError
-from fieldmark.serve.middleware import ConcurrencyLimiter, Metrics, ServiceMiddleware
+from fieldmark.serve.middleware import ConcurrencyLimiter, Metrics, ServiceMiddleware, logger
 from fieldmark.teaching.export import DECISIONS_FILE, LABELS_FILE
-from fieldmark.teaching.journal import Answer
+from fieldmark.teaching.journal import Answer, UnwritableError
 from fieldmark.teaching.questions import Question
 
 PAGE_FOLDER = Path(__file__).with_name("teach_page")
 PAGE_FILES = {"/": "index.html", "/teach.css": "teach.css", "/teach.js": "teach.js"}
 MAX_BODY_BYTES = 1 << 20
+BODY_SECONDS = 10.0
+"""In which the body of a request has to arrive."""
 MAX_ANSWERS = 200
 """Answers in a request."""
 MAX_QUESTIONS = 50
@@ -42,9 +48,13 @@ B = TypeVar("B", bound=BaseModel)
 
 
 class AnswerBody(BaseModel):
-    """What one image shows."""
+    """What one image shows.
+
+    The page keeps answers until they are taken. Numbers are others if images were added meanwhile, paths are not.
+    """
 
     id: Id
+    path: Annotated[str, Field(max_length=4096)] | None = None
     action: Literal["label", "exclude", "skip"] = "label"
     label: Annotated[str, Field(max_length=400)] | None = None
 
@@ -73,11 +83,21 @@ class _Teacher:
 
     def __init__(self, session: Teaching, language: str) -> None:
         self.session, self.language, self.job = session, language, TrainingJob(session)
+        self._groups: tuple[object, dict[str, Any]] | None = None
 
     def name(self, number: int) -> str:
         if number >= len(self.session.names):
             raise RequestError(404, f"there is no image {number}")
         return self.session.names[number]
+
+    def name_of(self, answer: AnswerBody) -> str:
+        """The image that a person has seen; an answer from before images were added has another number for it."""
+        names = self.session.names
+        if answer.path is None or (answer.id < len(names) and _shown(names[answer.id]) == answer.path):
+            return self.name(answer.id)
+        if answer.path not in self.session.row_of:
+            raise RequestError(404, f"the images have changed, there is no {answer.path!r} any more")
+        return answer.path
 
     def question(self, question: Question) -> dict[str, Any]:
         session, values = self.session, asdict(question)
@@ -87,7 +107,11 @@ class _Teacher:
         return {"id": session.row_of[question.path], **values, "others": others}
 
     def questions(self, n: int, author: str, held: Sequence[int]) -> list[dict[str, Any]]:
-        return [self.question(each) for each in self.session.next(n, author, [self.name(row) for row in held])]
+        names = self.session.names
+        return [
+            self.question(each)
+            for each in self.session.next(n, author, [names[row] for row in held if row < len(names)])
+        ]
 
     def progress(self) -> dict[str, Any]:
         return {"metrics": asdict(self.session.metrics), "classes": list(self.session.classes)}
@@ -108,7 +132,7 @@ class _Teacher:
         }
 
     def answer(self, body: AnswersBody) -> dict[str, Any]:
-        answers = [Answer(self.name(a.id), a.action, a.label, author=body.author) for a in body.answers]
+        answers = [Answer(self.name_of(a), a.action, a.label, author=body.author) for a in body.answers]
         written = self.session.record(answers, body.key)
         questions = self.questions(body.next, body.author, body.after)
         return {"numbers": [answer.number for answer in written], "questions": questions, **self.progress()}
@@ -127,15 +151,24 @@ class _Teacher:
         return {"images": [{key: each[key] for key in keys} for each in found]}
 
     def groups(self, n: int) -> dict[str, Any]:
-        row_of = self.session.row_of
-        clusters = self.session.clusters(n)
-        return {"groups": [{"images": [{"id": row_of[name], "path": name} for name in each]} for each in clusters]}
+        """Kept as long as nothing is answered: it takes a second on many images."""
+        row_of, state = self.session.row_of, (n, len(self.session.journal.answers), self.session.reading)
+        if self._groups is None or self._groups[0] != state:
+            clusters = self.session.clusters(n)
+            groups = [{"images": [{"id": row_of[name], "path": name} for name in each]} for each in clusters]
+            self._groups = state, {"groups": groups}
+        return self._groups[1]
 
     def image(self, number: int, size: int) -> bytes:
         try:
             return to_jpeg(self.session.images.read_bytes(self.name(number)), size)
-        except UnreadableImageError as error:
+        except (UnreadableImageError, FieldmarkError, OSError) as error:
             raise RequestError(422, f"the image cannot be read: {error}") from None
+
+
+def _shown(path: str) -> str:
+    """A path as a browser sends it back: undecodable bytes of a name are no characters."""
+    return path.encode("utf-8", "replace").decode()
 
 
 def create_teach_app(session: Teaching, token: str, language: str) -> tuple[ServiceMiddleware, Callable[[], None]]:
@@ -156,11 +189,18 @@ def create_teach_app(session: Teaching, token: str, language: str) -> tuple[Serv
     _add_error_handler(app)
     add_page_routes(app, PAGE_FOLDER, PAGE_FILES)
     needs_token = [Depends(token_checker(token))]
+    # Apart from the threads that answer: neither large images nor a search for groups keep an answer waiting.
+    # So many images are decoded at a time as there are cores, which bounds the memory.
+    decoders = ThreadPoolExecutor(runtime.available_cpus(), "image")
+    searcher = ThreadPoolExecutor(1, "groups")
     _add_read_routes(app, teacher, needs_token)
+    _add_slow_routes(app, teacher, decoders, searcher, needs_token)
     _add_write_routes(app, teacher, limiter, needs_token)
     exporter = _Exporter(session)
 
     def close() -> None:
+        for executor in (decoders, searcher):
+            executor.shutdown(wait=False, cancel_futures=True)
         teacher.job.stop()
         exporter.close()
 
@@ -168,9 +208,16 @@ def create_teach_app(session: Teaching, token: str, language: str) -> tuple[Serv
 
 
 def _add_error_handler(app: FastAPI) -> None:
+    """A page drops an answer of which the status says that it is wrong (4xx), and sends it again later else."""
+
     @app.exception_handler(FieldmarkError)
     async def on_error(_: Request, error: FieldmarkError) -> Response:
-        return JsonResponse({"error": str(error)}, 422)
+        return JsonResponse({"error": str(error)}, 503 if isinstance(error, UnwritableError) else 422)
+
+    @app.exception_handler(OSError)
+    async def on_system_error(_: Request, error: OSError) -> Response:
+        logger.error("the system says: %s", error)
+        return JsonResponse({"error": f"{error.filename or 'the session'}: {error.strerror or error}"}, 503)
 
 
 def _add_read_routes(app: FastAPI, teacher: _Teacher, needs_token: list[Any]) -> None:
@@ -191,19 +238,24 @@ def _add_read_routes(app: FastAPI, teacher: _Teacher, needs_token: list[Any]) ->
     def similar(id: Annotated[int, Query(ge=0)], n: Annotated[int, Query(ge=1, le=MAX_QUESTIONS)] = 24) -> Response:
         return JsonResponse(teacher.similar(id, n))
 
+
+def _add_slow_routes(
+    app: FastAPI, teacher: _Teacher, decoders: Executor, searcher: Executor, needs_token: list[Any]
+) -> None:
     @app.get("/groups", dependencies=needs_token)
-    def groups(n: Annotated[int, Query(ge=1, le=MAX_QUESTIONS)] = 12) -> Response:
-        return JsonResponse(teacher.groups(n))
+    async def groups(n: Annotated[int, Query(ge=1, le=MAX_QUESTIONS)] = 12) -> Response:
+        return JsonResponse(await asyncio.get_running_loop().run_in_executor(searcher, teacher.groups, n))
 
     @app.get("/image", dependencies=needs_token)
-    def image(id: Annotated[int, Query(ge=0)], size: Annotated[int, Query(ge=64, le=1600)] = 800) -> Response:
-        return Response(teacher.image(id, size), media_type="image/jpeg", headers=IMAGE_HEADERS)
+    async def image(id: Annotated[int, Query(ge=0)], size: Annotated[int, Query(ge=64, le=1600)] = 800) -> Response:
+        content = await asyncio.get_running_loop().run_in_executor(decoders, teacher.image, id, size)
+        return Response(content, media_type="image/jpeg", headers=IMAGE_HEADERS)
 
 
 def _add_write_routes(app: FastAPI, teacher: _Teacher, limiter: ConcurrencyLimiter, needs_token: list[Any]) -> None:
     async def respond(request: Request, model: type[B], act: Callable[[B], object]) -> Response:
+        body = await _read_json(request, model)  # a slow one holds no place
         with limiter.acquire():
-            body = await _read_json(request, model)
             return JsonResponse(await run_in_threadpool(act, body))
 
     @app.post("/answers", dependencies=needs_token)
@@ -227,11 +279,17 @@ async def _read_json(request: Request, model: type[B]) -> B:
     """The body of a request.
 
     Raises:
-        RequestError: 413 too large, 415 not JSON, 422 not what is expected.
+        RequestError: 400 cut off, 408 too slow, 413 too large, 415 not JSON, 422 not what is expected.
     """
     if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
         raise RequestError(415, "send application/json")
-    body = await Request(request.scope, BodyLimiter(request.receive, MAX_BODY_BYTES)).body()
+    try:
+        async with asyncio.timeout(BODY_SECONDS):
+            body = await Request(request.scope, BodyLimiter(request.receive, MAX_BODY_BYTES)).body()
+    except ClientDisconnect:
+        raise RequestError(400, "the request was cut off") from None
+    except TimeoutError:
+        raise RequestError(408, f"the request did not arrive within {BODY_SECONDS:g} seconds") from None
     try:
         return model.model_validate_json(body)
     except ValidationError as error:
@@ -250,7 +308,10 @@ class _Exporter:
 
     def _run(self) -> None:
         while not self.is_closed.wait(EXPORT_SECONDS):
-            self.session.export_if_changed()
+            try:
+                self.session.export_if_changed()
+            except OSError:  # as a full disk; the answers themselves are in the journal
+                logger.exception("labels.csv cannot be written")
 
     def close(self) -> None:
         self.is_closed.set()

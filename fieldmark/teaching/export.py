@@ -21,7 +21,8 @@ MIN_TESTS = 20
 def write_labels(session: TeachingSession, *, extracts: bool = False) -> Path:
     """Write labels.csv: path, label and split of each labelled image. `train` takes it in place of a folder.
 
-    The random test images are the test split, so that a training is tested as honestly as the session was.
+    The random test images are the test split, so that a training is tested as honestly as the session was. Images that
+    turned out to be near-duplicates of them are left out, as the session has not learned from them either.
 
     Args:
         extracts: also copy images that lie in archives into the session's folder, and name these copies.
@@ -30,7 +31,9 @@ def write_labels(session: TeachingSession, *, extracts: bool = False) -> Path:
     tests = {name for name, (_, purpose) in session.labels.items() if purpose == "test"} | given_tests
     has_tests = len(tests) >= MIN_TESTS
     rows: list[dict[str, Any]] = []
-    for name, (label, _) in sorted(session.labels.items()):
+    for name, (label, purpose) in sorted(session.labels.items()):
+        if has_tests and purpose == "train" and name not in tests and session.resembles_test_image(name):
+            continue
         split = ("test" if name in tests else "train") if has_tests else ""
         with suppress(UnreadableImageError):  # an image in an archive, which `train` would leave out too
             rows.append({"path": _path_of(session, name, extracts), "label": label, "split": split})

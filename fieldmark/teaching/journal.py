@@ -6,6 +6,7 @@ lines in order: of several answers for an image the last one holds, and an undo 
 that has a label, when it is asked about again, leaves it its label.
 """
 
+import errno
 import json
 import os
 import time
@@ -26,6 +27,10 @@ MAX_LINE_BYTES = 16_384
 """Longest line; paths and class names are bounded by the server before."""
 
 
+class UnwritableError(FieldmarkError):
+    """The file cannot be written now, as on a full disk: nothing is wrong with the answer."""
+
+
 @dataclass(frozen=True)
 class Answer:
     """What a person said about an image.
@@ -38,7 +43,8 @@ class Answer:
         reason: why the image was shown, as `uncertain`.
         author: who answered, as the page knows it.
         undone: number of the answer that is taken back, of action `undo`.
-        batch: common to answers that were given at once, and are taken back at once.
+        batch: common to answers that were given at once, and are taken back at once; the key of their request if it had
+            one, of an undo as well.
         time: seconds since the epoch.
         number: position in the journal, from 0; set by `Journal.append`.
     """
@@ -76,19 +82,21 @@ class Journal:
             the answers with their numbers.
 
         Raises:
-            FieldmarkError: the disk is full, or an answer is too long.
+            UnwritableError: the disk is full; none is recorded then.
+            FieldmarkError: an answer is too long.
         """
         lines = b"".join(map(_to_line, answers))
         with self._opened() as descriptor:
             self._read_from(descriptor)
             end = b"\n" if self._has_torn_line(descriptor) else b""
+            size = os.fstat(descriptor).st_size
             try:
-                written = os.write(descriptor, end + lines)
+                if os.write(descriptor, end + lines) < len(end + lines):
+                    raise OSError(errno.ENOSPC, "the disk is full")
                 os.fsync(descriptor)
             except OSError as error:
-                raise FieldmarkError(f"{self.file} cannot be written: {error.strerror}") from None
-            if written < len(end + lines):
-                raise FieldmarkError(f"{self.file} cannot be written: the disk is full")
+                os.ftruncate(descriptor, size)  # all of them or none
+                raise UnwritableError(f"{self.file} cannot be written: {error.strerror}") from None
             self._read_from(descriptor)
         return self.answers[len(self.answers) - len(answers) :]
 

@@ -8,30 +8,35 @@ MIN_LABELS = 20
 """Labels below which none is doubted."""
 
 
-def label_margins(
-    model: LinearModel,
-    features: np.ndarray,
-    labels: np.ndarray,
-    groups: np.ndarray,
-    test_features: np.ndarray,
-    test_labels: np.ndarray,
+def held_out_scores(
+    model: LinearModel, features: np.ndarray, labels: np.ndarray, groups: np.ndarray, test_features: np.ndarray
 ) -> np.ndarray:
-    """How much higher the best other class scores than the label, for n + m images; above 0 a label is doubted.
+    """Scores (n + m, classes) of n images that the classifier has learned from, and of m others.
 
-    No image is judged by a classifier that has learned from it. In this order wrong labels come first; how many of them
-    are wrong is not known, since the queue prefers images that are hard to tell (docs/lab/teach.md).
+    No image is judged by a classifier that has learned from it.
 
     Args:
         model: which `fit` has made of `features`, `labels` and `groups`.
         features, labels, groups: of the images that it has learned from, (n, ...).
-        test_features, test_labels: of those that it has not learned from, (m, ...).
+        test_features: of the others, (m, k).
     """
-    both = np.concatenate([labels, test_labels])
-    if len(both) < MIN_LABELS or model.is_known.sum() < 2:
-        return np.full(len(both), -1.0)
-    scores = np.concatenate([leave_out_scores(model, features, labels, groups), model.scores(test_features)])
-    rows = np.arange(len(both))
-    own = scores[rows, both]
-    scores[rows, both] = -np.inf
+    return np.concatenate([leave_out_scores(model, features, labels, groups), model.scores(test_features)])
+
+
+def label_margins(scores: np.ndarray, labels: np.ndarray, is_known: np.ndarray) -> np.ndarray:
+    """How much higher the best other class scores than the label, (n,); above 0 a label is doubted.
+
+    In this order wrong labels come first. How many of them are wrong is not known, since the queue prefers images that
+    are hard to tell (docs/lab/teach.md). None is doubted with fewer than `MIN_LABELS`.
+
+    Args:
+        scores: see `held_out_scores`, (n, classes).
+        labels: class numbers (n,).
+        is_known: which classes the classifier has learned, (classes,).
+    """
+    if len(labels) < MIN_LABELS or is_known.sum() < 2:
+        return np.full(len(labels), -1.0)
+    rows, others = np.arange(len(labels)), scores.copy()
+    others[rows, labels] = -np.inf
     # A class that it has never seen cannot be predicted: of such labels it knows nothing.
-    return np.where(model.is_known[both], scores.max(1) - own, -1.0)
+    return np.where(is_known[labels], others.max(1) - scores[rows, labels], -1.0)

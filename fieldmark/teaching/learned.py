@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fieldmark.teaching.label_check import label_margins
+from fieldmark.teaching.label_check import held_out_scores, label_margins
 from fieldmark.teaching.learner import LinearModel, fit, inverse_of
 from fieldmark.teaching.queue import next_images, uncertainty
 
@@ -22,12 +22,14 @@ class Learned:
         n_labels: images that it has learned from.
         queue: rows of the images to label next.
         doubts: row -> how much higher the best other class scores than its label, see `label_margins`.
+        held_out: row of a labelled image -> scores (classes,) of a classifier that has not learned from it.
     """
 
     model: LinearModel | None = None
     n_labels: int = 0
     queue: tuple[int, ...] = ()
     doubts: dict[int, float] = field(default_factory=dict)
+    held_out: dict[int, np.ndarray] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -56,15 +58,16 @@ def learn(
         open_rows: images without an answer.
     """
     own = np.asarray(features[train.rows])
-    model, doubts = None, dict[int, float]()
+    model, doubts, held_out = None, dict[int, float](), dict[int, np.ndarray]()
     if len(np.unique(train.labels)) > 1:
         model = fit(own, train.labels, n_classes, groups[train.rows])
-        others = np.asarray(features[test.rows])
-        margins = label_margins(model, own, train.labels, groups[train.rows], others, test.labels)
-        doubts = dict(zip([*train.rows, *test.rows], margins.tolist(), strict=True))
+        scores = held_out_scores(model, own, train.labels, groups[train.rows], np.asarray(features[test.rows]))
+        margins = label_margins(scores, np.concatenate([train.labels, test.labels]), model.is_known)
+        both = [*train.rows, *test.rows]
+        doubts, held_out = dict(zip(both, margins.tolist(), strict=True)), dict(zip(both, scores, strict=True))
     candidates = np.asarray(features[open_rows])
     counts = np.bincount(train.labels, minlength=n_classes)
     scores = uncertainty(model, candidates, counts) if model else None
     inverse = model.inverse if model else inverse_of(own)
     chosen = next_images(candidates, inverse, scores, QUEUE_LENGTH, groups[open_rows])
-    return Learned(model, len(train.rows), tuple(int(open_rows[i]) for i in chosen), doubts)
+    return Learned(model, len(train.rows), tuple(int(open_rows[i]) for i in chosen), doubts, held_out)

@@ -1,5 +1,10 @@
-"""Reads the images of a session in a process of its own, at the lowest priority: the page never waits for it."""
+"""Reads the images of a session in a process of its own, at a low priority: the page never waits for it.
 
+It waits for the first images, though, so that these are read at the priority of the server itself: at a low one
+they would hardly ever be read on a machine that is busy otherwise.
+"""
+
+import contextlib
 import os
 import subprocess
 import sys
@@ -23,7 +28,7 @@ from fieldmark.teaching.store import READ, UNREADABLE, WAITING, FeatureStore
 FIRST_IMAGES = 1000
 """Images that are read before the page opens; the principal directions are those of their features."""
 BATCH_SIZE = 32
-LOWEST_PRIORITY = 19
+LOW_PRIORITY = 10
 
 
 class _Read(NamedTuple):
@@ -98,6 +103,7 @@ class _Writer:
     def __init__(self, store: FeatureStore) -> None:
         self.store, self.projection = store, store.projection
         self.pending: list[tuple[list[_Read], np.ndarray]] = []
+        self.next_search = FIRST_IMAGES  # images at which near-duplicates are searched among those read so far
 
     def add(self, batch: list[_Read], features: np.ndarray) -> None:
         self.pending.append((batch, features))
@@ -109,16 +115,14 @@ class _Writer:
         if self.projection is None and self.pending:
             self.projection = Projection.fit(np.concatenate([features for _, features in self.pending]))
             self.projection.save(self.store.folder / "projection.npz")
-            is_first = True
-        else:
-            is_first = False
         for batch, features in self.pending:
             assert self.projection is not None
             for each, row in zip(batch, self.projection(features), strict=True):
                 self.store.write(each.row, row, each.hashes, each.thumbnail)
         self.pending = []
-        if is_first:
+        if (n_read := int((self.store.status == READ).sum())) >= self.next_search:
             self.store.write_groups(find_groups(self.store))
+            self.next_search = 2 * n_read
 
 
 def find_groups(store: FeatureStore) -> np.ndarray:
@@ -180,11 +184,26 @@ def main(folder: Path) -> None:
         os._exit(0)
 
     threading.Thread(target=end_with_parent, daemon=True).start()
-    if hasattr(os, "nice"):
-        os.nice(LOWEST_PRIORITY)
+    is_low = False
+
+    def on_progress(done: int, total: int) -> None:
+        nonlocal is_low
+        if not is_low and done > FIRST_IMAGES + 2 * BATCH_SIZE:  # the first have been written by then
+            is_low = True
+            _lower_priority()
+
     with runtime.torch_settings():
         opened = open_session_images(folder)
-        read_images(opened.images, opened.store, opened.order, model=opened.model)
+        read_images(opened.images, opened.store, opened.order, on_progress, opened.model)
+
+
+def _lower_priority() -> None:
+    """Of all threads of this process; on Linux each has a priority of its own."""
+    tasks = Path("/proc/self/task")
+    for task in [int(each.name) for each in tasks.iterdir()] if tasks.is_dir() else [0]:
+        if hasattr(os, "setpriority"):
+            with contextlib.suppress(OSError):  # it has ended
+                os.setpriority(os.PRIO_PROCESS, task, LOW_PRIORITY)
 
 
 if __name__ == "__main__":

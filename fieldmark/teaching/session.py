@@ -1,5 +1,6 @@
 """A teaching session: which image to ask about next, what the answers taught, and how good the classifier is."""
 
+import logging
 import threading
 import time
 import uuid
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+from scipy.special import softmax
 
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.teaching import estimate
@@ -33,6 +35,7 @@ LEASE_SECONDS = 120.0
 MAX_NAME = 100
 """Characters of the name of a class."""
 MAX_KEYS = 1000
+logger = logging.getLogger("fieldmark.serve")
 
 
 class Features(Protocol):
@@ -68,7 +71,7 @@ class TeachingSession:
         self._wake, self._is_closed = threading.Event(), False
         self._thread: threading.Thread | None = None
         self._leases = dict[int, tuple[str, float]]()  # row -> who is asked about it, and since when
-        self._keys = dict[str, object]()  # of the last requests -> their results
+        self._results = dict[tuple[str, str], list[Answer]]()  # of the last requests, by kind and key
         self._given_tests = sorted(self.row_of[name] for name in images.tests)
         is_labelled = np.array([name in images.labels for name in self.names])
         self.test_rows = estimate.draw_test_rows(reading_order(is_labelled, seed), is_labelled, self._given_tests)
@@ -76,6 +79,7 @@ class TeachingSession:
         self._is_test[self.test_rows] = True
         self._curve = LearningCurve(store.features, self.test_rows)
         self._learned = Learned()
+        self._remember_journal()
         self._take_in_images()
         self._replay()
         self.learn()
@@ -141,24 +145,33 @@ class TeachingSession:
         """
         if not answers:
             return []
-        batch = uuid.uuid4().hex[:12]
+        batch, request = key or uuid.uuid4().hex[:12], ("record", key)
         checked = [replace(self._check(answer), batch=batch) for answer in answers]
         with self._lock:
-            if key in self._keys:
-                return self._keys[key]  # type: ignore[return-value]
+            if request in self._results:
+                return self._results[request]
             written = self.journal.append(*checked)
             for answer in written:
                 self._leases.pop(self.row_of[answer.path], None)
-            self._remember(key, written)
+            self._remember(request, written)
             self._replay()
         self._wake.set()
         return written
 
-    def _remember(self, key: str, result: object) -> None:
-        if key:
-            self._keys[key] = result
-        while len(self._keys) > MAX_KEYS:
-            self._keys.pop(next(iter(self._keys)))
+    def _remember(self, request: tuple[str, str], result: list[Answer]) -> None:
+        if request[1]:
+            self._results[request] = result
+        while len(self._results) > MAX_KEYS:
+            self._results.pop(next(iter(self._results)))
+
+    def _remember_journal(self) -> None:
+        """The requests of an earlier process, whose responses may have been lost with it."""
+        answers = self.journal.answers
+        for answer in answers[-MAX_KEYS:]:
+            if answer.batch:
+                is_undo = answer.action == "undo" and answer.undone is not None
+                result = self._results.setdefault(("undo" if is_undo else "record", answer.batch), [])
+                result.append(answers[answer.undone] if is_undo else answer)  # type: ignore[index]
 
     def _check(self, answer: Answer) -> Answer:
         row = self.row_of.get(answer.path)
@@ -183,16 +196,18 @@ class TeachingSession:
         Returns:
             the answers that were taken back; none if there was nothing.
         """
+        request = ("undo", key)
         with self._lock:
-            if key in self._keys:
-                return self._keys[key]  # type: ignore[return-value]
+            if request in self._results:
+                return self._results[request]
             self.journal.refresh()
             own = [answer for answer in self.journal.standing() if answer.author == author]
             last = [answer for answer in own if answer is own[-1] or (answer.batch and answer.batch == own[-1].batch)]
             if last:
-                self.journal.append(*(Answer(one.path, "undo", undone=one.number, author=author) for one in last))
+                undos = [Answer(one.path, "undo", undone=one.number, author=author, batch=key) for one in last]
+                self.journal.append(*undos)
                 self._replay()
-            self._remember(key, last)
+            self._remember(request, last)
         self._wake.set()
         return last
 
@@ -215,6 +230,10 @@ class TeachingSession:
         """The class of an image; None if it has none."""
         return self._labels.label_of(self.row_of[name])
 
+    def resembles_test_image(self, name: str) -> bool:
+        """Whether an image is a near-duplicate of a test image, so that nothing is learned from it."""
+        return bool(self._is_held_out[self.row_of[name]])
+
     # ---- learning
 
     def learn_in_background(self) -> None:
@@ -224,10 +243,13 @@ class TeachingSession:
 
     def _learn_for_ever(self) -> None:
         while not self._is_closed:
-            if self._wake.wait(timeout=1.0) and not self._is_closed:
-                self._wake.clear()
-                self.learn()
-            self.refresh()
+            try:
+                if self._wake.wait(timeout=1.0) and not self._is_closed:
+                    self._wake.clear()
+                    self.learn()
+                self.refresh()
+            except Exception:  # what was learned before serves until the next answer
+                logger.exception("learning failed")
 
     def close(self) -> None:
         """End the thread of `learn_in_background`."""
@@ -305,9 +327,10 @@ class TeachingSession:
 
     def _to_learn(self, taken: set[int]) -> Question | None:
         reason = "new" if self._learned.model is None else "uncertain"
-        for row in [*self._learned.queue, *self._open_rows()]:
-            if row not in self._labels and row not in taken:
-                return Question(self.names[row], reason)
+        for rows in (lambda: self._learned.queue, self._open_rows):  # the second one only if the queue is empty
+            for row in map(int, rows()):
+                if row not in self._labels and row not in taken:
+                    return Question(self.names[row], reason)
         return None
 
     def _doubted(self, taken: set[int]) -> Question | None:
@@ -336,7 +359,11 @@ class TeachingSession:
         model = self._learned.model
         if model is None or question.purpose == "test":
             return question
-        p = model.probabilities(np.asarray(self.store.features[[self.row_of[question.path]]]))[0]
+        row = self.row_of[question.path]
+        scores = self._learned.held_out.get(row)  # of a labelled image: the model itself has learned its label
+        if scores is None:
+            scores = model.scores(np.asarray(self.store.features[[row]]))[0]
+        p = softmax(model.scale * scores)
         top = tuple((self.classes[k], float(p[k])) for k in np.argsort(-p)[:5] if model.is_known[k])
         return replace(question, proposal=top[0][0], confidence=top[0][1], top=top)
 

@@ -1,7 +1,7 @@
 """The page, as people use it: a real Chromium on a real server."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,44 +14,12 @@ from fieldmark.report.charts.frame import DARK, LIGHT
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 expect = sync_api.expect
 
-CHROMIUM = Path("/usr/bin/chromium")
-SWITCHES = "no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update disable-sync"
 LAYER = "data:image/gif;base64,R0lGODlhAQABAAAAACwAAAAAAQABAAA="
 LOADS = "url => { const it = new Image(); it.src = url; return it.decode().then(() => true, () => false); }"
 FORBID = "for (const it of ['localStorage', 'sessionStorage']) Object.defineProperty(window, it, {get() { throw it; }})"
 COPY = """const canvas = document.createElement("canvas");
 const png = new Promise(done => canvas.toBlob(done));
 navigator.clipboard.write([new ClipboardItem({"image/png": png})])"""
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"needs Chromium in {CHROMIUM}: apt-get install chromium")
-    with sync_api.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=str(CHROMIUM), args=[f"--{word}" for word in SWITCHES.split()])
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """URL, what to do before, settings of the browser -> the page. The console stays empty, nothing goes elsewhere."""
-    contexts, wrong = [], []
-
-    def go(url: str, before: Callable[[Any], Any] = lambda page: None, **settings: Any) -> Any:
-        contexts.append(browser.new_context(**settings))
-        page, ours = contexts[-1].new_page(), (f"{url}/", "blob:", "data:")
-        # Of an answer like 401 or 422 Chromium itself has something to say.
-        page.on("console", lambda one: one.text.startswith("Failed to load resource") or wrong.append(one.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda one: one.url.startswith(ours) or wrong.append(one.url))
-        before(page)
-        page.goto(url)
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert wrong == []
 
 
 @pytest.fixture(scope="module")

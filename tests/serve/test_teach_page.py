@@ -3,7 +3,6 @@
 import re
 import time
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,8 +13,6 @@ from fieldmark.report.charts.frame import DARK, LIGHT
 sync_api: Any = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install -e '.[dev]'")
 expect = sync_api.expect
 
-CHROMIUM = Path("/usr/bin/chromium")
-SWITCHES = "no-sandbox disable-gpu no-first-run disable-background-networking disable-component-update disable-sync"
 KINDS = ("glass", "metal", "paper")
 PATHS = [f"{KINDS[n % 3]}/{n:03}.jpg" for n in range(60)]
 FORBID = "for (const it of ['localStorage', 'sessionStorage']) Object.defineProperty(window, it, {get() { throw it; }})"
@@ -36,14 +33,6 @@ LEARNED = {
 }
 
 
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    if not CHROMIUM.exists():
-        pytest.skip(f"needs Chromium in {CHROMIUM}: apt-get install chromium")
-    with sync_api.sync_playwright() as started:
-        yield started.chromium.launch(executable_path=str(CHROMIUM), args=[f"--{word}" for word in SWITCHES.split()])
-
-
 @pytest.fixture
 def teach() -> Iterator[Callable[..., tuple[FakeTeach, str]]]:
     """Arguments of `FakeTeach` -> it and its URL with the token. Two classes have labels unless `is_new`."""
@@ -60,29 +49,6 @@ def teach() -> Iterator[Callable[..., tuple[FakeTeach, str]]]:
     yield start
     for context in contexts:
         context.__exit__(None, None, None)
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Callable[..., Any]]:
-    """URL, what to do before, settings of the browser -> the page. The console stays empty, nothing goes elsewhere."""
-    contexts, wrong = [], []
-
-    def go(url: str, before: Callable[[Any], Any] = lambda page: None, **settings: Any) -> Any:
-        contexts.append(browser.new_context(**settings))
-        page, ours = contexts[-1].new_page(), (url.split("#")[0], "blob:", "data:")
-        # Of an answer like 401 or 503 Chromium itself has something to say.
-        page.on("console", lambda one: one.text.startswith("Failed to load resource") or wrong.append(one.text))
-        page.on("pageerror", lambda error: wrong.append(str(error)))
-        page.on("request", lambda one: one.url.startswith(ours) or wrong.append(one.url))
-        page.on("dialog", lambda dialog: dialog.accept())
-        before(page)
-        page.goto(url)
-        return page
-
-    yield go
-    for context in contexts:
-        context.close()
-    assert wrong == []
 
 
 def wait_for(page: Any, condition: Callable[[], Any]) -> None:
@@ -335,7 +301,8 @@ def test_an_image_that_was_labelled_is_asked_for_again(visit, teach) -> None:
     wait_for(page, lambda: len(fake.labels) == 3)
     fake.again, fake.changes[0] = [0], {"reason": "suspicious", "label": "glass"}
     press(page, "1", "2")
-    expect(page.locator("#reason")).to_have_text("Its label is glass. The classifier predicts another class. Which is right?")
+    text = "Its label is glass. The classifier predicts another class. Which is right?"
+    expect(page.locator("#reason")).to_have_text(text)
     press(page, "3")
     wait_for(page, lambda: fake.labels[0] == ("label", "paper"))
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from taught import clusters
 
-from fieldmark.teaching.label_check import MIN_LABELS, label_margins
+from fieldmark.teaching.label_check import MIN_LABELS, held_out_scores, label_margins
 from fieldmark.teaching.learner import fit
 
 
@@ -14,9 +14,8 @@ def margins(features: np.ndarray, labels: np.ndarray, n_train: int, classes: int
     """Of the first images, which are learned from, and of the others as test images."""
     groups = np.arange(n_train)
     model = fit(features[:n_train], labels[:n_train], classes, groups)
-    return label_margins(
-        model, features[:n_train], labels[:n_train], groups, features[n_train:], labels[n_train:].astype(np.int64)
-    )
+    scores = held_out_scores(model, features[:n_train], labels[:n_train], groups, features[n_train:])
+    return label_margins(scores, labels.astype(np.int64), model.is_known)
 
 
 @given(st.integers(0, 1000), st.integers(1, 6))
@@ -34,10 +33,14 @@ def test_wrong_labels_come_first(seed: int, n_wrong: int):
 def test_a_wrong_label_is_not_defended_by_its_near_duplicates():
     features, labels = clusters(60, 3)
     features[:4], labels[:4] = features[0], (labels[0] + 1) % 3
-    alone, groups = np.arange(60), np.maximum(np.arange(60), 3)
-    none = features[:0], np.zeros(0, np.int64)
-    together = label_margins(fit(features, labels, 3, groups), features, labels, groups, *none)
-    assert (together[:4] > label_margins(fit(features, labels, 3), features, labels, alone, *none)[:4]).all()
+    margins_of = []
+    for groups in (np.arange(60), np.maximum(np.arange(60), 3)):
+        model = fit(features, labels, 3, groups)
+        margins_of.append(
+            label_margins(held_out_scores(model, features, labels, groups, features[:0]), labels, model.is_known)
+        )
+    alone, together = margins_of
+    assert (together[:4] > alone[:4]).all()
     assert set(np.argsort(-together)[:4]) == {0, 1, 2, 3}
 
 

@@ -11,6 +11,7 @@ const FEW_CLASSES = 9; // found without a filter
 const MAX_FOUND = 50; // classes listed below the filter
 const MAX_ERRORS = 5; // lines of refused answers
 const MIN_TEST_IMAGES = 10; // for a statement about accuracy
+const MIN_CLASS_TESTS = 5; // for one about the recall of a class
 const SMALL_GAIN = 0.005; // of accuracy; below, more labels would hardly help
 const TIMEOUT = 30000; // ms, of a request
 const [FAST, SLOW] = [2000, 10000]; // ms between two readings of the state
@@ -66,7 +67,8 @@ const TEXTS = {
     curve: "Accuracy by number of labels: {first} with {from}, {last} with {to}", curve_x: "{n} labels",
     images: "Images", labelled_share: "Share of the images that are labelled", labelled: "Labelled",
     unlabelled_n: "Unlabelled", excluded: "Excluded", skipped: "Skipped", suspicious_n: "Labels in doubt",
-    reading: "Reading images: {done} of {total}", classes_n: "Classes ({n})", class_labels: "{n} labels",
+    reading: "Reading images: {done} of {total}", classes_n: "Classes ({n})", class_label: "{n} label",
+    class_labels: "{n} labels",
     recall: "recall {share}", short: "needs more images", training: "Train the classifier",
     training_why: "Fine-tunes a network on all labels and writes a report.", budget: "Time", train: "Train",
     stop: "Stop", running: "Training for {time}.", done: "Trained. Accuracy on the test set: {share}.",
@@ -101,7 +103,7 @@ const TEXTS = {
     sure: "覆盖率 {share}（置信度足够高的图像所占比例）。", sure_right: "覆盖率 {share}（置信度足够高的图像所占比例），其中 {right} 预测正确。",
     curve: "准确率随标注数量的变化：{from} 张时 {first}，{to} 张时 {last}", curve_x: "{n} 张", images: "图像", labelled_share: "已标注图像的比例",
     labelled: "已标注", unlabelled_n: "未标注", excluded: "已排除", skipped: "已跳过", suspicious_n: "存疑标签",
-    reading: "正在读取图像：{done} / {total}", classes_n: "类别（{n}）", class_labels: "{n} 张", recall: "召回率 {share}",
+    reading: "正在读取图像：{done} / {total}", classes_n: "类别（{n}）", class_label: "{n} 张", class_labels: "{n} 张", recall: "召回率 {share}",
     short: "需要更多图像", training: "训练分类器", training_why: "用全部标注微调网络，并生成报告。", budget: "时间预算", train: "开始训练", stop: "停止",
     running: "已训练 {time}。", done: "训练完成，测试集准确率 {share}。", done_plain: "训练完成。", failed: "训练失败。", report: "报告：{path}",
     labels_file: "标签文件：{path}，每次标注后立即更新", decisions_file: "排除的图像与更改的标签：{path}", keys_on: "启用单键操作", close: "关闭",
@@ -515,7 +517,12 @@ function answer(action, label) {
   return true;
 }
 
-const answerTo = ({ id }, action, label) => ({ id, action, ...(action === "label" && { label }) });
+/** With the path: if the server is started again and has more images then, others have these numbers. */
+const answerTo = ({ id, path }, action, label) =>
+  ({ id, path: wellFormed(path), action, ...(action === "label" && { label }) });
+
+/** Bytes of a name that are no UTF-8 come as lone surrogates, which no JSON of a request may hold. */
+const wellFormed = (text) => text.replace(/\p{Surrogate}/gu, "?");
 
 function accept() {
   const proposal = (grid ? grid.question : current)?.proposal;
@@ -793,13 +800,13 @@ function renderAccuracy(metrics) {
   const key = gain >= SMALL_GAIN ? "gain" : "no_gain";
   const text = () => translate(key, { n: more, points: (100 * gain).toFixed(1) });
   byId("gain").textContent = isKnown && gain !== null ? text() : "";
-  byId("coverage").textContent = coverageText(metrics);
-  drawCurve(metrics.history);
+  byId("coverage").textContent = isKnown ? coverageText(metrics) : "";
+  drawCurve(isKnown ? metrics.history : []);
 }
 
-function coverageText({ coverage, selective_accuracy: { share } }) {
+function coverageText({ coverage, selective_accuracy: { share, n } }) {
   if (coverage === null) return "";
-  if (share === null) return translate("sure", { share: percent(coverage) });
+  if (share === null || n < MIN_TEST_IMAGES) return translate("sure", { share: percent(coverage) });
   return translate("sure_right", { share: percent(coverage), right: percent(share) });
 }
 
@@ -852,8 +859,9 @@ const pair = (term, value) => [createElement("dt", {}, term), createElement("dd"
 
 function classRow({ name, labelled, recall, is_short: isShort }) {
   const row = createElement("li", {}, createElement("span", { dir: "auto", className: "class-name" }, name));
-  row.append(createElement("span", { className: "share" }, translate("class_labels", { n: number(labelled) })));
-  if (recall.share !== null) {
+  const key = labelled === 1 ? "class_label" : "class_labels";
+  row.append(createElement("span", { className: "share" }, translate(key, { n: number(labelled) })));
+  if (recall.share !== null && recall.n >= MIN_CLASS_TESTS) {
     const value = createElement("i");
     value.style.width = `${100 * recall.share}%`;
     row.append(createElement("span", { className: "track" }, value));
