@@ -20,7 +20,8 @@ ORDER = (
 NO_TORCH = (
     *("core", "recipes", "data.catalog", "data.formats", "data.image", "data.splits", "data.decisions", "data.locate"),
     *("data.readers", "data.cache", "audit.audit", "audit.check", "audit.duplicates", "audit.outliers", "inference"),
-    *("serve", "evaluation.results", "explanation.overlay", "pipeline.predict"),
+    *("serve", "evaluation.results", "explanation.overlay", "pipeline.predict", "pipeline.teach"),
+    *(f"teaching.{name.stem}" for name in (PACKAGE / "teaching").glob("[a-z]*.py") if name.stem != "features"),
 )
 """They never import PyTorch at import time: predicting, serving and auditing work where it is not installed."""
 

@@ -41,11 +41,13 @@ def teach(
         FieldmarkError: as `open_session`, or the address is invalid or in use.
     """
     runtime.tune_malloc()
-    listener = bind_socket(host, port)
     os.environ.pop(MAX_PIXELS_VARIABLE, None)
     Image.MAX_IMAGE_PIXELS = Limits().max_pixels
     token = token or secrets.token_urlsafe(16)
-    with open_session(data, more, out=out, ignore_labels=ignore_labels) as session:
+    with (
+        bind_socket(host, port) as listener,
+        open_session(data, more, out=out, ignore_labels=ignore_labels) as session,
+    ):
         configure_json_logging()
         session.learn_in_background()
         application, close = create_teach_app(session, token, language)

@@ -17,7 +17,7 @@ from containers import mirrored
 import fieldmark
 from fieldmark.recipes.recipe import Recipe
 
-VERBS = ("check", "train", "evaluate", "compare", "predict", "explain", "report", "zoo", "bench", "demo")
+VERBS = ("check", "teach", "train", "evaluate", "compare", "predict", "explain", "report", "zoo", "bench", "demo")
 FIGURES = {"accuracy", "top5", "balanced_accuracy", "macro_f1", "ece", "n", "ci95", "per_class", "confusion"}
 FIGURES |= {"coverage", "threshold"}
 ANSWER = {"path", "label", "confidence", "known", "top", "model"}

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fieldmark.teaching.journal import Answer, Journal
@@ -22,6 +22,7 @@ def labels_of(folder: Path, *answers: Answer, given: dict[int, str] | None = Non
     return SessionLabels.from_journal(journal, ROWS, given or {}, IS_TEST)
 
 
+@settings(max_examples=40)
 @given(st.lists(ACTIONS, max_size=25))
 def test_each_image_has_one_state(tmp_path: Path, actions: list[tuple[str, int, bool]]):
     """Whatever is answered: as a table that is kept by hand would have it."""
@@ -63,7 +64,7 @@ def test_skipped_images_come_in_turn(tmp_path: Path):
 
 
 def test_a_check_is_an_answer_for_an_image_that_has_a_label(tmp_path: Path):
-    cat, dog, skip = (Answer("1.jpg", *rest) for rest in (("label", "cat"), ("label", "dog"), ("skip",)))
+    cat, dog, skip = Answer("1.jpg", "label", "cat"), Answer("1.jpg", "label", "dog"), Answer("1.jpg", "skip")
     assert labels_of(tmp_path, cat).checks[1] == 0
     assert labels_of(tmp_path, skip, cat).checks[1] == 0
     assert labels_of(tmp_path, cat, dog).checks[1] == 1

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from taught import clusters, unit
 
@@ -29,6 +29,7 @@ def one_by_one(features: np.ndarray, moments: np.ndarray, scores: np.ndarray | N
     return chosen
 
 
+@settings(max_examples=40)
 @given(st.integers(0, 10_000), st.booleans())
 def test_a_batch_is_chosen_one_by_one(seed: int, has_scores: bool):
     rng = np.random.default_rng(seed)

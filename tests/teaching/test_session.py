@@ -57,7 +57,7 @@ def test_every_image_is_asked_once_until_there_are_no_more(tmp_path: Path):
     assert session.metrics.unlabelled == 0 and session.metrics.labelled == 60
 
 
-@settings(max_examples=20)
+@settings(max_examples=8)
 @given(st.integers(0, 1000))
 def test_nothing_is_asked_twice_whatever_is_answered(tmp_path_factory: pytest.TempPathFactory, seed: int):
     """Two people who answer, skip, exclude and take back, with images that they hold."""
@@ -349,7 +349,7 @@ def test_a_class_of_the_dataset_may_have_any_name(tmp_path: Path, label: str):
 # ---- several sessions
 
 
-@settings(max_examples=10)
+@settings(max_examples=6)
 @given(st.integers(0, 1000), st.booleans())
 def test_a_session_that_is_opened_again_is_the_same(
     tmp_path_factory: pytest.TempPathFactory, seed: int, has_labels: bool
@@ -463,8 +463,9 @@ def test_metrics_of_a_session_that_has_learned_everything(tmp_path: Path):
         label == f"class {truth[session.row_of[path]]}"
         for path, (label, _) in zip(map(name, tests), session.predict(list(map(name, tests))), strict=True)
     ]
-    assert metrics.accuracy.n == len(tests) and metrics.accuracy.share == np.mean(hits) > 0.95
-    assert metrics.accuracy.low < metrics.accuracy.share <= metrics.accuracy.high
+    share = metrics.accuracy.share
+    assert metrics.accuracy.n == len(tests) and share is not None and share == np.mean(hits) > 0.95
+    assert metrics.accuracy.low < share <= metrics.accuracy.high
     assert metrics.coverage is not None and metrics.coverage > 0.9 and metrics.selective_accuracy.n <= len(tests)
     assert {each.name: each.labelled for each in metrics.classes} == Counter(
         label for label, _ in session.labels.values()
