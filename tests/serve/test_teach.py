@@ -450,10 +450,7 @@ def name_group(page: Any) -> list[tuple[str, str]]:
             tiles.nth(k).click()
     page.locator("#new-name").fill(kind)
     page.keyboard.press("Enter")
-    page.wait_for_function(
-        "name => document.querySelector('.tile')?.ariaLabel !== name || !document.querySelector('#new-name')",
-        arg=names[0],
-    )
+    wait_for(lambda: not tiles.first.is_visible() or tiles.first.get_attribute("aria-label") != names[0])
     return [(name, kind) for name in names if name.startswith(kind)]
 
 
