@@ -250,12 +250,21 @@ class TrainingJob:
         seconds = (self.ended or time.monotonic()) - self.started
         common: dict[str, Any] = {"line": self.line, "seconds": seconds, "folder": str(folder)}
         if code is None:
-            return TrainingState("running", **common)
+            return TrainingState("running", **{**common, "line": _last_logged(folder) or self.line})
         if code != 0:
             return TrainingState("failed", **common)
         metrics = folder / "metrics.json"
         test = (io.read_json(metrics).get("test") or {}) if metrics.exists() else {}
         return TrainingState("done", **common, report=str(folder / "report.html"), accuracy=test.get("accuracy"))
+
+
+def _last_logged(folder: Path) -> str:
+    """The last line of the log of a run: of an epoch it names the values, which the table on stderr does not."""
+    try:
+        lines = (folder / "log.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return ""
+    return one_line(re.sub(r"^\d{4}-\S+ \S+ ", "", lines[-1])) if lines else ""
 
 
 def _free_folder(folder: Path) -> Path:

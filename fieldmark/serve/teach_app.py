@@ -6,6 +6,7 @@ images nor label them.
 
 import asyncio
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
@@ -307,11 +308,14 @@ class _Exporter:
         self.thread.start()
 
     def _run(self) -> None:
-        while not self.is_closed.wait(EXPORT_SECONDS):
+        pause = EXPORT_SECONDS
+        while not self.is_closed.wait(pause):
+            began = time.monotonic()
             try:
                 self.session.export_if_changed()
             except OSError:  # as a full disk; the answers themselves are in the journal
                 logger.exception("labels.csv cannot be written")
+            pause = max(EXPORT_SECONDS, 10 * (time.monotonic() - began))  # 100,000 rows take a second
 
     def close(self) -> None:
         self.is_closed.set()

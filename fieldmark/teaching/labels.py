@@ -81,10 +81,12 @@ class SessionLabels:
         Args:
             groups: number of the group of near-duplicates of each row, (n,).
         """
+        labelled = np.fromiter(self.train, np.int64, len(self.train))
+        _, number, sizes = np.unique(groups[labelled], return_inverse=True, return_counts=True)
         members = defaultdict[int, list[int]](list)
-        for row in self.train:
+        for row in labelled[sizes[number] > 1].tolist():
             members[int(groups[row])].append(row)
         for rows in members.values():
-            for row in rows if len(rows) > 1 else ():
+            for row in rows:
                 if others := [other for other in rows if self.train[other] != self.train[row]]:
                     yield row, others

@@ -9,6 +9,8 @@ from fieldmark.teaching.label_check import held_out_scores, label_margins
 from fieldmark.teaching.learner import LinearModel, fit, inverse_of
 from fieldmark.teaching.queue import next_images, uncertainty
 
+MAX_LEARNED, MAX_LATEST = 10_000, 3_000
+"""Labels that are learned from at a time: of more, the latest and a random sample of the others."""
 QUEUE_LENGTH = 8
 """Images that are chosen at a time."""
 
@@ -57,13 +59,15 @@ def learn(
         test: labelled test images; their labels may be doubted too.
         open_rows: images without an answer.
     """
+    train, left_out = _limited(train)
+    others = LabelledRows([*left_out.rows, *test.rows], np.concatenate([left_out.labels, test.labels]))
     own = np.asarray(features[train.rows])
     model, doubts, held_out = None, dict[int, float](), dict[int, np.ndarray]()
     if len(np.unique(train.labels)) > 1:
         model = fit(own, train.labels, n_classes, groups[train.rows])
-        scores = held_out_scores(model, own, train.labels, groups[train.rows], np.asarray(features[test.rows]))
-        margins = label_margins(scores, np.concatenate([train.labels, test.labels]), model.is_known)
-        both = [*train.rows, *test.rows]
+        scores = held_out_scores(model, own, train.labels, groups[train.rows], np.asarray(features[others.rows]))
+        margins = label_margins(scores, np.concatenate([train.labels, others.labels]), model.is_known)
+        both = [*train.rows, *others.rows]
         doubts, held_out = dict(zip(both, margins.tolist(), strict=True)), dict(zip(both, scores, strict=True))
     candidates = np.asarray(features[open_rows])
     counts = np.bincount(train.labels, minlength=n_classes)
@@ -71,3 +75,16 @@ def learn(
     inverse = model.inverse if model else inverse_of(own)
     chosen = next_images(candidates, inverse, scores, QUEUE_LENGTH, groups[open_rows])
     return Learned(model, len(train.rows), tuple(int(open_rows[i]) for i in chosen), doubts, held_out)
+
+
+def _limited(train: LabelledRows) -> tuple[LabelledRows, LabelledRows]:
+    """Those to learn from, and the others."""
+    n = len(train.rows)
+    if n <= MAX_LEARNED:
+        return train, LabelledRows([], np.zeros(0, np.int64))
+    is_chosen = np.zeros(n, bool)
+    is_chosen[-MAX_LATEST:] = True
+    is_chosen[np.random.default_rng(0).permutation(n - MAX_LATEST)[: MAX_LEARNED - MAX_LATEST]] = True
+    rows = np.asarray(train.rows)
+    chosen, others = (LabelledRows(rows[part].tolist(), train.labels[part]) for part in (is_chosen, ~is_chosen))
+    return chosen, others

@@ -8,7 +8,7 @@ import numpy as np
 from fieldmark.teaching import estimate
 from fieldmark.teaching.estimate import Estimate
 from fieldmark.teaching.labels import SessionLabels
-from fieldmark.teaching.learned import Learned
+from fieldmark.teaching.learned import MAX_LEARNED, Learned
 from fieldmark.teaching.learner import LinearModel, fit
 from fieldmark.teaching.questions import ClassProgress, CurvePoint, TeachingMetrics
 
@@ -35,7 +35,7 @@ class LearningCurve:
 
     def update(self, rows: Sequence[int], labels: np.ndarray, n_classes: int) -> None:
         """Add the points that are missing up to these labels, which are in the order of labelling."""
-        for size in estimate.curve_sizes(len(rows)):
+        for size in estimate.curve_sizes(min(len(rows), MAX_LEARNED)):
             if size not in self.models and len(np.unique(labels[:size])) > 1:
                 self.models[size] = fit(np.asarray(self.features[rows[:size]]), labels[:size], n_classes)
 

@@ -122,21 +122,24 @@ def routes(prepared: Path, tmp_path_factory: pytest.TempPathFactory) -> list[tup
 def test_every_route_needs_the_token(server: Served, prepared: Path, routes: list[tuple[str, str]]):
     assert {path for _, path in routes} >= {"/state", "/next", "/answers", "/undo", "/image", "/train", "/train/stop"}
     before = len(journal(prepared)) if (prepared / "answers.jsonl").exists() else 0
+    attempts: list[dict[str, Any]] = [
+        {},
+        {"Authorization": ""},
+        {"Authorization": "Bearer"},
+        {"Authorization": "Bearer wrong"},
+        {"Authorization": "Basic c2VjcmV0"},
+        {"Authorization": "secret"},
+        {"Authorization": "Bearer secret secret"},
+        {"Authorization": b"Bearer s\xe9cret"},
+        {"Cookie": "token=secret", "X-Token": "secret"},
+    ]
     for method, path in routes:
-        for headers in (
-            {},
-            {"Authorization": ""},
-            {"Authorization": "Bearer"},
-            {"Authorization": "Bearer wrong"},
-            {"Authorization": "Basic c2VjcmV0"},
-            {"Authorization": "secret"},
-            {"Authorization": "Bearer secret secret"},
-            {"Authorization": b"Bearer s\xe9cret"},
-            {"Cookie": "token=secret", "X-Token": "secret"},
-        ):
-            content = {"content": good(server), "headers": {**headers, "Content-Type": "application/json"}}
-            more = content if method == "POST" else {"headers": headers}
-            response = httpx.request(method, f"{server.url}{path}?token=secret&id=1", **more)
+        for headers in attempts:
+            kind, content = {"Content-Type": "application/json"}, good(server) if method == "POST" else None
+            url = f"{server.url}{path}?token=secret&id=1"
+            response = httpx.request(
+                method, url, content=content, headers=headers if content is None else headers | kind
+            )
             assert response.status_code == 401, (method, path, headers)
             assert response.headers["www-authenticate"] == "Bearer"
     for file in PAGE_FILES:
