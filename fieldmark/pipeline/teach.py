@@ -84,7 +84,8 @@ class Teaching(TeachingSession):
     def close(self) -> None:
         """Write the labels, and end what runs in the background."""
         super().close()
-        self.export_if_changed()
+        if self._exported != len(self.journal.answers):
+            self.export()
         if self._reader is not None:
             self._reader.close()
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from fieldmark.teaching.label_check import held_out_scores, label_margins
 from fieldmark.teaching.learner import LinearModel, fit, inverse_of
-from fieldmark.teaching.queue import next_images, uncertainty
+from fieldmark.teaching.queue import are_novel, next_images, uncertainty
 
 MAX_LEARNED, MAX_LATEST = 10_000, 3_000
 """Labels that are learned from at a time: of more, the latest and a random sample of the others."""
@@ -23,6 +23,7 @@ class Learned:
         model: None as long as fewer than two classes have labels.
         n_labels: images that it has learned from.
         queue: rows of the images to label next.
+        novel: those of the queue that look like nothing that is labelled.
         doubts: row -> how much higher the best other class scores than its label, see `label_margins`.
         held_out: row of a labelled image -> scores (classes,) of a classifier that has not learned from it.
     """
@@ -30,6 +31,7 @@ class Learned:
     model: LinearModel | None = None
     n_labels: int = 0
     queue: tuple[int, ...] = ()
+    novel: frozenset[int] = frozenset()
     doubts: dict[int, float] = field(default_factory=dict)
     held_out: dict[int, np.ndarray] = field(default_factory=dict)
 
@@ -74,7 +76,11 @@ def learn(
     scores = uncertainty(model, candidates, counts) if model else None
     inverse = model.inverse if model else inverse_of(own)
     chosen = next_images(candidates, inverse, scores, QUEUE_LENGTH, groups[open_rows])
-    return Learned(model, len(train.rows), tuple(int(open_rows[i]) for i in chosen), doubts, held_out)
+    queue = open_rows[np.array(chosen, np.int64)]
+    novel = queue[are_novel(candidates[chosen], own)]
+    return Learned(
+        model, len(train.rows), tuple(queue.tolist()), frozenset(novel.tolist()), doubts=doubts, held_out=held_out
+    )
 
 
 def _limited(train: LabelledRows) -> tuple[LabelledRows, LabelledRows]:

@@ -20,6 +20,8 @@ MAX_COMPARED = 4000
 MAX_REFERENCE = 2000
 """Images whose variance counts."""
 MAX_CLUSTERED = 3000
+MIN_FOR_NOVELTY, NOVEL_QUANTILE, MAX_SAMPLED = 20, 0.05, 500
+"""Of `are_novel`."""
 
 
 def uncertainty(model: LinearModel, features: np.ndarray, counts: np.ndarray) -> np.ndarray:
@@ -84,6 +86,23 @@ def next_images(
         projected = projected - shared[:, None] * step
         covered = covered - shared[:, None] * (step @ moments)
     return chosen
+
+
+def are_novel(features: np.ndarray, labelled: np.ndarray) -> np.ndarray:
+    """Which images look like nothing that is labelled, bool (m,).
+
+    Their nearest labelled image is less similar than that of 95 % of the labelled images themselves, by the cosine.
+
+    Args:
+        features: of the images, (m, k).
+        labelled: of the labelled ones, (n, k); with fewer than `MIN_FOR_NOVELTY` no image is novel.
+    """
+    if len(labelled) < MIN_FOR_NOVELTY or not len(features):
+        return np.zeros(len(features), bool)
+    sample = np.arange(0, len(labelled), -(-len(labelled) // MAX_SAMPLED))
+    own = labelled[sample] @ labelled.T
+    own[np.arange(len(sample)), sample] = -1
+    return (features @ labelled.T).max(1) < np.quantile(own.max(1), NOVEL_QUANTILE)
 
 
 def nearest_images(features: np.ndarray, row: int, candidates: np.ndarray, n: int) -> list[int]:

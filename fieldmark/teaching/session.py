@@ -70,6 +70,7 @@ class TeachingSession:
         self._lock, self._learning = threading.RLock(), threading.Lock()
         self._wake, self._is_closed = threading.Event(), False
         self._thread: threading.Thread | None = None
+        self._rng = np.random.default_rng(seed)
         self._leases = dict[int, tuple[str, float]]()  # row -> who is asked about it, and since when
         self._results = dict[tuple[str, str], list[Answer]]()  # of the last requests, by kind and key
         self._given_tests = sorted(self.row_of[name] for name in images.tests)
@@ -326,11 +327,13 @@ class TeachingSession:
         return None
 
     def _to_learn(self, taken: set[int]) -> Question | None:
-        reason = "new" if self._learned.model is None else "uncertain"
-        for rows in (lambda: self._learned.queue, self._open_rows):  # the second one only if the queue is empty
+        learned = self._learned
+        # If several people have emptied the queue: any image, and not those of one folder one after the other.
+        for rows in (lambda: learned.queue, lambda: self._rng.permutation(self._open_rows())):
             for row in map(int, rows()):
                 if row not in self._labels and row not in taken:
-                    return Question(self.names[row], reason)
+                    is_new = learned.model is None or row in learned.novel
+                    return Question(self.names[row], "new" if is_new else "uncertain")
         return None
 
     def _doubted(self, taken: set[int]) -> Question | None:

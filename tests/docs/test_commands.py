@@ -15,7 +15,7 @@ import typer.main
 from containers import cub, mirrored
 from pages import commands
 from PIL import Image
-from served import running
+from served import running, teaching
 
 import fieldmark
 from fieldmark.cli.main import app
@@ -59,6 +59,7 @@ def at_hand(small_photos: Path, drawing, tmp_path: Path, monkeypatch: pytest.Mon
     shutil.copytree(small_photos, "PHOTOS")
     for folder in small_photos.iterdir():
         mirrored(folder, Path("OTHER_PHOTOS") / folder.name)
+    shutil.copytree("OTHER_PHOTOS", "NEW_PHOTOS")
     drawing(0, 100).save("photo.jpg")
     drawing(1, 101).save("PHOTO", "JPEG")
     with zipfile.ZipFile("mnist.zip", "w") as archive:
@@ -86,7 +87,7 @@ def test_every_command_of_a_tutorial_can_be_given(page: Path, at_hand: Path):
         verb: Any = group.get_command(None, words[0])  # type: ignore[attr-defined]  # of a group
         given = verb.make_context(words[0], list(words[1:])).params
         verbs.append(words[0])
-        for name in ("photos", "inputs", "run", "model", "apply"):
+        for name in ("photos", "inputs", "run", "model", "apply", "data", "more"):
             for file in several(given.get(name)):
                 assert Path(file).parts[0] in files, (words, file)
         if "recipe" in given:
@@ -118,6 +119,11 @@ def test_a_page_can_be_followed_from_top_to_bottom(page: Path, at_hand: Path, he
         before = set(Path().iterdir())
         if program == "fieldmark" and words[0] == "serve":
             with running(Path(words[1])) as served:
+                assert served.url.startswith("http://127.0.0.1:")
+        elif program == "fieldmark" and words[0] == "teach":
+            with teaching(
+                Path(words[1]), Path(words[words.index("--out") + 1]), *words[2 : words.index("--out")]
+            ) as served:
                 assert served.url.startswith("http://127.0.0.1:")
         elif program == "fieldmark":
             done = here(*made_small(words))

@@ -8,7 +8,7 @@ from taught import clusters, unit
 
 from fieldmark.teaching import queue
 from fieldmark.teaching.learner import PENALTY, fit, inverse_of, with_constant
-from fieldmark.teaching.queue import find_clusters, nearest_images, next_images, uncertainty
+from fieldmark.teaching.queue import MIN_FOR_NOVELTY, are_novel, find_clusters, nearest_images, next_images, uncertainty
 
 
 def one_by_one(features: np.ndarray, moments: np.ndarray, scores: np.ndarray | None, n: int) -> list[int]:
@@ -139,3 +139,12 @@ def test_clusters_of_a_sample_are_rows_of_all(monkeypatch: pytest.MonkeyPatch):
     features, labels = clusters(200, 4, spread=0.1)
     for members in find_clusters(features, 6, 10):
         assert len(set(labels[members])) == 1 and max(members) < 200
+
+
+def test_an_image_unlike_the_labelled_ones_is_novel():
+    features, _ = clusters(200, 4, spread=0.2)
+    away = -features[:1]
+    assert are_novel(away, features).all()
+    assert are_novel(features[:100], features[100:]).mean() < 0.2
+    assert not are_novel(away, features[: MIN_FOR_NOVELTY - 1]).any()
+    assert are_novel(features[:0], features).shape == (0,)
