@@ -8,7 +8,7 @@ excluded are no part of the population; skipped ones are asked again.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -112,7 +112,7 @@ def fit_scale(logits: np.ndarray, labels: np.ndarray) -> float:
     if len(labels) < MIN_FOR_SCALE:
         return 1.0
     rows = np.arange(len(labels))
-    found = minimize_scalar(
+    found: Any = minimize_scalar(
         lambda log_scale: -log_softmax(np.exp(log_scale) * logits, axis=1)[rows, labels].mean(),
         bounds=(-1.0, 3.0),
         method="bounded",

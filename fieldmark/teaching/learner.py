@@ -7,6 +7,7 @@ without a given image would predict (`leave_out_scores`), without another soluti
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.optimize import minimize_scalar
@@ -136,7 +137,7 @@ def _fit_scale(scores: np.ndarray, labels: np.ndarray) -> float:
     """The scale with the least cross-entropy."""
     rows = np.arange(len(labels))
     low, high = np.log(SCALE_BOUNDS)
-    found = minimize_scalar(
+    found: Any = minimize_scalar(
         lambda log_scale: -log_softmax(np.exp(log_scale) * scores, axis=1)[rows, labels].mean(),
         bounds=(low, high),
         method="bounded",
