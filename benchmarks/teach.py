@@ -10,7 +10,7 @@ images, whole groups of near-duplicates, are kept apart to measure on. Three mea
 3. the estimate: at each hundred labels, does the session's 95 % interval contain the true accuracy (that on all images
    that were never learned from)?
 
-Rows go to W/teach.jsonl; --page FILE writes the tables.
+Rows go to W/teach.jsonl; --page FILE.md writes the tables, and the learning curves as FILE.svg.
 """
 
 import argparse
@@ -249,6 +249,51 @@ def write_page(rows: list[dict], file: Path) -> None:
     file.write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
+def draw_curves(rows: list[dict[str, Any]]) -> str:
+    """The learning curves as SVG: a panel for each set, the mean over the splits, by questions and at random."""
+    width, height, left, top = 250, 190, 44, 34
+    sets = list(dict.fromkeys(row["set"] for row in rows))
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {len(sets) * (width + 20)} {height + 70}" '
+        'font-family="system-ui,sans-serif" font-size="12" role="img" aria-label="Accuracy over labels, by questions '
+        'and at random">',
+        "<style>.q{stroke:#0b62a4}.r{stroke:#b8500c;stroke-dasharray:5 4}path{fill:none;stroke-width:2}"
+        "text{fill:#57606a}.g{stroke:#8b949e;stroke-width:.7}@media (prefers-color-scheme:dark){text{fill:#a4adb7}"
+        ".q{stroke:#6db3f2}.r{stroke:#f0964f}}</style>",
+    ]
+    for number, name in enumerate(sets):
+        own = [row for row in rows if row["set"] == name]
+        means = [_mean_curve([row["curve"][k] for row in own]) for k in (0, 1)]
+        most = min(max(n for n, _ in curve) for curve in means)
+        bar = PART_OF_FULL * statistics.fmean(row["full"] for row in own)
+        x0 = number * (width + 20) + left
+        place = lambda n, a, x0=x0, most=most: (x0 + (width - left) * n / most, top + height * (1 - a))  # noqa: E731
+        parts.append(f'<text x="{x0}" y="16" font-weight="600">{name}</text>')
+        for share in (0, 0.25, 0.5, 0.75, 1):
+            y = top + height * (1 - share)
+            parts.append(f'<path class="g" d="M{x0} {y:.1f}h{width - left}"/>')
+            parts.append(f'<text x="{x0 - 6}" y="{y + 4:.1f}" text-anchor="end">{share:.0%}</text>')
+        y = top + height * (1 - bar)
+        parts.append(f'<path class="g" stroke-dasharray="2 3" d="M{x0} {y:.1f}h{width - left}"/>')
+        for kind, curve in zip("qr", means, strict=True):
+            points = [place(n, accuracy) for n, accuracy in curve if n <= most]
+            parts.append(f'<path class="{kind}" d="M' + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + '"/>')
+        parts.append(f'<text x="{x0 + width - left}" y="{top + height + 16}" text-anchor="end">{most:,} labels</text>')
+    y = height + top + 32
+    parts.append(f'<path class="q" d="M{left} {y}h24"/><text x="{left + 30}" y="{y + 4}">by questions</text>')
+    parts.append(f'<path class="r" d="M{left + 130} {y}h24"/><text x="{left + 160}" y="{y + 4}">at random</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def _mean_curve(curves: list[list[list[float]]]) -> list[tuple[int, float]]:
+    """The mean accuracy at each number of labels that all curves have."""
+    values: dict[int, list[float]] = {}
+    for curve in curves:
+        for n, accuracy in curve:
+            values.setdefault(int(n), []).append(accuracy)
+    return [(n, statistics.fmean(some)) for n, some in sorted(values.items()) if len(some) == len(curves)]
+
+
 def _numbers(values: list[int | None]) -> str:
     return ", ".join("not reached" if value is None else f"{value:,}" for value in values)
 
@@ -275,6 +320,7 @@ def main() -> None:
             print({key: row[key] for key in shown}, flush=True)
     if options.page:
         write_page(rows, options.page)
+        options.page.with_suffix(".svg").write_text(draw_curves(rows), encoding="utf-8")
 
 
 if __name__ == "__main__":
