@@ -113,7 +113,7 @@ OF_OTHERS = {
     "systemctl": "--now",
     "of every command": "--help --help-all --version --install-completion",
     "scripts of benchmarks": "--only --table --checkout --name --rows --sets --fieldmark --fastai-python --work "
-    "--labels --opponent-seeds --images-per-class --methods --rounds",
+    "--labels --opponent-seeds --images-per-class --methods --rounds --images --labelled",
 }
 """Options of other programs that pages name."""
 
