@@ -479,7 +479,7 @@ def test_untrusted_names_stay_text(visit, teach) -> None:
 def test_it_speaks_the_language_of_the_command_until_another_is_chosen(visit, teach) -> None:
     _, url = teach(lang="zh")
     page = visit(url, locale="en-US")
-    expect(page.get_by_role("heading", level=1)).to_have_text("图像里是什么？")
+    expect(page.get_by_role("heading", level=1)).to_have_text("这张图像属于哪个类别？")
     assert page.evaluate("document.documentElement.lang") == "zh-CN"
     page.get_by_role("button", name="English").click()
     page.reload()
