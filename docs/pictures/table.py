@@ -66,7 +66,7 @@ PICTURES = {
     ),
     "serve": Picture(SOLAR, (TRAIN,), (), "serve", end="#cards", limit=1400, photos=("chelsea.png", CELL)),
     "teach-groups": Picture("teach", (), (), "teach", limit=900, answers=0),
-    "teach": Picture("teach", (), (), "teach", limit=900, answers=200),
+    "teach": Picture("teach", (), (), "teach", limit=900, answers=203),
     "digits-look": Picture("digits", (), (f"fieldmark look digits --out looked {SMALL}",), "looked/look.html"),
     "digits-sheet": Picture("digits", (DIGITS,), (SHEET,), "sheet/sheet.html"),
     "digits-curves": _section("digits", DIGITS, "training", ".curves"),
