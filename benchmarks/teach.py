@@ -267,7 +267,6 @@ def draw_curves(rows: list[dict[str, Any]]) -> str:
         most = min(max(n for n, _ in curve) for curve in means)
         bar = PART_OF_FULL * statistics.fmean(row["full"] for row in own)
         x0 = number * (width + 20) + left
-        place = lambda n, a, x0=x0, most=most: (x0 + (width - left) * n / most, top + height * (1 - a))  # noqa: E731
         parts.append(f'<text x="{x0}" y="16" font-weight="600">{name}</text>')
         for share in (0, 0.25, 0.5, 0.75, 1):
             y = top + height * (1 - share)
@@ -276,7 +275,7 @@ def draw_curves(rows: list[dict[str, Any]]) -> str:
         y = top + height * (1 - bar)
         parts.append(f'<path class="g" stroke-dasharray="2 3" d="M{x0} {y:.1f}h{width - left}"/>')
         for kind, curve in zip("qr", means, strict=True):
-            points = [place(n, accuracy) for n, accuracy in curve if n <= most]
+            points = [(x0 + (width - left) * n / most, top + height * (1 - a)) for n, a in curve if n <= most]
             parts.append(f'<path class="{kind}" d="M' + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + '"/>')
         parts.append(f'<text x="{x0 + width - left}" y="{top + height + 16}" text-anchor="end">{most:,} labels</text>')
     y = height + top + 32

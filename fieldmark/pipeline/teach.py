@@ -60,11 +60,6 @@ class Teaching(TeachingSession):
         """What the page calls the images."""
         return Path(self.settings.data).name
 
-    @property
-    def is_reading(self) -> bool:
-        """Whether images are still read in the background."""
-        return self._reader is not None and self._reader.is_running()
-
     def export(self, *, extracts: bool = True) -> Path:
         """Write labels.csv, and for a labelled dataset decisions.csv, into the session's folder.
 

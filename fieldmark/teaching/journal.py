@@ -40,7 +40,6 @@ class Answer:
         action: `label`, `exclude` (leave the image out), `skip` (ask later) or `undo` (take back answer `undone`).
         label: the class, of action `label`.
         purpose: `test` for images of the random test set, which are kept out of training.
-        reason: why the image was shown, as `uncertain`.
         author: who answered, as the page knows it.
         undone: number of the answer that is taken back, of action `undo`.
         batch: common to answers that were given at once, and are taken back at once; the key of their request if it had
@@ -53,7 +52,6 @@ class Answer:
     action: Action
     label: str | None = None
     purpose: Purpose = "train"
-    reason: str = ""
     author: str = ""
     undone: int | None = None
     batch: str = ""

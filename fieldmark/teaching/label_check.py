@@ -13,7 +13,7 @@ def held_out_scores(
 ) -> np.ndarray:
     """Scores (n + m, classes) of n images that the classifier has learned from, and of m others.
 
-    No image is judged by a classifier that has learned from it.
+    No image is scored by a classifier that has learned from it.
 
     Args:
         model: which `fit` has made of `features`, `labels` and `groups`.

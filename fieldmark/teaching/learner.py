@@ -2,7 +2,7 @@
 
 Regularized least squares (Rifkin, Yeo & Poggio 2003, "Regularized Least-Squares Classification"). With a few labels of
 each class it is as accurate as logistic regression on these features, and with many or rare classes more so
-(docs/lab/teach.md). Its inverse matrix also tells which images would teach most (`queue.py`), and what a classifier
+(docs/lab/teach.md). Its inverse matrix also gives which images would teach most (`queue.py`), and what a classifier
 without a given image would predict (`leave_out_scores`), without another solution.
 """
 

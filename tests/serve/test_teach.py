@@ -399,8 +399,8 @@ def test_what_cannot_be_served_is_one_line(server: Served, images: Path, session
         for text, words in asked.items()
     ]
     for text, process in started:
-        _, told = process.communicate(timeout=60)
-        assert process.returncode == 2 and told.count("\n") == 1 and text in told, told
+        _, message = process.communicate(timeout=60)
+        assert process.returncode == 2 and message.count("\n") == 1 and text in message, message
     assert not (tmp_path / "new" / "session.json").exists()
 
 
