@@ -65,7 +65,7 @@ def test_a_session_ends_with_labels_for_train(photos: Path, out: Path):
 
 def test_it_goes_on_where_it_ended(photos: Path, out: Path):
     with open_it(photos, out) as session:
-        assert not session.is_reading and session.next() == [] and session.name == "photos"
+        assert session.next() == [] and session.name == "photos"
         metrics = session.metrics
         assert (metrics.labelled, metrics.unlabelled, metrics.accuracy.n) == (N, 0, 8)
         right = [
