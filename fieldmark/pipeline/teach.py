@@ -15,9 +15,9 @@ import numpy as np
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
-from fieldmark.core.text import one_line, printable
+from fieldmark.core.text import one_line, pluralize, printable
 from fieldmark.inference.bundle import resolve_run
-from fieldmark.teaching.export import write_decisions, write_labels
+from fieldmark.teaching.export import QUARANTINE_FILE, write_decisions, write_labels, write_unreadable
 from fieldmark.teaching.reader import FIRST_IMAGES, BackgroundReader
 from fieldmark.teaching.session import TeachingSession
 from fieldmark.teaching.sources import SETTINGS_FILE, SessionSettings, is_run, open_session_images
@@ -43,7 +43,7 @@ class Teaching(TeachingSession):
 
     def __init__(self, folder: Path, reporter: Reporter) -> None:
         opened = open_session_images(folder)
-        self.settings, self._reader = opened.settings, None
+        self.settings, self._reader, self._reporter = opened.settings, None, reporter
         rows = opened.order
         if (opened.store.status == WAITING).any() or not opened.store.is_grouped:
             self._reader = BackgroundReader(folder)
@@ -81,6 +81,10 @@ class Teaching(TeachingSession):
         super().close()
         if self._exported != len(self.journal.answers):
             self.export()
+        if n_unreadable := write_unreadable(self):
+            self._reporter.warning(
+                f"{pluralize(n_unreadable, 'image')} cannot be read: {printable(str(self.folder / QUARANTINE_FILE))}"
+            )
         if self._reader is not None:
             self._reader.close()
 

@@ -5,13 +5,16 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from fieldmark.core import io
 from fieldmark.core.text import ascii_file_name
 from fieldmark.data.decisions import DECISION_COLUMNS
-from fieldmark.data.image import UnreadableImageError
+from fieldmark.data.image import UnreadableImageError, decode
 from fieldmark.teaching.session import TeachingSession
+from fieldmark.teaching.store import UNREADABLE
 
-LABELS_FILE, DECISIONS_FILE = "labels.csv", "decisions.csv"
+LABELS_FILE, DECISIONS_FILE, QUARANTINE_FILE = "labels.csv", "decisions.csv", "quarantine.csv"
 EXTRACTED_FOLDER = "images"
 """In the session's folder: images of archives, which a manifest cannot name."""
 MIN_TESTS = 20
@@ -54,6 +57,25 @@ def _path_of(session: TeachingSession, name: str, extracts: bool) -> str:
         with io.atomic_path(copy) as partial:
             partial.write_bytes(session.images.read_bytes(name))
     return str(copy.relative_to(session.folder))
+
+
+def write_unreadable(session: TeachingSession) -> int:
+    """Write quarantine.csv: path and reason of each image that cannot be read, as a training does.
+
+    Returns:
+        how many there are; without any no file is written.
+    """
+    rows = []
+    for row in np.flatnonzero(session.store.status == UNREADABLE):
+        name, reason = session.names[row], "changed since it was read"
+        try:
+            decode(session.images.read_bytes(name), 64)
+        except UnreadableImageError as error:
+            reason = str(error)
+        rows.append({"path": name, "reason": reason})
+    if rows:
+        io.write_csv(session.folder / QUARANTINE_FILE, rows, ["path", "reason"])
+    return len(rows)
 
 
 def write_decisions(session: TeachingSession) -> Path | None:

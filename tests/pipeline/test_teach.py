@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import fieldmark
 from fieldmark.core.errors import FieldmarkError
@@ -213,3 +214,14 @@ def test_a_training_on_the_labels(photos: Path, out: Path):
     assert fieldmark.load(state.folder).classes == ["cross", "disc", "square"]
     assert state.accuracy is None or 0 <= state.accuracy <= 1
     assert not [name for name in os.listdir(out) if name.endswith(".half")]
+
+
+def test_an_image_that_cannot_be_read_is_listed(tmp_path: Path):
+    (photos := tmp_path / "photos").mkdir()
+    for k in range(4):
+        Image.new("RGB", (32, 32), (60 * k, 90, 30)).save(photos / f"{k}.png")
+    (photos / "broken.png").write_bytes((photos / "1.png").read_bytes()[:40])
+    with fieldmark.teach(photos, out=tmp_path / "out", progress=False) as session:
+        assert "broken.png" not in {question.path for question in session.next(9)}
+    rows = (tmp_path / "out" / "quarantine.csv").read_text().splitlines()
+    assert rows[0] == "path,reason" and rows[1].startswith("broken.png,") and len(rows) == 2
