@@ -27,12 +27,12 @@ from suite_data import find_sets
 
 from fieldmark.core import runtime
 from fieldmark.data.readers import read_catalog
-from fieldmark.teaching.images import TeachingImages, from_catalog
-from fieldmark.teaching.learner import LinearModel, fit
-from fieldmark.teaching.questions import Question
-from fieldmark.teaching.reader import read_images
-from fieldmark.teaching.session import TeachingSession
-from fieldmark.teaching.store import READ, open_store
+from fieldmark.pipeline.teaching.images import TeachingImages, from_catalog
+from fieldmark.pipeline.teaching.learner import LinearModel, fit
+from fieldmark.pipeline.teaching.questions import Question
+from fieldmark.pipeline.teaching.reader import read_images
+from fieldmark.pipeline.teaching.session import TeachingSession
+from fieldmark.pipeline.teaching.store import READ, open_store
 
 SETS = ("trashnet", "birds100", "magnetic-tile")
 BALANCED = ("magnetic-tile", "solar-cells")

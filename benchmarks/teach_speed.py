@@ -24,8 +24,8 @@ import numpy as np
 from PIL import Image
 
 from fieldmark.pipeline.teach import open_session
-from fieldmark.teaching.sources import SessionSettings, open_session_images
-from fieldmark.teaching.store import READ
+from fieldmark.pipeline.teaching.sources import SessionSettings, open_session_images
+from fieldmark.pipeline.teaching.store import READ
 
 PAUSE = 0.2
 SPREAD = 0.8

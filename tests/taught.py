@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from fieldmark.teaching.images import TeachingImages
-from fieldmark.teaching.session import TeachingSession
-from fieldmark.teaching.sources import SessionSettings, collect_images
-from fieldmark.teaching.store import READ
+from fieldmark.pipeline.teaching.images import TeachingImages
+from fieldmark.pipeline.teaching.session import TeachingSession
+from fieldmark.pipeline.teaching.sources import SessionSettings, collect_images
+from fieldmark.pipeline.teaching.store import READ
 
 
 @dataclass

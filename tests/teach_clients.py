@@ -11,10 +11,10 @@ from PIL import Image, ImageDraw
 
 from fieldmark.data.decoded import dhash, thumbnail
 from fieldmark.data.image import UnreadableImageError, decode
-from fieldmark.teaching.journal import JOURNAL_FILE
-from fieldmark.teaching.projection import Projection
-from fieldmark.teaching.sources import SessionSettings, open_session_images
-from fieldmark.teaching.store import READ, UNREADABLE
+from fieldmark.pipeline.teaching.journal import JOURNAL_FILE
+from fieldmark.pipeline.teaching.projection import Projection
+from fieldmark.pipeline.teaching.sources import SessionSettings, open_session_images
+from fieldmark.pipeline.teaching.store import READ, UNREADABLE
 
 KINDS = ("disc", "lines", "bars")
 SIZE = (128, 96)

@@ -17,11 +17,11 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.progress import Reporter
 from fieldmark.core.text import one_line, pluralize, printable
 from fieldmark.inference.bundle import resolve_run
-from fieldmark.teaching.export import QUARANTINE_FILE, write_decisions, write_labels, write_unreadable
-from fieldmark.teaching.reader import FIRST_IMAGES, BackgroundReader
-from fieldmark.teaching.session import TeachingSession
-from fieldmark.teaching.sources import SETTINGS_FILE, SessionSettings, is_run, open_session_images
-from fieldmark.teaching.store import GROUPS_FILE, WAITING, FeatureStore
+from fieldmark.pipeline.teaching.export import QUARANTINE_FILE, write_decisions, write_labels, write_unreadable
+from fieldmark.pipeline.teaching.reader import FIRST_IMAGES, BackgroundReader
+from fieldmark.pipeline.teaching.session import TeachingSession
+from fieldmark.pipeline.teaching.sources import SETTINGS_FILE, SessionSettings, is_run, open_session_images
+from fieldmark.pipeline.teaching.store import GROUPS_FILE, WAITING, FeatureStore
 
 STOP_SECONDS = 20.0
 """In which a training that is stopped has to end by itself."""

@@ -25,12 +25,12 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.image import UnreadableImageError
 from fieldmark.data.thumbnails import to_jpeg
 from fieldmark.pipeline.teach import EXPORT_SECONDS, Teaching, TrainingJob
+from fieldmark.pipeline.teaching.export import DECISIONS_FILE, LABELS_FILE
+from fieldmark.pipeline.teaching.journal import Answer, UnwritableError
+from fieldmark.pipeline.teaching.questions import Question
 from fieldmark.serve.app import JsonResponse, add_error_handlers, add_page_routes, token_checker
 from fieldmark.serve.limits import BodyLimiter, RequestError
 from fieldmark.serve.middleware import ConcurrencyLimiter, Metrics, ServiceMiddleware, logger
-from fieldmark.teaching.export import DECISIONS_FILE, LABELS_FILE
-from fieldmark.teaching.journal import Answer, UnwritableError
-from fieldmark.teaching.questions import Question
 
 PAGE_FOLDER = Path(__file__).with_name("teach_page")
 PAGE_FILES = {"/": "index.html", "/teach.css": "teach.css", "/teach.js": "teach.js"}

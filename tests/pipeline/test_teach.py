@@ -16,9 +16,9 @@ import fieldmark
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.readers import read_catalog
 from fieldmark.pipeline.teach import Teaching, TrainingJob, default_folder
-from fieldmark.teaching import reader
-from fieldmark.teaching.sources import SessionSettings
-from fieldmark.teaching.store import READ
+from fieldmark.pipeline.teaching import reader
+from fieldmark.pipeline.teaching.sources import SessionSettings
+from fieldmark.pipeline.teaching.store import READ
 
 N = 36
 
@@ -149,7 +149,7 @@ def test_a_reader_that_fails_says_why(photos: Path, tmp_path: Path, monkeypatch:
 PARENT = """
 import sys, time
 from pathlib import Path
-from fieldmark.teaching.reader import BackgroundReader
+from fieldmark.pipeline.teaching.reader import BackgroundReader
 print(BackgroundReader(Path(sys.argv[1])).process.pid, flush=True)
 time.sleep(60)
 """

@@ -21,7 +21,7 @@ from teach_clients import KINDS, SIZE, Client, draw_images, journal, kind_of, pr
 
 from fieldmark.core.io import read_csv
 from fieldmark.data.readers import read_catalog
-from fieldmark.teaching.journal import JOURNAL_FILE, Journal
+from fieldmark.pipeline.teaching.journal import JOURNAL_FILE, Journal
 
 ESTIMATE = {"share", "low", "high", "n"}
 METRICS = {

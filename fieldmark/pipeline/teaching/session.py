@@ -13,17 +13,17 @@ import numpy as np
 from scipy.special import softmax
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.teaching import estimate
-from fieldmark.teaching.images import TeachingImages
-from fieldmark.teaching.journal import Answer, Journal, Purpose
-from fieldmark.teaching.labels import SessionLabels
-from fieldmark.teaching.learned import LabelledRows, Learned, learn
-from fieldmark.teaching.learner import LinearModel
-from fieldmark.teaching.progress import LearningCurve, doubtful_rows, measure
-from fieldmark.teaching.questions import Question, TeachingMetrics
-from fieldmark.teaching.queue import find_clusters, nearest_images
-from fieldmark.teaching.reader import reading_order
-from fieldmark.teaching.store import READ, WAITING
+from fieldmark.pipeline.teaching import estimate
+from fieldmark.pipeline.teaching.images import TeachingImages
+from fieldmark.pipeline.teaching.journal import Answer, Journal, Purpose
+from fieldmark.pipeline.teaching.labels import SessionLabels
+from fieldmark.pipeline.teaching.learned import LabelledRows, Learned, learn
+from fieldmark.pipeline.teaching.learner import LinearModel
+from fieldmark.pipeline.teaching.progress import LearningCurve, doubtful_rows, measure
+from fieldmark.pipeline.teaching.questions import Question, TeachingMetrics
+from fieldmark.pipeline.teaching.queue import find_clusters, nearest_images
+from fieldmark.pipeline.teaching.reader import reading_order
+from fieldmark.pipeline.teaching.store import READ, WAITING
 
 TEST_SHARE, LATER_TEST_SHARE = 0.2, 0.1
 """Part of the questions that are about test images, until MIN_TEST of them have labels, and from then on."""

@@ -14,7 +14,7 @@ import numpy as np
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.io import atomic_path, read_json, write_json
 from fieldmark.data.decoded import THUMBNAIL_SIDE
-from fieldmark.teaching.projection import DIMENSIONS, Projection
+from fieldmark.pipeline.teaching.projection import DIMENSIONS, Projection
 
 WAITING, READ, UNREADABLE = 0, 1, 2
 """Status of an image."""

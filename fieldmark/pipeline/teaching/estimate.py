@@ -17,7 +17,7 @@ from scipy.special import log_softmax, softmax
 from fieldmark.evaluation.intervals import wilson_interval
 
 if TYPE_CHECKING:
-    from fieldmark.teaching.questions import CurvePoint
+    from fieldmark.pipeline.teaching.questions import CurvePoint
 
 TEST_SHARE = 5
 """Every so many images one is a test candidate."""

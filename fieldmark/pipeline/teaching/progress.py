@@ -5,12 +5,12 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from fieldmark.teaching import estimate
-from fieldmark.teaching.estimate import Estimate
-from fieldmark.teaching.labels import SessionLabels
-from fieldmark.teaching.learned import MAX_LEARNED, Learned
-from fieldmark.teaching.learner import LinearModel, fit
-from fieldmark.teaching.questions import ClassProgress, CurvePoint, TeachingMetrics
+from fieldmark.pipeline.teaching import estimate
+from fieldmark.pipeline.teaching.estimate import Estimate
+from fieldmark.pipeline.teaching.labels import SessionLabels
+from fieldmark.pipeline.teaching.learned import MAX_LEARNED, Learned
+from fieldmark.pipeline.teaching.learner import LinearModel, fit
+from fieldmark.pipeline.teaching.questions import ClassProgress, CurvePoint, TeachingMetrics
 
 CONFIDENT = 0.9
 """Probability from which a prediction counts as covered."""

@@ -12,11 +12,11 @@ import pytest
 from PIL import Image
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.teaching import features, reader
-from fieldmark.teaching.images import TeachingImages, from_folder
-from fieldmark.teaching.projection import DIMENSIONS, Projection
-from fieldmark.teaching.reader import BATCH_SIZE, find_groups, read_images, reading_order
-from fieldmark.teaching.store import READ, UNREADABLE, WAITING, FeatureStore, open_store
+from fieldmark.pipeline.teaching import features, reader
+from fieldmark.pipeline.teaching.images import TeachingImages, from_folder
+from fieldmark.pipeline.teaching.projection import DIMENSIONS, Projection
+from fieldmark.pipeline.teaching.reader import BATCH_SIZE, find_groups, read_images, reading_order
+from fieldmark.pipeline.teaching.store import READ, UNREADABLE, WAITING, FeatureStore, open_store
 
 N = 90
 READER = f"""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fieldmark.teaching.journal import Journal
+from fieldmark.pipeline.teaching.journal import Journal
 
 
 @dataclass

@@ -14,9 +14,9 @@ from fieldmark.data.readers.files import Folder
 from fieldmark.data.splits import read_split_file
 from fieldmark.inference import bundle
 from fieldmark.inference.run_folder import load_catalog
-from fieldmark.teaching.images import TeachingImages, from_catalog, from_folder, merge
-from fieldmark.teaching.reader import reading_order
-from fieldmark.teaching.store import FeatureStore, open_store
+from fieldmark.pipeline.teaching.images import TeachingImages, from_catalog, from_folder, merge
+from fieldmark.pipeline.teaching.reader import reading_order
+from fieldmark.pipeline.teaching.store import FeatureStore, open_store
 
 SETTINGS_FILE = "session.json"
 FORMAT = 1

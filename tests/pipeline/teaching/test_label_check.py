@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from taught import clusters
 
-from fieldmark.teaching.label_check import MIN_LABELS, held_out_scores, label_margins
-from fieldmark.teaching.learner import fit
+from fieldmark.pipeline.teaching.label_check import MIN_LABELS, held_out_scores, label_margins
+from fieldmark.pipeline.teaching.learner import fit
 
 
 def margins(features: np.ndarray, labels: np.ndarray, n_train: int, classes: int) -> np.ndarray:

@@ -12,8 +12,8 @@ from taught import collect, write, zipped
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.data.splits import read_split_file
-from fieldmark.teaching.images import TeachingImages, from_folder, merge
-from fieldmark.teaching.sources import SessionSettings, open_session_images
+from fieldmark.pipeline.teaching.images import TeachingImages, from_folder, merge
+from fieldmark.pipeline.teaching.sources import SessionSettings, open_session_images
 
 CLASSES = ("cat/1.png", "cat/2.png", "dog/1.png", "狗/a,b.png")
 LABELS = {name: name.partition("/")[0] for name in CLASSES}

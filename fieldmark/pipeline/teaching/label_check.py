@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from fieldmark.teaching.learner import LinearModel, leave_out_scores
+from fieldmark.pipeline.teaching.learner import LinearModel, leave_out_scores
 
 MIN_LABELS = 20
 """Labels below which none is doubted."""

@@ -15,12 +15,12 @@ from hypothesis import strategies as st
 from taught import Pool, clusters, name, open_taught, teach
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.teaching import session as sessions
-from fieldmark.teaching.journal import Answer, Journal
-from fieldmark.teaching.label_check import MIN_LABELS
-from fieldmark.teaching.learned import LabelledRows
-from fieldmark.teaching.session import TeachingSession
-from fieldmark.teaching.store import READ, UNREADABLE, WAITING
+from fieldmark.pipeline.teaching import session as sessions
+from fieldmark.pipeline.teaching.journal import Answer, Journal
+from fieldmark.pipeline.teaching.label_check import MIN_LABELS
+from fieldmark.pipeline.teaching.learned import LabelledRows
+from fieldmark.pipeline.teaching.session import TeachingSession
+from fieldmark.pipeline.teaching.store import READ, UNREADABLE, WAITING
 
 
 def make(folder: Path, n: int = 100, **words: object) -> tuple[TeachingSession, np.ndarray]:
@@ -383,7 +383,7 @@ print(len(session.labels))
 def test_two_processes_on_one_folder_lose_no_answer_and_see_those_of_the_other(tmp_path: Path):
     session, truth = make(tmp_path)
     command = [sys.executable, "-c", WRITER, str(tmp_path)]
-    where = str(Path(__file__).parents[1])
+    where = str(Path(__file__).parents[2])
     others = [
         subprocess.Popen([*command, author], cwd=where, stdout=subprocess.PIPE, text=True) for author in ("a", "b")
     ]

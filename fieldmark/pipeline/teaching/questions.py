@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from fieldmark.teaching.estimate import Estimate
-from fieldmark.teaching.journal import Purpose
+from fieldmark.pipeline.teaching.estimate import Estimate
+from fieldmark.pipeline.teaching.journal import Purpose
 
 Reason = Literal["random", "uncertain", "new", "suspicious", "duplicates"]
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.special import log_softmax
 from taught import clusters, unit
 
-from fieldmark.teaching.learner import (
+from fieldmark.pipeline.teaching.learner import (
     CLASS_EXPONENT,
     PENALTY,
     UNKNOWN_SCORE,

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fieldmark.teaching.journal import Answer, Journal
-from fieldmark.teaching.labels import SessionLabels
+from fieldmark.pipeline.teaching.journal import Answer, Journal
+from fieldmark.pipeline.teaching.labels import SessionLabels
 
 ROWS = {f"{row}.jpg": row for row in range(6)}
 IS_TEST = np.arange(6) >= 4

@@ -11,8 +11,8 @@ from fieldmark.core import io
 from fieldmark.core.text import ascii_file_name
 from fieldmark.data.decisions import DECISION_COLUMNS
 from fieldmark.data.image import UnreadableImageError, decode
-from fieldmark.teaching.session import TeachingSession
-from fieldmark.teaching.store import UNREADABLE
+from fieldmark.pipeline.teaching.session import TeachingSession
+from fieldmark.pipeline.teaching.store import UNREADABLE
 
 LABELS_FILE, DECISIONS_FILE, QUARANTINE_FILE = "labels.csv", "decisions.csv", "quarantine.csv"
 EXTRACTED_FOLDER = "images"

@@ -6,10 +6,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.special import log_softmax
 
-from fieldmark.teaching import estimate
-from fieldmark.teaching.estimate import MAX_TEST, MIN_FOR_GAIN, TEST_SHARE, Estimate, curve_sizes, draw_test_rows
-from fieldmark.teaching.questions import CurvePoint
-from fieldmark.teaching.reader import reading_order
+from fieldmark.pipeline.teaching import estimate
+from fieldmark.pipeline.teaching.estimate import (
+    MAX_TEST,
+    MIN_FOR_GAIN,
+    TEST_SHARE,
+    Estimate,
+    curve_sizes,
+    draw_test_rows,
+)
+from fieldmark.pipeline.teaching.questions import CurvePoint
+from fieldmark.pipeline.teaching.reader import reading_order
 
 MASKS = st.lists(st.booleans(), min_size=1, max_size=300).map(np.array)
 

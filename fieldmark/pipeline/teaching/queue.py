@@ -9,7 +9,7 @@ labelled already, and of near-duplicates one as long as there are others, so tha
 
 import numpy as np
 
-from fieldmark.teaching.learner import LinearModel, with_constant
+from fieldmark.pipeline.teaching.learner import LinearModel, with_constant
 
 VARIANCE_EXPONENT = 0.125
 """Of the reduction of variance, beside the uncertainty."""

@@ -21,9 +21,9 @@ from fieldmark.core.errors import FieldmarkError
 from fieldmark.core.parallel import ordered_map
 from fieldmark.data.decoded import dhash, thumbnail
 from fieldmark.data.image import UnreadableImageError, decode
-from fieldmark.teaching.images import TeachingImages
-from fieldmark.teaching.projection import Projection
-from fieldmark.teaching.store import READ, UNREADABLE, WAITING, FeatureStore
+from fieldmark.pipeline.teaching.images import TeachingImages
+from fieldmark.pipeline.teaching.projection import Projection
+from fieldmark.pipeline.teaching.store import READ, UNREADABLE, WAITING, FeatureStore
 
 FIRST_IMAGES = 1000
 """Images that are read before the page opens; the principal directions are those of their features."""
@@ -61,7 +61,7 @@ def read_images(
     Args:
         model: the bundle whose network makes the features; by default a pretrained one.
     """
-    from fieldmark.teaching.features import FeatureExtractor
+    from fieldmark.pipeline.teaching.features import FeatureExtractor
 
     names = list(images.sources)
     rows = [int(row) for row in order if store.status[row] == WAITING]
@@ -151,7 +151,7 @@ class BackgroundReader:
         environment = {**os.environ, "OMP_WAIT_POLICY": "passive"}
         with (folder / "reader.log").open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "fieldmark.teaching.reader", str(folder)],
+                [sys.executable, "-m", "fieldmark.pipeline.teaching.reader", str(folder)],
                 stdin=subprocess.PIPE,  # closes with this process, which ends the other one
                 stdout=subprocess.DEVNULL,
                 stderr=log,
@@ -177,7 +177,7 @@ class BackgroundReader:
 
 def main(folder: Path) -> None:
     """Fill the store of the session in `folder`, until it is full or the parent ends."""
-    from fieldmark.teaching.sources import open_session_images
+    from fieldmark.pipeline.teaching.sources import open_session_images
 
     def end_with_parent() -> None:
         os.read(0, 1)  # nothing is ever sent: it returns when the pipe closes

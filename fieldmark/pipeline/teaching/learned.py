@@ -5,9 +5,9 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fieldmark.teaching.label_check import held_out_scores, label_margins
-from fieldmark.teaching.learner import LinearModel, fit, inverse_of
-from fieldmark.teaching.queue import are_novel, next_images, uncertainty
+from fieldmark.pipeline.teaching.label_check import held_out_scores, label_margins
+from fieldmark.pipeline.teaching.learner import LinearModel, fit, inverse_of
+from fieldmark.pipeline.teaching.queue import are_novel, next_images, uncertainty
 
 MAX_LEARNED, MAX_LATEST = 10_000, 3_000
 """Labels that are learned from at a time: of more, the latest and a random sample of the others."""

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.teaching.journal import JOURNAL_FILE, Answer, Journal
+from fieldmark.pipeline.teaching.journal import JOURNAL_FILE, Answer, Journal
 
 WRITER = """
 import sys
 from pathlib import Path
-from fieldmark.teaching.journal import Answer, Journal
+from fieldmark.pipeline.teaching.journal import Answer, Journal
 journal = Journal(Path(sys.argv[1]))
 for k in range(int(sys.argv[3])):
     journal.append(Answer(f"{sys.argv[2]}-{k}.jpg", "label", "cat", author=sys.argv[2]))

@@ -6,9 +6,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from taught import clusters, unit
 
-from fieldmark.teaching import queue
-from fieldmark.teaching.learner import PENALTY, fit, inverse_of, with_constant
-from fieldmark.teaching.queue import MIN_FOR_NOVELTY, are_novel, find_clusters, nearest_images, next_images, uncertainty
+from fieldmark.pipeline.teaching import queue
+from fieldmark.pipeline.teaching.learner import PENALTY, fit, inverse_of, with_constant
+from fieldmark.pipeline.teaching.queue import (
+    MIN_FOR_NOVELTY,
+    are_novel,
+    find_clusters,
+    nearest_images,
+    next_images,
+    uncertainty,
+)
 
 
 def one_by_one(features: np.ndarray, moments: np.ndarray, scores: np.ndarray | None, n: int) -> list[int]:

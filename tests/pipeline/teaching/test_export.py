@@ -11,8 +11,8 @@ from taught import Pool, clusters, collect, write, zipped
 from fieldmark.data.catalog import Catalog
 from fieldmark.data.decisions import apply_decisions
 from fieldmark.data.readers import read_catalog
-from fieldmark.teaching.export import MIN_TESTS, write_decisions, write_labels
-from fieldmark.teaching.session import TeachingSession
+from fieldmark.pipeline.teaching.export import MIN_TESTS, write_decisions, write_labels
+from fieldmark.pipeline.teaching.session import TeachingSession
 
 NAMES = [f"{folder}/{k}.png" for folder in ("cat", "dog", "狗, 大") for k in range(45)]
 
@@ -94,7 +94,7 @@ def test_images_of_an_archive_are_copied(photos: Path, tmp_path: Path, ignore_la
 
 def test_an_unreadable_image_of_an_archive_is_left_out(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     from fieldmark.data.image import UnreadableImageError
-    from fieldmark.teaching.images import TeachingImages
+    from fieldmark.pipeline.teaching.images import TeachingImages
 
     (photos / os.fsdecode(b"cat/\xff.png")).unlink()
     session, read_bytes = open_on(zipped(photos), tmp_path / "s"), TeachingImages.read_bytes
