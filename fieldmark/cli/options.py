@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 from rich.markup import escape
 
+from fieldmark.core.errors import FieldmarkError
 from fieldmark.recipes import recipe as recipes
 from fieldmark.recipes.recipe import Recipe
 
@@ -53,6 +54,13 @@ def make_recipe(name: str | None, settings: dict[str, Any]) -> Recipe:
     """The recipe of that name or file, overridden by the options that were given."""
     overrides = {field: value for field, value in settings.items() if value is not None}
     return recipes.read_recipe(name).replace(**overrides) if name else Recipe(**overrides)
+
+
+def check_token(token: str | None) -> None:
+    """Raise `FieldmarkError` if a token was given that no request can carry, or an empty one."""
+    # Requests carry it in a header, which takes printable ASCII. An empty one would count as no token at all.
+    if token is not None and not (token and token.isascii() and token.isprintable()):
+        raise FieldmarkError("--token must be of letters, digits and other characters of ASCII, at least one")
 
 
 def show_all_options(context: typer.Context, is_requested: bool) -> None:

@@ -8,10 +8,9 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fieldmark.cli.options import JsonOption
+from fieldmark.cli.options import JsonOption, check_token
 from fieldmark.cli.output import print_to_stderr
 from fieldmark.core import io
-from fieldmark.core.errors import FieldmarkError
 
 
 def teach(
@@ -44,8 +43,7 @@ def teach(
 
     Each answer is kept at once in DIR/answers.jsonl. The images stay as they are. DIR/labels.csv is what `train` takes.
     """
-    if token is not None and not (token and token.isascii() and token.isprintable()):
-        raise FieldmarkError("--token must be of letters, digits and other characters of ASCII, at least one")
+    check_token(token)
     from fieldmark.core.i18n import get_language
     from fieldmark.pipeline.teach import default_folder
     from fieldmark.recipes.recipe import Recipe

@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from fieldmark.cli.options import JsonOption, ModelArgument, PrivateHostsOption
+from fieldmark.cli.options import JsonOption, ModelArgument, PrivateHostsOption, check_token
 from fieldmark.cli.output import print_result, print_to_stderr
 from fieldmark.core import io
 from fieldmark.core.errors import FieldmarkError
@@ -147,8 +147,7 @@ def serve(
     as_json: JsonOption = False,
 ) -> None:
     """Serve a page for people and POST /predict for programs, until Ctrl-C; accepted requests are finished first."""
-    if token is not None and not (token and token.isascii() and token.isprintable()):
-        raise FieldmarkError("--token must be of letters, digits and other characters of ASCII, at least one")
+    check_token(token)
     from fieldmark.serve.limits import Limits
     from fieldmark.serve.server import serve as run
 
