@@ -23,6 +23,10 @@ MAX_BYTES_IN_MEMORY = 1 << 30
 """Features up to this size are kept in memory."""
 LEADING_DIRECTIONS = 64
 """Principal directions of the features along which the steps are preconditioned."""
+SHARES = (0.0, 0.25, 0.5)
+"""Shares of a second classifier in a mean of two (`average_classifiers`)."""
+DEFAULT_SHARE = 0.25
+"""The share without a validation set."""
 SCALE_BOUNDS = (0.1, 10.0)
 """Least and greatest factor by which the validation set scales the logits."""
 
@@ -172,20 +176,21 @@ class _LogisticRegression:
         scale, losses = 1.0, torch.zeros(0)
         if len(val_labels):
             logits = self.data.standardize(val_features) @ self.weight.T + self.bias
-            scale = self._best_scale(logits, val_labels)
+            scale = _best_scale(logits, val_labels, self.smoothing)
             losses = self._cross_entropy(logits * scale, val_labels)
         weight = self.weight * scale / self.data.scale
         return Solution(weight, self.bias * scale - weight @ self.data.mean, weight_decay, losses)
 
-    def _best_scale(self, logits: Tensor, labels: Tensor) -> float:
-        """The factor of the logits with the lowest loss, which is convex in it: by bisection of its derivative."""
-        targets = F.one_hot(labels, logits.shape[1]) * (1 - self.smoothing) + self.smoothing / logits.shape[1]
-        low, high = SCALE_BOUNDS
-        for _ in range(30):
-            middle = math.sqrt(low * high)
-            slope = (((logits * middle).softmax(1) - targets) * logits).sum()
-            low, high = (middle, high) if slope < 0 else (low, middle)
-        return middle
+
+def _best_scale(logits: Tensor, labels: Tensor, smoothing: float) -> float:
+    """The factor of the logits with the lowest loss, which is convex in it: by bisection of its derivative."""
+    targets = F.one_hot(labels, logits.shape[1]) * (1 - smoothing) + smoothing / logits.shape[1]
+    low, high = SCALE_BOUNDS
+    for _ in range(30):
+        middle = math.sqrt(low * high)
+        slope = (((logits * middle).softmax(1) - targets) * logits).sum()
+        low, high = (middle, high) if slope < 0 else (low, middle)
+    return middle
 
 
 def fit_logistic_regression(
@@ -232,6 +237,46 @@ def fit_logistic_regression(
         fc.weight.copy_(best.weight)
         fc.bias.copy_(best.bias)
     return best.weight_decay
+
+
+@torch.no_grad()
+def average_classifiers(
+    fc: nn.Linear, other: nn.Linear, columns: slice, features: np.ndarray, labels: Tensor, smoothing: float = 0.0
+) -> float:
+    """Replace `fc` by a weighted mean of itself and of a classifier of some of the same features.
+
+    The classifier of all features overfits those that say little about the classes. A mean of logits with a classifier
+    of fewer features is a linear classifier again, and shrinks the weights of the others. The share of `other` is
+    chosen on validation images, and the logits are scaled to their lowest loss.
+
+    Args:
+        fc: the layer to set, c -> classes.
+        other: a classifier of `columns`.
+        columns: of the features.
+        features: (m, c) of the validation set; m = 0 for the default share.
+        labels: class indices (m,).
+        smoothing: label smoothing of the loss.
+
+    Returns:
+        The share of `other`.
+    """
+    labels = labels.to(fc.weight.device)
+    share, scale = DEFAULT_SHARE, 1.0
+    if len(features):
+        x = torch.from_numpy(np.array(features)).to(fc.weight.device)
+        logits, other_logits = fc(x), other(x[:, columns])
+        means = {share: torch.lerp(logits, other_logits, share) for share in SHARES}
+        scales = {share: _best_scale(mean, labels, smoothing) for share, mean in means.items()}
+        losses = {
+            share: F.cross_entropy(mean * scales[share], labels, label_smoothing=smoothing).item()
+            for share, mean in means.items()
+        }
+        share = min(losses, key=losses.__getitem__)
+        scale = scales[share]
+    fc.weight.mul_((1 - share) * scale)
+    fc.weight[:, columns] += other.weight * (share * scale)
+    fc.bias.lerp_(other.bias, share).mul_(scale)
+    return share
 
 
 def _is_clearly_worse(solution: Solution, best: Solution) -> bool:

@@ -70,6 +70,7 @@ class PhaseBuilder:
         self.val_shard = slice(n * rank // world, n * (rank + 1) // world)  # while fine-tuning
         weights = class_weights(self.train_labels.numpy(), self.num_classes)
         self.class_weights = fabric.to_device(weights) if recipe.imbalance == "weights" else None
+        self.last_map_classifier: nn.Linear | None = None  # of the features of the last exact solution
         self.enter_phase(LINEAR_PROBE)
 
     def enter_phase(self, phase: int) -> None:
@@ -162,6 +163,9 @@ class PhaseBuilder:
             self.network.head.standardize.reset()  # the solution is one for the features as they are
         self._fit(fc, rows, val_rows)
         if isinstance(self.network.head, MultiStage):
+            columns, smoothing = self.network.head.last_map_columns, self.recipe.label_smoothing
+            other = self.last_map_classifier = self._fit_last_map(features)
+            linear_probe.average_classifiers(fc, other, columns, val_rows, self.val_labels, smoothing)
             mean, scale = linear_probe.mean_and_scale(rows, fc.weight.device)
             self.network.head.set_standardization(mean, len(mean) * scale.item() ** 2)
         train, size = features.train, linear_probe.ROWS_PER_BLOCK
@@ -182,6 +186,15 @@ class PhaseBuilder:
             steps_per_epoch=steps,
             schedule="cosine",
         )
+
+    def _fit_last_map(self, features: FeaturePair) -> nn.Linear:
+        """The best linear classifier of the means of the last map."""
+        head = self.network.head
+        assert isinstance(head, MultiStage)
+        rows, val_rows = (part[:, head.last_map_columns] if len(part) else part for part in features)
+        fc = nn.Linear(rows.shape[1], self.num_classes, device=head.fc.weight.device)
+        self._fit(fc, rows, val_rows)
+        return fc
 
     def _fit(self, fc: nn.Linear, rows: np.ndarray, val_rows: np.ndarray) -> None:
         """Set `fc` to the best linear classifier of features of the training and the validation images."""
@@ -228,9 +241,8 @@ class PhaseBuilder:
         if not self.tunes_last_map:
             return
         assert isinstance(head, MultiStage)
-        rows, val_rows = (part[:, head.last_map_columns] if len(part) else part for part in features)
-        fc = nn.Linear(rows.shape[1], self.num_classes, device=head.fc.weight.device)
-        self._fit(fc, rows, val_rows)
+        rows, fc = features.train[:, head.last_map_columns], self.last_map_classifier
+        assert fc is not None  # the linear probe was solved before
         _, scale = linear_probe.mean_and_scale(rows, fc.weight.device)
         head.set_standardization(head.standardize.mean.clone(), rows.shape[1] * scale.item() ** 2)
         head.classify_by_last_map(fc.weight.detach(), fc.bias.detach())

@@ -7,7 +7,7 @@ from sklearn.linear_model import LogisticRegression
 from torch import nn
 
 from fieldmark.models import linear_probe
-from fieldmark.models.linear_probe import fit_logistic_regression
+from fieldmark.models.linear_probe import average_classifiers, fit_logistic_regression
 
 
 def photos(seed: int, n: int = 300, noise: float = 1.0) -> tuple[np.ndarray, torch.Tensor]:
@@ -75,3 +75,39 @@ def test_smoothing_makes_it_as_sure_as_the_loss_wants():
     with torch.inference_mode():
         sure = fc(torch.from_numpy(features)).softmax(1).amax(1)
     assert sure.mean() == pytest.approx(1 - 0.3 * 2 / 3, abs=0.03)
+
+
+def two_classifiers(features: np.ndarray, labels: torch.Tensor) -> tuple[nn.Linear, nn.Linear]:
+    """Of all twelve features and of the columns 2 to 5."""
+    fc, other = nn.Linear(12, 3), nn.Linear(4, 3)
+    fit_logistic_regression(features, labels, features[:0], labels[:0], fc)
+    fit_logistic_regression(features[:, 2:6], labels, features[:0, 2:6], labels[:0], other)
+    return fc, other
+
+
+def test_a_mean_of_two_classifiers_has_the_mean_of_their_logits():
+    features, labels = photos(5)
+    x = torch.from_numpy(features)
+    fc, other = two_classifiers(features, labels)
+    with torch.inference_mode():
+        expected = torch.lerp(fc(x), other(x[:, 2:6]), linear_probe.DEFAULT_SHARE)
+        assert average_classifiers(fc, other, slice(2, 6), features[:0], labels[:0]) == linear_probe.DEFAULT_SHARE
+        torch.testing.assert_close(fc(x), expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("informative", ["columns", "rest"])
+def test_validation_chooses_the_share(informative: str):
+    def draw(seed: int) -> tuple[np.ndarray, torch.Tensor]:
+        features, labels = photos(seed, n=400)
+        noise = np.random.default_rng(seed).normal(size=features.shape).astype(np.float32)
+        is_noise = np.isin(np.arange(12), range(2, 6)) == (informative == "rest")
+        return np.where(is_noise, 5 + noise, features), labels
+
+    (features, labels), (val, val_labels) = draw(6), draw(7)
+    fc, other = two_classifiers(features[:40], labels[:40])
+    with torch.inference_mode():
+        before = nn.functional.cross_entropy(fc(torch.from_numpy(val)), val_labels).item()
+        share = average_classifiers(fc, other, slice(2, 6), val, val_labels)
+        after = nn.functional.cross_entropy(fc(torch.from_numpy(val)), val_labels).item()
+    assert after <= before + 1e-6
+    assert share == (0.5 if informative == "columns" else 0.0)
