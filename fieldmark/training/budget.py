@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fieldmark.core.errors import UntrainableRecipeError
 from fieldmark.exporters.onnx import measure_inference_seconds
 from fieldmark.models import Network
 from fieldmark.models.state import snapshot
@@ -65,7 +66,11 @@ class TrainingCosts:
 
 
 def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
-    """Epochs and steps of fine-tuning for the rest of the budget; `n_final_images` are evaluated after it."""
+    """Epochs and steps of fine-tuning for the rest of the budget; `n_final_images` are evaluated after it.
+
+    Raises:
+        UntrainableRecipeError: no step fits, and there is no linear probe to keep.
+    """
     has_probe = recipe.weights != "none" and recipe.frozen_epochs > 0  # the linear probe is something to fall back on
     budget = parse_duration(recipe.budget or "")
     is_spent = trainer.reporter.elapsed() + EXPORT_RESERVE_S >= budget
@@ -79,7 +84,14 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
     costs = dataclasses.replace(costs, step_s=costs.step_s * _relative_crop_cost(recipe, image_size))
     max_epochs = MAX_EPOCHS_FROM_SCRATCH if recipe.weights == "none" else MAX_EPOCHS
     steps_per_pass = max(1, n_train // recipe.batch)
-    fitted = fit_epochs(seconds_left, costs, steps_per_pass, max_epochs, needs_gain=has_probe)
+    # The main process decides: the others measure other times, and one that raised an error would end them all.
+    fitted = trainer.fabric.broadcast(fit_epochs(seconds_left, costs, steps_per_pass, max_epochs, needs_gain=has_probe))
+    if fitted is None and not has_probe:
+        least = costs.step_s + costs.validation_s - seconds_left
+        raise UntrainableRecipeError(
+            f"{recipe.budget} is too short for a single training step: take a --budget of"
+            f" {math.ceil((budget + least * TIME_SAFETY_FACTOR) / 10) * 10}s or more"
+        )
     if fitted is None:
         return _skip_finetuning(recipe, seconds_left, MIN_EPOCHS * (steps_per_pass * costs.step_s + costs.validation_s))
     epochs, steps = fitted

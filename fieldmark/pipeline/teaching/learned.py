@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from fieldmark.pipeline.teaching.label_check import held_out_scores, label_margins
+from fieldmark.pipeline.teaching.label_check import held_out_scores, is_class_known, label_margins
 from fieldmark.pipeline.teaching.learner import LinearModel, fit, inverse_of
 from fieldmark.pipeline.teaching.queue import are_novel, next_images, uncertainty
 
@@ -67,8 +67,10 @@ def learn(
     model, doubts, held_out = None, dict[int, float](), dict[int, np.ndarray]()
     if len(np.unique(train.labels)) > 1:
         model = fit(own, train.labels, n_classes, groups[train.rows])
-        scores = held_out_scores(model, own, train.labels, groups[train.rows], np.asarray(features[others.rows]))
-        margins = label_margins(scores, np.concatenate([train.labels, others.labels]), model.is_known)
+        own_groups = groups[train.rows]
+        scores = held_out_scores(model, own, train.labels, own_groups, np.asarray(features[others.rows]))
+        is_known = is_class_known(model, train.labels, own_groups, others.labels)
+        margins = label_margins(scores, np.concatenate([train.labels, others.labels]), is_known)
         both = [*train.rows, *others.rows]
         doubts, held_out = dict(zip(both, margins.tolist(), strict=True)), dict(zip(both, scores, strict=True))
     candidates = np.asarray(features[open_rows])
