@@ -220,7 +220,18 @@ def serve(command: list[str], here: Path, env: dict[str, str], folder: Path, few
     one, two, three, *_, broken, grey = (file.read_bytes() for file in sorted(few.iterdir()))
     sent: list[list[bytes] | None] = [[one], [two], [three], [grey], [broken], [one, broken], [], None]
     asked = [("POST", "/predict", photos) for photos in sent] + [("POST", "/predict?evidence=true", [one])]
-    pages = ("/", "/page.css", "/page.js", "/card", "/health", "/openapi.json", "/nothing", "/predict", "/metrics")
+    pages = (
+        "/",
+        "/base.css",
+        "/page.css",
+        "/page.js",
+        "/card",
+        "/health",
+        "/openapi.json",
+        "/nothing",
+        "/predict",
+        "/metrics",
+    )
     asked += [("GET", path, None) for path in pages]
     with subprocess.Popen(command, cwd=here, env=env, stdout=subprocess.PIPE, stderr=stderr, text=True) as process:
         assert process.stdout

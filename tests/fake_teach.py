@@ -21,9 +21,10 @@ from starlette.requests import Request
 from starlette.responses import FileResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from fieldmark.serve import teach_app
 from fieldmark.serve.middleware import SECURITY_HEADERS
 
-PAGE_FOLDER = Path(__file__).parents[1] / "fieldmark" / "serve" / "teach_page"
+PAGE_FOLDER = Path(teach_app.__file__).parent
 UNKNOWN = {"share": None, "low": None, "high": None, "n": 0}
 NO_TRAINING = {"state": "none", "line": "", "seconds": 0.0, "folder": None, "report": None, "accuracy": None}
 
@@ -161,13 +162,10 @@ class FakeTeach:
         def page(name: str) -> Any:
             return lambda request: FileResponse(PAGE_FOLDER / name, headers=SECURITY_HEADERS)
 
-        files = [Route(path, page(name)) for path, name in PAGE_FILES.items()]
+        files = [Route(path, page(name)) for path, name in teach_app.PAGE_FILES.items()]
         reads = [Route(f"/{name}", self.respond) for name in ("state", "next", "similar", "groups", "image")]
         writes = ("answers", "undo", "train", "train/stop")
         return Starlette(routes=files + reads + [Route(f"/{name}", self.respond, methods=["POST"]) for name in writes])
-
-
-PAGE_FILES = {"/": "index.html", "/teach.css": "teach.css", "/teach.js": "teach.js"}
 
 
 @contextmanager

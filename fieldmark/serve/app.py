@@ -22,8 +22,12 @@ from fieldmark.serve.batcher import Batcher
 from fieldmark.serve.limits import PHOTO_FIELD, Limits, RequestError, read_photos
 from fieldmark.serve.middleware import ConcurrencyLimiter, Metrics, RequestStats, ServiceMiddleware
 
-PAGE_FOLDER = Path(__file__).with_name("page")
-PAGE_FILES = {"/": "index.html", "/page.css": "page.css", "/page.js": "page.js"}
+PAGE_FILES = {
+    "/": "page/index.html",
+    "/base.css": "page/base.css",
+    "/page.css": "page/page.css",
+    "/page.js": "page/page.js",
+}
 PHOTO_SCHEMA = {"type": "array", "items": {"type": "string", "format": "binary"}}
 FORM_SCHEMA = {"schema": {"type": "object", "required": [PHOTO_FIELD], "properties": {PHOTO_FIELD: PHOTO_SCHEMA}}}
 REQUEST_BODY_SCHEMA = {"requestBody": {"required": True, "content": {"multipart/form-data": FORM_SCHEMA}}}
@@ -67,7 +71,7 @@ def create_app(
     service = ServiceMiddleware(app, metrics)
     requires_token = [Depends(token_checker(token))]
     add_error_handlers(app)
-    add_page_routes(app, PAGE_FOLDER, PAGE_FILES)
+    add_page_routes(app, PAGE_FILES)
     _add_predict_route(app, batcher, limits, limiter, metrics, requires_token)
     _add_card_route(app, batcher.classifier, limits, requires_token)
     _add_status_routes(app, service, batcher.max_batch_size)
@@ -109,8 +113,9 @@ def add_error_handlers(app: FastAPI) -> None:
         return JsonResponse({"error": "internal error of Fieldmark: see the server's log"}, 500)
 
 
-def add_page_routes(app: FastAPI, folder: Path, files: Mapping[str, str]) -> None:
-    """Serve the files of a page, path -> name in `folder`, without a token."""
+def add_page_routes(app: FastAPI, files: Mapping[str, str]) -> None:
+    """Serve the files of a page, path -> file below this folder, without a token."""
+    folder = Path(__file__).parent
 
     def page_route(name: str) -> Callable[[], Awaitable[Response]]:
         async def page() -> Response:

@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from fastapi import Depends, FastAPI, Query, Request
@@ -32,8 +31,12 @@ from fieldmark.serve.app import JsonResponse, add_error_handlers, add_page_route
 from fieldmark.serve.limits import BodyLimiter, RequestError
 from fieldmark.serve.middleware import ConcurrencyLimiter, Metrics, ServiceMiddleware, logger
 
-PAGE_FOLDER = Path(__file__).with_name("teach_page")
-PAGE_FILES = {"/": "index.html", "/teach.css": "teach.css", "/teach.js": "teach.js"}
+PAGE_FILES = {
+    "/": "teach_page/index.html",
+    "/base.css": "page/base.css",
+    "/teach.css": "teach_page/teach.css",
+    "/teach.js": "teach_page/teach.js",
+}
 MAX_BODY_BYTES = 1 << 20
 BODY_SECONDS = 10.0
 """In which the body of a request has to arrive."""
@@ -188,7 +191,7 @@ def create_teach_app(session: Teaching, token: str, language: str) -> tuple[Serv
     service = ServiceMiddleware(app, Metrics(limiter))
     add_error_handlers(app)
     _add_error_handler(app)
-    add_page_routes(app, PAGE_FOLDER, PAGE_FILES)
+    add_page_routes(app, PAGE_FILES)
     needs_token = [Depends(token_checker(token))]
     # Apart from the threads that answer: neither large images nor a search for groups keep an answer waiting.
     # So many images are decoded at a time as there are cores, which bounds the memory.
