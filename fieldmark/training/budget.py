@@ -31,7 +31,7 @@ MAX_EPOCHS, MAX_EPOCHS_FROM_SCRATCH = 30, 100
 """Most epochs that a budget is spent on: as in the tutorials that the recipes reproduce."""
 MIN_EPOCHS, MIN_STEPS = 1, 100
 """With fewer of both, fine-tuning is not worth its time (docs/lab/features-and-fine-tuning.md)."""
-TIME_SAFETY_FACTOR = 1.1
+TIME_SAFETY_FACTOR = 1.15
 """How much longer an epoch takes than its steps and its validation pass, measured just before: checkpoints, a machine
 that warms up (docs/lab/fine-tuning.md)."""
 TRIAL_STEPS = 6
@@ -145,15 +145,21 @@ def measure_costs(trainer: Trainer, recipe: Recipe) -> TrainingCosts:
         builder.enter_phase(number)
         times: list[float] = []
         phase = _run_trial_steps(trainer, number, recipe, TRIAL_STEPS, lambda s, _, times=times: times.append(s))
-        batches = list(islice(phase.val_batches(), 3))
-        trainer.compute_logits(phase.module, batches[:1])
-        start = time.monotonic()
-        n_images = len(trainer.compute_logits(phase.module, batches))
-        seconds, n_own = time.monotonic() - start, len(builder.val_labels[builder.val_shard])
-        measured.append((np.median(times[2:]), seconds * n_own / n_images if n_images else 0.0))
+        n_own = len(builder.val_labels[builder.val_shard])
+        measured.append((np.median(times[2:]), n_own * _validation_seconds_per_image(trainer, phase)))
     builder.enter_phase(2)
     step, validation = np.mean(measured, 0).tolist()
     return TrainingCosts(step, validation, refit_s=_estimate_refit_seconds(trainer, validation))
+
+
+def _validation_seconds_per_image(trainer: Trainer, phase: Phase) -> float:
+    """The median over some batches after the first: one that waits for memory would be multiplied by all images."""
+    times = []
+    for batch in islice(phase.val_batches(), 5):
+        start = time.monotonic()
+        n_images = len(trainer.compute_logits(phase.module, [batch]))
+        times.append((time.monotonic() - start) / n_images)
+    return float(np.median(times[1:] or times)) if times else 0.0
 
 
 def _estimate_refit_seconds(trainer: Trainer, validation_s: float) -> float:
