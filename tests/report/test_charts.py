@@ -66,6 +66,13 @@ def test_curves_mark_the_unfreezing_and_the_best_epoch():
     assert training.training_curves(gradual[1:]).count("all layers") == 2
 
 
+def test_no_line_leads_from_the_linear_probe_to_another_head():
+    rows = [row | {"phase": phase} for row, phase in zip(history(6), (1, 2, 2, 2, 2, 4), strict=True)]
+    drawing = ElementTree.fromstring(training.training_curve(rows, "accuracy"))
+    lines = [path.attrib["d"] for path in drawing.iter(f"{SVG}path") if path.attrib["class"] == "main"]
+    assert [line.count("L") for line in lines[:2]] == [1, 3]  # probe and refit; four epochs of fine-tuning
+
+
 def test_a_blank_value_breaks_the_line_and_a_lone_point_is_seen():
     rows = history(5)
     rows[1]["train_loss"] = ""

@@ -1,7 +1,7 @@
 """Loss and accuracy over the epochs of a training."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -68,8 +68,8 @@ def _training_panel(history: Sequence[Mapping[str, Any]], kind: str, best: int |
         axes.grid(percent_labels(marks, language) if kind == "accuracy" else [(mark, f"{mark:.6g}") for mark in marks]),
         axes.x_tick_labels([(epoch, str(epoch)) for epoch in range(first, last + 1, step)], language("epoch")),
         _unfreeze_markers(history, axes, *((axes.bottom - 8, -17) if kind == "accuracy" else (TOP + 14, 17)), language),
-        axes.lines("other", train),
-        axes.lines("main", validation),
+        *(axes.lines("other", points) for points in _comparable(history, train)),
+        *(axes.lines("main", points) for points in _comparable(history, validation)),
     ]
     legend_items = [("other", language("train")), ("main", language("validation"))]
     kept_epoch = _best_epoch(history) if best is None else best
@@ -99,6 +99,21 @@ def _unfreeze_markers(
 
 def _points(history: Sequence[Mapping[str, Any]], column: str) -> list[tuple[int, float | None]]:
     return [(int(row["epoch"]), finite_float(row.get(column))) for row in history]
+
+
+def _comparable(
+    history: Sequence[Mapping[str, Any]], points: list[tuple[int, float | None]]
+) -> Iterator[list[tuple[int, float | None]]]:
+    """The points that a line may connect.
+
+    The linear probe and the head refit have a head that is fitted exactly; the epochs between them have another one,
+    with lower accuracy, so a line from one to the other would show a fall that is none.
+    """
+    exact = {int(row["epoch"]) for row in history if str(row.get("phase")) in ("1", "4")}
+    if not any(str(row.get("phase")) == "4" for row in history):
+        exact = set()
+    for is_exact in (True, False):
+        yield [point for point in points if (point[0] in exact) == is_exact]
 
 
 def _best_epoch(history: Sequence[Mapping[str, Any]]) -> int | None:
