@@ -369,7 +369,7 @@ class Trainer:
         self._update_state()
         is_best = self.best_epoch() == epoch
         is_best_tuned = epoch == best_tuned_epoch(self.state.history, self.recipe, len(self.data.val))
-        if is_best or is_best_tuned:
+        if is_best or (is_best_tuned and not self._is_damaged(record)):
             self.best_weights = snapshot(self.trainable if phase.ema_model is None else phase.eval_module)
         if is_best and phase.number != LINEAR_PROBE:
             self._save_best_weights()
@@ -381,6 +381,14 @@ class Trainer:
             except StopTraining:
                 self.state.is_stopped = True
                 self._save_checkpoint(phase)
+
+    def _is_damaged(self, record: EpochRecord) -> bool:
+        """Whether the training loss of an epoch of fine-tuning is clearly above that of its first steps.
+
+        Such weights are none to return to: the next check would find the same, and lower the rates again.
+        """
+        reference = self.state.reference_loss
+        return divergence.has_diverged(record.train_loss, reference, len(self.data.train), 1.0) if reference else False
 
     def _evaluate_epoch(self, phase: Phase, epoch: int, start: float) -> EpochRecord:
         loss, right, seen = self.epoch_sums.tolist()

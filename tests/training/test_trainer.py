@@ -228,6 +228,17 @@ def test_a_learning_rate_a_hundred_times_too_high_is_noticed_undone_and_lowered(
     assert all(parameter.isfinite().all() for parameter in training.network.parameters())
 
 
+def test_an_epoch_with_a_clearly_higher_loss_is_none_to_return_to(
+    data: DatasetSplits, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Trainer, "_can_undo", lambda self: False)  # as within the first steps
+    settings = {"exact": True, "epochs": 1, "steps_per_epoch": 20, "schedule": "constant"}
+    rates = {"lr": 1.0, "backbone_lr": 0.5}
+    probe, tuned, refit = trainer(data, tmp_path, "+head=multi_stage", **settings, **rates).train()
+    assert tuned.train_loss > 2 * probe.train_loss
+    assert refit.val_loss == pytest.approx(probe.val_loss, rel=1e-3)  # of the features before the epoch
+
+
 @pytest.mark.parametrize("backbone_lr", [0.0003, 1e30])
 def test_a_loss_that_is_not_finite_is_undone_too(
     data: DatasetSplits, tmp_path: Path, caplog: pytest.LogCaptureFixture, backbone_lr: float
