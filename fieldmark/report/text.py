@@ -140,7 +140,7 @@ def describe_training(history: list[dict[str, str]], best: Any, language: Langua
         text = language("Epochs: {n}.", n=len(history))
     if any(row.get("phase") == "4" for row in history):
         refit = language("After fine-tuning, the head was fitted once more (head refit).")
-        note = language("Before that its accuracy is lower: compare the linear probe with the head refit.")
+        note = language("The epochs before it have another head: compare the linear probe with the head refit.")
         text = language.join_sentences([text, refit, note])
     if finite_float(best) is None or len(history) < 2:
         return text

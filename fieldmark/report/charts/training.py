@@ -106,12 +106,11 @@ def _comparable(
 ) -> Iterator[list[tuple[int, float | None]]]:
     """The points that a line may connect.
 
-    The linear probe and the head refit have a head that is fitted exactly; the epochs between them have another one,
-    with lower accuracy, so a line from one to the other would show a fall that is none.
+    With a head refit, it and the linear probe have a head that is fitted exactly. The epochs between them have another
+    one, so a line from one to the other would show a fall that is none.
     """
-    exact = {int(row["epoch"]) for row in history if str(row.get("phase")) in ("1", "4")}
-    if not any(str(row.get("phase")) == "4" for row in history):
-        exact = set()
+    phases = {int(row["epoch"]): str(row.get("phase")) for row in history}
+    exact = {epoch for epoch, phase in phases.items() if phase in ("1", "4")} if "4" in phases.values() else set[int]()
     for is_exact in (True, False):
         yield [point for point in points if (point[0] in exact) == is_exact]
 
