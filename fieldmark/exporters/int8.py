@@ -165,7 +165,7 @@ def _collect_outputs(
 
 
 def make_int8_probe(quantized: ModelProto) -> Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]:
-    """An image -> its logits (classes,) and OOD score components (5,), see `OODScorer.score_components`."""
+    """An image -> its logits (classes,) and OOD score components (7,), see `OODScorer.score_components`."""
     components = next(node.input[0] for node in quantized.graph.node if "known.mean" in node.input)
     probe = make_probe(quantized, ["logits", components])
 
@@ -197,7 +197,7 @@ def recalibrate(
         quantized: the INT8 model.
         info: the info of the FP32 model.
         logits: (n, classes) of the INT8 model.
-        ood_components: OOD score components (n, 5) of the INT8 model.
+        ood_components: OOD score components (n, 7) of the INT8 model.
         labels: true class indices, (n,).
 
     Returns:

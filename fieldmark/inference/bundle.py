@@ -252,7 +252,7 @@ def load_ood_scorer(model: str | Path) -> "OODScorer":
 
     info, file = read_info(model), find_onnx_file(model).with_name("known.safetensors")
     state = _load_tensors(file)
-    if "logit_centroids" not in state:
+    if "class_means" not in state:
         raise FieldmarkError(f"{file} is of an earlier version: train again to export the network anew")
     try:
         scorer = make_scorer(rebuild(info.network))

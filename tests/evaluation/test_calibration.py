@@ -46,9 +46,9 @@ def test_temperature_stays_within_bounds():
     assert 19 < fit_temperature(logits, (labels + 1) % 4) <= 20  # all wrong
 
 
-def test_the_ood_threshold_accepts_92_percent():
+def test_the_ood_threshold_accepts_91_percent():
     scores = np.random.default_rng(0).random(400)
-    assert (scores >= fit_ood_threshold(scores)).sum() == 368
+    assert (scores >= fit_ood_threshold(scores)).sum() == 364
 
 
 @given(st.integers(0, 9999), st.integers(20, 60))

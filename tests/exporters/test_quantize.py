@@ -267,7 +267,7 @@ def test_a_file_in_8_bits(accepted: tuple[Path, export_run.ExportReport], small_
 
 
 def test_it_is_fitted_anew(accepted: tuple[Path, export_run.ExportReport], small_run: Path, small_photos: Path):
-    """Its temperature fits the validation photos better than the old one, and 92 % of them are known by its score.
+    """Its temperature fits the validation photos better than the old one, and 91 % of them are known by its score.
 
     The statistics of that score are its own.
     """
@@ -284,7 +284,7 @@ def test_it_is_fitted_anew(accepted: tuple[Path, export_run.ExportReport], small
 
     assert loss(t) <= loss(before.temperature) + 1e-6 and t != before.temperature
     scores = np.array([one["known_score"] for one in found])
-    assert small.info.threshold == pytest.approx(np.quantile(scores, 0.08), abs=1e-4)
+    assert small.info.threshold == pytest.approx(np.quantile(scores, 0.09), abs=1e-4)
     constants = [
         {tensor.name: numpy_helper.to_array(tensor) for tensor in onnx.load(file).graph.initializer}
         for file in (accepted[0] / "model_int8.onnx", small_run / "bundle" / "model.onnx")

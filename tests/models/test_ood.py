@@ -7,7 +7,7 @@ import torch
 from fieldmark.core.errors import FieldmarkError
 from fieldmark.inference import bundle
 from fieldmark.models import build
-from fieldmark.models.ood import OODScorer, make_scorer
+from fieldmark.models.ood import OODScorer, combine_components, make_scorer
 from fieldmark.models.state import load_state, save_state
 
 GROUPS, LAST_MAP = (10, 30, 10, 30), 1
@@ -80,6 +80,46 @@ def test_a_channel_that_is_silent_in_training_does_not_outweigh_the_others():
     seen, seen_logits, _ = photos(200, 2)
     seen[:, 0] = 0.05  # a sixth of the deviation of its neighbours
     assert (known.score_arrays(seen, seen_logits) >= least).mean() > 0.8
+
+
+def test_features_off_the_subspace_of_training_are_rejected_though_each_is_usual():
+    rng = np.random.default_rng(0)
+    mixing = rng.normal(size=(5, sum(GROUPS))).astype(np.float32)  # five causes of all features
+
+    def correlated(n: int) -> np.ndarray:
+        return rng.normal(size=(n, 5)).astype(np.float32) @ mixing + 0.1 * rng.normal(size=(n, 80)).astype(np.float32)
+
+    logits, labels = photos(700, 0)[1:]
+    own, val, test = correlated(300), correlated(200), correlated(200)
+    known = OODScorer(3, GROUPS, LAST_MAP).fit(own, logits[:300], labels[:300], val, logits[300:500])
+    least = np.quantile(known.score_arrays(val, logits[300:500]), 0.1)
+    shuffled = rng.permuted(test, axis=0)  # each feature by itself: the values are the same
+    assert (known.score_arrays(test, logits[500:]) >= least).mean() > 0.8
+    assert (known.score_arrays(shuffled, logits[500:]) < least).mean() > 0.95
+
+
+def test_more_similar_images_need_higher_logits():
+    known, _ = fitted()
+    features, logits, labels = photos(400, 2)
+    corners = np.eye(sum(GROUPS), dtype=np.float32)[10 + labels]
+    x = torch.from_numpy(logits)
+    usual, similar = (known.score_components(torch.from_numpy(part), x) for part in (features, features + 3 * corners))
+    assert torch.equal(usual[:, :3], similar[:, :3]) and (similar[:, 3] > usual[:, 3]).all()
+    only_similarity = usual.clone()
+    only_similarity[:, 3] = similar[:, 3]
+    scores = [
+        combine_components(part, known.mean, known.sd, known.near_sd, known.far_sd) for part in (usual, only_similarity)
+    ]
+    assert (scores[1] <= scores[0]).all() and (scores[1] < scores[0]).float().mean() > 0.5
+
+
+def test_fewer_images_than_directions():
+    features, logits, labels = photos(6, 0)
+    known = OODScorer(3, GROUPS, LAST_MAP).fit(features, logits, labels, *photos(40, 1)[:2])
+    gram = known.directions.T @ known.directions
+    torch.testing.assert_close(gram, torch.diag((torch.arange(len(gram)) < 5).float()), atol=1e-5, rtol=0)
+    one = OODScorer(3, GROUPS, LAST_MAP).fit(features[:1], logits[:1], labels[:1], *photos(40, 1)[:2])
+    assert not one.directions.any() and np.isfinite(one.score_arrays(features, logits)).all()
 
 
 def test_without_validation_photos_or_a_class():
