@@ -368,6 +368,8 @@ def _plan(trainer: Trainer, out: Path, data: PreparedData) -> Recipe:
         plan = budget.plan_epochs(trainer, recipe, len(data.test_paths) + n_reference)
         recipe = plan.recipe
         trainer.reporter.step("Plan", plan.message)
+        if plan.finetuning_seconds is not None:
+            trainer.limit_finetuning(plan.finetuning_seconds)  # before recipe.yaml says that there is a plan
     if recipe != trainer.recipe and trainer.fabric.is_global_zero:
         recipes.write_recipe(recipe, out / "recipe.yaml")
     return recipe

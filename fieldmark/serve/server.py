@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +9,10 @@ from pathlib import Path
 from types import FrameType
 
 import uvicorn
-from PIL import Image
 
 from fieldmark.core import runtime
 from fieldmark.core.errors import FieldmarkError
-from fieldmark.data.formats.limits import MAX_PIXELS_VARIABLE
+from fieldmark.data.formats.limits import max_pixels_set_to
 from fieldmark.inference.classifier import CROPS_WARNING, Classifier
 from fieldmark.serve.app import create_app
 from fieldmark.serve.batcher import Batcher
@@ -70,14 +68,13 @@ def serve(
     """
     runtime.tune_malloc()
     classifier, listener = Classifier(model), bind_socket(host, port)
-    os.environ.pop(MAX_PIXELS_VARIABLE, None)  # the limit of requests is the server's own
-    Image.MAX_IMAGE_PIXELS = limits.max_pixels  # checked by the decoder
     configure_json_logging()
     if classifier.info.is_trained_on_crops:
         logger.warning(CROPS_WARNING)
     batcher = Batcher(classifier)
     try:
-        run_application(create_app(batcher, limits, token, origins), listener, limits.timeout_seconds, on_ready)
+        with max_pixels_set_to(limits.max_pixels):
+            run_application(create_app(batcher, limits, token, origins), listener, limits.timeout_seconds, on_ready)
     finally:
         batcher.close()
 

@@ -1,14 +1,11 @@
 """The server of `fieldmark teach`."""
 
-import os
 import secrets
 from collections.abc import Callable
 from pathlib import Path
 
-from PIL import Image
-
 from fieldmark.core import runtime
-from fieldmark.data.formats.limits import MAX_PIXELS_VARIABLE
+from fieldmark.data.formats.limits import max_pixels_set_to
 from fieldmark.pipeline.teach import open_session
 from fieldmark.serve.limits import Limits
 from fieldmark.serve.server import bind_socket, configure_json_logging, run_application
@@ -41,10 +38,9 @@ def teach(
         FieldmarkError: as `open_session`, or the address is invalid or in use.
     """
     runtime.tune_malloc()
-    os.environ.pop(MAX_PIXELS_VARIABLE, None)
-    Image.MAX_IMAGE_PIXELS = Limits().max_pixels
     token = token or secrets.token_urlsafe(16)
     with (
+        max_pixels_set_to(Limits().max_pixels),
         bind_socket(host, port) as listener,
         open_session(data, more, out=out, ignore_labels=ignore_labels) as session,
     ):

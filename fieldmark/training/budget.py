@@ -51,6 +51,8 @@ class Plan:
 
     recipe: Recipe
     message: str
+    finetuning_seconds: float | None = None
+    """What a budget leaves for the epochs of fine-tuning, without a margin."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +86,9 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
     costs = dataclasses.replace(costs, step_s=costs.step_s * _relative_crop_cost(recipe, image_size))
     max_epochs = MAX_EPOCHS_FROM_SCRATCH if recipe.weights == "none" else MAX_EPOCHS
     steps_per_pass = max(1, n_train // recipe.batch)
+    fitted = fit_epochs(seconds_left, costs, steps_per_pass, max_epochs, needs_gain=has_probe)
     # The main process decides: the others measure other times, and one that raised an error would end them all.
-    fitted = trainer.fabric.broadcast(fit_epochs(seconds_left, costs, steps_per_pass, max_epochs, needs_gain=has_probe))
+    fitted, seconds_left = trainer.fabric.broadcast((fitted, seconds_left))
     if fitted is None and not has_probe:
         least = costs.step_s + costs.validation_s - seconds_left
         raise UntrainableRecipeError(
@@ -100,7 +103,8 @@ def plan_epochs(trainer: Trainer, recipe: Recipe, n_final_images: int) -> Plan:
     unused = seconds_left - epochs * (steps * costs.step_s + costs.validation_s)
     if unused > costs.step_s * steps_per_pass + costs.validation_s:
         message += f"; {unused:.0f} s of the budget are not needed"
-    return Plan(recipe.replace(epochs=epochs, steps_per_epoch=steps), message)
+    planned = recipe.replace(epochs=epochs, steps_per_epoch=steps)
+    return Plan(planned, message, finetuning_seconds=seconds_left * TIME_SAFETY_FACTOR)
 
 
 def fit_epochs(

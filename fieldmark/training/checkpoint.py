@@ -42,6 +42,8 @@ class TrainingState:
     """Sum of the losses since the last check for divergence."""
     window_seen: int = 0
     """Images since then."""
+    finetuning_seconds: float | None = None
+    """What a budget leaves for the epochs of fine-tuning; None without one."""
     is_stopped: bool = False
     """Whether a callback has ended fine-tuning, by `StopTraining`."""
 

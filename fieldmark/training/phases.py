@@ -30,10 +30,15 @@ class Phase:
     optimizer: torch.optim.Optimizer
     batches: BatchSource
     val_batches: Callable[[], Iterator[LayerInput]]  # the validation images as inputs of the module
-    epochs: int
+    epochs: float  # a part of an epoch where a budget ends within it
     steps_per_epoch: int
     schedule: str
     ema_model: AveragedModel | None = None  # EMA of the weights; evaluated instead of `module`
+
+    @property
+    def total_steps(self) -> int:
+        """Steps of all epochs."""
+        return int(self.epochs * self.steps_per_epoch)
 
     @property
     def is_finetuning(self) -> bool:

@@ -1,6 +1,7 @@
-"""Pure functions of the history: learning-rate factor, best epoch, early stopping, log line."""
+"""Pure functions of the history: learning-rate factor, best epoch, early stopping, epochs in a budget, log line."""
 
 import math
+from collections.abc import Sequence
 
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochRecord
@@ -93,6 +94,23 @@ def should_stop_early(history: list[EpochRecord], phase: int, recipe: Recipe, n_
     """Whether a phase of fine-tuning had `recipe.patience` epochs without a better one."""
     records = [record for record in history if record.phase == phase and record.is_finetuning]
     return bool(records) and records[-1].epoch - best_tuned_epoch(records, recipe, n_val) >= recipe.patience
+
+
+def epochs_in_time(planned: int, seconds: Sequence[float], available: float) -> float:
+    """How many epochs of a phase fit into the available seconds, where the first ones took so many.
+
+    The next ones are expected to take as long as the last two. The number only falls from epoch to epoch, so that the
+    learning rate does too. It is a pure function of the history: a resumed run comes to the same.
+
+    Returns:
+        in quarters of an epoch: at most `planned`, and no fewer than are done, of which the last may be a part.
+    """
+    epochs = float(planned)
+    for done in range(1, len(seconds) + 1):
+        last = seconds[max(0, done - 2) : done]
+        left, expected = available - sum(seconds[:done]), max(sum(last) / len(last), 1e-9)
+        epochs = min(epochs, done + max(0, int(4 * left / expected)) / 4)
+    return epochs
 
 
 def format_epoch(record: EpochRecord, epochs: int) -> str:

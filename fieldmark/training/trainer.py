@@ -5,6 +5,7 @@ seed, so a resumed run repeats the uninterrupted one to the bit (same machine, s
 processes train (Fabric's DDP), each takes its share of every batch; the main process writes.
 """
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Iterable
@@ -30,13 +31,21 @@ from fieldmark.training.checkpoint import Checkpoint, TrainingState
 from fieldmark.training.frozen_features import TRAIN_FEATURES, FeaturePair
 from fieldmark.training.history import HEAD_REFIT, LINEAR_PROBE, EpochListener, EpochRecord, StopTraining
 from fieldmark.training.phase_builder import PhaseBuilder
-from fieldmark.training.phases import Phase, clip_gradients, set_learning_rates, set_train_mode, training_loss
+from fieldmark.training.phases import (
+    Phase,
+    clip_gradients,
+    set_learning_rates,
+    set_train_mode,
+    split_epochs,
+    training_loss,
+)
 from fieldmark.training.schedule import (
     EPOCH_TABLE_HEADER,
     best_epoch,
     best_tuned_epoch,
     describe_choice,
     epoch_row,
+    epochs_in_time,
     format_epoch,
     lr_factor,
     should_stop_early,
@@ -124,6 +133,15 @@ class Trainer:
             self.reporter.step("Kept", choice)
         return self.state.history
 
+    def limit_finetuning(self, seconds: float) -> None:
+        """Leave out the last epochs of fine-tuning if they would take longer than so many seconds in total.
+
+        To be called before it starts. The time is that of the epochs, as the history has it: a resumed run goes on
+        with what was left.
+        """
+        self.state.finetuning_seconds = seconds
+        self._save_checkpoint()
+
     def _run_linear_probe(self, resumed: Checkpoint | None) -> FeaturePair:
         """All processes compute the features; the main process trains the head on them."""
         builder, is_kept = self.phase_builder, (self.folder / TRAIN_FEATURES).exists()
@@ -187,7 +205,12 @@ class Trainer:
     def _enter_phase(self, phase: int) -> None:
         self.phase_builder.enter_phase(phase)
         self.best_weights = snapshot(self.trainable) if self.best_weights else {}
-        self.state = TrainingState(phase=phase, history=self.state.history, is_stopped=self.state.is_stopped)
+        self.state = TrainingState(
+            phase=phase,
+            history=self.state.history,
+            finetuning_seconds=self.state.finetuning_seconds,
+            is_stopped=self.state.is_stopped,
+        )
         self.window_sums.zero_()
         self._save_checkpoint()
 
@@ -203,15 +226,31 @@ class Trainer:
         epochs_before = sum(record.phase < phase.number for record in self.state.history)
         label = {LINEAR_PROBE: "linear probe", HEAD_REFIT: "head refit"}.get(phase.number, "fine-tuning")
         with self.reporter.progress_bar(label, "steps") as advance:
-            for epoch in range(self.state.step // phase.steps_per_epoch, phase.epochs):
+            while self.state.step < (phase := self._shorten(phase)).total_steps:
                 if self.state.is_stopped and phase.number != HEAD_REFIT:
                     break
                 if should_stop_early(self.state.history, phase.number, self.recipe, len(self.data.val)):
                     break
-                start = time.monotonic()
+                start, epoch = time.monotonic(), self.state.step // phase.steps_per_epoch
                 self._train_epoch(phase, compiled, epoch, advance)
                 self._finish_epoch(phase, epochs_before + epoch + 1, start)
-                self._report_epoch(phase, epochs_before + phase.epochs)
+                self._report_epoch(phase, epochs_before + math.ceil(phase.epochs))
+
+    def _shorten(self, phase: Phase) -> Phase:
+        """The phase with as many epochs as its share of the time allows, at the pace of those that are done."""
+        seconds_of_all = self.state.finetuning_seconds
+        if seconds_of_all is None or not phase.is_finetuning:
+            return phase
+        tuned = [record for record in self.state.history if record.is_finetuning]
+        n_phases, index = len(self.phase_builder.last_frozen_layers), phase.number - 2
+        planned = [split_epochs(self.recipe.epochs, n_phases, k) for k in range(index + 1)]
+        available = seconds_of_all * sum(planned) / self.recipe.epochs
+        available -= sum(record.seconds for record in tuned if record.phase < phase.number)
+        own = [record.seconds for record in tuned if record.phase == phase.number]
+        epochs = epochs_in_time(planned[index], own, available)
+        if epochs < phase.epochs:
+            self.reporter.step("Budget", f"{epochs:g} epochs in place of {phase.epochs:g}, at {own[-1]:.1f} s an epoch")
+        return dataclasses.replace(phase, epochs=epochs)
 
     def _report_epoch(self, phase: Phase, epochs: int) -> None:
         """A head that was fitted exactly is one step of the run; other epochs are the rows of a table."""
@@ -235,13 +274,14 @@ class Trainer:
         """The steps of an epoch that are left, with checkpoints on the way."""
         module, optimizer = compiled, phase.optimizer
         has_peers = phase.is_finetuning and self.fabric.world_size > 1
-        first, last = epoch * phase.steps_per_epoch, (epoch + 1) * phase.steps_per_epoch
+        first = epoch * phase.steps_per_epoch
+        last = min(first + phase.steps_per_epoch, phase.total_steps)
         if phase.is_finetuning:  # anew: DDP adds in another order from its second step on, as if resumed here
             module, optimizer = self.fabric.setup(compiled, phase.optimizer)
         set_train_mode(phase.module, keep_norms=self.recipe.weights != "none")
         for inputs, targets in phase.batches(self.state.step, last):
             self._train_step(phase, module, optimizer, inputs, targets)
-            advance(self.state.step, phase.epochs * phase.steps_per_epoch)
+            advance(self.state.step, phase.total_steps)
             if self.state.step == last or (has_peers and (self.state.step - first) % SYNC_EVERY_STEPS):
                 continue
             if has_peers:
@@ -264,9 +304,8 @@ class Trainer:
         """One batch: learning rate, forward, backward, update, sums."""
         state, recipe = self.state, self.recipe
         records = [record for record in state.history if record.phase == phase.number]
-        total_steps = phase.epochs * phase.steps_per_epoch
-        factor = lr_factor(phase.schedule, state.step, total_steps, records, recipe.monitor)
-        check_every = divergence.steps_per_check(recipe.batch, total_steps)
+        factor = lr_factor(phase.schedule, state.step, phase.total_steps, records, recipe.monitor)
+        check_every = divergence.steps_per_check(recipe.batch, phase.total_steps)
         is_measuring = phase.is_finetuning and bool(self.best_weights) and state.step < check_every
         set_learning_rates(phase.optimizer, 0.0 if is_measuring else factor * state.lr_scale)
         optimizer.zero_grad()
@@ -280,7 +319,8 @@ class Trainer:
             phase.ema_model.update_parameters(phase.module)
         state.step += 1
         is_complete = state.step % check_every == 0
-        if phase.is_finetuning and (is_complete or state.step % phase.steps_per_epoch == 0):
+        is_last = state.step % phase.steps_per_epoch == 0 or state.step == phase.total_steps  # of its epoch
+        if phase.is_finetuning and (is_complete or is_last):
             self._check_divergence(phase, is_complete)
         if self.fabric.device.type == "cpu":  # elsewhere asking each time would make the device wait
             self._update_state()
@@ -299,7 +339,7 @@ class Trainer:
         self.window_sums.zero_()
         if not state.reference_loss and math.isfinite(loss):
             state.reference_loss = loss
-        progress = state.step / (phase.epochs * phase.steps_per_epoch)
+        progress = state.step / phase.total_steps
         if not divergence.has_diverged(loss, state.reference_loss, seen, progress) or not self._can_undo():
             return
         self.trainable.load_state_dict(self.best_weights)

@@ -65,6 +65,7 @@ def test_a_plan_fits_into_the_budget(speed, budget, elapsed, step, look, photos,
     most = plan.MAX_EPOCHS if weights == "imagenet" else plan.MAX_EPOCHS_FROM_SCRATCH
     spent = planned.epochs * (planned.steps_per_epoch * step * (0.5 if start else 1) + look)
     assert 0 <= planned.epochs <= most and spent <= max(0, left) + 1e-6
+    assert made.finetuning_seconds == (pytest.approx(left * plan.TIME_SAFETY_FACTOR) if planned.epochs else None)
     full = max(1, photos // recipe.batch)
     if planned.epochs == 0:
         least = min(plan.MIN_EPOCHS, plan.MIN_STEPS / full)  # with less it would gain nothing

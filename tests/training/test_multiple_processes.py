@@ -23,7 +23,8 @@ COLUMNS = ["train_loss", "train_accuracy", "val_loss", "val_accuracy"]
 # Imported by every Python that starts with this folder on its path; it changes the processes that torchrun starts.
 # Process number KILLED dies at step KILLED_AT of fine-tuning, as by the kernel's hand, once in the life of the file
 # KILLED_ONCE, or its launcher does where LAUNCHER is set; with DRAWS, each process notes there the numbers that its
-# dropout depends on, with SEEN the images that it trains on. With SYNC_EVERY, all save after each so many steps.
+# dropout depends on, with SEEN the images that it trains on. With SYNC_EVERY, all save after each so many steps. With
+# EPOCH_SECONDS, an epoch is said to take so long, twice as long in the second process, and LIMIT_SECONDS are left.
 WORKER_HOOKS = """
 import os, signal
 
@@ -66,6 +67,24 @@ if "LOCAL_RANK" in os.environ and not os.environ.get("HOOKED"):
         seed_torch(*numbers)
 
     trainer.seed_torch = watched
+
+    if "EPOCH_SECONDS" in os.environ:
+        import dataclasses
+
+        evaluate, train = trainer.Trainer._evaluate_epoch, trainer.Trainer.train
+
+        def evaluate_slowly(self, *args):
+            seconds = float(os.environ["EPOCH_SECONDS"]) * (1 + int(rank))
+            return dataclasses.replace(evaluate(self, *args), seconds=seconds)
+
+        def train_with_limit(self, plan):
+            def plan_with_limit(self):
+                self.limit_finetuning(float(os.environ["LIMIT_SECONDS"]))
+                return plan(self)
+
+            return train(self, plan_with_limit)
+
+        trainer.Trainer._evaluate_epoch, trainer.Trainer.train = evaluate_slowly, train_with_limit
 """
 
 LIBRARY = """
@@ -206,6 +225,18 @@ def test_a_death_ends_all_and_resuming_gives_the_same_bits(
     drawn = (draws.with_name(f"draws{rank}").read_text().splitlines() for rank in range(2))
     first, second = ([line for line in lines if line.split()[2] == "2"] for lines in drawn)  # of fine-tuning
     assert second == [f"{numbers} 1" for numbers in first] and len(first) == 8 - step
+
+
+def test_the_pace_of_the_main_process_decides_what_fits_into_a_budget(
+    options: list[str], small_photos: Path, tmp_path: Path, program
+):
+    out, noted = tmp_path / "run", tmp_path / "seen"
+    words = [*COMMAND, "train", small_photos, "--out", out, *options]
+    done = program(*words, torchrun=True, SEEN=str(noted), EPOCH_SECONDS="10", LIMIT_SECONDS="15")
+    assert done.returncode == 0, done.stderr
+    assert "1.5 epochs in place of 2" in (out / "log.txt").read_text()
+    assert [row["phase"] for row in rows(out)] == ["1", "2", "2", "4"]
+    assert sorted(place for place, _ in seen(noted)) == list(range(6 * 8))  # steps of eight photos, each once
 
 
 def seen(noted: Path) -> list[tuple[int, int]]:

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.history import EpochRecord
-from fieldmark.training.schedule import best_epoch, format_epoch, lr_factor, should_stop_early
+from fieldmark.training.schedule import best_epoch, epochs_in_time, format_epoch, lr_factor, should_stop_early
 
 
 def rows(*metrics: tuple[int, float, float]) -> list[EpochRecord]:
@@ -27,6 +27,31 @@ def test_cosine_warms_up_and_comes_down(epochs: int, steps: int):
     assert all(0 < factor <= 1 for factor in factors[:1]) and max(factors) <= 1
     assert factors[: top + 1] == sorted(factors[: top + 1]) and top <= max(1, total // 10)
     assert factors[top:] == sorted(factors[top:], reverse=True)
+
+
+@given(st.integers(1, 30), st.floats(0.5, 2), st.lists(st.floats(0.5, 3), min_size=30, max_size=30))
+def test_the_epochs_fit_into_the_time_that_they_are_given(planned: int, slack: float, speeds: list[float]):
+    """Simulated epochs, each so much slower than planned: they end in time, but for the last epoch's slowdown."""
+    available, taken, epochs, done = planned * slack, [], float(planned), 0.0
+    while done < (shorter := epochs_in_time(planned, taken, available)):
+        assert shorter <= epochs and len(taken) <= shorter
+        epochs = shorter
+        step = min(1.0, epochs - done)
+        taken.append(step * speeds[len(taken)])
+        done += step
+    assert done == epochs_in_time(planned, taken, available)  # a run that is resumed here has ended
+    steady = [1.0] * planned
+    assert epochs_in_time(planned, steady[:-1], planned) == planned  # at the planned pace all of them
+    pace = max(speeds) * max(1.0, slack)
+    assert epochs_in_time(planned, [pace], available) * pace <= max(pace, available) + 1e-6
+
+
+@pytest.mark.parametrize(
+    ("seconds", "epochs"),
+    [([], 8), ([10], 8), ([14], 6.25), ([10, 18], 6.25), ([10, 18, 10, 10], 6.25), ([90], 1), ([10, 10, 99], 3)],
+)
+def test_slow_epochs_leave_the_last_ones_out(seconds: list[float], epochs: float):
+    assert epochs_in_time(8, seconds, 88) == epochs
 
 
 def test_plateau_drops_after_four_epochs_without_gain():

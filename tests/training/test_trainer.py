@@ -1,5 +1,6 @@
 """The trainer: what is frozen stays, features are what the network says, the best weights come back."""
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from fieldmark.recipes.recipe import Recipe
 from fieldmark.training.budget import find_learning_rates, measure_costs
 from fieldmark.training.frozen_features import NpyWriter, pack_maps
 from fieldmark.training.history import EpochRecord, StopTraining
+from fieldmark.training.phases import Phase
+from fieldmark.training.schedule import lr_factor
 from fieldmark.training.trainer import Trainer
 
 SIZE = 64
@@ -196,6 +199,68 @@ def test_the_plan_is_asked_once_between_the_phases(data: DatasetSplits, tmp_path
 
     history = trainer(data, tmp_path, frozen_epochs=3).train(plan)
     assert asked == [3] and [row.phase for row in history] == [1, 1, 1, 2, 2]
+
+
+def slow_trainer(data: DatasetSplits, folder: Path, seconds: float = 10.0, **settings) -> Trainer:
+    """Each of its epochs is said to take so many seconds; 25 are left for the six that are planned, of four steps."""
+    training = trainer(data, folder, exact=True, epochs=6, **settings)
+    evaluate = training._evaluate_epoch
+
+    def evaluate_slowly(phase: Phase, epoch: int, start: float) -> EpochRecord:
+        return dataclasses.replace(evaluate(phase, epoch, start), seconds=seconds)
+
+    training._evaluate_epoch = evaluate_slowly
+    return training
+
+
+def plan_six_epochs(training: Trainer) -> Recipe:
+    if training.recipe.steps_per_epoch is None:
+        training.limit_finetuning(25.0)
+    return training.recipe.replace(steps_per_epoch=4)
+
+
+@pytest.mark.parametrize(
+    ("seconds", "settings", "phases", "steps"),
+    [
+        (10.0, {}, [1, 2, 2, 2, 4], {2: 10}),  # two and a half epochs
+        (4.0, {}, [1, *[2] * 6, 4], {2: 24}),
+        (30.0, {}, [1, 2, 4], {2: 4}),
+        (10.0, {"unfreeze": "gradual"}, [1, 2, 2, 3, 4], {2: 5, 3: 4}),  # 12.5 s for each of the two
+    ],
+)
+def test_fine_tuning_ends_with_its_time(
+    seconds: float, settings: dict, phases: list[int], steps: dict[int, int], data: DatasetSplits, tmp_path: Path
+):
+    training, rates = slow_trainer(data, tmp_path, seconds, **settings), {}
+    take_step = training._train_step
+
+    def note_rate(phase: Phase, *args: Any) -> None:
+        step = training.state.step
+        take_step(phase, *args)
+        rates.setdefault(phase.number, {})[step] = phase.optimizer.param_groups[-1]["lr"]
+
+    training._train_step = note_rate
+    assert [record.phase for record in training.train(plan_six_epochs)] == phases
+    tuned = {phase: list(of_step) for phase, of_step in rates.items() if phase in (2, 3)}
+    assert tuned == {phase: list(range(n)) for phase, n in steps.items()}
+    last, total = steps[2] - 1, max(steps[2], 6 * 4 if steps[2] == 4 else 0)  # the first epoch is not cut short
+    expected = training.recipe.learning_rates[0] * lr_factor("cosine", last, total, [], "accuracy")
+    assert rates[2][last] == pytest.approx(expected)  # otherwise the cosine has come down
+
+
+@pytest.mark.parametrize("fails_in", [2, 3, 4])
+def test_what_ended_with_its_time_ends_there_when_resumed(fails_in: int, data: DatasetSplits, tmp_path: Path):
+    """Interrupted after any epoch of fine-tuning, also after the last, which was a part of one."""
+    whole = slow_trainer(data, tmp_path / "whole")
+    phases = [record.phase for record in whole.train(plan_six_epochs)]
+    interrupted = slow_trainer(data, tmp_path / "run")
+    interrupted.listener = StopsAfter(99, fails_in)
+    with pytest.raises(KeyboardInterrupt):
+        interrupted.train(plan_six_epochs)
+    resumed = slow_trainer(data, tmp_path / "run", steps_per_epoch=4)
+    assert [record.phase for record in resumed.train(plan_six_epochs)] == phases == [1, 2, 2, 2, 4]
+    for one, other in zip(resumed.network.state_dict().values(), whole.network.state_dict().values(), strict=True):
+        assert torch.equal(one, other)
 
 
 def test_without_validation_photos_the_last_epoch_counts(data: DatasetSplits, tmp_path: Path):

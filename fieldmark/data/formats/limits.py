@@ -15,6 +15,8 @@ before its pixels are decoded:
 import os
 import re
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from PIL import Image
 
@@ -44,6 +46,19 @@ def max_pixels() -> int | None:
     if int(number) != Image.MAX_IMAGE_PIXELS:
         Image.MAX_IMAGE_PIXELS = int(number)
     return int(number)
+
+
+@contextmanager
+def max_pixels_set_to(number: int) -> Iterator[None]:
+    """Let no more pixels be held than this, whatever `$FIELDMARK_MAX_PIXELS` says; the limit before comes back."""
+    variable, before = os.environ.pop(MAX_PIXELS_VARIABLE, None), Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = number  # the decoders of Pillow look there
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
+        if variable is not None:
+            os.environ[MAX_PIXELS_VARIABLE] = variable
 
 
 def check_pixels(width: int, height: int, multiple: int = 1) -> None:

@@ -1,6 +1,7 @@
 """What a file may cost: large photos of phones are read, tiny files that claim huge pictures are refused at once."""
 
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -160,6 +161,19 @@ def test_the_environment_sets_another_limit(monkeypatch):
         monkeypatch.setenv("FIELDMARK_MAX_PIXELS", wrong)
         with pytest.raises(UnreadableImageError, match=r"FIELDMARK_MAX_PIXELS is .* but is a number of pixels"):
             decode(content)
+
+
+@pytest.mark.parametrize("variable", [None, "300_000_000"])
+def test_another_limit_ends_with_its_block(monkeypatch, variable: str | None):
+    before = 400 * 300
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", before)
+    if variable:
+        monkeypatch.setenv("FIELDMARK_MAX_PIXELS", variable)
+    refused = pytest.raises(UnreadableImageError, match="300 x 200 pixels, more than the limit of 50,000")
+    with refused, limits.max_pixels_set_to(50_000):
+        decode(png(300, 200))
+    assert (os.environ.get("FIELDMARK_MAX_PIXELS"), Image.MAX_IMAGE_PIXELS) == (variable, before)
+    assert limits.max_pixels() == (300_000_000 if variable else before)
 
 
 def test_what_follows_a_photo_does_not_count_as_its_scans(monkeypatch):
