@@ -229,7 +229,13 @@ def plan_six_epochs(training: Trainer) -> Recipe:
     ],
 )
 def test_fine_tuning_ends_with_its_time(
-    seconds: float, settings: dict, phases: list[int], steps: dict[int, int], data: DatasetSplits, tmp_path: Path
+    seconds: float,
+    settings: dict,
+    phases: list[int],
+    steps: dict[int, int],
+    data: DatasetSplits,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ):
     training, rates = slow_trainer(data, tmp_path, seconds, **settings), {}
     take_step = training._train_step
@@ -239,7 +245,7 @@ def test_fine_tuning_ends_with_its_time(
         take_step(phase, *args)
         rates.setdefault(phase.number, {})[step] = phase.optimizer.param_groups[-1]["lr"]
 
-    training._train_step = note_rate
+    monkeypatch.setattr(training, "_train_step", note_rate)
     assert [record.phase for record in training.train(plan_six_epochs)] == phases
     tuned = {phase: list(of_step) for phase, of_step in rates.items() if phase in (2, 3)}
     assert tuned == {phase: list(range(n)) for phase, n in steps.items()}
