@@ -4,8 +4,7 @@ import math
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import log_softmax
-from sklearn.metrics import roc_curve
+from scipy.special import expit, log_softmax, logit, ndtr
 
 from fieldmark.evaluation.results import CoveragePoint, ReliabilityBin
 
@@ -15,6 +14,10 @@ N_COVERAGE_POINTS = 20
 """Points of the coverage curve."""
 MIN_IMAGES = 20
 """Fewer validation images than this are too few to fit a temperature or a threshold."""
+MIN_PROBABILITY = 1e-6
+"""Probabilities closer to 0 and 1 than this count as it."""
+N_THRESHOLDS, MIN_BANDWIDTH = 500, 0.1
+"""Decision thresholds that are compared, and the smallest bandwidth of the kernels, in log odds."""
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20
 TARGET_COVERAGE = 0.91
 """Share of the validation images that the OOD threshold accepts."""
@@ -51,7 +54,8 @@ def fit_decision_threshold(probabilities: np.ndarray, is_positive: np.ndarray) -
     """The decision threshold with the highest sensitivity + specificity.
 
     Youden 1950, "Index for rating diagnostic tests": a missed positive image and a false alarm count alike. The
-    threshold lies midway to the next lower probability.
+    distributions of the log odds are smoothed by Gaussian kernels, since the maximum over the images themselves hangs
+    on single ones (Fluss, Faraggi and Reiser 2005, "Estimation of the Youden Index and its associated cutoff point").
 
     Args:
         probabilities: (n,) of the positive class, of the validation set.
@@ -62,11 +66,22 @@ def fit_decision_threshold(probabilities: np.ndarray, is_positive: np.ndarray) -
     """
     if len(is_positive) < MIN_IMAGES or is_positive.all() or not is_positive.any():
         return 0.5
-    fpr, tpr, thresholds = roc_curve(is_positive, probabilities, drop_intermediate=False)
-    best = 1 + int(np.argmax((tpr - fpr)[1:]))  # the first predicts no positive, and is never better than the last
-    following = thresholds[best + 1] if best + 1 < len(thresholds) else 0.0
-    middle = (thresholds[best] + following) / 2
-    return float(middle if middle > following else thresholds[best])  # adjacent floats have no middle
+    log_odds = logit(np.clip(probabilities.astype(float), MIN_PROBABILITY, 1 - MIN_PROBABILITY))
+    grid = np.linspace(log_odds.min(), log_odds.max(), N_THRESHOLDS)
+    youden = _smoothed_cdf(log_odds[~is_positive], grid) - _smoothed_cdf(log_odds[is_positive], grid)
+    return float(expit(grid[youden >= youden.max() - 1e-9].mean()))  # the middle, where the classes are far apart
+
+
+def _smoothed_cdf(values: np.ndarray, at: np.ndarray) -> np.ndarray:
+    """Kernel estimate of the distribution function of some values (n,) at some points (m,).
+
+    The bandwidth is Silverman's rule of thumb (1986, "Density Estimation for Statistics and Data Analysis", equation
+    3.31), and no less than a tenth.
+    """
+    quartiles = np.percentile(values, (25, 75))
+    spreads = [spread for spread in (values.std(), (quartiles[1] - quartiles[0]) / 1.34) if spread > 0]
+    bandwidth = max(0.9 * min(spreads, default=0.0) * len(values) ** -0.2, MIN_BANDWIDTH)
+    return ndtr((at[:, None] - values) / bandwidth).mean(1)
 
 
 # ---- calibration metrics

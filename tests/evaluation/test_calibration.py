@@ -2,8 +2,9 @@
 
 import numpy as np
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
+from scipy.special import expit, logit
 
 from fieldmark.evaluation.calibration import (
     expected_calibration_error,
@@ -51,20 +52,49 @@ def test_the_ood_threshold_accepts_91_percent():
     assert (scores >= fit_ood_threshold(scores)).sum() == 364
 
 
-@given(st.integers(0, 9999), st.integers(20, 60))
-@example(163, 20)  # no threshold is better than that of none or all
-def test_no_other_decision_threshold_is_better(seed: int, n: int):
-    rng = np.random.default_rng(seed)
-    positive = rng.random(n) < 0.4
-    probabilities = np.clip(rng.choice(np.arange(11) / 10, n) + 0.2 * positive, 0, 1)
+def draw_log_odds(rng: np.random.Generator, n: int, distance: float) -> tuple[np.ndarray, np.ndarray]:
+    """(log odds, truth) of two normal distributions of variance 1, at +- half the distance; a third is positive."""
+    positive = np.arange(n) % 3 == 0
+    return rng.normal(np.where(positive, distance / 2, -distance / 2)), positive
 
-    def both(at: float) -> float:
-        found = probabilities >= at
-        return found[positive].mean() + 1 - found[~positive].mean()
 
-    if positive.any() and not positive.all():
-        best = max(both(at) for at in [*probabilities, 1.5])
-        assert both(fit_decision_threshold(probabilities, positive)) == pytest.approx(best)
+def youden(log_odds: np.ndarray, positive: np.ndarray, threshold: float) -> float:
+    found = expit(log_odds) >= threshold
+    return found[positive].mean() - found[~positive].mean()
+
+
+@given(st.integers(0, 9999), st.integers(20, 60), st.floats(0, 20))
+def test_the_decision_threshold_of_the_other_class_is_its_complement(seed: int, n: int, distance: float):
+    log_odds, positive = draw_log_odds(np.random.default_rng(seed), n, distance)
+    threshold = fit_decision_threshold(expit(log_odds), positive)
+    assert log_odds.min() - 1e-6 <= logit(np.clip(threshold, 1e-6, 1 - 1e-6)) <= log_odds.max() + 1e-6
+    assert fit_decision_threshold(1 - expit(log_odds), ~positive) == pytest.approx(1 - threshold, abs=0.02)
+    if distance > 12:
+        assert youden(log_odds, positive, threshold) == 1
+
+
+def test_the_decision_threshold_is_closer_to_the_best_one_than_the_best_of_the_validation_images():
+    """Between two normal distributions the best threshold has log odds of 0."""
+    rng, errors, losses = np.random.default_rng(0), [], []
+    test = draw_log_odds(rng, 20_000, 2.0)
+    for _ in range(50):
+        log_odds, positive = draw_log_odds(rng, 150, 2.0)
+        fitted = fit_decision_threshold(expit(log_odds), positive)
+        luckiest = max(expit(log_odds), key=lambda threshold: youden(log_odds, positive, threshold))
+        errors.append([abs(logit(fitted)), abs(logit(luckiest))])
+        losses.append([youden(*test, threshold) for threshold in (fitted, luckiest)])
+    (ours, empirical), (j, empirical_j) = np.mean(errors, 0), np.mean(losses, 0)
+    assert ours < 0.7 * empirical and ours < 0.25
+    assert j > empirical_j and j == pytest.approx(youden(*test, 0.5), abs=0.01)
+
+
+@pytest.mark.parametrize("values", [[0.5], [0.0, 1.0], [1.0], [0.2, 0.2000001]])
+def test_a_decision_threshold_of_few_distinct_probabilities_is_a_probability(values: list[float]):
+    probabilities, positive = np.resize(np.array(values, np.float32), 30), np.arange(30) % 2 == 1
+    threshold = fit_decision_threshold(probabilities, positive)
+    assert min(values) - 1e-6 <= threshold <= max(values) + 1e-6
+    if len(values) > 1:
+        assert threshold == pytest.approx(sum(values) / 2, abs=1e-3)
 
 
 def test_few_images_calibrate_nothing():
