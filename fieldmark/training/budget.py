@@ -31,9 +31,9 @@ MAX_EPOCHS, MAX_EPOCHS_FROM_SCRATCH = 30, 100
 """Most epochs that a budget is spent on: as in the tutorials that the recipes reproduce."""
 MIN_EPOCHS, MIN_STEPS = 1, 100
 """With fewer of both, fine-tuning is not worth its time (docs/lab/features-and-fine-tuning.md)."""
-TIME_SAFETY_FACTOR = 1.15
-"""How much longer an epoch takes than its steps and its validation pass, measured just before: checkpoints, a machine
-that warms up (docs/lab/fine-tuning.md)."""
+TIME_SAFETY_FACTOR = 1.05
+"""How much longer an epoch takes than its steps and its validation pass, measured just before: checkpoints. If it takes
+longer still, the trainer leaves the last epochs out (docs/lab/fine-tuning.md)."""
 TRIAL_STEPS = 6
 """Steps that are measured and undone; the first two warm up."""
 EXPORT_RESERVE_S = 14.0
